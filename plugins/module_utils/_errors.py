@@ -1,0 +1,22 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The collection's one error class. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+__all__ = ("LiveUpdateError",)
+
+
+class LiveUpdateError(Exception):
+    """Something was refused or failed.
+
+    The message says what, on which object, the value seen and the remedy.
+    ``details`` are returned beside the message by a module that fails with it.
+    """
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details

@@ -1,0 +1,173 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Staging the next kernel with kexec_file_load(2). PRIVATE to the collection.
+
+Source: kernel/kexec_file.c and Documentation/arch/x86/boot.rst (the bzImage header). An image loaded by the older
+kexec_load(2) carries no memory over, and the kernel does not tell which call loaded an image: so what this module staged
+is recorded for this boot, with digests, and staged again right before the jump.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import struct
+
+from . import _paths
+from ._errors import LiveUpdateError
+
+__all__ = ("current_cmdline", "describe", "loaded", "missing_options", "next_cmdline", "record", "stage", "unload")
+
+_UNLOAD = 0x1
+_NO_INITRAMFS = 0x4
+_SYS_KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294}
+_XLF_ABOVE_4G = 0x2
+_LOADED = "/sys/kernel/kexec_loaded"
+NEEDED = ("kho=on", "liveupdate=on")
+# What a boot loader adds for its own use and a kernel staged from a running one must not inherit.
+_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=")
+
+
+def current_cmdline(root: str = "/") -> str:
+    """The running kernel's command line."""
+    with open(os.path.join(root, "proc/cmdline"), encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def next_cmdline(running: str) -> str:
+    """The command line for the next kernel when none is given: the running one without the boot loader's own words."""
+    return " ".join(word for word in running.split() if not word.startswith(_LOADERS_OWN))
+
+
+def missing_options(cmdline: str) -> list[str]:
+    """Which of kho=on and liveupdate=on are not in force; as in the kernel, the last word of a name wins."""
+    values = dict(word.partition("=")[::2] for word in cmdline.split())
+    return [option for option in NEEDED if not _kstrtobool(values.get(option.partition("=")[0], ""))]
+
+
+def _kstrtobool(value: str) -> bool:
+    """The kernel's own reading of a switch (lib/kstrtox.c)."""
+    return value[:1] in ("y", "Y", "t", "T", "1") or value[:2].lower() == "on"
+
+
+def describe(path: str) -> dict:
+    """What a bzImage is, from its header: ``release`` and ``version`` (uname -r, -v), ``size`` and ``sha256``.
+
+    Raises for a file that is missing, is no kernel of this kind, is cut off, or cannot be placed above 4 GiB.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as err:
+        raise LiveUpdateError(f"kernel {path}: {err.strerror}; give the path of a kernel image on the host") from err
+    if len(data) < 0x270 or data[0x1FE:0x200] != b"\x55\xaa" or data[0x202:0x206] != b"HdrS":
+        raise LiveUpdateError(
+            f"kernel {path}: not an x86 bzImage (no boot header in its first {min(len(data), 0x270)} bytes);"
+            " give the compressed kernel as the distribution installs it, e.g. /boot/vmlinuz-VERSION"
+        )
+    sectors = data[0x1F1] or 4
+    paragraphs, protocol = struct.unpack_from("<I", data, 0x1F4)[0], struct.unpack_from("<H", data, 0x206)[0]
+    expected = (sectors + 1) * 512 + paragraphs * 16
+    if len(data) < expected:
+        raise LiveUpdateError(f"kernel {path}: cut off: its header says {expected} bytes, the file has {len(data)}; copy it again")
+    if protocol < 0x20C or not struct.unpack_from("<H", data, 0x236)[0] & _XLF_ABOVE_4G:
+        raise LiveUpdateError(
+            f"kernel {path}: cannot be loaded above 4 GiB (boot protocol {protocol >> 8}.{protocol & 255:02d}), so"
+            " kexec_file_load refuses it; it needs CONFIG_RELOCATABLE=y"
+        )
+    start = struct.unpack_from("<H", data, 0x20E)[0] + 0x200
+    text = data[start : data.find(b"\0", start, start + 512)].decode(errors="replace") if start > 0x200 else ""
+    release, _space, rest = text.partition(" ")
+    return {
+        "path": path,
+        "release": release,
+        "version": rest[rest.find("#") :] if "#" in rest else "",
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def loaded(root: str = "/") -> bool:
+    """Whether some image is loaded for kexec, by whatever way."""
+    try:
+        with open(os.path.join(root, _LOADED.lstrip("/")), encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError as err:
+        raise LiveUpdateError(f"{_LOADED}: {err.strerror}; this kernel has no kexec (CONFIG_KEXEC_FILE)") from err
+
+
+def record() -> dict:
+    """What :func:`stage` staged in this boot and is still loaded; empty when nothing is."""
+    return _paths.read_json(_paths.IMAGE_RECORD) if loaded() else {}
+
+
+def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> None:
+    import ctypes
+
+    number = _SYS_KEXEC_FILE_LOAD.get(platform.machine())
+    if number is None:
+        raise LiveUpdateError(f"machine {platform.machine()}: live update exists for x86_64 and aarch64 only")
+    libc = ctypes.CDLL(None, use_errno=True)
+    length = len(cmdline) if cmdline else 0
+    result = libc.syscall(
+        ctypes.c_long(number), kernel, initrd, ctypes.c_ulong(length), ctypes.c_char_p(cmdline or None), ctypes.c_ulong(flags)
+    )
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+_LOAD_REMEDIES = {
+    "EPERM": "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed",
+    "ENOEXEC": "the running kernel does not take this image; 'dmesg | grep kexec' says why",
+    "EADDRNOTAVAIL": "no room in the scratch memory that KHO set aside at the first boot: a larger kho_scratch= is needed",
+    "EBUSY": "another kexec operation is under way",
+    "ENOMEM": "not enough memory for the image",
+}
+
+
+def stage(kernel: str, initrd: str | None, cmdline: str) -> dict:
+    """Load the kernel (and initrd) for the next jump and return its record, which :func:`record` gives back later."""
+    import errno
+
+    image = {**describe(kernel), "initrd": None, "initrd_sha256": None, "cmdline": cmdline}
+    kernel_fd = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
+    initrd_fd = -1
+    try:
+        if initrd:
+            try:
+                initrd_fd = os.open(initrd, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as err:
+                raise LiveUpdateError(f"initrd {initrd}: {err.strerror}") from err
+            image.update(initrd=initrd, initrd_sha256=file_digest(initrd))
+        _kexec_file_load(kernel_fd, initrd_fd, cmdline.encode() + b"\0", 0 if initrd else _NO_INITRAMFS)
+    except OSError as err:
+        name = errno.errorcode.get(err.errno or 0, "?")
+        raise LiveUpdateError(f"load {kernel}: {_LOAD_REMEDIES.get(name, err.strerror)} ({name}); nothing new is staged") from err
+    finally:
+        os.close(kernel_fd)
+        if initrd_fd >= 0:
+            os.close(initrd_fd)
+    _paths.write_json(_paths.IMAGE_RECORD, image)
+    return image
+
+
+def unload() -> None:
+    """Unload the staged image, whoever loaded it."""
+    try:
+        _kexec_file_load(-1, -1, b"", _UNLOAD)
+    except OSError as err:
+        raise LiveUpdateError(f"unload the staged kernel: {err.strerror}") from err
+    _paths.remove(_paths.IMAGE_RECORD)
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

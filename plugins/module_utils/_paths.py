@@ -1,0 +1,80 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where things lie on a host. PRIVATE to the collection.
+
+What is true for this boot only lies under /run, so that a cold boot forgets it; what must outlive the jump lies on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from ._errors import LiveUpdateError
+
+__all__ = (
+    "GUESTS_RUN",
+    "GUESTS_STATE",
+    "IMAGE_RECORD",
+    "LOCK",
+    "RUN",
+    "STATE",
+    "UPDATE",
+    "read_json",
+    "remove",
+    "sync_directory",
+    "write_json",
+)
+
+RUN = "/run/kvm-liveupdate"
+GUESTS_RUN = RUN + "/guests"
+IMAGE_RECORD = RUN + "/image.json"
+LOCK = RUN + "/lock"
+STATE = "/var/lib/kvm-liveupdate"
+GUESTS_STATE = STATE + "/guests"
+UPDATE = STATE + "/update.json"
+
+
+def read_json(path: str) -> dict:
+    """The record at ``path``; empty when there is none. A damaged one is an error, never taken for a missing one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as err:
+        raise LiveUpdateError(f"record {path}: {err}; look at it, and remove it if the guest or update is settled") from err
+
+
+def sync_directory(path: str) -> None:
+    """Make a change of the directory that holds ``path`` durable."""
+    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str, record: dict) -> None:
+    """Write a record whole or not at all, durable when this returns, readable by root only."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    part = f"{path}.{os.getpid()}.part"
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_directory(path)
+
+
+def remove(path: str) -> bool:
+    """Remove a file durably; false when there was none."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    sync_directory(path)
+    return True

@@ -1,0 +1,75 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What /proc tells about other processes, and taking a file descriptor from one. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ._errors import LiveUpdateError
+
+__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "pids", "take_fd", "unit_of")
+
+_SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
+SESSION_LINK = "anon_inode:[luo_session] "
+VM_LINK = "anon_inode:kvm-vm"
+
+
+def pids(root: str = "/") -> list[int]:
+    """All process ids, in order."""
+    return sorted(int(name) for name in os.listdir(os.path.join(root, "proc")) if name.isdigit())
+
+
+def fd_links(pid: int, root: str = "/") -> dict[int, str]:
+    """What each descriptor of a process points to, as /proc/PID/fd shows it. Empty when the process is gone."""
+    base = os.path.join(root, f"proc/{pid}/fd")
+    links = {}
+    try:
+        for name in os.listdir(base):
+            try:
+                links[int(name)] = os.readlink(os.path.join(base, name))
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        return {}
+    return links
+
+
+def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
+    """Every (pid, fd) whose link in /proc is ``link``: for a session, that is who keeps it alive."""
+    return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
+
+
+def unit_of(pid: int, root: str = "/") -> str | None:
+    """The systemd system unit that a process belongs to, from its cgroup (version 2). None outside of any unit."""
+    try:
+        with open(os.path.join(root, f"proc/{pid}/cgroup"), encoding="utf-8") as cgroup:
+            path = next((line.rstrip("\n")[3:] for line in cgroup if line.startswith("0::")), "")
+    except OSError:
+        return None
+    names = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+    return names[0] if names else None
+
+
+def take_fd(pid: int, fd: int) -> int:
+    """Return a duplicate of another process's descriptor: pidfd_open(2), pidfd_getfd(2). Needs ptrace rights (root)."""
+    import ctypes  # here, because it is slow to import and the boot path does not need it
+
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError as err:
+        raise LiveUpdateError(f"process {pid}: {os.strerror(err.errno or 0)}; it ended meanwhile") from err
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        taken = libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), handle, fd, 0)
+    finally:
+        os.close(handle)
+    if taken < 0:
+        code = ctypes.get_errno()
+        remedy = "; only root may" if code in (errno.EPERM, errno.EACCES) else ""
+        raise LiveUpdateError(f"take descriptor {fd} of process {pid}: {os.strerror(code)}{remedy}")
+    os.set_inheritable(taken, False)
+    return int(taken)

@@ -1,0 +1,141 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The provider ``qemu``: guests that systemd units run through our exec wrapper. PRIVATE to the collection.
+
+A provider is the only code that knows a VMM. ``record`` is what the wrapper wrote about the running guest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import _processes
+from ._errors import LiveUpdateError
+from ._qmp import Qmp
+
+__all__ = ("foreign_reason", "inspect", "load", "memory", "resume", "save", "status")
+
+START_LIMIT_S = 120.0
+SAVE_LIMIT_S = 60.0
+LOAD_LIMIT_S = 120.0
+_LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
+
+
+def _reason(code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy}
+
+
+def inspect(record: dict) -> list[dict]:
+    """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
+    if record.get("reason"):
+        return [record["reason"]]
+    reasons = []
+    ram = record["ram"]
+    link = _processes.fd_links(record["pid"]).get(ram["fd"], "nothing")
+    if not link.startswith("/memfd:"):
+        reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is {link}, not its RAM", "restart the guest"))
+    if ram["size"] >= _LARGEST:
+        reasons.append(
+            _reason(
+                "ram-size", f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB", "give it less"
+            )
+        )
+    try:
+        with Qmp(record["monitor"]) as monitor:
+            state = monitor.status()
+            blockers = monitor.query("query-migrate").get("blocked-reasons", [])
+            jobs = monitor.execute("query-block-jobs")
+    except LiveUpdateError as err:
+        return [*reasons, _reason("monitor", str(err), "see the journal of its unit; restart the guest if QEMU hangs")]
+    if state not in ("running", "paused"):
+        reasons.append(_reason("run-state", f"QEMU is in state {state}", "bring the guest to running or paused first"))
+    reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
+    if jobs:
+        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    return reasons
+
+
+def foreign_reason(pid: int) -> dict:
+    """Why a QEMU that our wrapper did not start cannot be preserved: what backs its largest mapping."""
+    backing, huge = _largest_mapping(pid)
+    if huge:
+        return _reason(
+            "ram-hugetlb", f"its RAM is on huge pages ({backing}), which the kernel cannot preserve", "run it through the wrapper"
+        )
+    if not backing:
+        return _reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", "run it through the wrapper")
+    return _reason("not-managed", f"its RAM is {backing}, but no monitor is known for it", "run it through the wrapper")
+
+
+def _largest_mapping(pid: int) -> tuple[str, bool]:
+    largest, backing = 0, ""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                fields = line.split(None, 5)
+                low, high = (int(part, 16) for part in fields[0].split("-"))
+                if high - low > largest and "w" in fields[1]:
+                    largest, backing = high - low, fields[5].strip() if len(fields) > 5 else ""
+    except OSError:
+        return "", False
+    return backing, "hugepages" in backing or "anon_hugepage" in backing or "hugetlb" in backing
+
+
+def memory(record: dict) -> list[int]:
+    """Descriptors of the guest's RAM, in order of their tokens; the caller closes them."""
+    return [_processes.take_fd(record["pid"], record["ram"]["fd"])]
+
+
+def status(record: dict) -> str:
+    """QEMU's run state."""
+    with Qmp(record["monitor"]) as monitor:
+        return monitor.status()
+
+
+def save(record: dict, path: str) -> dict:
+    """Pause the guest and write its device state (not its RAM) to ``path``, durably.
+
+    Returns ``paused`` and ``saved`` (seconds since the epoch) and ``was_running``. On a failure the guest is as it was
+    before, and the error says why.
+    """
+    was_running = status(record) == "running"
+    try:
+        with Qmp(record["monitor"]) as monitor:
+            monitor.execute("stop")
+            paused = time.time()
+            monitor.ignore_shared(True)
+            monitor.execute("migrate", uri=f"file:{path}")
+            monitor.wait_migration(SAVE_LIMIT_S)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(path, 0o600)
+    except (LiveUpdateError, OSError) as err:
+        resume(record, was_running)
+        raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
+    return {"paused": paused, "saved": time.time(), "was_running": was_running}
+
+
+def resume(record: dict, running: bool = True) -> bool:
+    """Undo :func:`save`: the guest runs on in the QEMU that it was saved from. Returns whether there was anything to undo."""
+    with Qmp(record["monitor"]) as monitor:
+        monitor.ignore_shared(False)  # left on, a later migration or save would leave out the RAM
+        if running and monitor.status() in ("paused", "postmigrate", "finish-migrate"):
+            monitor.execute("cont")
+            return True
+    return False
+
+
+def load(monitor: Qmp, path: str) -> None:
+    """Load a device state into a QEMU that waits for one; the guest is paused afterwards."""
+    monitor.ignore_shared(True)
+    monitor.execute("migrate-incoming", uri=f"file:{path}")
+    monitor.wait_migration(LOAD_LIMIT_S)
+    limit = time.monotonic() + LOAD_LIMIT_S
+    while monitor.status() == "inmigrate":
+        if time.monotonic() > limit:
+            raise LiveUpdateError(f"QEMU still takes in {path} after {LOAD_LIMIT_S:g} s")
+        time.sleep(0.005)
+    monitor.ignore_shared(False)

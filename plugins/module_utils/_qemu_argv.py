@@ -1,0 +1,97 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU command lines: what one says about the guest's RAM, and the one that we run. PRIVATE to the collection.
+
+Pure functions. Source: qemu(1).
+"""
+
+from __future__ import annotations
+
+from ._errors import LiveUpdateError
+
+__all__ = ("command", "ram_size", "unpreservable", "uuid_of")
+
+# The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
+RAM_ID = "pc.ram"
+DEFAULT_RAM_BYTES = 128 << 20
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def _values(argv: list[str], *options: str) -> list[str]:
+    """The values given to an option, in order; QEMU takes one dash or two."""
+    wanted = {dash + option for option in options for dash in ("-", "--")}
+    return [value for option, value in zip(argv, argv[1:]) if option in wanted]
+
+
+def ram_size(argv: list[str]) -> int:
+    """The guest's RAM in bytes, from ``-m``: MiB unless a unit follows; 128 MiB when not given."""
+    size = ""
+    for value in _values(argv, "m"):
+        for part in value.split(","):
+            key, equals, rest = part.partition("=")
+            if not equals or key == "size":
+                size = rest if equals else key
+    if not size:
+        return DEFAULT_RAM_BYTES
+    digits, shift = size, 20
+    if size[-1].upper() in _UNITS:
+        digits, shift = size[:-1], _UNITS[size[-1].upper()]
+    if not digits.isdigit() or not int(digits):
+        raise LiveUpdateError(f"-m {size}: not a size this wrapper understands; use whole numbers with K, M, G or T, e.g. -m 2G")
+    return int(digits) << shift
+
+
+def uuid_of(argv: list[str]) -> str:
+    """The guest's UUID as given by ``-uuid``; empty when it has none."""
+    return (_values(argv, "uuid") or [""])[-1].lower()
+
+
+def unpreservable(argv: list[str]) -> dict | None:
+    """Why the RAM that this command line asks for cannot be preserved: a reason, or None when it can."""
+    objects = [value for value in _values(argv, "object") if value.startswith(("memory-backend-", "qom-type=memory-backend-"))]
+    if any("hugetlb=on" in value for value in objects) or _values(argv, "mem-path"):
+        return _reason(
+            "ram-hugetlb",
+            "its RAM comes from huge pages or a file of its own (hugetlb=on or -mem-path), which the kernel cannot preserve",
+            "remove these options: the wrapper gives RAM that transparent huge pages can back",
+        )
+    if objects or any("memdev=" in value for value in _values(argv, "numa")):
+        return _reason(
+            "ram-backend",
+            f"it has RAM backends of its own ({'; '.join(objects) or '-numa memdev='})",
+            "remove -object memory-backend-... and memory-backend=: the wrapper adds one that can be preserved",
+        )
+    if any("memory-backend=" in value for value in _values(argv, "machine", "M")):
+        return _reason("ram-backend", "-machine names a memory-backend", "remove memory-backend= from -machine")
+    inherited = [value for value in argv if ",fd=" in value or ",fds=" in value or ",vhostfd" in value]
+    if inherited:
+        return _reason(
+            "inherited-fd",
+            f"it uses descriptors inherited from its starter ({inherited[0]}), which do not exist after the jump",
+            "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
+        )
+    return None
+
+
+def _reason(code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy}
+
+
+def command(argv: list[str], monitor: str, ram_fd: int | None, size: int, incoming: bool) -> list[str]:
+    """The command line to run: the user's, with our monitor, the RAM behind ``ram_fd``, and waiting for a state or not.
+
+    ``ram_fd`` None leaves the RAM as the user asked for it.
+    """
+    for option in ("daemonize", "incoming"):
+        if f"-{option}" in argv or f"--{option}" in argv:
+            raise LiveUpdateError(f"-{option} does not go together with live update: remove it, systemd runs QEMU in the foreground")
+    added = ["-chardev", f"socket,id=kvm-liveupdate,path={monitor},server=on,wait=off", "-mon", "chardev=kvm-liveupdate,mode=control"]
+    if ram_fd is not None:
+        # Only a *named file* that is shared stays out of the migration stream (QEMU's migrate_ram_is_ignored), hence the path.
+        added += ["-object", f"memory-backend-file,id={RAM_ID},size={size},share=on,mem-path=/proc/self/fd/{ram_fd}"]
+        added += ["-machine", f"memory-backend={RAM_ID}"]
+    if incoming:
+        added += ["-incoming", "defer"]
+    return argv + added

@@ -1,0 +1,202 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""``kvm-liveupdate run NAME -- qemu-system-... ARGUMENTS``: the exec wrapper of a guest's unit. PRIVATE to the collection.
+
+It gives QEMU its RAM as a memfd and then *becomes* QEMU. After a jump it finds the session in what systemd hands it,
+takes the RAM out of it (so the pages are charged to the guest's own unit), becomes QEMU waiting for a state, and a child
+loads the state and lets the guest go on. On the boot path: standard library, few imports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import zlib
+
+from . import _guests, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from ._errors import LiveUpdateError
+from ._qmp import Qmp
+
+__all__ = ("decide", "run")
+
+
+def _log(text: str) -> None:
+    print(f"kvm-liveupdate: {text}", file=sys.stderr, flush=True)
+
+
+def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
+    """What a start of the guest is: ``restore``, ``cold`` or ``refuse``, and why. Pure.
+
+    ``note`` is what the session carries beside the RAM, None without memory from the kernel before; ``resumed`` tells
+    that the guest ran on this memory already. State is used only with the very memory that it belongs to.
+    """
+    if journal.get("state") != "saved":
+        return "cold", "no update left it to be restored"
+    if resumed:
+        return "cold", "it was restored already and has run since"
+    if note and note.get("hold") == journal["hold"]:
+        return "restore", "its memory came over"
+    lost = "its memory did not come over the reboot" if note is None else "the memory that came over is not its own"
+    if journal.get("on_loss") == "stop":
+        return "refuse", f"{lost}; it stays down as the update asked: 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+    return "cold", f"{lost}; it starts clean"
+
+
+def _session(journal: dict) -> int | None:
+    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name."""
+    session = _systemd.listen_fds().get(_guests.FDNAME)
+    if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _host.boot_id():
+        return session
+    try:
+        session = _luo.retrieve_session(journal["session"])
+    except LiveUpdateError as err:
+        _log(str(err))
+        return None
+    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_guests.FDNAME}", (session,))  # a crash from here on loses nothing
+    return session
+
+
+def _note_of(session: int | None) -> dict | None:
+    if session is None:
+        return None
+    try:
+        fd = _luo.retrieve_fd(session, _guests.META_TOKEN)
+    except LiveUpdateError as err:
+        if err.details.get("errno") == "EINVAL":
+            return None  # outgoing: preserved for a jump that has not come
+        raise
+    try:
+        return _guests.read_note(fd)
+    finally:
+        os.close(fd)
+
+
+def run(name: str, argv: list[str]) -> None:
+    """Become the guest's QEMU. Returns never; raises when the guest must not start."""
+    started = time.time()
+    journal = _guests.journal(name)
+    if not os.path.isdir(_paths.STATE):
+        raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
+    session = _session(journal)
+    note = _note_of(session)
+    marker = _guests.run_path(name, "resumed")
+    verdict, why = decide(journal, note, os.path.exists(marker))
+    _log(f"{name}: {verdict}: {why}")
+    if verdict == "refuse":
+        raise LiveUpdateError(f"guest {name}: {why}")
+    os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
+    if verdict == "restore" and session is not None:
+        _restore(name, journal, session, started)
+    _drop(session, note)
+    if journal.get("state") == "saved":
+        _paths.write_json(_guests.journal_path(name), {**journal, "state": "lost", "why": why})
+        _paths.remove(_guests.state_path(name))
+        _guests.start_early(journal["unit"], False)
+    _start(name, argv)
+
+
+def _drop(session: int | None, note: dict | None) -> None:
+    """Give up a session that is of no use for a clean start."""
+    if session is None:
+        return
+    if note is not None:
+        _luo.finish(session)
+    os.close(session)
+    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_guests.FDNAME}")
+
+
+def _start(name: str, argv: list[str]) -> None:
+    """A clean start, on fresh memory."""
+    reason = _qemu_argv.unpreservable(argv)
+    ram = None
+    if reason is None:
+        size = _qemu_argv.ram_size(argv)
+        fd = os.memfd_create(f"kvm-liveupdate:{name}", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        ram = {"fd": fd, "size": size}
+    _exec(name, argv, ram, reason, incoming=False)
+
+
+def _exec(name: str, argv: list[str], ram: dict | None, reason: dict | None, incoming: bool) -> None:
+    monitor = _guests.run_path(name, "qmp")
+    command = _qemu_argv.command(argv, monitor, ram["fd"] if ram else None, ram["size"] if ram else 0, incoming)
+    record = {
+        "name": name,
+        "provider": "qemu",
+        "unit": _processes.unit_of(os.getpid()) or "",
+        "uuid": _qemu_argv.uuid_of(argv) or _own_uuid(name),
+        "pid": os.getpid(),
+        "started": _guests.start_time(os.getpid()),
+        "monitor": monitor,
+        "argv": argv,
+        "ram": ram,
+        "reason": reason,
+    }
+    _paths.write_json(_guests.run_path(name), record)
+    if ram:
+        os.set_inheritable(ram["fd"], True)
+    os.execvp(command[0], command)
+
+
+def _own_uuid(name: str) -> str:
+    """A UUID for a guest that was given none, the same at each start on this host."""
+    import uuid
+
+    with open("/etc/machine-id", encoding="ascii") as file:
+        return str(uuid.uuid5(uuid.UUID(file.read().strip()), name))
+
+
+def _restore(name: str, journal: dict, session: int, started: float) -> None:
+    state = _guests.state_path(name)
+    with open(state, "rb") as file:
+        if zlib.crc32(file.read()) != journal["state_crc32"]:
+            raise LiveUpdateError(f"guest {name}: {state} is not what was saved; its memory is kept, the guest is not started")
+    ram = _luo.retrieve_fd(session, _guests.RAM_TOKEN)
+    if os.fstat(ram).st_size != journal["size"]:
+        raise LiveUpdateError(f"guest {name}: the memory that came over has {os.fstat(ram).st_size} bytes, not {journal['size']}")
+    times = {"start": started, "retrieved": time.time()}
+    main = os.getpid()
+    child = os.fork()
+    if child == 0:
+        if os.fork():
+            os._exit(0)  # the loader belongs to PID 1, not to QEMU, which would never reap it
+        _load(name, journal, session, main, times)
+    os.waitpid(child, 0)
+    os.close(session)
+    _exec(name, journal["argv"], {"fd": ram, "size": journal["size"]}, None, incoming=True)
+
+
+def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
+    """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on."""
+    marker = _guests.run_path(name, "resumed")
+    resumed = False
+    try:
+        with Qmp(_guests.run_path(name, "qmp"), wait_s=_qemu.START_LIMIT_S) as monitor:
+            times["qemu"] = time.time()
+            _qemu.load(monitor, _guests.state_path(name))
+            times["loaded"] = time.time()
+            # From here on the memory is no longer what the state belongs to. This boot's /run is as lasting as the memory.
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            resumed = True
+            if journal["was_running"]:
+                monitor.execute("cont")
+            times["resumed"] = time.time()
+            status = monitor.status()
+        _luo.finish(session)
+        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_guests.FDNAME}", pid=main)
+        restored = {**journal, "state": "restored", "times": {**journal["times"], **times}, "boot_id_after": _host.boot_id()}
+        _paths.write_json(_guests.journal_path(name), restored)
+        _paths.remove(_guests.state_path(name))
+        _guests.start_early(journal["unit"], False)
+        _log(f"{name}: {status}, {times['resumed'] - journal['times']['paused']:.3f} s after its pause")
+        os._exit(0)
+    except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang
+        _log(f"{name}: {err}")
+        if not resumed:
+            _log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
+            os.kill(main, signal.SIGKILL)
+        os._exit(1)

@@ -1,0 +1,105 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A small QMP client for one command at a time. PRIVATE to the collection.
+
+Source: QEMU's docs/interop/qmp-spec.rst and qapi/{migration,run-state}.json. Standard library only: it runs early in the
+boot, between a guest's pause and its resume.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+from ._errors import LiveUpdateError
+
+__all__ = ("Qmp",)
+
+ANSWER_LIMIT_S = 60.0
+
+
+class Qmp:
+    """A monitor connection. Use as a context manager; ``wait_s`` is how long to wait for the socket to appear."""
+
+    def __init__(self, path: str, wait_s: float = 0.0) -> None:
+        self._path = path
+        self._socket = self._connect(wait_s)
+        self._file = self._socket.makefile("rb")
+        self._read()  # the greeting
+        self.execute("qmp_capabilities")
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def _connect(self, wait_s: float) -> socket.socket:
+        limit = time.monotonic() + wait_s
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            connection.settimeout(ANSWER_LIMIT_S)
+            try:
+                connection.connect(self._path)
+                return connection
+            except OSError as err:
+                connection.close()
+                if time.monotonic() >= limit:
+                    raise LiveUpdateError(f"monitor {self._path}: {err.strerror}; is QEMU running?") from err
+            time.sleep(0.01)
+
+    def _read(self) -> dict:
+        try:
+            line = self._file.readline()
+        except OSError as err:
+            raise LiveUpdateError(f"monitor {self._path}: no answer within {ANSWER_LIMIT_S:g} s ({err})") from err
+        if not line:
+            raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection")
+        return dict(json.loads(line))
+
+    def execute(self, command: str, **arguments: object) -> object:
+        """Run one command and return what it returns; events in between are passed over. Underscores become dashes."""
+        message: dict = {"execute": command}
+        if arguments:
+            message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as err:
+            raise LiveUpdateError(f"monitor {self._path}: {command}: {err.strerror}") from err
+        while True:
+            answer = self._read()
+            if "error" in answer:
+                raise LiveUpdateError(f"monitor {self._path}: {command}: {answer['error'].get('desc', answer['error'])}")
+            if "return" in answer:
+                return answer["return"]
+
+    def query(self, command: str) -> dict:
+        """Run a query that returns an object."""
+        answer = self.execute(command)
+        return dict(answer) if isinstance(answer, dict) else {}
+
+    def status(self) -> str:
+        """The run state: running, paused, postmigrate, inmigrate, ..."""
+        return str(self.query("query-status")["status"])
+
+    def ignore_shared(self, state: bool) -> None:
+        """Leave shared, file-backed RAM out of the migration stream, or not: QEMU's x-ignore-shared."""
+        self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
+
+    def wait_migration(self, limit_s: float) -> dict:
+        """Wait until the migration that was started ends well; anything else is an error with QEMU's own words."""
+        limit = time.monotonic() + limit_s
+        while True:
+            answer = self.query("query-migrate")
+            status = answer.get("status", "none")
+            if status == "completed":
+                return answer
+            if status in ("failed", "cancelled", "cancelling"):
+                raise LiveUpdateError(f"monitor {self._path}: migration {status}: {answer.get('error-desc', 'no reason given')}")
+            if time.monotonic() > limit:
+                raise LiveUpdateError(f"monitor {self._path}: migration still {status} after {limit_s:g} s")
+            time.sleep(0.005)

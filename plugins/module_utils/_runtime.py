@@ -1,0 +1,98 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the host runtime consists of: this same Python, a command, units. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+
+from . import _cli, _errors, _guests, _host, _kexec, _luo, _paths, _processes, _qemu, _qemu_argv, _qemu_run, _qmp, _systemd, _update
+
+__all__ = ("DIRECTORIES", "files", "outdated")
+
+LIBRARY = "/usr/local/lib/kvm-liveupdate"
+COMMAND = "/usr/local/sbin/kvm-liveupdate"
+UNITS = "/etc/systemd/system"
+DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
+_MODULES = (_cli, _errors, _guests, _host, _kexec, _luo, _paths, _processes, _qemu, _qemu_argv, _qemu_run, _qmp, _systemd, _update)
+
+# Isolated and without site-packages: quick, and deaf to the environment and to what else is installed.
+_COMMAND = f"""#!/usr/bin/python3 -IS
+import sys
+
+sys.path.insert(0, "{LIBRARY}")
+from kvm_liveupdate._cli import main
+
+sys.exit(main())
+"""
+
+_JUMP_SERVICE = f"""[Unit]
+Description=Live update of this hypervisor: stop the rest, save the guests, jump into the staged kernel
+DefaultDependencies=no
+IgnoreOnIsolate=yes
+RefuseManualStop=yes
+
+[Service]
+Type=exec
+ExecStart={COMMAND} jump
+Nice=-10
+"""
+
+_TARGET = """[Unit]
+Description=Only the guests and what they need, before a live update jumps
+Requires=sysinit.target
+After=sysinit.target
+AllowIsolate=yes
+"""
+
+# PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
+# jump nor does it wait for the ordinary boot after it.
+_GUEST_DROPIN = f"""[Unit]
+DefaultDependencies=no
+RequiresMountsFor={_paths.STATE} {COMMAND}
+After=systemd-remount-fs.service systemd-modules-load.service systemd-tmpfiles-setup-dev.service
+Conflicts=shutdown.target
+Before=shutdown.target
+IgnoreOnIsolate=yes
+
+[Service]
+NotifyAccess=all
+FileDescriptorStoreMax=4
+FileDescriptorStorePreserve=yes
+StartupCPUWeight=10000
+StartupIOWeight=10000
+"""
+
+
+def _source(module: object) -> str:
+    """A module's own source, also when Ansible ships it in a zip file."""
+    return str(module.__loader__.get_source(module.__name__))  # type: ignore[attr-defined]
+
+
+def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
+    """Every file of the runtime on a host: path -> (content, mode)."""
+    package = f"{LIBRARY}/kvm_liveupdate"
+    wanted = {f"{package}/{str(module.__name__).rpartition('.')[2]}.py": (_source(module), 0o644) for module in _MODULES}
+    wanted[f"{package}/__init__.py"] = ("", 0o644)
+    wanted[COMMAND] = (_COMMAND, 0o755)
+    wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
+    wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
+    for unit in guest_units:
+        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)
+    return wanted
+
+
+def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
+    """Which of the files are missing or differ on this host."""
+    found = []
+    for path, (content, mode) in wanted.items():
+        try:
+            with open(os.path.join(root, path.lstrip("/")), encoding="utf-8") as file:
+                same = file.read() == content and os.fstat(file.fileno()).st_mode & 0o777 == mode
+        except OSError:
+            same = False
+        if not same:
+            found.append(path)
+    return found

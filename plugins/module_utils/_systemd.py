@@ -1,0 +1,135 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""systemd as this collection uses it: unit properties, the fd store, notifications. PRIVATE to the collection.
+
+Source: systemd.service(5), sd_notify(3), sd_listen_fds(3), systemctl(1), systemd-analyze(1).
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import struct
+
+from ._errors import LiveUpdateError
+
+__all__ = ("LUO_VERSION", "fdstore", "forget_fd", "listen_fds", "notify", "run", "show", "store_fd", "version")
+
+LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
+COMMAND_LIMIT_S = 60
+_NOTIFY_SOCKET = "/run/systemd/notify"
+_SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
+
+
+def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
+    """Run a command and return its standard output; a failure or the time limit is an error with what it printed."""
+    import subprocess  # slow to import, and the boot path runs no commands
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError as err:
+        raise LiveUpdateError(f"{command[0]}: not found; this host needs systemd") from err
+    except subprocess.TimeoutExpired as err:
+        raise LiveUpdateError(f"{' '.join(command)}: no answer within {timeout:g} s") from err
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or "it printed nothing"
+        raise LiveUpdateError(f"{' '.join(command)}: exit code {done.returncode}: {said}")
+    return done.stdout
+
+
+def version() -> int:
+    """systemd's major version, as ``systemctl --version`` prints it first."""
+    return int(run("systemctl", "--version").split()[1])
+
+
+def show(unit: str, *properties: str) -> dict[str, str]:
+    """Properties of a unit as ``systemctl show`` prints them."""
+    text = run("systemctl", "show", "--property=" + ",".join(properties), "--", unit)
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def fdstore(unit: str) -> list[str]:
+    """The names (FDNAME) of the descriptors in a unit's fd store."""
+    import json
+
+    text = run("systemd-analyze", "fdstore", "--json=short", "--", unit) or "[]"
+    entries = json.loads(text) if text.lstrip().startswith("[") else []
+    return [str(entry["fdname"]) for entry in entries]
+
+
+def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
+    """Send a notification to PID 1, as process ``pid`` when given (root may speak for a unit's main process)."""
+    address = os.environ.get("NOTIFY_SOCKET", "") if not pid else ""
+    address = address or _NOTIFY_SOCKET
+    ancillary: list[tuple[int, int, bytes]] = []
+    if fds:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes()))
+    if pid:
+        credentials = struct.pack("=iII", pid, os.getuid(), os.getgid())
+        ancillary.append((socket.SOL_SOCKET, _SCM_CREDENTIALS, credentials))
+    target = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendmsg([state.encode()], ancillary, 0, target)
+        except OSError as err:
+            raise LiveUpdateError(f"notify systemd at {address}: {err.strerror}") from err
+
+
+def _barrier(pid: int, limit: float = 10.0) -> None:
+    """Wait until PID 1 has handled all that was sent before (sd_notify_barrier(3))."""
+    waiting, given = os.pipe2(os.O_CLOEXEC)
+    try:
+        notify("BARRIER=1", (given,), pid)
+        os.close(given)
+        given = -1
+        poll = select.poll()
+        poll.register(waiting, select.POLLHUP)
+        if not poll.poll(limit * 1000):
+            raise LiveUpdateError(f"systemd did not take the notification within {limit:g} s")
+    finally:
+        os.close(waiting)
+        if given >= 0:
+            os.close(given)
+
+
+def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
+    """Push a descriptor into the unit's fd store on behalf of its main process, and prove that it is there."""
+    notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (fd,), pid)
+    _barrier(pid)
+    stored = fdstore(unit)
+    if name not in stored:
+        raise LiveUpdateError(
+            f"{unit}: systemd did not keep the descriptor {name} (its store holds: {', '.join(stored) or 'nothing'});"
+            " the unit needs FileDescriptorStoreMax= above what it stores, FileDescriptorStorePreserve=yes and"
+            " NotifyAccess=main or wider"
+        )
+
+
+def forget_fd(unit: str, pid: int, name: str) -> None:
+    """Remove a descriptor from the unit's fd store; without a main process the whole store is cleaned."""
+    if pid:
+        notify(f"FDSTOREREMOVE=1\nFDNAME={name}", (), pid)
+        _barrier(pid)
+    else:
+        run("systemctl", "clean", "--what=fdstore", "--", unit)
+    if name in fdstore(unit):
+        raise LiveUpdateError(f"{unit}: systemd still keeps the descriptor {name}; see 'systemd-analyze fdstore {unit}'")
+
+
+def listen_fds() -> dict[str, int]:
+    """The descriptors that PID 1 handed to this process, by FDNAME (sd_listen_fds_with_names(3)), close-on-exec."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(key, None)  # not for the program that this one becomes
+    handed = {}
+    for index in range(count):
+        os.set_inheritable(3 + index, False)
+        handed[names[index] if index < len(names) else str(index)] = 3 + index
+    return handed

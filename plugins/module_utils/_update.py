@@ -1,0 +1,245 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One update of this host, from the commit to the jump. PRIVATE to the collection.
+
+Ansible commits an update and goes away; the unit kvm-liveupdate-jump.service does the rest alone: stop what is not needed
+while the guests run on, then pause and save all guests, then jump. Until the last step every failure is undone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+import zlib
+
+from . import _guests, _host, _kexec, _paths, _qemu, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("Lock", "commit", "gate", "jump", "outcome")
+
+JUMP_UNIT = "kvm-liveupdate-jump.service"
+JUMP_TARGET = "kvm-liveupdate.target"
+STOP_LIMIT_S = 180
+# The commit's answer has to leave the host before its SSH session is stopped.
+GRACE_S = 3.0
+# What the guests reach the world through keeps working until they are paused.
+KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
+
+
+class Lock:
+    """One operation on this host at a time."""
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self._wait_s = wait_s
+        self._fd = -1
+
+    def __enter__(self) -> Lock:
+        os.makedirs(_paths.RUN, mode=0o700, exist_ok=True)
+        self._fd = os.open(_paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        limit = time.monotonic() + self._wait_s
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self
+            except OSError as err:
+                if time.monotonic() >= limit:
+                    os.close(self._fd)
+                    raise LiveUpdateError(f"{_paths.LOCK}: another live update operation is under way on this host; wait for it") from err
+            time.sleep(0.1)
+
+    def __exit__(self, *_exception: object) -> None:
+        os.close(self._fd)
+
+
+def gate(guests: list[str]) -> list[str]:
+    """What forbids the jump, in sentences; none when all is in place. Read-only."""
+    problems = []
+    if not _kexec.record():
+        problems.append("no kernel is staged by kvm.liveupdate.kexec_image in this boot (an image loaded otherwise carries no memory over)")
+    running = _guests.known()
+    problems += [f"guest {name} does not run any more" for name in guests if name not in running]
+    for name, record in running.items():
+        if name not in guests:
+            problems.append(f"guest {name} runs but is not part of this update; it would be lost")
+        elif not _guests.held(record):
+            problems.append(f"guest {name}: its RAM is not held in a session; preserve it with kvm.liveupdate.guest")
+    problems += [
+        f"{vm['name']} (process {vm['pid']}) runs a virtual machine that would be lost: {vm['reasons'][0]['message']}"
+        for vm in _guests.strangers()
+    ]
+    return problems
+
+
+def commit(guests: list[str], keep_units: list[str], on_loss: str) -> dict:
+    """Write the update's journal and start the jump. From here on the host acts alone."""
+    problems = gate(guests)
+    if problems:
+        raise LiveUpdateError("the jump is refused, nothing was stopped: " + "; ".join(problems), problems=problems)
+    update = {
+        "id": _host.random_uuid(),
+        "state": "committed",
+        "boot_id": _host.boot_id(),
+        "kernel": _host.kernel(),
+        "image": _kexec.record(),
+        "guests": sorted(guests),
+        "keep_units": keep_units,
+        "on_loss": on_loss,
+        "times": {"committed": time.time()},
+    }
+    _paths.write_json(_paths.UPDATE, update)
+    _systemd.run("systemctl", "start", "--no-block", JUMP_UNIT)
+    return update
+
+
+def outcome(update: dict, boot_id: str, release: str) -> str:
+    """What became of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
+    if not update:
+        return "none"
+    if update["state"] == "aborted":
+        return "aborted"
+    if update["boot_id"] == boot_id:
+        return "pending"
+    return "jumped" if update["state"] == "jumping" and release == update["image"]["release"] else "rebooted"
+
+
+def _log(text: str) -> None:
+    print(f"kvm-liveupdate: {text}", file=sys.stderr, flush=True)
+
+
+def _advance(update: dict, state: str) -> None:
+    update["state"] = state
+    update["times"][state] = time.time()
+    _paths.write_json(_paths.UPDATE, update)
+    _log(f"update {update['id']}: {state}")
+
+
+def jump() -> int:
+    """Carry out the committed update; returns (1) only when it was aborted and undone."""
+    with Lock(wait_s=30):
+        update = _paths.read_json(_paths.UPDATE)
+        if outcome(update, _host.boot_id(), "") != "pending" or update["state"] != "committed":
+            raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
+        running = _active_units()
+        saved: dict[str, dict] = {}
+        try:
+            time.sleep(GRACE_S)
+            image = update["image"]
+            if _kexec.stage(image["path"], image["initrd"], image["cmdline"]) != image:
+                raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
+            _check(update)
+            for name in update["guests"]:
+                _guests.start_early(_guests.find(name)["unit"], True)
+            _advance(update, "stopping")
+            _stop_the_rest(update)
+            os.sync()
+            _check(update)
+            _advance(update, "saving")
+            _save_all(update, saved)
+            _advance(update, "jumping")
+            _systemd.run("systemctl", "--force", "kexec")
+        except (LiveUpdateError, OSError) as err:
+            _abort(update, saved, running, str(err))
+            return 1
+        while True:
+            time.sleep(60)  # PID 1 is going down and ends this process
+
+
+def _check(update: dict) -> None:
+    problems = gate(update["guests"])
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
+
+
+def _active_units() -> list[str]:
+    text = _systemd.run(
+        "systemctl", "list-units", "--plain", "--no-legend", "--state=active", "--type=service,socket,timer,path,target,mount,swap"
+    )
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def _stop_the_rest(update: dict) -> None:
+    """Stop every unit that neither the guests nor the early boot need; the guests run on."""
+    units = [_guests.find(name)["unit"] for name in update["guests"]]
+    directory = f"/run/systemd/system/{JUMP_TARGET}.d"
+    os.makedirs(directory, exist_ok=True)
+    with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
+        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*units, *_installed(KEPT), *update["keep_units"])))
+    _systemd.run("systemctl", "daemon-reload")
+    _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
+
+
+def _installed(units: tuple[str, ...]) -> list[str]:
+    """Those of the units that are active: wanting an inactive one would start it."""
+    return [unit for unit in units if _systemd.show(unit, "ActiveState").get("ActiveState") == "active"]
+
+
+def _save_all(update: dict, saved: dict[str, dict]) -> None:
+    """Pause and save all guests at once. ``saved`` tells, also after a failure, which ones have to be resumed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=max(1, len(update["guests"]))) as pool:
+        jobs = [pool.submit(_save, name, update, saved) for name in update["guests"]]
+    errors = [str(job.exception()) for job in jobs if job.exception()]
+    if errors:
+        raise LiveUpdateError("; ".join(errors))
+
+
+def _save(name: str, update: dict, saved: dict[str, dict]) -> None:
+    record = _guests.find(name)
+    hold = _paths.read_json(_guests.run_path(name, "held"))
+    path = _guests.state_path(name)
+    times = _qemu.save(record, path)
+    was_running = bool(times.pop("was_running"))
+    saved[name] = {"record": record, "was_running": was_running}
+    with open(path, "rb") as file:
+        crc = zlib.crc32(file.read())
+    journal = {
+        "state": "saved",
+        "guest": name,
+        "update_id": update["id"],
+        "boot_id": update["boot_id"],
+        "on_loss": update["on_loss"],
+        "hold": hold["hold"],
+        "session": hold["session"],
+        "size": hold["size"],
+        "uuid": record["uuid"],
+        "unit": record["unit"],
+        "argv": record["argv"],
+        "state_crc32": crc,
+        "was_running": was_running,
+        "times": times,
+    }
+    _paths.write_json(_guests.journal_path(name), journal)
+
+
+def _abort(update: dict, saved: dict[str, dict], units: list[str], why: str) -> None:
+    """Undo: guests first, then what was stopped. The image is unloaded, the sessions are given up."""
+    _log(f"update {update['id']}: aborted: {why}")
+    for name in update["guests"]:
+        try:
+            record = saved[name]["record"] if name in saved else _guests.find(name)
+            _qemu.resume(record, saved.get(name, {"was_running": False})["was_running"])
+            _paths.remove(_guests.journal_path(name))
+            _paths.remove(_guests.state_path(name))
+            _guests.release(record)
+            _guests.start_early(record["unit"], False)
+        except LiveUpdateError as err:
+            why += f"; undo: guest {name}: {err}"
+    update["error"] = why
+    _advance(update, "aborted")
+    for undo in (_kexec.unload, lambda: _start_again(units)):
+        try:
+            undo()
+        except LiveUpdateError as err:
+            update["error"] += f"; undo: {err}"
+            _paths.write_json(_paths.UPDATE, update)
+
+
+def _start_again(units: list[str]) -> None:
+    stopped = [unit for unit in units if unit not in _active_units() and unit != JUMP_TARGET]
+    if stopped:
+        _systemd.run("systemctl", "start", "--no-block", "default.target", *stopped)

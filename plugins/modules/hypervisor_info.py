@@ -1,0 +1,144 @@
+#!/usr/bin/python
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hypervisor_info
+short_description: Tell whether a hypervisor can be updated live, and why not
+version_added: 0.1.0
+description:
+  - Examines the running kernel, systemd, the host runtime, the staged kernel and every virtual machine of the host.
+  - Changes nothing. Every reason against a live update comes with its remedy.
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+extends_documentation_fragment: kvm.liveupdate._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  idempotent:
+    support: full
+options:
+  kernel:
+    description:
+      - Path on the host of the kernel to be updated to. RV(target) describes it then.
+    type: path
+"""
+
+EXAMPLES = r"""
+- name: Examine the host for an update to the given kernel
+  kvm.liveupdate.hypervisor_info:
+    kernel: /boot/vmlinuz-7.3.4
+  register: host
+
+- name: Show why the host cannot be updated live
+  ansible.builtin.debug:
+    msg: "{{ host.reasons + (host.guests | map(attribute='reasons') | flatten) }}"
+  when: not host.ready
+"""
+
+RETURN = r"""
+ready:
+  description: Whether nothing speaks against a live update, neither on the host nor in any guest.
+  returned: success
+  type: bool
+reasons:
+  description: Why the host cannot be updated live; each with V(code), V(message) and V(remedy).
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+guests:
+  description:
+    - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session) and its own V(reasons).
+    - Machines that the host runtime does not run are listed too, with the reason why they would be lost.
+  returned: success
+  type: list
+  elements: dict
+boot_id:
+  description: This boot's id.
+  returned: success
+  type: str
+kernel:
+  description: The running kernel's V(release), V(version) and V(cmdline).
+  returned: success
+  type: dict
+systemd:
+  description: The major version of systemd.
+  returned: success
+  type: int
+image:
+  description: The kernel that M(kvm.liveupdate.kexec_image) staged in this boot; empty when there is none.
+  returned: success
+  type: dict
+target:
+  description: The kernel at O(kernel), with V(path), V(release), V(version), V(size), V(sha256) and V(current), whether it is the running one.
+  returned: when O(kernel) is given
+  type: dict
+last_update:
+  description: The journal of the last update of this host, with its V(outcome); empty when there was none.
+  returned: success
+  type: dict
+"""
+
+import os
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _host, _kexec, _paths, _runtime, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+
+def guest_facts(record: dict) -> dict:
+    """One managed guest as the module returns it."""
+    return {
+        "name": record["name"],
+        "unit": record["unit"],
+        "provider": record["provider"],
+        "uuid": record["uuid"],
+        "pid": record["pid"],
+        "ram_mib": record["ram"]["size"] >> 20 if record["ram"] else None,
+        "held": bool(_guests.held(record)),
+        "reasons": _guests.inspect(record),
+    }
+
+
+def update_facts(boot_id: str, release: str) -> dict:
+    """The last update's journal and what became of it."""
+    update = _paths.read_json(_paths.UPDATE)
+    return {**update, "outcome": _update.outcome(update, boot_id, release)} if update else {}
+
+
+def examine(module):
+    """Read everything."""
+    version = _systemd.version()
+    kernel, boot_id = _host.kernel(), _host.boot_id()
+    guests = [guest_facts(record) for record in _guests.known().values()] + _guests.strangers()
+    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    result = {
+        "changed": False,
+        "ready": not reasons and not any(guest["reasons"] for guest in guests),
+        "reasons": reasons,
+        "guests": guests,
+        "boot_id": boot_id,
+        "kernel": kernel,
+        "systemd": version,
+        "image": _kexec.record() if os.path.exists("/sys/kernel/kexec_loaded") else {},
+        "last_update": update_facts(boot_id, kernel["release"]),
+    }
+    if module.params["kernel"]:
+        target = _kexec.describe(module.params["kernel"])
+        target["current"] = (target["release"], target["version"]) == (kernel["release"], kernel["version"])
+        result["target"] = target
+    return result
+
+
+def main():
+    """Spec and run."""
+    run_module(examine, argument_spec={"kernel": {"type": "path"}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+#!/usr/bin/python
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kexec
+short_description: Jump into the staged kernel with the held guests, and come back
+version_added: 0.1.0
+description:
+  - Checks that a kernel is staged by M(kvm.liveupdate.kexec_image) and that every virtual machine of the host is held by
+    M(kvm.liveupdate.guest), and refuses otherwise.
+  - Then the host acts alone. It stops what the guests do not need, pauses and saves all guests, jumps, and brings the guests back,
+    whether or not this task still waits.
+  - The task waits for the host to come back with another boot id, and proves that it runs the staged kernel.
+  - A host that undid the update before the jump, or does not come back in time, makes the task fail; it is not reported as unreachable.
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+extends_documentation_fragment: kvm.liveupdate._attributes
+attributes:
+  check_mode:
+    support: full
+    details: Predicts the jump; what an earlier task only predicted is not asked for.
+  diff_mode:
+    support: none
+  idempotent:
+    support: none
+    details: It always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only when the kernel is another one.
+  action:
+    description: Has an action plugin on the controller.
+    support: full
+options:
+  guests:
+    description: The names of the guests that are held; all guests of the host have to be among them.
+    type: list
+    elements: str
+    required: true
+  keep_units:
+    description:
+      - Units that go on running until the guests are paused, beside the guests, what their units require, mounts and the network.
+      - Name what the guests' storage or network needs, for example C(iscsid.service).
+    type: list
+    elements: str
+    default: []
+  on_loss:
+    description: What a guest does whose memory did not come over. V(start) boots it clean, V(stop) leaves it down.
+    type: str
+    choices: [start, stop]
+    default: start
+  timeout:
+    description: Seconds from the commit until the host has to answer again with the new kernel.
+    type: int
+    default: 900
+"""
+
+EXAMPLES = r"""
+- name: Jump
+  kvm.liveupdate.kexec:
+    guests: [web1, db1]
+"""
+
+RETURN = r"""
+journal:
+  description: The update's journal as it was committed, with its V(id).
+  returned: when a jump was committed
+  type: dict
+boot_id_before:
+  description: The boot id before the jump.
+  returned: when a jump was committed
+  type: str
+boot_id_after:
+  description: The boot id after the jump.
+  returned: when the host came back
+  type: str
+kernel_before:
+  description: The kernel release before the jump.
+  returned: when a jump was committed
+  type: str
+kernel_after:
+  description: The kernel release after the jump.
+  returned: when the host came back
+  type: str
+elapsed:
+  description: Seconds from the commit until the host answered, on the controller's clock. Not the guests' pause.
+  returned: when the host came back
+  type: float
+"""
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+
+def commit(module):
+    """The part that runs on the host: the gate, and the commit."""
+    if module.check_mode:
+        return {"changed": True}
+    with _update.Lock():
+        return {"changed": True, "journal": _update.commit(module.params["guests"], module.params["keep_units"], module.params["on_loss"])}
+
+
+def main():
+    """Spec and run."""
+    run_module(
+        commit,
+        argument_spec={
+            "guests": {"type": "list", "elements": "str", "required": True},
+            "keep_units": {"type": "list", "elements": "str", "default": []},
+            "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
+            "timeout": {"type": "int", "default": 900},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+#!/usr/bin/python
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kexec_image
+short_description: Stage the kernel that the host will jump into
+version_added: 0.1.0
+description:
+  - Loads a kernel with C(kexec_file_load(2)), the only way that carries preserved memory over, and records it for this boot.
+  - Nothing changes for the running system. RV(image) is jumped into by M(kvm.liveupdate.kexec); unloading is the inverse.
+  - Refuses a file that is missing, cut off or not a kernel, and a command line without C(kho=on) and C(liveupdate=on).
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+extends_documentation_fragment: kvm.liveupdate._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  state:
+    description: Whether a kernel is to be staged, or none.
+    type: str
+    choices: [staged, unloaded]
+    default: staged
+  kernel:
+    description: Path of the kernel image on the host. Required with O(state=staged).
+    type: path
+  initrd:
+    description: Path of the initial RAM disk on the host. Without it the kernel is staged without one.
+    type: path
+  cmdline:
+    description:
+      - The next kernel's command line.
+      - By default the running kernel's, without what the boot loader added for itself.
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Stage a kernel
+  kvm.liveupdate.kexec_image:
+    kernel: /boot/vmlinuz-7.3.4
+    initrd: /boot/initrd.img-7.3.4
+
+- name: Leave the host without a staged kernel
+  kvm.liveupdate.kexec_image:
+    state: unloaded
+"""
+
+RETURN = r"""
+image:
+  description: What is staged afterwards, with V(path), V(release), V(version), V(sha256), V(initrd), V(cmdline); empty after O(state=unloaded).
+  returned: success
+  type: dict
+"""
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _kexec
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+
+def wanted_image(params, running_cmdline: str) -> dict:
+    """What the options ask for: read and refuse, change nothing."""
+    if params["state"] == "unloaded":
+        return {}
+    image = _kexec.describe(params["kernel"])
+    initrd = params["initrd"]
+    cmdline = params["cmdline"] if params["cmdline"] is not None else _kexec.next_cmdline(running_cmdline)
+    missing = _kexec.missing_options(cmdline)
+    if missing:
+        raise LiveUpdateError(
+            f"the command line for {image['path']} lacks {' and '.join(missing)}; without it the next kernel drops all that is"
+            " preserved. Add it to cmdline, or to the running kernel with the role hypervisor_setup"
+        )
+    image.update(initrd=initrd, initrd_sha256=_kexec.file_digest(initrd) if initrd else None, cmdline=cmdline)
+    return image
+
+
+def manage(module):
+    """Read, plan, write."""
+    wanted = wanted_image(module.params, _kexec.current_cmdline())
+    staged, is_loaded = _kexec.record(), _kexec.loaded()
+    # An image that somebody else loaded counts as different: nobody knows whether it carries memory over.
+    changed = staged != wanted if wanted else is_loaded
+    if changed and not module.check_mode:
+        if wanted:
+            _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
+        else:
+            _kexec.unload()
+    return {"changed": changed, "image": wanted, "diff": {"before": staged, "after": wanted}}
+
+
+def main():
+    """Spec and run."""
+    run_module(
+        manage,
+        argument_spec={
+            "state": {"type": "str", "choices": ["staged", "unloaded"], "default": "staged"},
+            "kernel": {"type": "path"},
+            "initrd": {"type": "path"},
+            "cmdline": {"type": "str"},
+        },
+        required_if=[("state", "staged", ("kernel",))],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+#!/usr/bin/python
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: runtime
+short_description: Install the host side of live updates
+version_added: 0.1.0
+description:
+  - Installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
+  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. Running guests are not touched; a drop-in takes effect for the fd store at the
+    unit's next start.
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+extends_documentation_fragment: kvm.liveupdate._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  state:
+    description: Whether the runtime is to be installed or removed. It is not removed while guests run under it.
+    type: str
+    choices: [present, absent]
+    default: present
+  guest_units:
+    description: The units that run guests through C(kvm-liveupdate run).
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Install the runtime for two guests
+  kvm.liveupdate.runtime:
+    guest_units: [web1.service, db1.service]
+"""
+
+RETURN = r"""
+files:
+  description: The files that were written or removed, or would be.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import compileall
+import os
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _runtime, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+
+def write(wanted: dict, paths: list) -> None:
+    """Write files whole or not at all, byte-compile, prove that the command runs, and let systemd read its units again."""
+    for directory in _runtime.DIRECTORIES:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    for path in paths:
+        content, mode = wanted[path]
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        part = f"{path}.part"
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(part, mode)
+        os.replace(part, path)
+    compileall.compile_dir(_runtime.LIBRARY, quiet=1)
+    _systemd.run(_runtime.COMMAND, "status")
+    _systemd.run("systemctl", "daemon-reload")
+
+
+def erase(paths: list) -> None:
+    """Remove the files."""
+    running = list(_guests.known())
+    if running:
+        raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
+    for path in paths:
+        os.unlink(path)
+    _systemd.run("systemctl", "daemon-reload")
+
+
+def manage(module):
+    """Read, plan, write."""
+    present = module.params["state"] == "present"
+    wanted = _runtime.files(module.params["guest_units"])
+    paths = _runtime.outdated(wanted) if present else [path for path in wanted if os.path.exists(path)]
+    if paths and not module.check_mode:
+        with _update.Lock():
+            if present:
+                write(wanted, paths)
+            else:
+                erase(paths)
+    before, after = ("absent or different", "present") if present else ("present", "absent")
+    diff = {"before": "".join(f"{path}: {before}\n" for path in paths), "after": "".join(f"{path}: {after}\n" for path in paths)}
+    return {"changed": bool(paths), "files": paths, "diff": diff}
+
+
+def main():
+    """Spec and run."""
+    run_module(
+        manage,
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "guest_units": {"type": "list", "elements": "str", "default": []},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

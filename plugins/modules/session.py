@@ -1,0 +1,166 @@
+#!/usr/bin/python
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: session
+short_description: Preserve any service's memory files across a live update
+version_added: 0.1.0
+description:
+  - The bare primitive of the kernel's Live Update Orchestrator, for services other than guests.
+  - Memory files (memfds) of a service's main process are preserved in a session that PID 1 holds in the unit's fd store. After the jump
+    the service is handed the session when it starts, under the session's name (see C(sd_listen_fds_with_names(3))), and takes the memory out of it.
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+extends_documentation_fragment: kvm.liveupdate._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  name:
+    description: The session's name, 1 to 38 bytes.
+    type: str
+    required: true
+  unit:
+    description:
+      - The service unit that owns the memory.
+      - It needs C(FileDescriptorStoreMax=) above what it stores and C(FileDescriptorStorePreserve=yes).
+    type: str
+    required: true
+  state:
+    description:
+      - V(preserved) preserves O(memfds).
+      - V(absent) gives up a session of this kernel, before a jump; the memory stays as it is.
+      - V(finished) ends a session that came over a jump; what the service has not taken out of it is discarded.
+    type: str
+    choices: [preserved, absent, finished]
+    default: preserved
+  memfds:
+    description:
+      - Names of the memory files, as given to C(memfd_create(2)). The token of each is its place in this list, from 0.
+      - Required with O(state=preserved).
+    type: list
+    elements: str
+"""
+
+EXAMPLES = r"""
+- name: Preserve a cache
+  kvm.liveupdate.session:
+    name: cache
+    unit: cache.service
+    memfds: [index, pages]
+
+- name: End the session after the service took its memory
+  kvm.liveupdate.session:
+    name: cache
+    unit: cache.service
+    state: finished
+"""
+
+RETURN = r"""
+held:
+  description: Whether the session is in the unit's fd store afterwards.
+  returned: success
+  type: bool
+"""
+
+import os
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _luo, _processes, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+
+def find_memfds(unit: str, names: list, links: dict) -> list:
+    """The descriptors of the named memory files in a process, in the order of the names. Pure."""
+    found = {}
+    for fd, link in sorted(links.items()):
+        if link.startswith("/memfd:"):
+            found.setdefault(link[len("/memfd:") :].partition(" (deleted)")[0], fd)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise LiveUpdateError(
+            f"{unit}: its main process has no memory file named {', '.join(missing)}; it has: {', '.join(found) or 'none'}"
+        )
+    return [found[name] for name in names]
+
+
+def preserve(name: str, unit: str, pid: int, fds: list) -> None:
+    """Create the session, preserve, and give it to PID 1; a failure closes it and with that undoes all."""
+    session = _luo.create_session(name)
+    try:
+        for token, fd in enumerate(fds):
+            taken = _processes.take_fd(pid, fd)
+            try:
+                _luo.preserve_fd(session, taken, token)
+            finally:
+                os.close(taken)
+        _systemd.store_fd(unit, pid, name, session)
+    finally:
+        os.close(session)
+
+
+def end(name: str, unit: str, pid: int, state: str) -> None:
+    """Finish or give up the session in PID 1's keeping."""
+    holders = _processes.holders(_processes.SESSION_LINK + name)
+    if not holders:
+        raise LiveUpdateError(
+            f"session {name}: in the fd store of {unit}, but no process holds it; 'systemctl clean --what=fdstore {unit}' clears the store"
+        )
+    session = _processes.take_fd(*holders[0])
+    try:
+        if _luo.is_incoming(session) != (state == "finished"):
+            right = "absent" if state == "finished" else "finished"
+            raise LiveUpdateError(f"session {name}: state {state} does not fit a session of this side of the jump; use {right}")
+        if state == "finished":
+            _luo.finish(session)
+        _systemd.forget_fd(unit, pid, name)
+    finally:
+        os.close(session)
+
+
+def manage(module):
+    """Read, plan, write."""
+    name, unit, state = module.params["name"], module.params["unit"], module.params["state"]
+    if not 0 < len(name.encode()) <= _luo.NAME_MAX:
+        raise LiveUpdateError(
+            f"session name {name!r} has {len(name.encode())} bytes: use 1 to {_luo.NAME_MAX} (systemd cannot carry a longer one)"
+        )
+    pid = int(_systemd.show(unit, "MainPID").get("MainPID") or 0)
+    before = name in _systemd.fdstore(unit)
+    after = state == "preserved"
+    if after and not before:
+        if not pid:
+            raise LiveUpdateError(f"{unit}: it has no main process, so there is nothing to preserve; start it")
+        fds = find_memfds(unit, module.params["memfds"], _processes.fd_links(pid))
+    if before != after and not module.check_mode:
+        with _update.Lock():
+            if after:
+                preserve(name, unit, pid, fds)
+            else:
+                end(name, unit, pid, state)
+    return {"changed": before != after, "held": after, "diff": {"before": {"held": before}, "after": {"held": after}}}
+
+
+def main():
+    """Spec and run."""
+    run_module(
+        manage,
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "unit": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["preserved", "absent", "finished"], "default": "preserved"},
+            "memfds": {"type": "list", "elements": "str"},
+        },
+        required_if=[("state", "preserved", ("memfds",))],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The cache: every artefact in a folder named after all its inputs, there completely or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import LabError
+from .run import say
+
+LOCK_LIMIT_S = 3600.0
+PARTIAL = ".partial"
+
+
+def root() -> Path:
+    """The cache folder of this user."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(base) if base else Path.home() / ".cache"
+    path = folder / "kvm-liveupdate"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def key(inputs: Mapping[str, str]) -> str:
+    """A name for exactly these inputs."""
+    text = json.dumps(dict(inputs), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def place(kind: str, inputs: Mapping[str, str]) -> Path:
+    """The folder in which the artefact of these inputs is, or would be."""
+    return root() / f"{kind}-{key(inputs)}"
+
+
+def log_of(kind: str, inputs: Mapping[str, str]) -> Path:
+    """The build log of an artefact; it stays after a failure."""
+    return root() / "logs" / f"{kind}-{key(inputs)}.log"
+
+
+def artefact(kind: str, inputs: Mapping[str, str], build: Callable[[Path, Path], None]) -> Path:
+    """The finished artefact of these inputs, built by build(folder, log) if it is not there yet.
+
+    The folder gets its name by one rename at the end, so what has the name is complete.
+    """
+    final = place(kind, inputs)
+    if final.is_dir():
+        _touch(final)
+        return final
+    with locked(final.name):
+        if final.is_dir():  # another run built it while this one waited
+            return final
+        remove_stale()
+        partial = final.with_name(final.name + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)  # the lock is ours, so nobody works in it
+        partial.mkdir()
+        log = log_of(kind, inputs)
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        try:
+            build(partial, log)
+            (partial / "inputs.json").write_text(json.dumps(dict(inputs), sort_keys=True, indent=1) + "\n")
+            _flush(partial)  # a power cut must not leave the name without the content
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return final
+
+
+@contextmanager
+def locked(name: str, limit_s: float = LOCK_LIMIT_S) -> Iterator[None]:
+    """Hold the lock of this name; the kernel releases it if this process dies."""
+    folder = root() / "locks"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as stream:
+        started = time.monotonic()
+        told = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told and limit_s > 0:
+                    say(f"  waiting for another run that holds {name}")
+                    told = True
+                if time.monotonic() - started > limit_s:
+                    raise LabError(f"another run has held {name} for more than {limit_s:.0f} s") from None
+                time.sleep(0.5)
+        yield
+
+
+def remove_stale() -> None:
+    """Remove what interrupted builds left, and only that: a build that runs holds its lock."""
+    for partial in root().glob("*" + PARTIAL):
+        name = partial.name.removesuffix(PARTIAL)
+        try:
+            with locked(name, limit_s=-1.0):
+                shutil.rmtree(partial, ignore_errors=True)
+        except LabError:
+            continue
+
+
+def prune(kind: str, keep: int, in_use: Callable[[Path], bool]) -> None:
+    """Remove all but the most recently used artefacts of a kind; what is in use stays."""
+    finished = [path for path in root().glob(kind + "-*") if path.is_dir() and path.suffix != PARTIAL]
+    finished.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in finished[keep:]:
+        if not in_use(path):
+            doomed = path.with_name(path.name + PARTIAL)
+            path.rename(doomed)  # first take the name away: half an artefact must not have it
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file of a folder to the disk."""
+    for path in (*(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _touch(path: Path) -> None:
+    """Note the use, for prune."""
+    try:
+        os.utime(path)
+    except OSError:
+        pass

@@ -1,0 +1,212 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One host of the lab: start it, log in, pull its plug, read its guests' heartbeats."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from .errors import LabError
+from .heartbeat import Tick, read_ticks
+from .image import FIRST_SECTOR
+from .machine import HEARTBEATS, Machine
+from .process import Record, read_record
+from .run import say, tail
+
+STARTED_LIMIT_S = 20.0
+SSH_LIMIT_S = 300.0
+STOP_LIMIT_S = 30.0
+PROGRESS_EVERY_S = 10.0
+
+
+class Host:
+    """A host and its folder of state and logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+
+    @property
+    def record(self) -> Record | None:
+        """Its supervisor, if it runs."""
+        record = read_record(self.folder / "supervisor.json")
+        return record if record and record.alive() else None
+
+    @property
+    def machine(self) -> dict[str, object] | None:
+        """What it was started as."""
+        try:
+            data: dict[str, object] = json.loads((self.folder / "machine.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return data
+
+    @property
+    def port(self) -> int:
+        """The loopback port of its SSH."""
+        machine = self.machine
+        if machine is None:
+            raise LabError(f"{self.name} is not there: start it with tests/lab/lab up")
+        return int(str(machine["ssh_port"]))
+
+    @property
+    def image(self) -> str | None:
+        """The image its disk was copied from."""
+        machine = self.machine
+        return str(machine["image"]) if machine else None
+
+    def start(self, emulator: tuple[str, ...], image: Path) -> None:
+        """Start it: from its own disk when it has one, else from a fresh copy of the image."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made_from = str(image)
+        if (self.folder / "disk.raw").exists():
+            made_from = self.image or made_from
+        else:
+            self._clear()
+            self._make_disk(image)
+        machine = Machine(emulator, "disk.raw", ssh_port=free_port())
+        content = {"name": self.name, "image": made_from, "command": machine.command(), **asdict(machine)}
+        (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
+        self._spawn()
+
+    def stop(self) -> None:
+        """Ask its supervisor to end it; does not wait."""
+        record = self.record
+        if record:
+            record.send(signal.SIGTERM)
+
+    def ensure_stopped(self, forget: bool = True) -> None:
+        """Wait for the end of its supervisor, force it after a limit; then forget its disk."""
+        record = self.record
+        if record and not record.wait_gone(STOP_LIMIT_S):
+            say(f"{self.name}: did not end within {STOP_LIMIT_S:.0f} s, killing it")
+            record.send(signal.SIGKILL)  # QEMU goes with it: it asked the kernel to
+            if not record.wait_gone(STOP_LIMIT_S):
+                raise LabError(f"{self.name}: process {record.pid} cannot be ended")
+        if forget:
+            for name in ("disk.raw", "machine.json", "supervisor.json", "qmp.sock", *(f"{port}.sock" for port in HEARTBEATS)):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def ssh_command(self, *words: str) -> list[str]:
+        """The command line that logs in and runs words there."""
+        return ["ssh", "-F", str(self.folder.parent / "ssh_config"), self.name, *words]
+
+    def ssh(self, command: str, limit_s: float = 120.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a shell command on the host."""
+        words = self.ssh_command("--", command)
+        source = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
+        return subprocess.run(words, capture_output=True, text=True, timeout=limit_s, check=False, **source)  # type: ignore[call-overload,no-any-return]
+
+    def wait_ssh(self, limit_s: float = SSH_LIMIT_S, not_boot_id: str | None = None) -> str:
+        """Wait until the host answers, and answer with its boot id, which must not be not_boot_id."""
+        started = time.monotonic()
+        next_line = started + PROGRESS_EVERY_S
+        seen = "no answer yet"
+        while time.monotonic() - started < limit_s:
+            if self.record is None:
+                raise LabError(f"{self.name} ended while it was waited for.\n{self.last_words()}")
+            try:
+                done = self.ssh("cat /proc/sys/kernel/random/boot_id", limit_s=30)
+                seen = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+                boot_id = done.stdout.strip()
+                if done.returncode == 0 and boot_id:
+                    if boot_id != not_boot_id:
+                        return boot_id
+                    seen = f"still boot {boot_id}"
+            except subprocess.TimeoutExpired:
+                seen = "login took more than 30 s"
+            if time.monotonic() >= next_line:
+                next_line = time.monotonic() + PROGRESS_EVERY_S
+                say(f"  {self.name}: {time.monotonic() - started:.0f} s, {tail(self.folder / 'console.log', 1).strip()[:100]}")
+            time.sleep(0.5)
+        raise LabError(f"{self.name} did not answer on SSH within {limit_s:.0f} s ({seen}).\n{self.last_words()}")
+
+    def reboot_hard(self, limit_s: float = SSH_LIMIT_S) -> str:
+        """A power cut: RAM is lost, what was not written to the disk too. Returns the new boot id."""
+        record = self.record
+        if record is None:
+            raise LabError(f"{self.name} does not run")
+        before = self.wait_ssh(limit_s)
+        record.send(signal.SIGUSR1)
+        return self.wait_ssh(limit_s, not_boot_id=before)
+
+    def heartbeat_log(self, guest: int) -> Path:
+        """The log of what a guest said; guest 1 is the one on ttyS1."""
+        return self.folder / f"heartbeat-ttyS{guest}.log"
+
+    def heartbeat(self, guest: int) -> list[Tick]:
+        """The ticks of a guest since the host was made."""
+        return read_ticks(self.heartbeat_log(guest))
+
+    def last_words(self) -> str:
+        """The ends of the host's logs, for an error."""
+        parts = []
+        for name, lines in (("supervisor.log", 8), ("console.log", 25)):
+            parts.append(f"The end of {self.folder / name}:\n{tail(self.folder / name, lines)}")
+        return "\n".join(parts)
+
+    def _clear(self) -> None:
+        """Remove what an earlier host of this name left."""
+        for path in self.folder.iterdir():
+            if path.is_file() or path.is_socket():
+                path.unlink()
+
+    def _make_disk(self, image: Path) -> None:
+        """Copy the image, sparse, and give it the host's name."""
+        partial = self.folder / "disk.partial"
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, partial], check=True, timeout=600)
+        (self.folder / "hostname").write_text(self.name + "\n")
+        steps = ("rm /etc/hostname", "write hostname /etc/hostname", "set_inode_field /etc/hostname mode 0100644")
+        (self.folder / "hostname.steps").write_text("\n".join(steps) + "\n")
+        disk = f"{partial.name}?offset={FIRST_SECTOR * 512}"
+        done = subprocess.run(
+            ["debugfs", "-w", "-f", "hostname.steps", disk], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        check = subprocess.run(
+            ["debugfs", "-R", "cat /etc/hostname", disk], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        if check.stdout.strip() != self.name:
+            raise LabError(f"{self.name}: cannot write its name to its disk: {done.stderr}")
+        partial.rename(self.folder / "disk.raw")
+
+    def _spawn(self) -> None:
+        """Start the supervisor in a session of its own and wait until it is on record."""
+        package = Path(__file__).parent.parent
+        with (self.folder / "supervisor.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kvmlab.supervisor"],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(package)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        until = time.monotonic() + STARTED_LIMIT_S
+        while self.record is None:
+            if process.poll() is not None or time.monotonic() > until:
+                raise LabError(f"{self.name}: its supervisor did not start.\n{self.last_words()}")
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def remove(host: Host) -> None:
+    """Remove a stopped host's folder with its logs."""
+    shutil.rmtree(host.folder, ignore_errors=True)

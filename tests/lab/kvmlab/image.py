@@ -1,0 +1,142 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The hosts' disk: Debian's root file system, both kernels, the lab's settings and keys, with a boot loader."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from . import bootloader, cache
+from .errors import LabError
+from .kernel import Kernel
+from .keys import Keys, public
+from .run import run_logged, say
+
+HOSTFS = Path(__file__).parent.parent / "hostfs"
+GUEST_FOLDER = "var/lib/lab-guest"
+SIZE_MIB = 6144
+FIRST_SECTOR = 2048  # one mebibyte in front of the partition, where GRUB puts its core
+DISK_SIGNATURE = 0x4C414231
+FILE_SYSTEM_ID = "6b766d6c-7570-4461-a65f-6c6162000001"
+IMAGE_LIMIT_S = 900.0
+
+ENABLED = ("systemd-networkd.service", "ssh.service")
+# Nothing here is asked of a hypervisor in the lab, and each costs time on an emulated processor.
+MASKED = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dpkg-db-backup.timer",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "serial-getty@ttyS0.service",
+    "sshd-keygen.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-networkd-wait-online.service",
+    "systemd-pstore.service",
+)
+
+
+def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> dict[str, str]:
+    """Everything that decides what is on the disk."""
+    recipe = Path(__file__).read_bytes() + Path(bootloader.__file__).read_bytes()
+    return {
+        "rootfs": root_tar.parent.name,
+        "kernels": " ".join(kernel.folder.name for kernel in kernels),
+        "guest": initramfs.parent.name,
+        "keys": public(keys.client) + " " + public(keys.host),
+        "hostfs": hashlib.sha256(json.dumps(host_files()).encode()).hexdigest(),
+        "recipe": hashlib.sha256(recipe).hexdigest(),
+    }
+
+
+def host_files() -> list[tuple[str, str]]:
+    """Path and text of every file that the lab lays over the root file system."""
+    files = sorted(path for path in HOSTFS.rglob("*") if path.is_file())
+    return [(str(path.relative_to(HOSTFS)), path.read_text()) for path in files]
+
+
+def disk(
+    root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys, emulator: tuple[str, ...]
+) -> Path:
+    """The raw disk image, in the cache. It boots the first of the kernels."""
+
+    def build(folder: Path, log: Path) -> None:
+        if os.geteuid() != 0:
+            raise LabError("building the hosts' image needs root (file owners inside it)")
+        say("host image: file system")
+        tree = folder / "tree"
+        tree.mkdir()
+        run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=600)
+        _lay_over(tree, kernels, initramfs, keys)
+        _write(tree / bootloader.SCRIPT, bootloader.script(FILE_SYSTEM_ID, kernels[0].release), 0o755)
+        _enable(tree, log)
+        _make_disk(tree, folder / "disk.raw", log)
+        shutil.rmtree(tree)
+        bootloader.install(emulator, folder / "disk.raw", kernels[0].image, log)
+
+    return cache.artefact("image", inputs_of(root_tar, kernels, initramfs, keys), build) / "disk.raw"
+
+
+def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> None:
+    """Put the lab's files into the tree."""
+    for name, text in host_files():
+        _write(tree / name, text, 0o644)
+    for kernel in kernels:
+        shutil.copy(kernel.image, tree / "boot" / f"vmlinuz-{kernel.release}")
+        shutil.copy(kernel.config, tree / "boot" / f"config-{kernel.release}")
+    (tree / GUEST_FOLDER).mkdir(parents=True)
+    shutil.copy(kernels[0].image, tree / GUEST_FOLDER / "vmlinuz")
+    shutil.copy(initramfs, tree / GUEST_FOLDER / "initramfs")
+    for stale in (tree / "etc/ssh").glob("ssh_host_*"):
+        stale.unlink()
+    _write(tree / "etc/ssh/ssh_host_ed25519_key", keys.host.read_text(), 0o600)
+    _write(tree / "etc/ssh/ssh_host_ed25519_key.pub", public(keys.host) + "\n", 0o644)
+    _write(tree / "root/.ssh/authorized_keys", public(keys.client) + "\n", 0o600)
+    (tree / "root/.ssh").chmod(0o700)
+    # Empty: each host makes its own at its first boot.
+    _write(tree / "etc/machine-id", "", 0o444)
+
+
+def _enable(tree: Path, log: Path) -> None:
+    """Enable and mask units, with the tree's own systemctl."""
+    for verb, units in (("enable", ENABLED), ("mask", MASKED)):
+        run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=120)
+    # Nothing has changed below /usr since the packages were installed: the first boot need not rebuild their caches.
+    for folder in ("etc", "var"):
+        (tree / folder / ".updated").touch()
+
+
+def _make_disk(tree: Path, target: Path, log: Path) -> None:
+    """A sparse disk with one ext4 partition that holds the tree."""
+    sectors = SIZE_MIB * 2048 - FIRST_SECTOR
+    with target.open("wb") as stream:
+        stream.write(partition_table(FIRST_SECTOR, sectors))
+        stream.truncate(SIZE_MIB * 1024 * 1024)
+    offset = FIRST_SECTOR * 512
+    command = ("mke2fs", "-q", "-F", "-t", "ext4", "-U", FILE_SYSTEM_ID, "-L", "lab", "-m", "0", "-d", tree)
+    run_logged(
+        (*command, "-E", f"offset={offset},root_owner=0:0", target, f"{sectors // 2}k"), what="mke2fs", log=log, limit_s=IMAGE_LIMIT_S
+    )
+
+
+def partition_table(first: int, sectors: int) -> bytes:
+    """A boot record with one active Linux partition."""
+    no_geometry = b"\xfe\xff\xff"
+    entry = b"\x80" + no_geometry + b"\x83" + no_geometry + struct.pack("<II", first, sectors)
+    return b"\0" * 440 + struct.pack("<I", DISK_SIGNATURE) + b"\0\0" + entry + b"\0" * 48 + b"\x55\xaa"
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Write one file of the tree, owned by root."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+    path.chmod(mode)

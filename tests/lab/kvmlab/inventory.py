@@ -1,0 +1,66 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What others need to reach the hosts: an Ansible inventory and an SSH configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+# All hosts have the same host key, so one line of known_hosts is right for each port.
+KEY_ALIAS = "kvm-liveupdate-lab"
+
+
+def ssh_options(folder: Path, key: Path) -> dict[str, str]:
+    """The options of every SSH connection to a host."""
+    return {
+        "BatchMode": "yes",
+        "IdentityFile": str(key),
+        "IdentitiesOnly": "yes",
+        "HostKeyAlias": KEY_ALIAS,
+        "UserKnownHostsFile": str(folder / "known_hosts"),
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "ConnectTimeout": "15",
+        # A host that jumps leaves the connection without an end.
+        "ServerAliveInterval": "5",
+        "ServerAliveCountMax": "6",
+        "LogLevel": "ERROR",
+    }
+
+
+def ssh_config(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
+    """An ssh_config with one entry a host."""
+    lines = []
+    for name, port in ports.items():
+        lines += [f"Host {name}", "  HostName 127.0.0.1", f"  Port {port}", "  User root"]
+    lines.append("Host *")
+    lines += [f'  {name} "{value}"' if " " in value else f"  {name} {value}" for name, value in ssh_options(folder, key).items()]
+    return "\n".join(lines) + "\n"
+
+
+def known_hosts(public_key: str) -> str:
+    """The known_hosts file for a host key."""
+    kind, body = public_key.split()[:2]
+    return f"{KEY_ALIAS} {kind} {body}\n"
+
+
+def inventory(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
+    """The Ansible inventory. Its values are JSON strings, which YAML reads as they are."""
+    shared = {
+        "ansible_host": "127.0.0.1",
+        "ansible_user": "root",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_private_key_file": str(key),
+        "ansible_ssh_common_args": " ".join(
+            f"-o '{name}={value}'" for name, value in ssh_options(folder, key).items() if name != "IdentityFile"
+        ),
+    }
+    lines = ["---", "hypervisors:", "  vars:"]
+    lines += [f"    {name}: {json.dumps(value)}" for name, value in shared.items()]
+    lines.append("  hosts:")
+    for name, port in ports.items():
+        lines += [f"    {name}:", f"      ansible_port: {port}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,208 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Kernels for the hosts and guests, built from Debian's source packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cache
+from .errors import LabError
+from .packages import Resolution, Source, candidates, download
+from .run import run_logged, say, tail
+
+FRAGMENT = Path(__file__).parent.parent / "kernel.config"
+OBJECTS = 1870  # about as many as this configuration compiles; for progress only
+BUILD_LIMIT_S = 3 * 3600.0
+
+ABI_FOLDER = "include/linux/kho/abi"
+ABI_NAMES = {
+    "kexec_handover.h": "KHO_FDT_COMPATIBLE",
+    "luo.h": "LUO_ABI_COMPATIBLE",
+    "memfd.h": "MEMFD_LUO_FH_COMPATIBLE",
+}
+
+# Without one of these the lab would come up and then fail in a way that is hard to read.
+REQUIRED = (
+    "KEXEC_FILE",
+    "KEXEC_HANDOVER",
+    "KEXEC_HANDOVER_DEBUGFS",
+    "LIVEUPDATE",
+    "LIVEUPDATE_MEMFD",
+    "RELOCATABLE",
+    "KVM",
+    "KVM_AMD",
+    "MEMFD_CREATE",
+    "MSDOS_PARTITION",
+    "EXT4_FS",
+    "VIRTIO_BLK",
+    "VIRTIO_NET",
+    "SERIAL_8250_CONSOLE",
+    "SERIAL_8250_PNP",
+    "DEVTMPFS_MOUNT",
+    "BLK_DEV_INITRD",
+)
+
+# Fixed, so that the same source gives the same image.
+BUILD_ENV = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "lab",
+    "KBUILD_BUILD_HOST": "lab",
+    "LC_ALL": "C",
+}
+CONFIGURE = (
+    ("make", "allnoconfig"),
+    ("scripts/kconfig/merge_config.sh", "-m", ".config", "lab.config"),
+    ("make", "olddefconfig"),
+)
+COMPILE = ("make", "bzImage")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A built kernel in the cache."""
+
+    folder: Path
+    release: str
+
+    @property
+    def image(self) -> Path:
+        """The bzImage."""
+        return self.folder / "bzImage"
+
+    @property
+    def config(self) -> Path:
+        """Its whole configuration."""
+        return self.folder / "config"
+
+
+def pair(resolution: Resolution) -> tuple[Kernel, Kernel]:
+    """The two kernels of the lab, old and new, whose live update ABI agrees."""
+    refused = []
+    tried = candidates(resolution.sources)
+    for old, new in tried:
+        abis = abi(old), abi(new)
+        if abis[0] == abis[1]:
+            return build(old), build(new)
+        refused.append(f"{old.version} has {', '.join(abis[0].values())} but {new.version} has {', '.join(abis[1].values())}")
+    seen = "; ".join(refused) or "found " + (", ".join(source.version for source in resolution.sources) or "no kernel source")
+    raise LabError(f"no two kernels with the same live update ABI at {resolution.mirror}: {seen}")
+
+
+def abi(source: Source) -> dict[str, str]:
+    """The strings by which a new kernel recognises what an old one handed over."""
+    inputs = {"package": source.package, "version": source.version}
+
+    def read(folder: Path, log: Path) -> None:
+        tree = _unpack(source, folder, log, only=f"*/{ABI_FOLDER}")
+        strings = abi_strings({name: (tree / ABI_FOLDER / name).read_text() for name in ABI_NAMES}, source.version)
+        shutil.rmtree(folder / "work")
+        (folder / "abi.json").write_text(json.dumps(strings, indent=1) + "\n")
+
+    found = cache.artefact("kernel-abi", inputs, read)
+    strings: dict[str, str] = json.loads((found / "abi.json").read_text())
+    return strings
+
+
+def abi_strings(headers: Mapping[str, str], where: str) -> dict[str, str]:
+    """Name and value of the ABI strings in the texts of the kernel's headers."""
+    found = {}
+    for header, name in ABI_NAMES.items():
+        match = re.search(rf'^#define\s+{name}\s+"([^"]+)"', headers[header], re.MULTILINE)
+        if not match:
+            raise LabError(f"{where}: {ABI_FOLDER}/{header} does not define {name}")
+        found[name] = match.group(1)
+    return found
+
+
+def inputs_of(source: Source) -> dict[str, str]:
+    """Everything that decides what the kernel image is."""
+    return {
+        "package": source.package,
+        "version": source.version,
+        "fragment": options_of(FRAGMENT.read_text()),
+        "recipe": json.dumps([BUILD_ENV, CONFIGURE, COMPILE]),
+    }
+
+
+def options_of(fragment: str) -> str:
+    """The options of a configuration fragment alone: a comment is no reason to build again."""
+    return "\n".join(sorted(line for line in fragment.splitlines() if line.startswith("CONFIG_")))
+
+
+def build(source: Source) -> Kernel:
+    """The kernel of one source package."""
+
+    def make(folder: Path, log: Path) -> None:
+        say(f"kernel {source.version}: building, 8 to 20 minutes of two cores")
+        tree = _unpack(source, folder, log)
+        (tree / "lab.config").write_text(FRAGMENT.read_text())
+        what = f"kernel {source.version}"
+        for command in CONFIGURE:
+            run_logged(command, what=f"{what} configure", log=log, limit_s=600, cwd=tree, env=BUILD_ENV)
+        missing = missing_options((tree / ".config").read_text())
+        if missing:
+            raise LabError(f"{what}: kernel.config does not bring about {', '.join(missing)}")
+        counter = _ObjectCounter(log)
+        jobs = f"-j{os.cpu_count() or 1}"
+        run_logged(
+            ("nice", *COMPILE, jobs), what=what, log=log, limit_s=BUILD_LIMIT_S, cwd=tree, env=BUILD_ENV, progress=counter.text
+        )
+        shutil.copy(tree / "arch/x86/boot/bzImage", folder / "bzImage")
+        shutil.copy(tree / ".config", folder / "config")
+        shutil.copy(tree / "include/config/kernel.release", folder / "release")
+        shutil.rmtree(folder / "work")
+
+    found = cache.artefact("kernel", inputs_of(source), make)
+    return Kernel(found, (found / "release").read_text().strip())
+
+
+def missing_options(config: str) -> list[str]:
+    """The options the lab needs that this configuration does not have."""
+    return [option for option in REQUIRED if not re.search(rf"^CONFIG_{option}=y$", config, re.MULTILINE)]
+
+
+def _unpack(source: Source, folder: Path, log: Path, only: str | None = None) -> Path:
+    """Unpack the kernel's tree below folder/work and return it."""
+    work = folder / "work"
+    work.mkdir()
+    kept = cache.artefact("deb", {"package": source.package, "version": source.version}, lambda to, log: _fetch(source, to, log))
+    (deb,) = kept.glob("*.deb")
+    run_logged(("dpkg-deb", "-x", deb, work), what=f"unpack {deb.name}", log=log, limit_s=600)
+    (tar,) = (work / "usr/src").glob("linux-source-*.tar.xz")
+    selection = ("--wildcards", only) if only else ()
+    run_logged(("tar", "-C", work, "-xJf", tar, *selection), what=f"unpack {tar.name}", log=log, limit_s=1200)
+    shutil.rmtree(work / "usr")
+    (tree,) = work.glob("linux-source-*")
+    return tree
+
+
+def _fetch(source: Source, folder: Path, log: Path) -> None:
+    """Download the source package."""
+    say(f"download {source.package} {source.version} (about 160 MB)")
+    download(source, folder, log)
+
+
+class _ObjectCounter:
+    """Counts the compiled objects in a growing build log."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._offset = log.stat().st_size if log.exists() else 0
+        self._count = 0
+
+    def text(self) -> str:
+        """How far the build is."""
+        with self._log.open("rb") as stream:
+            stream.seek(self._offset)
+            fresh = stream.read()
+        self._offset += len(fresh)
+        self._count += len(re.findall(rb"^  (?:CC|AS) ", fresh, re.MULTILINE))
+        return f"{self._count} objects of about {OBJECTS}, {tail(self._log, 1).strip()}"

@@ -1,0 +1,211 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Debian packages without touching this machine's apt: what is there, and downloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import cache
+from .errors import LabError
+from .run import run_logged, say
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+KERNEL_SUITES = ("sid", "trixie-backports")
+SUITES = (*KERNEL_SUITES, "forky")
+DEFAULT_SERIES = ("7.2", "7.3")
+FRESH_S = 24 * 3600.0
+UPDATE_LIMIT_S = 600.0
+DOWNLOAD_LIMIT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Debian package with a kernel's source."""
+
+    package: str
+    version: str
+
+    @property
+    def series(self) -> str:
+        """The kernel series, as in 7.2."""
+        return self.package.removeprefix("linux-source-")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What the suites hold at one moment."""
+
+    resolved_at: float
+    mirror: str
+    snapshots: dict[str, str]
+    sources: tuple[Source, ...]
+
+
+def mirror() -> str:
+    """The Debian mirror to use."""
+    return os.environ.get("KVM_LIVEUPDATE_MIRROR", "http://deb.debian.org/debian").rstrip("/")
+
+
+def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
+    """Order of kernel package versions: the upstream number, then a release before its backport."""
+    upstream = re.match(r"[0-9.]+", version)
+    numbers = tuple(int(part) for part in upstream.group().strip(".").split(".")) if upstream else ()
+    return numbers, "~bpo" not in version, version
+
+
+def newest_sources(rows: Iterable[tuple[str, str, str]]) -> tuple[Source, ...]:
+    """The newest version of each kernel series, newest series first, from (package, version, suite) rows."""
+    best: dict[str, str] = {}
+    for package, version, suite in rows:
+        released = re.fullmatch(r"linux-source-\d+\.\d+", package) and "~rc" not in version
+        if not released or suite not in KERNEL_SUITES:
+            continue
+        if package not in best or version_key(version) > version_key(best[package]):
+            best[package] = version
+    found = [Source(package, version) for package, version in best.items()]
+    return tuple(sorted(found, key=lambda source: version_key(source.series), reverse=True))
+
+
+def candidates(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
+    """Pairs (old, new) of kernels to try in turn: the default pair if it is there, else the newest first."""
+    by_series = {source.series: source for source in sources}
+    if all(series in by_series for series in DEFAULT_SERIES):
+        return [(by_series[DEFAULT_SERIES[0]], by_series[DEFAULT_SERIES[1]])]
+    ordered = sorted(sources, key=lambda source: version_key(source.series), reverse=True)
+    pairs = [(old, new) for index, new in enumerate(ordered) for old in ordered[index + 1 :]]
+    # The newest pair is the one whose older half is newest.
+    return sorted(pairs, key=lambda pair: (version_key(pair[0].series), version_key(pair[1].series)), reverse=True)
+
+
+def resolve() -> Resolution:
+    """What to build from: asked from the mirror at most once a day, the last answer when the mirror is out of reach."""
+    record = cache.root() / "resolved.json"
+    last = _recorded(record)
+    if last and last.mirror == mirror() and 0 <= time.time() - last.resolved_at < FRESH_S:
+        return last
+    with cache.locked("apt"):
+        last = _recorded(record)  # another run may just have asked
+        if last and last.mirror == mirror() and 0 <= time.time() - last.resolved_at < FRESH_S:
+            return last
+        try:
+            fresh = _ask()
+        except LabError as error:
+            if last is None:
+                raise
+            age_h = (time.time() - last.resolved_at) / 3600
+            say(f"  the mirror did not answer, going on with what it said {age_h:.0f} hours ago ({str(error).splitlines()[0]})")
+            return last
+        partial = record.with_suffix(".new")
+        partial.write_text(json.dumps(asdict(fresh), indent=1) + "\n")
+        partial.rename(record)
+        return fresh
+
+
+def download(source: Source, folder: Path, log: Path) -> Path:
+    """Download one package into folder; apt checks size and hash against the signed index."""
+    wanted = f"{source.package}={source.version}"
+    command = [*_apt("apt-get"), "-q", "download", wanted]
+    with cache.locked("apt"):
+        try:
+            run_logged(command, what=f"download {wanted}", log=log, limit_s=DOWNLOAD_LIMIT_S, cwd=folder)
+        except LabError:
+            say(f"  {wanted}: not available with the present package lists, fetching new lists")
+            _update()
+            run_logged(command, what=f"download {wanted}", log=log, limit_s=DOWNLOAD_LIMIT_S, cwd=folder)
+    found = list(folder.glob(f"{source.package}_*.deb"))
+    if len(found) != 1:
+        raise LabError(f"download of {wanted} left {len(found)} files in {folder}")
+    return found[0]
+
+
+def _recorded(record: Path) -> Resolution | None:
+    """The last answer of the mirror, if there is a readable one."""
+    try:
+        data = json.loads(record.read_text())
+        sources = tuple(Source(**entry) for entry in data["sources"])
+        return Resolution(float(data["resolved_at"]), data["mirror"], dict(data["snapshots"]), sources)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ask() -> Resolution:
+    """Fetch the package lists and read them."""
+    say(f"package lists from {mirror()}")
+    _update()
+    names = [name for name in _output("apt-cache", "pkgnames", "linux-source-").split() if re.search(r"-\d+\.\d+$", name)]
+    rows = []
+    for line in _output("apt-cache", "madison", *names).splitlines() if names else ():
+        package, version, where = (field.strip() for field in line.split("|"))
+        rows.append((package, version, where.split()[1].split("/")[0]))
+    sources = newest_sources(rows)
+    snapshots = {suite: _date_of(suite) for suite in SUITES}
+    return Resolution(time.time(), mirror(), snapshots, sources)
+
+
+def _update() -> None:
+    """apt-get update in the private state; an error for one list is an error."""
+    if not KEYRING.exists():
+        raise LabError(f"{KEYRING} is missing: install debian-archive-keyring")
+    folder = cache.root() / "apt"
+    for name in ("lists/partial", "archives/partial"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "status").touch()
+    lines = [f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n" for suite in SUITES]
+    (folder / "sources.list").write_text("".join(lines))
+    log = cache.root() / "logs" / "apt-update.log"
+    log.unlink(missing_ok=True)
+    command = [*_apt("apt-get"), "-q", "-o", "APT::Update::Error-Mode=any", "update"]
+    run_logged(command, what="apt-get update (private lists)", log=log, limit_s=UPDATE_LIMIT_S)
+
+
+def _date_of(suite: str) -> str:
+    """The date of a suite's signed index: which snapshot of the suite this is."""
+    found = list((cache.root() / "apt" / "lists").glob(f"*_dists_{suite}_InRelease"))
+    for path in found:
+        date = re.search(r"^Date: (.+)$", path.read_text(errors="replace"), re.MULTILINE)
+        if date:
+            return date.group(1)
+    raise LabError(f"the package lists of {suite} hold no date")
+
+
+def _apt(tool: str) -> list[str]:
+    """A tool of apt on the private state. The machine's own proxies and certificates stay in force."""
+    folder = cache.root() / "apt"
+    options = {
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State": folder,
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": folder / "status",
+        "Dir::Cache": folder,
+        "APT::Architecture": "amd64",
+        # A mirror that lags serves a signed index past its date; the signature is still checked.
+        "Acquire::Check-Valid-Until": "false",
+        # The cache may be in a home that the _apt user cannot enter.
+        "APT::Sandbox::User": "root",
+    }
+    return [tool, *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
+
+
+def _output(tool: str, *words: str) -> str:
+    """What a query of apt prints."""
+    done = subprocess.run([*_apt(tool), *words], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{tool} {words[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def network_settings() -> list[str]:
+    """This machine's own apt settings for proxies and certificates, as NAME "VALUE" lines."""
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, timeout=60, check=False)
+    wanted = re.compile(r'^Acquire::(http|https)::[^ ]*(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)[^ ]* ".+";$', re.IGNORECASE)
+    return [line for line in done.stdout.splitlines() if wanted.match(line)]

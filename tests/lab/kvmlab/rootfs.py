@@ -1,0 +1,71 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The hosts' root file system as Debian makes it: one tar of installed packages, nothing of the lab in it yet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import cache
+from .errors import LabError
+from .packages import KEYRING, Resolution, mirror, network_settings
+from .run import run_logged, say
+
+PACKAGES = (
+    "dbus",
+    "grub-common",
+    "grub-pc-bin",
+    "grub2-common",
+    "ipxe-qemu",
+    "iproute2",
+    "kexec-tools",
+    "kmod",
+    "libpam-systemd",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-apt",
+    "qemu-system-x86",
+    "seabios",
+    "strace",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+)
+DPKG_OPTIONS = ("path-exclude=/usr/share/doc/*", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*")
+APT_OPTIONS = (
+    'APT::Install-Recommends "false"',
+    # A mirror that lags serves a signed index past its date; the signature is still checked.
+    'Acquire::Check-Valid-Until "false"',
+)
+BUILD_LIMIT_S = 3600.0
+
+
+def inputs_of(suite: str, resolution: Resolution) -> dict[str, str]:
+    """Everything that decides what is in the tar."""
+    return {
+        "suite": suite,
+        "snapshot": resolution.snapshots[suite],
+        "packages": " ".join(PACKAGES),
+        "options": " ".join((*DPKG_OPTIONS, *APT_OPTIONS)),
+    }
+
+
+def tar(suite: str, resolution: Resolution) -> Path:
+    """The tar of this suite's root file system."""
+
+    def build(folder: Path, log: Path) -> None:
+        if os.geteuid() != 0:
+            raise LabError("building the hosts' image needs root (file owners inside it)")
+        say(f"root file system of {suite}: downloading and installing packages, 2 to 5 minutes")
+        command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join(PACKAGES)}"]
+        command += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
+        command += [f"--aptopt={option}" for option in (*APT_OPTIONS, *network_settings())]
+        # Proxies of this machine are no business of the hosts.
+        command.append('--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap')
+        command += [suite, str(folder / "root.tar"), f"deb [signed-by={KEYRING}] {mirror()} {suite} main"]
+        run_logged(command, what=f"root file system of {suite}", log=log, limit_s=BUILD_LIMIT_S)
+
+    return cache.artefact("rootfs", inputs_of(suite, resolution), build) / "root.tar"

@@ -1,0 +1,196 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One process per host: keeps its QEMU, and stamps the guests' heartbeats with this machine's clocks.
+
+Started detached by "up". SIGTERM ends the host, SIGUSR1 is a power cut: QEMU is killed and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .machine import HEARTBEATS
+from .process import Record, write_record
+from .run import die_with_parent
+
+CONNECT_LIMIT_S = 60.0
+QUIT_LIMIT_S = 10.0
+POLL_S = 0.25
+
+
+class Line:
+    """The heartbeats of one guest: bytes from a socket, whole lines into a log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.socket: socket.socket | None = None
+        self._rest = b""
+
+    def connect(self) -> None:
+        """Connect to QEMU's end, which is there some moments after QEMU's start."""
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stream.connect(f"{self.name}.sock")
+        except OSError:
+            stream.close()
+            return
+        self.socket = stream
+
+    def read(self) -> None:
+        """Take what has come and log each finished line with the time of its arrival."""
+        assert self.socket is not None
+        try:
+            data = self.socket.recv(65536)
+        except ConnectionError:
+            data = b""
+        stamp = f"{time.monotonic():.6f} {time.time():.6f}"
+        if not data:
+            self.close()
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines:
+            self._log(stamp, lines)
+
+    def close(self) -> None:
+        """Forget a connection whose QEMU is gone, and log what it had begun to say."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+        if self._rest:
+            self._log(f"{time.monotonic():.6f} {time.time():.6f}", [self._rest])
+            self._rest = b""
+
+    def _log(self, stamp: str, lines: list[bytes]) -> None:
+        """Append lines to the log, which is plain ASCII whatever came."""
+        with open(f"heartbeat-{self.name}.log", "a", encoding="ascii") as log:
+            for line in lines:
+                log.write(f"{stamp} {line.rstrip(chr(13).encode()).decode('ascii', 'backslashreplace')}\n")
+
+
+class Supervisor:
+    """Runs one host until it is told to stop or the host powers itself off."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._stop = False
+        self._power_cut = False
+        self._lines = [Line(name) for name in HEARTBEATS]
+        self._selector = selectors.DefaultSelector()
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGUSR1, self._on_power_cut)
+
+    def run(self) -> int:
+        """Supervise; the exit code is QEMU's when it ended by itself."""
+        while True:
+            qemu = self._start()
+            code = self._watch(qemu)
+            self._drop_lines()
+            if not self._power_cut:
+                return code
+            self._power_cut = False
+            note("power cut: starting again")
+
+    def _on_term(self, number: int, frame: object) -> None:
+        self._stop = True
+
+    def _on_power_cut(self, number: int, frame: object) -> None:
+        self._power_cut = True
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start QEMU; it cannot outlive this process."""
+        for name in ("qmp", *HEARTBEATS):
+            Path(f"{name}.sock").unlink(missing_ok=True)
+        qemu = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stdout,
+            stderr=sys.stdout,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+        )
+        note(f"QEMU started, pid {qemu.pid}")
+        return qemu
+
+    def _watch(self, qemu: subprocess.Popen[bytes]) -> int:
+        """Log heartbeats until QEMU is gone, by itself or because it was asked for."""
+        connect_until = time.monotonic() + CONNECT_LIMIT_S
+        while qemu.poll() is None:
+            if self._stop:
+                quit_qemu(qemu)
+                return 0
+            if self._power_cut:
+                qemu.kill()
+                qemu.wait(QUIT_LIMIT_S)
+                break
+            if time.monotonic() < connect_until:
+                self._connect_lines()
+            for ready, _ in self._selector.select(POLL_S):
+                line: Line = ready.data
+                line.read()
+                if line.socket is None:
+                    self._selector.unregister(ready.fileobj)
+        note(f"QEMU ended with {qemu.returncode}")
+        return qemu.returncode
+
+    def _connect_lines(self) -> None:
+        """Connect what is not connected yet."""
+        for line in self._lines:
+            if line.socket is None:
+                line.connect()
+                if line.socket is not None:
+                    self._selector.register(line.socket, selectors.EVENT_READ, line)
+
+    def _drop_lines(self) -> None:
+        """Close every connection to a QEMU that is gone, after reading what is still in it."""
+        for line in self._lines:
+            while line.socket is not None:
+                connection = line.socket
+                line.read()
+                if line.socket is None:
+                    self._selector.unregister(connection)
+
+
+def quit_qemu(qemu: subprocess.Popen[bytes]) -> None:
+    """Ask QEMU to quit, so that it closes its disk; kill it if it does not."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
+            monitor.settimeout(QUIT_LIMIT_S)
+            monitor.connect("qmp.sock")
+            with monitor.makefile("rwb") as stream:
+                stream.readline()
+                stream.write(b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n')
+                stream.flush()
+        qemu.wait(QUIT_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        note(f"QEMU did not quit ({error}), killing it")
+        qemu.kill()
+        qemu.wait(QUIT_LIMIT_S)
+
+
+def note(text: str) -> None:
+    """One line in the supervisor's own log."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> int:
+    """Supervise the host of the current folder."""
+    record = Path("supervisor.json")
+    write_record(record, Record.of_this_process())
+    machine = json.loads(Path("machine.json").read_text())
+    try:
+        return Supervisor(machine["command"]).run()
+    finally:
+        for name in ("qmp", *HEARTBEATS):
+            Path(f"{name}.sock").unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.action.kexec import _verdict, read_look
+
+BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
+
+
+@pytest.mark.parametrize(
+    ("output", "look"),
+    [
+        (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"id": "u",\n "state": "jumping"}', (BOOT, ("7.3.4", "#1 SMP"), {"id": "u", "state": "jumping"})),
+        (f"{BOOT}\n7.3.4\n#1 SMP\n", (BOOT, ("7.3.4", "#1 SMP"), {})),
+        (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"torn', (BOOT, ("7.3.4", "#1 SMP"), {})),
+        ("", None),
+        (f"{BOOT}\n", None),
+        ("System is going down.\n7.3.4\n#1\n", None),
+        (f"{BOOT}x\n7.3.4\n#1\n", None),
+    ],
+)
+def test_only_a_uuid_counts_as_a_boot_id(output, look):
+    assert read_look(output) == look
+
+
+def test_another_kernel_is_a_failure():
+    update = {"image": {"release": "7.3.4", "version": "#1 SMP"}}
+    assert "failed" not in _verdict(update, BOOT, ("7.3.4", "#1 SMP"), 12.0)
+    for kernel in (("7.2.13", "#1 SMP"), ("7.3.4", "#2 SMP")):
+        verdict = _verdict(update, BOOT, kernel, 12.0)
+        assert verdict["failed"] and verdict["boot_id_after"] == BOOT and "memory is gone" in verdict["msg"]

@@ -1,0 +1,89 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _kexec
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+
+def bzimage(release=b"7.3.4 (lab@lab) #1 SMP Thu", flags=0x2, protocol=0x20F, sectors=4, payload=4096):
+    """A file with the header of a bzImage and nothing that could run."""
+    image = bytearray((sectors + 1) * 512 + payload)
+    image[0x1F1] = sectors
+    struct.pack_into("<I", image, 0x1F4, payload // 16)
+    image[0x1FE:0x200] = b"\x55\xaa"
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x206, protocol)
+    struct.pack_into("<H", image, 0x20E, 0x300)
+    struct.pack_into("<H", image, 0x236, flags)
+    image[0x500 : 0x500 + len(release)] = release
+    return bytes(image)
+
+
+def test_describe(tmp_path):
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bzimage())
+    assert _kexec.describe(str(path)) == {
+        "path": str(path),
+        "release": "7.3.4",
+        "version": "#1 SMP Thu",
+        "size": 5 * 512 + 4096,
+        "sha256": hashlib.sha256(bzimage()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file or directory; give the path"),
+        (b"", "not an x86 bzImage"),
+        (b"\x7fELF" + bytes(5000), "not an x86 bzImage"),
+        (bzimage()[:0x210], "not an x86 bzImage"),
+        (bzimage()[:-1], "cut off: its header says 6656 bytes, the file has 6655"),
+        (bzimage(flags=0), "CONFIG_RELOCATABLE=y"),
+        (bzimage(protocol=0x20B), "CONFIG_RELOCATABLE=y"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(tmp_path, content, says):
+    path = tmp_path / "vmlinuz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LiveUpdateError, match=says):
+        _kexec.describe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "missing"),
+    [
+        ("quiet kho=on liveupdate=on", []),
+        ("kho=1 liveupdate=y", []),
+        ("quiet", ["kho=on", "liveupdate=on"]),
+        ("kho=on", ["liveupdate=on"]),
+        ("kho=on liveupdate=on kho=off", ["kho=on"]),
+        ("kho liveupdate=on", ["kho=on"]),
+    ],
+)
+def test_missing_options(cmdline, missing):
+    assert _kexec.missing_options(cmdline) == missing
+
+
+def test_the_next_command_line_drops_the_boot_loaders_own_words():
+    assert _kexec.next_cmdline("BOOT_IMAGE=/boot/vmlinuz-1 root=/dev/vda rw initrd=\\x kho=on") == "root=/dev/vda rw kho=on"
+
+
+@pytest.mark.parametrize(("content", "answer"), [("0\n", False), ("1\n", True)])
+def test_loaded(tmp_path, content, answer):
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/kexec_loaded").write_text(content)
+    assert _kexec.loaded(str(tmp_path)) is answer
+
+
+def test_a_kernel_without_kexec_is_named(tmp_path):
+    with pytest.raises(LiveUpdateError, match="CONFIG_KEXEC_FILE"):
+        _kexec.loaded(str(tmp_path))

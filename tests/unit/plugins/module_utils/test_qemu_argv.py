@@ -1,0 +1,75 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu_argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("argv", "size"),
+    [
+        (["qemu"], 128 * MIB),
+        (["qemu", "-m", "512"], 512 * MIB),
+        (["qemu", "-m", "2G"], 2048 * MIB),
+        (["qemu", "-m", "2g"], 2048 * MIB),
+        (["qemu", "--m", "size=1T,slots=2,maxmem=2T"], 1 << 40),
+        (["qemu", "-m", "256", "-m", "size=512K"], 512 << 10),
+        (["qemu", "-m", "4096,slots=2"], 4096 * MIB),
+    ],
+)
+def test_ram_size(argv, size):
+    assert _qemu_argv.ram_size(argv) == size
+
+
+@pytest.mark.parametrize("size", ["1.5G", "lots", "0", "-1", "G"])
+def test_a_size_that_is_not_understood_is_refused(size):
+    with pytest.raises(LiveUpdateError, match="not a size"):
+        _qemu_argv.ram_size(["qemu", "-m", size])
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["-m", "1G", "-machine", "q35", "-netdev", "tap,ifname=tap0"], None),
+        (["-object", "rng-random,id=r", "-numa", "node"], None),
+        (["-object", "memory-backend-memfd,id=m,size=1G,hugetlb=on"], "ram-hugetlb"),
+        (["-mem-path", "/dev/hugepages"], "ram-hugetlb"),
+        (["-object", "memory-backend-ram,id=m,size=1G"], "ram-backend"),
+        (["-object", "qom-type=memory-backend-ram,id=m,size=1G"], "ram-backend"),
+        (["-numa", "node,memdev=m"], "ram-backend"),
+        (["-M", "q35,memory-backend=m"], "ram-backend"),
+        (["-netdev", "tap,id=n,fd=3"], "inherited-fd"),
+    ],
+)
+def test_unpreservable(argv, code):
+    reason = _qemu_argv.unpreservable(["qemu", *argv])
+    assert (reason and reason["code"]) == code
+    assert reason is None or (reason["message"] and reason["remedy"])
+
+
+def test_a_clean_start_and_a_restore_differ_only_by_the_waiting():
+    argv = ["qemu", "-m", "1G", "-uuid", "A0B1"]
+    cold = _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=False)
+    assert cold[: len(argv)] == argv
+    assert f"memory-backend-file,id=pc.ram,size={1 << 30},share=on,mem-path=/proc/self/fd/5" in cold
+    assert "memory-backend=pc.ram" in cold
+    assert _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=True) == [*cold, "-incoming", "defer"]
+    assert _qemu_argv.uuid_of(argv) == "a0b1"
+
+
+def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
+    command = _qemu_argv.command(["qemu", "-mem-path", "/dev/hugepages"], "/run/m", None, 0, incoming=False)
+    assert not any("memory-backend" in word for word in command)
+    assert "chardev=kvm-liveupdate,mode=control" in command
+
+
+@pytest.mark.parametrize("option", ["-daemonize", "-incoming", "--incoming"])
+def test_options_that_do_not_go_together_are_refused(option):
+    with pytest.raises(LiveUpdateError, match="does not go together"):
+        _qemu_argv.command(["qemu", option, "defer"], "/run/m", 5, MIB, incoming=False)

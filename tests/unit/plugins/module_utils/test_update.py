@@ -1,0 +1,69 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import fcntl
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+UPDATE = {"state": "jumping", "boot_id": "b1", "image": {"release": "7.3.4"}}
+
+
+@pytest.mark.parametrize(
+    ("update", "boot_id", "release", "outcome"),
+    [
+        ({}, "b1", "7.2.13", "none"),
+        ({**UPDATE, "state": "aborted"}, "b1", "7.2.13", "aborted"),
+        ({**UPDATE, "state": "aborted"}, "b2", "7.3.4", "aborted"),
+        ({**UPDATE, "state": "saving"}, "b1", "7.2.13", "pending"),
+        (UPDATE, "b2", "7.3.4", "jumped"),
+        (UPDATE, "b2", "7.2.13", "rebooted"),
+        ({**UPDATE, "state": "saving"}, "b2", "7.3.4", "rebooted"),
+    ],
+)
+def test_outcome(update, boot_id, release, outcome):
+    assert _update.outcome(update, boot_id, release) == outcome
+
+
+GOOD = {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all", "IgnoreOnIsolate": "yes", "FileDescriptorStoreMax": "4"}
+
+
+def test_a_unit_with_all_it_needs_is_a_holder():
+    assert _guests.unit_reasons("web1.service", GOOD) == []
+
+
+@pytest.mark.parametrize("key", sorted(GOOD))
+def test_what_a_unit_lacks_is_named(key):
+    (reason,) = _guests.unit_reasons("web1.service", {**GOOD, key: "no" if key != "FileDescriptorStoreMax" else "0"})
+    assert f"{key}=" in reason["message"]
+    assert "hypervisor_setup_guest_units" in reason["remedy"]
+
+
+def test_session_names_fit():
+    assert _guests.session_name("2F6F0D5A-54F0-4F4E-8F4B-0B7E5C0F5C11") == "kvm-2f6f0d5a54f04f4e8f4b0b7e5c0f5c11"
+
+
+def test_one_operation_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    with _update.Lock(), pytest.raises(LiveUpdateError, match="another live update operation"), _update.Lock(wait_s=0.2):
+        pass
+    with open(tmp_path / "lock", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
+
+
+def test_records_are_whole_or_an_error(tmp_path):
+    path = str(tmp_path / "sub" / "record.json")
+    assert _paths.read_json(path) == {}
+    _paths.write_json(path, {"a": 1})
+    assert _paths.read_json(path) == {"a": 1}
+    assert (tmp_path / "sub" / "record.json").stat().st_mode & 0o777 == 0o600
+    assert len(list((tmp_path / "sub").iterdir())) == 1
+    (tmp_path / "sub" / "record.json").write_text('{"a": ')
+    with pytest.raises(LiveUpdateError, match="record.json"):
+        _paths.read_json(path)
+    assert _paths.remove(path) and not _paths.remove(path)
