@@ -10,6 +10,7 @@ A provider is the only code that knows a VMM. ``record`` is what the wrapper wro
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from . import _processes
@@ -34,9 +35,8 @@ def inspect(record: dict) -> list[dict]:
         return [record["reason"]]
     reasons = []
     ram = record["ram"]
-    link = _processes.fd_links(record["pid"]).get(ram["fd"], "nothing")
-    if not link.startswith("/memfd:"):
-        reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is {link}, not its RAM", "restart the guest"))
+    if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
+        reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
     if ram["size"] >= _LARGEST:
         reasons.append(
             _reason(
@@ -56,6 +56,15 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     return reasons
+
+
+def _is_memory_file(pid: int, fd: int, size: int) -> bool:
+    """Whether the descriptor is a file of that size without a name, as a memfd is, also one that came over a jump."""
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return False
+    return stat.S_ISREG(seen.st_mode) and seen.st_nlink == 0 and seen.st_size == size
 
 
 def foreign_reason(pid: int) -> dict:

@@ -87,7 +87,7 @@ def command(argv: list[str], monitor: str, ram_fd: int | None, size: int, incomi
     for option in ("daemonize", "incoming"):
         if f"-{option}" in argv or f"--{option}" in argv:
             raise LiveUpdateError(f"-{option} does not go together with live update: remove it, systemd runs QEMU in the foreground")
-    added = ["-chardev", f"socket,id=kvm-liveupdate,path={monitor},server=on,wait=off", "-mon", "chardev=kvm-liveupdate,mode=control"]
+    added = ["-qmp", f"unix:{monitor},server=on,wait=off"]
     if ram_fd is not None:
         # Only a *named file* that is shared stays out of the migration stream (QEMU's migrate_ram_is_ignored), hence the path.
         added += ["-object", f"memory-backend-file,id={RAM_ID},size={size},share=on,mem-path=/proc/self/fd/{ram_fd}"]

@@ -66,7 +66,7 @@ def test_a_clean_start_and_a_restore_differ_only_by_the_waiting():
 def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
     command = _qemu_argv.command(["qemu", "-mem-path", "/dev/hugepages"], "/run/m", None, 0, incoming=False)
     assert not any("memory-backend" in word for word in command)
-    assert "chardev=kvm-liveupdate,mode=control" in command
+    assert "unix:/run/m,server=on,wait=off" in command
 
 
 @pytest.mark.parametrize("option", ["-daemonize", "-incoming", "--incoming"])
