@@ -27,7 +27,8 @@ def _status() -> None:
     from . import _guests, _paths
 
     guests = {name: {"journal": _guests.journal(name), "held": bool(_guests.held(record))} for name, record in _guests.known().items()}
-    print(json.dumps({"update": _paths.read_json(_paths.UPDATE), "guests": guests}, indent=2, sort_keys=True))
+    json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests}, sys.stdout, indent=2, sort_keys=True)
+    sys.stdout.write("\n")
 
 
 def _discard(name: str) -> None:
@@ -55,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         elif len(words) == 2 and words[0] == "discard":
             _discard(words[1])
         else:
-            print(USAGE, file=sys.stderr)
+            sys.stderr.write(f"{USAGE}\n")
             return 2
     except (LiveUpdateError, OSError) as err:
-        print(f"kvm-liveupdate: {err}", file=sys.stderr)
+        sys.stderr.write(f"kvm-liveupdate: {err}\n")
         return 1
     return 0

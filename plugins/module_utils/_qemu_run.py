@@ -25,7 +25,7 @@ __all__ = ("decide", "run")
 
 
 def _log(text: str) -> None:
-    print(f"kvm-liveupdate: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"kvm-liveupdate: {text}\n")
 
 
 def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:

@@ -107,7 +107,7 @@ def outcome(update: dict, boot_id: str, release: str) -> str:
 
 
 def _log(text: str) -> None:
-    print(f"kvm-liveupdate: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"kvm-liveupdate: {text}\n")
 
 
 def _advance(update: dict, state: str) -> None:

@@ -37,7 +37,7 @@ EXAMPLES = r"""
 
 - name: Show why the host cannot be updated live
   ansible.builtin.debug:
-    msg: "{{ host.reasons + (host.guests | map(attribute='reasons') | flatten) }}"
+    msg: "{{ host.refusals }}"
   when: not host.ready
 """
 
@@ -52,9 +52,16 @@ reasons:
   type: list
   elements: dict
   sample: []
+refusals:
+  description: All reasons of host and guests as sentences with their remedies.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 guests:
   description:
-    - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session) and its own V(reasons).
+    - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session)
+      and its own V(reasons).
     - Machines that the host runtime does not run are listed too, with the reason why they would be lost.
   returned: success
   type: list
@@ -76,7 +83,7 @@ image:
   returned: success
   type: dict
 target:
-  description: The kernel at O(kernel), with V(path), V(release), V(version), V(size), V(sha256) and V(current), whether it is the running one.
+  description: The kernel at O(kernel), with V(path), V(release), V(version), V(size), V(sha256) and V(current) (it is the running one).
   returned: when O(kernel) is given
   type: dict
 last_update:
@@ -111,15 +118,25 @@ def update_facts(boot_id: str, release: str) -> dict:
     return {**update, "outcome": _update.outcome(update, boot_id, release)} if update else {}
 
 
+def refusals(reasons: list, guests: list) -> list:
+    """All reasons as sentences. Pure."""
+    sentences = [f"{reason['message']} - {reason['remedy']}" for reason in reasons]
+    return sentences + [
+        f"guest {guest['name']}: {reason['message']} - {reason['remedy']}" for guest in guests for reason in guest["reasons"]
+    ]
+
+
 def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
     guests = [guest_facts(record) for record in _guests.known().values()] + _guests.strangers()
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    against = refusals(reasons, guests)
     result = {
         "changed": False,
-        "ready": not reasons and not any(guest["reasons"] for guest in guests),
+        "ready": not against,
+        "refusals": against,
         "reasons": reasons,
         "guests": guests,
         "boot_id": boot_id,

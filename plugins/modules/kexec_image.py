@@ -54,7 +54,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: What is staged afterwards, with V(path), V(release), V(version), V(sha256), V(initrd), V(cmdline); empty after O(state=unloaded).
+  description: What is staged afterwards, with V(path), V(release), V(version), V(sha256), V(initrd), V(cmdline); else empty.
   returned: success
   type: dict
 """

@@ -11,8 +11,8 @@ short_description: Install the host side of live updates
 version_added: 0.1.0
 description:
   - Installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
-  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. Running guests are not touched; a drop-in takes effect for the fd store at the
-    unit's next start.
+  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. Running guests are not touched; the fd store of a guest's unit is there
+    from the unit's next start on.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:

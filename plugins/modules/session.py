@@ -11,8 +11,9 @@ short_description: Preserve any service's memory files across a live update
 version_added: 0.1.0
 description:
   - The bare primitive of the kernel's Live Update Orchestrator, for services other than guests.
-  - Memory files (memfds) of a service's main process are preserved in a session that PID 1 holds in the unit's fd store. After the jump
-    the service is handed the session when it starts, under the session's name (see C(sd_listen_fds_with_names(3))), and takes the memory out of it.
+  - Memory files (memfds) of a service's main process are preserved in a session that PID 1 holds in the unit's fd store.
+  - After the jump the service is handed the session when it starts, under the session's name (see C(sd_listen_fds_with_names(3))), and
+    takes the memory out of it.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:

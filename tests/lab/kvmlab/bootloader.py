@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from .disk import remove_file
 from .errors import LabError
 from .machine import Machine
 from .run import die_with_parent, end_group, say, tail
@@ -32,12 +33,11 @@ mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
 grub-install --target=i386-pc /dev/vda && update-grub && grub-set-default '{entry}' &&
     grep -q 'gnulinux-{default_release}-advanced-{file_system_id}' /boot/grub/grub.cfg && echo '{DONE}'
-rm /{SCRIPT}
 umount /run
 mount -o remount,ro /
 sync
-echo o > /proc/sysrq-trigger
-sleep 60
+poweroff -f -f
+sleep 10
 """
 
 
@@ -68,5 +68,6 @@ def install(emulator: tuple[str, ...], disk: Path, kernel: Path, log: Path) -> N
     if DONE not in tail(console, 50):
         raise LabError(f"GRUB was not installed on the hosts' disk. The end of {log}:\n{tail(log)}")
     say(f"  boot loader installed in {time.monotonic() - started:.0f} s")
+    remove_file(disk, f"/{SCRIPT}")
     for leftover in (console, *disk.parent.glob("*.sock")):
         leftover.unlink()

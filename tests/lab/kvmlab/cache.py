@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import LabError
@@ -110,15 +110,14 @@ def remove_stale() -> None:
             continue
 
 
-def prune(kind: str, keep: int, in_use: Callable[[Path], bool]) -> None:
-    """Remove all but the most recently used artefacts of a kind; what is in use stays."""
+def prune(kind: str, keep: int) -> None:
+    """Remove all but the most recently used artefacts of a kind."""
     finished = [path for path in root().glob(kind + "-*") if path.is_dir() and path.suffix != PARTIAL]
     finished.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished[keep:]:
-        if not in_use(path):
-            doomed = path.with_name(path.name + PARTIAL)
-            path.rename(doomed)  # first take the name away: half an artefact must not have it
-            shutil.rmtree(doomed, ignore_errors=True)
+        doomed = path.with_name(path.name + PARTIAL)
+        path.rename(doomed)  # first take the name away: half an artefact must not have it
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
@@ -133,7 +132,5 @@ def _flush(folder: Path) -> None:
 
 def _touch(path: Path) -> None:
     """Note the use, for prune."""
-    try:
+    with suppress(OSError):
         os.utime(path)
-    except OSError:
-        pass

@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 from pathlib import Path
 
-from . import bootloader, cache
+from . import bootloader, cache, disk
 from .errors import LabError
 from .kernel import Kernel
 from .keys import Keys, public
@@ -20,11 +19,6 @@ from .run import run_logged, say
 
 HOSTFS = Path(__file__).parent.parent / "hostfs"
 GUEST_FOLDER = "var/lib/lab-guest"
-SIZE_MIB = 6144
-FIRST_SECTOR = 2048  # one mebibyte in front of the partition, where GRUB puts its core
-DISK_SIGNATURE = 0x4C414231
-FILE_SYSTEM_ID = "6b766d6c-7570-4461-a65f-6c6162000001"
-IMAGE_LIMIT_S = 900.0
 
 ENABLED = ("systemd-networkd.service", "ssh.service")
 # Nothing here is asked of a hypervisor in the lab, and each costs time on an emulated processor.
@@ -34,6 +28,7 @@ MASKED = (
     "dpkg-db-backup.timer",
     "fstrim.timer",
     "getty@tty1.service",
+    "grub2-common.service",
     "proc-sys-fs-binfmt_misc.automount",
     "serial-getty@ttyS0.service",
     "sshd-keygen.service",
@@ -42,11 +37,21 @@ MASKED = (
     "systemd-networkd-wait-online.service",
     "systemd-pstore.service",
 )
+# These run before the first unit of each boot, also right after a jump.
+GENERATORS_OFF = (
+    "systemd-debug-generator",
+    "systemd-factory-reset-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-system-update-generator",
+)
 
 
 def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> dict[str, str]:
     """Everything that decides what is on the disk."""
-    recipe = Path(__file__).read_bytes() + Path(bootloader.__file__).read_bytes()
+    recipe = b"".join(Path(module).read_bytes() for module in (__file__, bootloader.__file__, disk.__file__))
     return {
         "rootfs": root_tar.parent.name,
         "kernels": " ".join(kernel.folder.name for kernel in kernels),
@@ -63,9 +68,7 @@ def host_files() -> list[tuple[str, str]]:
     return [(str(path.relative_to(HOSTFS)), path.read_text()) for path in files]
 
 
-def disk(
-    root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys, emulator: tuple[str, ...]
-) -> Path:
+def image(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys, emulator: tuple[str, ...]) -> Path:
     """The raw disk image, in the cache. It boots the first of the kernels."""
 
     def build(folder: Path, log: Path) -> None:
@@ -76,9 +79,9 @@ def disk(
         tree.mkdir()
         run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=600)
         _lay_over(tree, kernels, initramfs, keys)
-        _write(tree / bootloader.SCRIPT, bootloader.script(FILE_SYSTEM_ID, kernels[0].release), 0o755)
+        _write(tree / bootloader.SCRIPT, bootloader.script(disk.FILE_SYSTEM_ID, kernels[0].release), 0o755)
         _enable(tree, log)
-        _make_disk(tree, folder / "disk.raw", log)
+        disk.make(tree, folder / "disk.raw", log)
         shutil.rmtree(tree)
         bootloader.install(emulator, folder / "disk.raw", kernels[0].image, log)
 
@@ -106,32 +109,16 @@ def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
 
 
 def _enable(tree: Path, log: Path) -> None:
-    """Enable and mask units, with the tree's own systemctl."""
+    """Enable and mask units with the tree's own systemctl, and turn generators off."""
     for verb, units in (("enable", ENABLED), ("mask", MASKED)):
         run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=120)
+    generators = tree / "etc/systemd/system-generators"
+    generators.mkdir(parents=True)
+    for name in GENERATORS_OFF:
+        (generators / name).symlink_to("/dev/null")
     # Nothing has changed below /usr since the packages were installed: the first boot need not rebuild their caches.
     for folder in ("etc", "var"):
         (tree / folder / ".updated").touch()
-
-
-def _make_disk(tree: Path, target: Path, log: Path) -> None:
-    """A sparse disk with one ext4 partition that holds the tree."""
-    sectors = SIZE_MIB * 2048 - FIRST_SECTOR
-    with target.open("wb") as stream:
-        stream.write(partition_table(FIRST_SECTOR, sectors))
-        stream.truncate(SIZE_MIB * 1024 * 1024)
-    offset = FIRST_SECTOR * 512
-    command = ("mke2fs", "-q", "-F", "-t", "ext4", "-U", FILE_SYSTEM_ID, "-L", "lab", "-m", "0", "-d", tree)
-    run_logged(
-        (*command, "-E", f"offset={offset},root_owner=0:0", target, f"{sectors // 2}k"), what="mke2fs", log=log, limit_s=IMAGE_LIMIT_S
-    )
-
-
-def partition_table(first: int, sectors: int) -> bytes:
-    """A boot record with one active Linux partition."""
-    no_geometry = b"\xfe\xff\xff"
-    entry = b"\x80" + no_geometry + b"\x83" + no_geometry + struct.pack("<II", first, sectors)
-    return b"\0" * 440 + struct.pack("<I", DISK_SIGNATURE) + b"\0\0" + entry + b"\0" * 48 + b"\x55\xaa"
 
 
 def _write(path: Path, text: str, mode: int) -> None:

@@ -37,7 +37,7 @@ def ssh_config(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
     for name, port in ports.items():
         lines += [f"Host {name}", "  HostName 127.0.0.1", f"  Port {port}", "  User root"]
     lines.append("Host *")
-    lines += [f'  {name} "{value}"' if " " in value else f"  {name} {value}" for name, value in ssh_options(folder, key).items()]
+    lines += [f"  {name} {_quoted(value)}" for name, value in ssh_options(folder, key).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -55,7 +55,7 @@ def inventory(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_private_key_file": str(key),
         "ansible_ssh_common_args": " ".join(
-            f"-o '{name}={value}'" for name, value in ssh_options(folder, key).items() if name != "IdentityFile"
+            f"-o '{name}={_quoted(value)}'" for name, value in ssh_options(folder, key).items() if name != "IdentityFile"
         ),
     }
     lines = ["---", "hypervisors:", "  vars:"]
@@ -64,3 +64,8 @@ def inventory(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
     for name, port in ports.items():
         lines += [f"    {name}:", f"      ansible_port: {port}"]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """A value as SSH reads it, also where the cache is in a folder with a space in its name."""
+    return f'"{value}"' if " " in value else value

@@ -152,9 +152,7 @@ def build(source: Source) -> Kernel:
             raise LabError(f"{what}: kernel.config does not bring about {', '.join(missing)}")
         counter = _ObjectCounter(log)
         jobs = f"-j{os.cpu_count() or 1}"
-        run_logged(
-            ("nice", *COMPILE, jobs), what=what, log=log, limit_s=BUILD_LIMIT_S, cwd=tree, env=BUILD_ENV, progress=counter.text
-        )
+        run_logged(("nice", *COMPILE, jobs), what=what, log=log, limit_s=BUILD_LIMIT_S, cwd=tree, env=BUILD_ENV, progress=counter.text)
         shutil.copy(tree / "arch/x86/boot/bzImage", folder / "bzImage")
         shutil.copy(tree / ".config", folder / "config")
         shutil.copy(tree / "include/config/kernel.release", folder / "release")

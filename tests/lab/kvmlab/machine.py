@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 # EPYC-Rome has the SVM that QEMU emulates with nested paging: /dev/kvm inside works, without KVM on this machine.
 ACCELERATOR = "tcg,thread=multi"

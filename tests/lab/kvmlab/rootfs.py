@@ -23,6 +23,7 @@ PACKAGES = (
     "kexec-tools",
     "kmod",
     "libpam-systemd",
+    "mount",
     "openssh-server",
     "procps",
     "python3",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from .errors import LabError
 
 PROGRESS_EVERY_S = 10.0
 PR_SET_PDEATHSIG = 1
+CONTROL = re.compile(r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]|[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +30,7 @@ def say(text: str) -> None:
 
 
 def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a text file, read from its end."""
+    """The last lines of a text file that say something, without a terminal's control sequences."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
@@ -36,7 +38,8 @@ def tail(path: Path, lines: int = 20) -> str:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    plain = (line.rstrip() for line in CONTROL.sub("", text).replace("\r", "\n").splitlines())
+    return "\n".join([line for line in plain if line][-lines:])
 
 
 def die_with_parent(death_signal: int = signal.SIGTERM) -> Callable[[], None]:
@@ -121,5 +124,5 @@ def _wait(
             raise LabError(f"{what} did not end within {limit_s:.0f} s. The end of {log}:\n{tail(log)}")
         if now >= next_line:
             next_line = now + PROGRESS_EVERY_S
-            detail = progress() if progress else tail(log, 1)
-            say(f"  {what}: {now - started:.0f} s, {detail.strip()[:110]}")
+            detail = (progress() if progress else tail(log, 1)).strip()
+            say(f"  {what}: {now - started:.0f} s" + ("" if detail.startswith("+ ") else f", {detail[:110]}"))

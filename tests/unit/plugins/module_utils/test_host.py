@@ -58,7 +58,7 @@ def test_missing_options_name_the_price_of_the_remedy(host):
 
 def test_not_root_is_said_first(monkeypatch):
     monkeypatch.setattr(_host.os, "geteuid", lambda: 1000)
-    with pytest.raises(LiveUpdateError, match="uid 1000.*become"):
+    with pytest.raises(LiveUpdateError, match=r"uid 1000.*become"):
         _host.require_root()
 
 

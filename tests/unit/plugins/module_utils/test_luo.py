@@ -19,7 +19,6 @@ def fake_kernel(monkeypatch, tmp_path):
 
     class Kernel:
         device = str(tmp_path / "liveupdate")
-        calls: list = []
 
         def answer(self, request, argument):
             del request, argument

@@ -64,6 +64,6 @@ def test_records_are_whole_or_an_error(tmp_path):
     assert (tmp_path / "sub" / "record.json").stat().st_mode & 0o777 == 0o600
     assert len(list((tmp_path / "sub").iterdir())) == 1
     (tmp_path / "sub" / "record.json").write_text('{"a": ')
-    with pytest.raises(LiveUpdateError, match="record.json"):
+    with pytest.raises(LiveUpdateError, match=r"record\.json"):
         _paths.read_json(path)
     assert _paths.remove(path) and not _paths.remove(path)

@@ -1,0 +1,119 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The command line of the lab."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from .errors import LabError
+from .host import Host
+from .lab import Lab, build
+from .machine import HEARTBEATS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors are sentences, not tracebacks."""
+    options = parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # so that an ended "up" takes down what it started
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "up": up,
+        "status": status,
+        "ssh": ssh,
+        "down": down,
+        "build": build_only,
+    }
+    try:
+        return commands[options.command](options)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be asked."""
+    top = argparse.ArgumentParser(prog="lab", description="A lab of emulated hypervisors with live update kernels.")
+    commands = top.add_subparsers(dest="command", required=True)
+    up_command = commands.add_parser("up", help="build what is missing and start the hosts")
+    up_command.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
+    commands.add_parser("status", help="show the hosts")
+    ssh_command = commands.add_parser("ssh", help="log in to a host, or run a command there")
+    ssh_command.add_argument("host")
+    ssh_command.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
+    commands.add_parser("down", help="end all hosts and forget their disks")
+    commands.add_parser("build", help="fill the cache and start nothing")
+    return top
+
+
+def up(options: argparse.Namespace) -> int:
+    """Bring the hosts up and say where the inventory is."""
+    if options.hosts < 1:
+        raise LabError("--hosts must be at least 1")
+    lab = Lab()
+    lab.up(options.hosts)
+    print(f"inventory: {lab.inventory}")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """One line a host, one line a guest that was ever heard."""
+    hosts = Lab().hosts()
+    if not hosts:
+        print("no hosts")
+    for host in hosts:
+        record = host.record
+        if record is None:
+            print(f"{host.name}: down")
+            continue
+        print(f"{host.name}: supervisor {record.pid}, SSH port {host.port}, kernel {_kernel(host)}")
+        for number, name in enumerate(HEARTBEATS, start=1):
+            ticks = host.heartbeat(number)
+            if ticks:
+                age = time.monotonic() - ticks[-1].arrived
+                print(f"  guest on {name}: tick {ticks[-1].number}, {age:.1f} s ago, boot {ticks[-1].boot_id}")
+    return 0
+
+
+def _kernel(host: Host) -> str:
+    """The running kernel, if the host answers at once."""
+    try:
+        done = host.ssh("uname -r", limit_s=20)
+    except subprocess.TimeoutExpired:
+        return "unknown (no answer)"
+    return done.stdout.strip() or f"unknown ({done.stderr.strip()})"
+
+
+def ssh(options: argparse.Namespace) -> int:
+    """Become an SSH client."""
+    host = Lab().host(options.host)
+    if host.record is None:
+        raise LabError(f"{host.name} does not run")
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    command = host.ssh_command(*words)
+    os.execvp(command[0], command)
+
+
+def down(options: argparse.Namespace) -> int:
+    """End everything."""
+    for host in Lab().down():
+        print(f"{host.name}: down")
+    return 0
+
+
+def build_only(options: argparse.Namespace) -> int:
+    """Fill the cache."""
+    parts = build()
+    print(f"kernels: {', '.join(kernel.release for kernel in parts.kernels)}")
+    print(f"image: {parts.image}")
+    return 0

@@ -1,0 +1,132 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The Ansible side of the lab: run playbooks and single modules against the hosts, as an operator does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import LabError
+from .lab import Lab
+
+HERE = Path(__file__).parent.parent
+PLAY_LIMIT_S = 1500.0
+MODULE_LIMIT_S = 600.0
+
+_RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
+_STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest that every host of the lab runs; its heartbeat leaves the host on ttyS<port>."""
+
+    name: str
+    port: int
+    ram: int
+
+    @property
+    def unit(self) -> str:
+        """The systemd unit that runs it."""
+        return f"{self.name}.service"
+
+
+GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192))
+
+
+@dataclass(frozen=True)
+class Play:
+    """How a run of a playbook ended."""
+
+    code: int
+    output: str
+    recap: dict[str, dict[str, int]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def variables() -> dict[str, Any]:
+    """What the operator of the lab would keep in the inventory."""
+    return {
+        "target": "hypervisors",
+        "lab_guests": [{"name": guest.name, "tty": f"/dev/ttyS{guest.port}", "ram": guest.ram} for guest in GUESTS],
+        "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
+    }
+
+
+class Controller:
+    """Runs Ansible. Its commands come from PATH, the collection from ANSIBLE_COLLECTIONS_PATH: tests/setup.sh sets both."""
+
+    def __init__(self, lab: Lab, show: bool = False) -> None:
+        self._lab = lab
+        self._show = show
+        if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
+            raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; run this through tests/lab/demo or tests/run")
+
+    def play(self, playbook: str, *options: str, **extra: Any) -> Play:
+        """Run a playbook: of the collection by its full name, or of the lab by its path."""
+        given = {**variables(), **extra}
+        command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
+        process = subprocess.Popen(
+            command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line)
+                if self._show:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+            code = process.wait(PLAY_LIMIT_S)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        output = "".join(lines)
+        return Play(code, output, read_recap(output), read_report(output))
+
+    def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
+        """Run one module of the collection on one host and return its result."""
+        command = ["ansible", host, "-i", str(self._lab.inventory), "-m", f"kvm.liveupdate.{module}", *options]
+        if arguments:
+            command += ["-a", json.dumps(arguments)]
+        done = subprocess.run(
+            command, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MODULE_LIMIT_S, check=False
+        )
+        _host, arrow, answer = done.stdout.partition("=> ")
+        if not arrow:
+            raise LabError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        result: dict[str, Any] = json.loads(answer[: answer.rindex("}") + 1])
+        return result
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+
+
+def read_recap(output: str) -> dict[str, dict[str, int]]:
+    """The counts of each host in a play's recap. Pure."""
+    recap = {}
+    for line in _RECAP.finditer(output):
+        pairs = (word.split("=") for word in line["counts"].split())
+        recap[line["host"]] = {name: int(count) for name, count in pairs}
+    return recap
+
+
+def read_report(output: str) -> dict[str, Any]:
+    """What the update role reported (set_stats), by host; empty when it reported nothing. Pure."""
+    found = _STATS.search(output)
+    report: dict[str, Any] = json.loads(found["stats"]).get("liveupdate_report", {}) if found else {}
+    return report
+
+
+def lab_playbook(name: str) -> str:
+    """The path of one of the lab's own playbooks."""
+    return str(HERE / f"{name}.yml")

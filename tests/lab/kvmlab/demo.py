@@ -1,0 +1,75 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The demo: two hypervisors move onto a new kernel under their guests."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from .controller import GUESTS, Controller
+from .errors import LabError
+from .lab import Lab, uninterrupted
+from .night import start_guests, update
+from .report import all_survived, table
+from .run import say
+
+HOSTS = 2
+
+
+def main() -> int:
+    """Exit 0 only if every guest survived."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    started = time.monotonic()
+    lab = Lab()
+    if any(host.record for host in lab.hosts()):
+        print("demo: the lab is up already; end it with tests/lab/lab down, then run the demo again", file=sys.stderr)
+        return 1
+    try:
+        return _night(lab, started)
+    except LabError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        with uninterrupted():
+            lab.down()
+
+
+def _night(lab: Lab, started: float) -> int:
+    hosts = lab.up(HOSTS)
+    controller = Controller(lab, show=True)
+    _step("make the hosts capable")
+    play = controller.play("kvm.liveupdate.setup")
+    if play.code:
+        raise LabError("the setup playbook failed, see above")
+    _step(f"start {len(GUESTS)} guests on each host")
+    start_guests(controller, hosts)
+    target = newest_kernel(hosts[0].ssh("ls /boot").stdout)
+    _step(f"update {len(hosts)} hosts to {target}, one at a time, under their guests")
+    play, reports = update(controller, hosts, target)
+    path = Path("report.json")
+    path.write_text(json.dumps({"hosts": reports, "playbook_exit_code": play.code}, indent=2) + "\n")
+    print(f"\n{table(reports)}\n\nreport: {path.resolve()}, {time.monotonic() - started:.0f} s in all")
+    return 0 if play.code == 0 and all_survived(reports) else 1
+
+
+def _step(what: str) -> None:
+    say(f"== {what}")
+
+
+def newest_kernel(listing: str) -> str:
+    """The highest release among the vmlinuz-* in a listing of /boot."""
+    releases = [word.removeprefix("vmlinuz-") for word in listing.split() if word.startswith("vmlinuz-")]
+    return max(releases, key=lambda release: [int(part) for part in release.split(".")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The lab as a whole: everything built, hosts up, hosts down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cache, emulator, guest, image, inventory, kernel, packages, rootfs
+from .errors import LabError
+from .host import Host
+from .keys import Keys, keys, public
+from .run import say
+
+SUITE = "forky"
+GENERATIONS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that hosts are made of."""
+
+    emulator: tuple[str, ...]
+    image: Path
+    keys: Keys
+    kernels: tuple[kernel.Kernel, kernel.Kernel]
+
+
+def build() -> Parts:
+    """Build what is not in the cache yet."""
+    resolution = packages.resolve()
+    kernels = kernel.pair(resolution)
+    root_tar = rootfs.tar(SUITE, resolution)
+    both_keys = keys()
+    program = emulator.command(root_tar)
+    disk = image.image(root_tar, kernels, guest.initramfs(), both_keys, program)
+    return Parts(program, disk, both_keys, kernels)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a second Ctrl-C not stop the cleaning up after the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Lab:
+    """The hosts in one folder. KVM_LIVEUPDATE_LAB names another one than the default, for a second lab beside the first."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        chosen = os.environ.get("KVM_LIVEUPDATE_LAB")
+        self.folder = (folder or Path(chosen or cache.root() / "lab")).resolve()
+        self._lock = "lab-" + cache.key({"folder": str(self.folder)})
+
+    @property
+    def inventory(self) -> Path:
+        """The Ansible inventory of the running hosts."""
+        return self.folder / "inventory.yml"
+
+    def hosts(self) -> list[Host]:
+        """The hosts that there are, running or not."""
+        found = [Host(path.parent) for path in self.folder.glob("hv*/machine.json")]
+        return sorted(found, key=lambda host: int(host.name.removeprefix("hv")))
+
+    def host(self, name: str) -> Host:
+        """One host by name."""
+        for host in self.hosts():
+            if host.name == name:
+                return host
+        known = ", ".join(host.name for host in self.hosts()) or "none: start some with tests/lab/lab up"
+        raise LabError(f"no host {name} (there is {known})")
+
+    def up(self, count: int = 2) -> list[Host]:
+        """Bring up hv1 to hvCOUNT; those that run already stay as they are."""
+        parts = build()
+        if not any(host.record for host in self.hosts()):
+            for kind in ("emulator", "image", "rootfs"):
+                cache.prune(kind, GENERATIONS_KEPT)
+        with cache.locked(self._lock):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            wanted = [Host(self.folder / f"hv{number}") for number in range(1, count + 1)]
+            started: list[Host] = []
+            try:
+                for host in wanted:
+                    if host.record is None:
+                        started.append(host)
+                        host.start(parts.emulator, parts.image)
+                        say(f"{host.name}: started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
+                    elif host.image != str(parts.image):
+                        say(f"{host.name}: runs, but from an older image: tests/lab/lab down, then up, renews it")
+                self._write_files(parts.keys)
+                for host in started:
+                    begun = time.monotonic()
+                    host.wait_ssh()
+                    say(f"{host.name}: answers on SSH, after another {time.monotonic() - begun:.0f} s")
+            except BaseException:
+                with uninterrupted():
+                    self._end(started)
+                    self._write_files(parts.keys)
+                raise
+            return wanted
+
+    def down(self) -> list[Host]:
+        """End all hosts and forget their disks; the logs stay."""
+        with cache.locked(self._lock, limit_s=600):
+            ended = self.hosts()
+            self._end(ended)
+            self.inventory.unlink(missing_ok=True)
+            return ended
+
+    def _end(self, hosts: list[Host]) -> None:
+        """End these hosts, all at the same time."""
+        for host in hosts:
+            host.stop()
+        for host in hosts:
+            host.ensure_stopped()
+
+    def _write_files(self, both: Keys) -> None:
+        """Write what SSH and Ansible need to reach the hosts that run."""
+        ports = {host.name: host.port for host in self.hosts() if host.record}
+        if not ports:
+            self.inventory.unlink(missing_ok=True)
+            return
+        (self.folder / "known_hosts").write_text(inventory.known_hosts(public(both.host)))
+        (self.folder / "ssh_config").write_text(inventory.ssh_config(self.folder, both.client, ports))
+        self.inventory.write_text(inventory.inventory(self.folder, both.client, ports))

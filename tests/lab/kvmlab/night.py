@@ -1,0 +1,84 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the demo and the tests do with the lab's guests: start them, watch them, and judge an update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .controller import GUESTS, Controller, Guest, Play, lab_playbook
+from .errors import LabError
+from .heartbeat import Verdict
+from .host import Host
+from .report import Boot, host_report
+
+ALIVE_LIMIT_S = 240.0
+# A verdict needs one whole pass over the guest's memory after the jump.
+VERDICT_LIMIT_S = 180.0
+
+
+def wait_until(what: str, limit_s: float, look: Callable[[], tuple[bool, str]]) -> None:
+    """Look until it is so; says at the limit what was last seen."""
+    until = time.monotonic() + limit_s
+    while True:
+        done, seen = look()
+        if done:
+            return
+        if time.monotonic() > until:
+            raise LabError(f"{what}: not within {limit_s:.0f} s; last seen: {seen}")
+        time.sleep(0.5)
+
+
+def start_guests(controller: Controller, hosts: list[Host]) -> None:
+    """Start the lab's guests and wait until each has read its memory through once."""
+    play = controller.play(lab_playbook("guests"))
+    if play.code:
+        raise LabError(f"the lab's guests did not start:\n{play.output}")
+    for host in hosts:
+        for guest in GUESTS:
+            wait_alive(host, guest)
+
+
+def wait_alive(host: Host, guest: Guest) -> None:
+    """Wait until the guest ticks and has read its memory through."""
+
+    def look() -> tuple[bool, str]:
+        ticks = host.heartbeat(guest.port)
+        if not ticks:
+            return False, "no tick"
+        age = time.monotonic() - ticks[-1].arrived
+        return ticks[-1].turn >= 2 and age < 5, f"tick {ticks[-1].number}, pass {ticks[-1].turn}, {age:.0f} s ago"
+
+    wait_until(f"{host.name}: guest {guest.name} alive", ALIVE_LIMIT_S, look)
+
+
+def boot_of(host: Host) -> Boot:
+    """The host's present boot."""
+    boot_id, kernel = host.ssh("cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/osrelease").stdout.split()
+    return Boot(boot_id, kernel)
+
+
+def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
+    """The verdict once it is favourable or nothing more is to be expected."""
+    until = time.monotonic() + VERDICT_LIMIT_S
+    while True:
+        verdict = host.verdict(guest.port, since)
+        if verdict.survived or len(verdict.boot_ids) > 1 or time.monotonic() > until:
+            return verdict
+        time.sleep(1)
+
+
+def update(controller: Controller, hosts: list[Host], kernel: str) -> tuple[Play, dict[str, dict[str, Any]]]:
+    """Run the update playbook and report on every host and guest."""
+    since = time.monotonic()
+    before = {host.name: boot_of(host) for host in hosts}
+    play = controller.play("kvm.liveupdate.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}")
+    reports = {}
+    for host in hosts:
+        verdicts = {guest.name: final_verdict(host, guest, since) for guest in GUESTS}
+        update_id = play.report.get(host.name, {}).get("update_id", "")
+        reports[host.name] = host_report(before[host.name], boot_of(host), update_id, verdicts)
+    return play, reports

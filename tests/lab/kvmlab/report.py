@@ -1,0 +1,64 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What an update did to the lab's hosts and guests, told by the guests themselves. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .heartbeat import Verdict
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Which boot of which kernel a host is in."""
+
+    boot_id: str
+    kernel: str
+
+
+def host_report(before: Boot, after: Boot, update_id: str, verdicts: dict[str, Verdict]) -> dict[str, Any]:
+    """One host. A guest has only survived an update if there was one: another boot id and another kernel of the host."""
+    jumped = before.boot_id != after.boot_id and before.kernel != after.kernel
+    return {
+        "kernel_before": before.kernel,
+        "kernel_after": after.kernel,
+        "boot_id_before": before.boot_id,
+        "boot_id_after": after.boot_id,
+        "update_id": update_id,
+        "jumped": jumped,
+        "guests": {name: _guest_report(jumped, verdict) for name, verdict in verdicts.items()},
+    }
+
+
+def _guest_report(jumped: bool, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "survived": jumped and verdict.survived,
+        "reason": verdict.reason if jumped else "its host did not run another kernel",
+        "blackout_s": None if verdict.blackout_s is None else round(verdict.blackout_s, 3),
+        "same_boot_id": len(verdict.boot_ids) == 1,
+        "ticks_contiguous": verdict.contiguous,
+        "checksum_before": verdict.checksum_before,
+        "checksum_after": verdict.checksum_after,
+    }
+
+
+def all_survived(hosts: dict[str, dict[str, Any]]) -> bool:
+    """Whether there was something to survive and everything did."""
+    guests = [guest for host in hosts.values() for guest in host["guests"].values()]
+    return bool(guests) and all(guest["survived"] for guest in guests)
+
+
+def table(hosts: dict[str, dict[str, Any]]) -> str:
+    """The report for people."""
+    rows = [("host", "kernel before", "kernel after", "guest", "survived", "blackout")]
+    for name, host in hosts.items():
+        for guest, fate in host["guests"].items():
+            blackout = "-" if fate["blackout_s"] is None else f"{fate['blackout_s']:.1f} s"
+            survived = "yes" if fate["survived"] else f"NO: {fate['reason']}"
+            rows.append((name, host["kernel_before"], host["kernel_after"], guest, survived, blackout))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,57 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kvmlab import cache
+from kvmlab.controller import Controller
+from kvmlab.host import Host
+from kvmlab.lab import Lab
+
+
+@pytest.fixture(scope="session", name="lab")
+def running_lab() -> Iterator[Lab]:
+    """Two fresh hosts of the tests' own, taken down whatever happens.
+
+    With KVM_LIVEUPDATE_KEEP_LAB set they stay, and are taken as they are the next time: for work on the tests.
+    """
+    keep = bool(os.environ.get("KVM_LIVEUPDATE_KEEP_LAB"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lab = Lab(cache.root() / "lab-tests")
+    if not keep:
+        lab.down()
+    try:
+        lab.up(2)
+        yield lab
+    finally:
+        if not keep:
+            lab.down()
+
+
+@pytest.fixture(scope="session", name="controller")
+def controller_of(lab: Lab) -> Controller:
+    return Controller(lab)
+
+
+@pytest.fixture(scope="session", name="hv1")
+def first_host(lab: Lab) -> Host:
+    return lab.host("hv1")
+
+
+@pytest.fixture(scope="session", name="hv2")
+def second_host(lab: Lab) -> Host:
+    return lab.host("hv2")
+
+
+@pytest.fixture(scope="session", name="kernels")
+def kernels_of(hv1: Host) -> tuple[str, str]:
+    """The releases of the old and the new kernel, as they lie in /boot."""
+    found = sorted(Path(line).name.removeprefix("vmlinuz-") for line in hv1.ssh("ls /boot/vmlinuz-*").stdout.split())
+    assert len(found) == 2
+    return found[0], found[1]

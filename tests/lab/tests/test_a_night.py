@@ -1,0 +1,314 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One night's maintenance, from bare hosts to the new kernel, in the order in which it happens."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from kvmlab.controller import GUESTS, Controller
+from kvmlab.heartbeat import Verdict
+from kvmlab.host import Host
+from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
+from kvmlab.report import all_survived
+
+WEB, DB = GUESTS
+MODULES = "kvm.liveupdate"
+
+
+def ticking(host: Host, since: float) -> dict[str, Verdict]:
+    """The verdict on every guest of a host since a moment in which nothing should have happened to them."""
+    return {guest.name: final_verdict(host, guest, since) for guest in GUESTS}
+
+
+def sessions(host: Host) -> dict[str, list[int]]:
+    """Which processes hold a session, by its name."""
+    listing = host.ssh("for f in /proc/[0-9]*/fd/*; do l=$(readlink $f) && case $l in *luo_session*) echo $f $l;; esac; done 2>/dev/null").stdout
+    found: dict[str, list[int]] = {}
+    for line in listing.splitlines():
+        path, _link, name = line.split()
+        found.setdefault(name, []).append(int(path.split("/")[2]))
+    return found
+
+
+def test_a_host_without_the_options_is_told_what_is_missing(controller: Controller, hv2: Host) -> None:
+    """hv2 arrives as a host that nobody has prepared: without kho=on and liveupdate=on on its command line."""
+    hv2.ssh("sed -i 's/ kho=on//; s/ liveupdate=on//' /etc/default/grub /etc/default/grub.d/*.cfg; update-grub; systemctl reboot")
+    before = boot_of_after_reboot(hv2, without="kho=on")
+    reasons = controller.ask("hv2", "hypervisor_info")["reasons"]
+    (reason,) = [reason for reason in reasons if reason["code"] == "cmdline"]
+    assert "lacks kho=on and liveupdate=on" in reason["message"]
+    assert "hypervisor_setup" in reason["remedy"] and "one ordinary reboot" in reason["remedy"]
+    play = controller.play(f"{MODULES}.setup", "--limit", "hv2")
+    assert play.code != 0
+    assert "hypervisor_setup_reboot_ok" in play.output
+    assert boot_of(hv2) == before
+
+
+def boot_of_after_reboot(host: Host, without: str):
+    """The host's boot once its command line lacks a word."""
+
+    def look() -> tuple[bool, str]:
+        done = host.ssh("cat /proc/cmdline", limit_s=30)
+        return done.returncode == 0 and without not in done.stdout, done.stdout + done.stderr
+
+    time.sleep(5)
+    wait_until(f"{host.name} without {without}", 300, look)
+    return boot_of(host)
+
+
+def test_setup_predicts_then_makes_the_hosts_capable(controller: Controller, hv1: Host) -> None:
+    predicted = controller.play(f"{MODULES}.setup", "--check", "--limit", "hv1")
+    assert predicted.code == 0, predicted.output
+    assert predicted.recap["hv1"]["changed"] == 1
+    assert hv1.ssh("ls /usr/local/sbin/kvm-liveupdate").returncode != 0
+    play = controller.play(f"{MODULES}.setup", hypervisor_setup_reboot_ok=True)
+    assert play.code == 0, play.output
+    assert play.recap["hv1"]["changed"] == 1
+    again = controller.play(f"{MODULES}.setup")
+    assert again.code == 0, again.output
+    assert all(counts["changed"] == 0 for counts in again.recap.values())
+
+
+def test_the_guests_start(controller: Controller, hv1: Host, hv2: Host) -> None:
+    start_guests(controller, [hv1, hv2])
+    guests = {guest["name"]: guest for guest in controller.ask("hv1", "hypervisor_info")["guests"]}
+    assert {name: (guest["ram_mib"], guest["reasons"]) for name, guest in guests.items()} == {
+        guest.name: (guest.ram, []) for guest in GUESTS
+    }
+
+
+def test_check_mode_says_what_would_happen_and_changes_nothing(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    since, before = time.monotonic(), boot_of(hv1)
+    play = controller.play(
+        f"{MODULES}.update", "--check", "--diff", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}"
+    )
+    assert play.code == 0, play.output
+    for guest in GUESTS:
+        assert f"{guest.name}: is preserved in memory" in play.output
+    assert play.recap["hv1"]["changed"] == 3  # stage, preserve, jump
+    assert boot_of(hv1) == before
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+    assert not sessions(hv1)
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        ("rm -f /root/k", "No such file or directory"),
+        ("head -c 100000 /dev/urandom > /root/k", "not an x86 bzImage"),
+        ("head -c 1000000 /boot/vmlinuz-$(uname -r) > /root/k", "cut off"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(controller: Controller, hv1: Host, make: str, says: str) -> None:
+    hv1.ssh(make)
+    result = controller.ask("hv1", "kexec_image", kernel="/root/k")
+    assert result["failed"] and says in result["msg"] and "/root/k" in result["msg"]
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+
+
+def test_a_command_line_that_would_lose_the_memory_is_refused(controller: Controller, kernels: tuple[str, str]) -> None:
+    result = controller.ask("hv1", "kexec_image", kernel=f"/boot/vmlinuz-{kernels[1]}", cmdline="root=/dev/vda1 rw kho=on")
+    assert result["failed"] and "lacks liveupdate=on" in result["msg"]
+
+
+def test_staging_is_idempotent_predicted_and_undone(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    kernel = f"/boot/vmlinuz-{kernels[1]}"
+    predicted = controller.ask("hv1", "kexec_image", "--check", kernel=kernel)
+    staged = controller.ask("hv1", "kexec_image", kernel=kernel)
+    assert predicted["changed"] and staged["changed"] and predicted["image"] == staged["image"]
+    assert staged["image"]["release"] == kernels[1]
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "1"
+    assert not controller.ask("hv1", "kexec_image", kernel=kernel)["changed"]
+    assert controller.ask("hv1", "kexec_image", state="unloaded")["changed"]
+    assert not controller.ask("hv1", "kexec_image", state="unloaded")["changed"]
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+
+
+def test_an_unknown_guest_is_refused_with_the_known_ones(controller: Controller) -> None:
+    result = controller.ask("hv1", "guest", name="mail", state="preserved")
+    assert result["failed"] and "'mail'" in result["msg"] and "db, web" in result["msg"]
+
+
+def test_who_is_not_root_is_refused(controller: Controller, hv1: Host) -> None:
+    hv1.ssh("useradd --create-home --shell /bin/sh operator")
+    become = {"ansible_become": True, "ansible_become_user": "operator", "ansible_become_method": "su"}
+    result = controller.ask("hv1", "guest", "-e", json.dumps(become), name="web", state="preserved")
+    assert result["failed"] and "needs root" in result["msg"] and "become: true" in result["msg"]
+
+
+def test_a_host_without_the_device_is_refused(controller: Controller, hv1: Host) -> None:
+    hv1.ssh("mv /dev/liveupdate /dev/liveupdate.away")
+    try:
+        (reason,) = controller.ask("hv1", "hypervisor_info")["reasons"]
+        held = controller.ask("hv1", "guest", name="web", state="preserved")
+    finally:
+        hv1.ssh("mv /dev/liveupdate.away /dev/liveupdate")
+    assert reason["code"] == "no-device" and "CONFIG_LIVEUPDATE=y" in reason["remedy"]
+    assert held["failed"] and "no live update device" in held["msg"]
+    assert not sessions(hv1)
+
+
+STRANGER = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 64 -nodefaults -display none"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (STRANGER, "anonymous memory"),
+        (f"{STRANGER} -object memory-backend-memfd,id=m,size=64M,hugetlb=on -machine memory-backend=m", "huge pages"),
+    ],
+)
+def test_a_machine_that_would_be_lost_stops_the_update(
+    controller: Controller, hv1: Host, kernels: tuple[str, str], command: str, says: str
+) -> None:
+    """Somebody runs QEMU by hand: the jump would end it."""
+    hv1.ssh("echo 64 > /proc/sys/vm/nr_hugepages; systemctl reset-failed stranger")
+    started = hv1.ssh(f"systemd-run --unit stranger {command}")
+    assert started.returncode == 0, started.stderr
+    try:
+        wait_until("the stranger", 60, lambda: stranger_seen(controller))
+        play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
+    finally:
+        hv1.ssh("systemctl stop stranger; echo 0 > /proc/sys/vm/nr_hugepages")
+    assert play.code != 0
+    assert "stranger: cannot be preserved" in play.output and says in play.output
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+
+
+def stranger_seen(controller: Controller) -> tuple[bool, str]:
+    names = [guest["name"] for guest in controller.ask("hv1", "hypervisor_info")["guests"]]
+    return "stranger" in names, ", ".join(names)
+
+
+def test_a_guest_on_huge_pages_runs_but_is_not_preserved(controller: Controller, hv1: Host) -> None:
+    """Under the wrapper the guest starts as its owner wants it; only the update is refused."""
+    unit = f"/usr/local/sbin/kvm-liveupdate run big -- {STRANGER} -mem-path /dev/hugepages"
+    hv1.ssh("echo 64 > /proc/sys/vm/nr_hugepages")
+    hv1.ssh(f"systemd-run --unit big {unit}")
+    try:
+        wait_until("the guest", 60, lambda: (hv1.ssh("test -S /run/kvm-liveupdate/guests/big.qmp").returncode == 0, "no monitor"))
+        result = controller.ask("hv1", "guest", name="big", state="preserved")
+    finally:
+        hv1.ssh("systemctl stop big; echo 0 > /proc/sys/vm/nr_hugepages")
+    assert result["failed"] and "huge pages" in result["msg"]
+
+
+def test_the_jump_is_refused_when_anything_is_missing(controller: Controller, hv1: Host) -> None:
+    since = time.monotonic()
+    result = controller.ask("hv1", "kexec", guests=["web"])
+    assert result["failed"]
+    for problem in ("no kernel is staged", "guest web: its RAM is not held", "guest db runs but is not part of this update"):
+        assert problem in result["msg"]
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
+def test_a_hold_is_predicted_idempotent_and_undone(controller: Controller, hv1: Host) -> None:
+    since = time.monotonic()
+    assert controller.ask("hv1", "guest", "--check", name="web", state="preserved")["changed"]
+    assert not sessions(hv1)
+    held = controller.ask("hv1", "guest", name="web", state="preserved")
+    assert held["changed"]
+    assert sessions(hv1) == {held["session"]: [1]}  # nobody but PID 1
+    assert not controller.ask("hv1", "guest", name="web", state="preserved")["changed"]
+    assert controller.ask("hv1", "guest", name="web", state="running")["changed"]
+    assert not sessions(hv1)
+    assert not controller.ask("hv1", "guest", name="web", state="running")["changed"]
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
+def test_a_guest_that_cannot_be_saved_undoes_the_update(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    """The last step before the jump fails for one guest: all run on, and the host is as it was found."""
+    since, before = time.monotonic(), boot_of(hv1)
+    hv1.ssh("mkdir -p /var/lib/kvm-liveupdate/guests/web.state/obstacle; systemctl start systemd-tmpfiles-clean.timer")
+    units = "systemctl list-units --plain --no-legend --state=active --type=service,socket,timer,target | cut -d' ' -f1 | grep -v user | sort"
+    running = set(hv1.ssh(units).stdout.split())
+    try:
+        play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
+    finally:
+        hv1.ssh("rm -r /var/lib/kvm-liveupdate/guests/web.state")
+    assert play.code != 0
+    assert "undone before the jump" in play.output and "guest web: save" in play.output
+    assert boot_of(hv1) == before
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+    assert not sessions(hv1)
+    assert not hv1.ssh("ls /var/lib/kvm-liveupdate/guests /etc/systemd/system/sysinit.target.wants/web.service").stdout.split()[1:]
+    wait_until(
+        "the services that were stopped", 60, lambda: (running <= set(hv1.ssh(units).stdout.split()), str(running - set(hv1.ssh(units).stdout.split())))
+    )
+
+
+def test_killing_what_carries_out_the_update_loses_nothing(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    """kill -9 between the commit and the pause: the sessions are PID 1's, and the guests run on."""
+    since, before = time.monotonic(), boot_of(hv1)
+    controller.ask("hv1", "kexec_image", kernel=f"/boot/vmlinuz-{kernels[1]}")
+    held = {controller.ask("hv1", "guest", name=guest.name, state="preserved")["session"]: [1] for guest in GUESTS}
+    hv1.ssh("systemd-run --unit killer sh -c 'until systemctl kill --signal=KILL kvm-liveupdate-jump; do sleep 0.05; done'")
+    result = controller.ask("hv1", "kexec", guests=[guest.name for guest in GUESTS], timeout=20)
+    assert result["failed"] and "did not come back within 20 s" in result["msg"] and "last seen: the old kernel" in result["msg"]
+    assert boot_of(hv1) == before
+    assert sessions(hv1) == held
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
+def test_the_hosts_move_under_their_guests(controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]) -> None:
+    play, hosts = update(controller, [hv1, hv2], kernels[1])
+    assert play.code == 0, play.output
+    assert all_survived(hosts), json.dumps(hosts, indent=1)
+    for name, host in hosts.items():
+        assert (host["kernel_before"], host["kernel_after"]) == kernels
+        assert host["boot_id_before"] != host["boot_id_after"]
+        assert host["update_id"] == play.report[name]["update_id"]
+        for guest in host["guests"].values():
+            assert guest["same_boot_id"] and guest["ticks_contiguous"] and guest["blackout_s"] > 0
+            assert guest["checksum_before"] == guest["checksum_after"]
+
+
+def test_a_second_run_changes_nothing(controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]) -> None:
+    before = [boot_of(hv1), boot_of(hv2)]
+    play = controller.play(f"{MODULES}.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
+    assert play.code == 0, play.output
+    assert all(counts["changed"] == 0 for counts in play.recap.values())
+    assert [boot_of(hv1), boot_of(hv2)] == before
+    assert "stays as it is" in play.output
+
+
+def test_nothing_is_left_of_the_update(hv1: Host) -> None:
+    assert not sessions(hv1)
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+    assert "state" not in [name.rpartition(".")[2] for name in hv1.ssh("ls /var/lib/kvm-liveupdate/guests").stdout.split()]
+    assert hv1.ssh("systemctl show -P NFileDescriptorStore web.service").stdout.strip() == "0"
+
+
+def test_a_restarted_guest_is_not_taken_for_a_survivor(hv1: Host) -> None:
+    """The judge itself on trial: a guest that started afresh must not pass."""
+    since = time.monotonic()
+    hv1.ssh("systemctl restart web.service")
+    wait_alive(hv1, WEB)
+    verdict = final_verdict(hv1, WEB, since)
+    assert not verdict.survived
+    assert len(verdict.boot_ids) == 2, verdict.reason
+
+
+def test_a_power_cut_after_the_save_never_resumes_stale_state(hv2: Host) -> None:
+    """The worst moment: the guest is saved, the memory is gone. It starts clean, and says so."""
+    save = (
+        "import sys; sys.path.insert(0, '/usr/local/lib/kvm-liveupdate'); from kvm_liveupdate import _guests, _host, _update;"
+        "r = _guests.find('web'); _guests.hold(r); _guests.start_early(r['unit'], True);"
+        "_update._save('web', {'id': 'power-cut', 'boot_id': _host.boot_id(), 'on_loss': 'start'}, {})"
+    )
+    done = hv2.ssh(f'python3 -c "{save}"')
+    assert done.returncode == 0, done.stderr
+    assert hv2.ssh("ls /var/lib/kvm-liveupdate/guests/web.state").returncode == 0
+    boot_before = hv2.heartbeat(WEB.port)[-1].boot_id
+    hv2.reboot_hard()
+    wait_until("the guest's clean start", 240, lambda: (hv2.heartbeat(WEB.port)[-1].boot_id != boot_before, "its old boot id"))
+    journal = json.loads(hv2.ssh("cat /var/lib/kvm-liveupdate/guests/web.json").stdout)
+    assert journal["state"] == "lost" and "did not come over" in journal["why"]
+    assert hv2.ssh("ls /var/lib/kvm-liveupdate/guests/web.state").returncode != 0
+    assert "web: cold: its memory did not come over the reboot; it starts clean" in hv2.ssh("journalctl -b -u web.service").stdout
