@@ -17,6 +17,10 @@ from . import _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import on the boot path
+
 __all__ = ("foreign_reason", "inspect", "load", "memory", "resume", "save", "status")
 
 START_LIMIT_S = 120.0
@@ -69,28 +73,33 @@ def _is_memory_file(pid: int, fd: int, size: int) -> bool:
 
 def foreign_reason(pid: int) -> dict:
     """Why a QEMU that our wrapper did not start cannot be preserved: what backs its largest mapping."""
-    backing, huge = _largest_mapping(pid)
-    if huge:
-        return _reason(
-            "ram-hugetlb", f"its RAM is on huge pages ({backing}), which the kernel cannot preserve", "run it through the wrapper"
-        )
+    try:
+        with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as smaps:
+            backing, page_kib = largest_mapping(smaps)
+    except OSError:
+        backing, page_kib = "", 0
+    if page_kib > 4:
+        message = f"its RAM is on huge pages of {page_kib} KiB ({backing}), which the kernel cannot preserve"
+        return _reason("ram-hugetlb", message, "run it through the wrapper, without them")
     if not backing:
         return _reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", "run it through the wrapper")
     return _reason("not-managed", f"its RAM is {backing}, but no monitor is known for it", "run it through the wrapper")
 
 
-def _largest_mapping(pid: int) -> tuple[str, bool]:
-    largest, backing = 0, ""
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                fields = line.split(None, 5)
-                low, high = (int(part, 16) for part in fields[0].split("-"))
-                if high - low > largest and "w" in fields[1]:
-                    largest, backing = high - low, fields[5].strip() if len(fields) > 5 else ""
-    except OSError:
-        return "", False
-    return backing, "hugepages" in backing or "anon_hugepage" in backing or "hugetlb" in backing
+def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:
+    """What backs the largest writable mapping (empty for anonymous memory), and its page size in KiB (proc(5), smaps). Pure."""
+    largest, found, current = 0, ("", 0), False
+    for line in smaps:
+        fields = line.split(None, 5)
+        if fields[0].endswith(":"):
+            if current and fields[0] == "KernelPageSize:":
+                found = (found[0], int(fields[1]))
+            continue
+        low, high = (int(part, 16) for part in fields[0].split("-"))
+        current = high - low > largest and "w" in fields[1]
+        if current:
+            largest, found = high - low, (fields[5].strip() if len(fields) > 5 else "", 0)
+    return found
 
 
 def memory(record: dict) -> list[int]:

@@ -101,11 +101,11 @@ class Controller:
         done = subprocess.run(
             command, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MODULE_LIMIT_S, check=False
         )
-        _host, arrow, answer = done.stdout.partition("=> ")
+        headline, arrow, answer = done.stdout.partition("=> ")
         if not arrow:
             raise LabError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         result: dict[str, Any] = json.loads(answer[: answer.rindex("}") + 1])
-        return result
+        return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8"}

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ STARTED_LIMIT_S = 20.0
 SSH_LIMIT_S = 300.0
 STOP_LIMIT_S = 30.0
 PROGRESS_EVERY_S = 10.0
+NOISE = "TCG doesn't support requested feature"
 
 
 class Host:
@@ -64,16 +66,22 @@ class Host:
         machine = self.machine
         return str(machine["image"]) if machine else None
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether it was made before and not forgotten since."""
+        return (self.folder / "disk.raw").exists()
+
     def start(self, emulator: tuple[str, ...], image: Path) -> None:
         """Start it: from its own disk when it has one, else from a fresh copy of the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         made_from = str(image)
-        if (self.folder / "disk.raw").exists():
+        if self.has_disk:
             made_from = self.image or made_from
         else:
             self._clear()
             self._make_disk(image)
-        machine = Machine(emulator, "disk.raw", ssh_port=free_port())
+        others = {host.port for host in neighbours(self.folder)}
+        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others))
         content = {"name": self.name, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()
@@ -84,7 +92,7 @@ class Host:
         if record:
             record.send(signal.SIGTERM)
 
-    def ensure_stopped(self, forget: bool = True) -> None:
+    def ensure_stopped(self, forget: bool) -> None:
         """Wait for the end of its supervisor, force it after a limit; then forget its disk."""
         record = self.record
         if record and not record.wait_gone(STOP_LIMIT_S):
@@ -153,8 +161,9 @@ class Host:
     def last_words(self) -> str:
         """The ends of the host's logs, for an error."""
         parts = []
-        for name, lines in (("supervisor.log", 8), ("console.log", 25)):
-            parts.append(f"The end of {self.folder / name}:\n{tail(self.folder / name, lines)}")
+        for name in ("supervisor.log", "console.log"):
+            lines = [line for line in tail(self.folder / name, 60).splitlines() if NOISE not in line]
+            parts.append(f"The end of {self.folder / name}:\n" + "\n".join(lines[-25:]))
         return "\n".join(parts)
 
     def _clear(self) -> None:
@@ -190,9 +199,16 @@ class Host:
             time.sleep(0.1)
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def neighbours(folder: Path) -> list[Host]:
+    """The other hosts of a lab."""
+    return [Host(path.parent) for path in folder.parent.glob("hv*/machine.json") if path.parent != folder]
+
+
+def free_port(taken: Collection[int] = ()) -> int:
+    """A loopback port that nobody listens on now; taken are those that somebody soon will."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:
+            return port

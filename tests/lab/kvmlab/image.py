@@ -75,6 +75,7 @@ def image(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
         if os.geteuid() != 0:
             raise LabError("building the hosts' image needs root (file owners inside it)")
         say("host image: file system")
+        os.umask(0o022)  # the folders made here are the hosts' own
         tree = folder / "tree"
         tree.mkdir()
         run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=600)

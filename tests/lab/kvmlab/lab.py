@@ -88,12 +88,13 @@ class Lab:
         """Bring up hv1 to hvCOUNT; those that run already stay as they are."""
         parts = build()
         if not any(host.record for host in self.hosts()):
-            for kind in ("emulator", "image", "rootfs"):
+            for kind in ("deb", "emulator", "image", "rootfs"):
                 cache.prune(kind, GENERATIONS_KEPT)
         with cache.locked(self._lock):
             self.folder.mkdir(parents=True, exist_ok=True)
             wanted = [Host(self.folder / f"hv{number}") for number in range(1, count + 1)]
             started: list[Host] = []
+            fresh = {host.name for host in wanted if not host.has_disk}
             try:
                 for host in wanted:
                     if host.record is None:
@@ -109,7 +110,7 @@ class Lab:
                     say(f"{host.name}: answers on SSH, after another {time.monotonic() - begun:.0f} s")
             except BaseException:
                 with uninterrupted():
-                    self._end(started)
+                    self._end(started, forget=fresh)
                     self._write_files(parts.keys)
                 raise
             return wanted
@@ -118,16 +119,16 @@ class Lab:
         """End all hosts and forget their disks; the logs stay."""
         with cache.locked(self._lock, limit_s=600):
             ended = self.hosts()
-            self._end(ended)
+            self._end(ended, forget={host.name for host in ended})
             self.inventory.unlink(missing_ok=True)
             return ended
 
-    def _end(self, hosts: list[Host]) -> None:
-        """End these hosts, all at the same time."""
+    def _end(self, hosts: list[Host], forget: set[str]) -> None:
+        """End these hosts, all at the same time, and forget the disks of some."""
         for host in hosts:
             host.stop()
         for host in hosts:
-            host.ensure_stopped()
+            host.ensure_stopped(forget=host.name in forget)
 
     def _write_files(self, both: Keys) -> None:
         """Write what SSH and Ansible need to reach the hosts that run."""

@@ -88,7 +88,7 @@ def candidates(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
 
 def resolve() -> Resolution:
     """What to build from: asked from the mirror at most once a day, the last answer when the mirror is out of reach."""
-    record = cache.root() / "resolved.json"
+    record = _record()
     last = _recorded(record)
     if last and last.mirror == mirror() and 0 <= time.time() - last.resolved_at < FRESH_S:
         return last
@@ -120,11 +120,17 @@ def download(source: Source, folder: Path, log: Path) -> Path:
         except LabError:
             say(f"  {wanted}: not available with the present package lists, fetching new lists")
             _update()
+            _record().unlink(missing_ok=True)  # if the mirror has moved on, the next run asks it what there is
             run_logged(command, what=f"download {wanted}", log=log, limit_s=DOWNLOAD_LIMIT_S, cwd=folder)
     found = list(folder.glob(f"{source.package}_*.deb"))
     if len(found) != 1:
         raise LabError(f"download of {wanted} left {len(found)} files in {folder}")
     return found[0]
+
+
+def _record() -> Path:
+    """Where the last answer of the mirror is kept."""
+    return cache.root() / "resolved.json"
 
 
 def _recorded(record: Path) -> Resolution | None:

@@ -135,9 +135,12 @@ def test_an_unknown_guest_is_refused_with_the_known_ones(controller: Controller)
 
 
 def test_who_is_not_root_is_refused(controller: Controller, hv1: Host) -> None:
-    hv1.ssh("useradd --create-home --shell /bin/sh operator")
-    become = {"ansible_become": True, "ansible_become_user": "operator", "ansible_become_method": "su"}
-    result = controller.ask("hv1", "guest", "-e", json.dumps(become), name="web", state="preserved")
+    """Somebody logs in as himself and forgets become."""
+    hv1.ssh(
+        "echo joe:x:1000:1000::/home/joe:/bin/sh >> /etc/passwd; echo 'joe:*:20000::::::' >> /etc/shadow;"
+        "mkdir -m 755 /home/joe; cp -r /root/.ssh /home/joe; chown -R 1000:1000 /home/joe"
+    )
+    result = controller.ask("hv1", "guest", "-e", "ansible_user=joe", name="web", state="preserved")
     assert result["failed"] and "needs root" in result["msg"] and "become: true" in result["msg"]
 
 

@@ -115,8 +115,20 @@ def test_hosts_are_ready_for_live_updates() -> None:
     assert {"kho=on", "liveupdate=on", "console=ttyS0", "rw"} <= set(line.split())
 
 
-def test_a_free_port_is_free() -> None:
-    assert 1024 < host.free_port() < 65536
+def test_a_port_that_another_host_is_about_to_take_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = iter([40001, 40002])
+    monkeypatch.setattr(host.socket.socket, "bind", lambda self, address: None)
+    monkeypatch.setattr(host.socket.socket, "getsockname", lambda self: ("127.0.0.1", next(ports)))
+    assert host.free_port({40001}) == 40002
+
+
+def test_a_hosts_last_words_are_not_drowned(tmp_path: Path) -> None:
+    noise = "warning: TCG doesn't support requested feature: CPUID\n" * 30
+    (tmp_path / "supervisor.log").write_text("10:00:00 QEMU started, pid 7\n" + noise + "could not set up host forwarding\n")
+    words = host.Host(tmp_path).last_words()
+    assert "QEMU started" in words
+    assert "could not set up host forwarding" in words
+    assert "TCG" not in words
 
 
 def test_a_failed_command_shows_the_end_of_its_log(tmp_path: Path) -> None:

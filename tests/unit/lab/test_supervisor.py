@@ -105,7 +105,7 @@ def test_down_ends_both_and_leaves_only_logs(host: Host) -> None:
     running = qemu(host)
     assert running
     host.stop()
-    host.ensure_stopped()
+    host.ensure_stopped(forget=True)
     assert not running.alive()
     assert host.record is None
     left = {path.name for path in host.folder.iterdir()}

@@ -1,0 +1,71 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from kvmlab.controller import read_recap, read_report
+from kvmlab.demo import newest_kernel
+from kvmlab.heartbeat import Verdict
+from kvmlab.report import Boot, all_survived, host_report, table
+
+OUTPUT = """
+PLAY RECAP *********************************************************************
+hv1                        : ok=10   changed=3    unreachable=0    failed=0    skipped=1    rescued=0    ignored=0
+hv2                        : ok=3    changed=0    unreachable=1    failed=0    skipped=0    rescued=0    ignored=0
+
+CUSTOM STATS: ******************************************************************
+\tRUN: {"liveupdate_report": {"hv1": {"update_id": "u1"}}}
+"""
+BEFORE, AFTER = Boot("b1", "7.2.13"), Boot("b2", "7.3.4")
+ALIVE = Verdict(True, "ticks 1 to 9", boot_ids=("g",), contiguous=True, checksum_before="a", checksum_after="a", blackout_s=9.8765)
+RESTARTED = Verdict(False, "restarted", boot_ids=("g", "h"))
+
+
+def test_recap_and_report_are_read():
+    recap = read_recap(OUTPUT)
+    assert recap["hv1"]["changed"] == 3 and recap["hv2"]["unreachable"] == 1
+    assert read_report(OUTPUT) == {"hv1": {"update_id": "u1"}}
+    assert read_recap("nothing") == {} and read_report("nothing") == {}
+
+
+def test_a_survivor():
+    report = host_report(BEFORE, AFTER, "u1", {"web": ALIVE})
+    assert report["jumped"] and report["update_id"] == "u1"
+    assert report["guests"]["web"] == {
+        "survived": True,
+        "reason": "ticks 1 to 9",
+        "blackout_s": 9.877,
+        "same_boot_id": True,
+        "ticks_contiguous": True,
+        "checksum_before": "a",
+        "checksum_after": "a",
+    }
+    assert all_survived({"hv1": report})
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [(AFTER, RESTARTED), (BEFORE, ALIVE), (Boot("b1", "7.3.4"), ALIVE), (Boot("b2", "7.2.13"), ALIVE)],
+)
+def test_not_a_survivor(after, verdict):
+    """A restarted guest, or a host that did not jump into another kernel."""
+    report = host_report(BEFORE, after, "u1", {"web": verdict, "db": ALIVE})
+    assert not report["guests"]["web"]["survived"]
+    assert not all_survived({"hv1": report})
+    assert "NO: " in table({"hv1": report})
+
+
+def test_nothing_to_survive_is_no_success():
+    assert not all_survived({})
+    assert not all_survived({"hv1": host_report(BEFORE, AFTER, "u1", {})})
+
+
+def test_the_table():
+    lines = table({"hv1": host_report(BEFORE, AFTER, "u1", {"web": ALIVE})}).splitlines()
+    assert lines[0].split() == ["host", "kernel", "before", "kernel", "after", "guest", "survived", "blackout"]
+    assert lines[2].split() == ["hv1", "7.2.13", "7.3.4", "web", "yes", "9.9", "s"]
+
+
+def test_the_newest_kernel_is_the_highest_number():
+    assert newest_kernel("config-7.3.4 vmlinuz-7.3.4 vmlinuz-7.2.13 vmlinuz-7.10.1 grub") == "7.10.1"
