@@ -17,6 +17,7 @@ __all__ = ("main",)
 
 USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
+       kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate status                     the last update and the guests, as JSON
        kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
 
@@ -51,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             from ._update import jump
 
             return jump()
+        elif words == ["recover"]:
+            from ._update import recover
+
+            recover()
         elif words == ["status"]:
             _status()
         elif len(words) == 2 and words[0] == "discard":

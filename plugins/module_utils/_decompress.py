@@ -10,6 +10,7 @@ limited, and whatever is wrong is a LiveUpdateError.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ._errors import LiveUpdateError
@@ -17,7 +18,7 @@ from ._errors import LiveUpdateError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any  # not at run time: slow to import
 
     # Gives the next bytes of the compressed stream, at most as many as asked for; none at its end.
     Source = Callable[[int], bytes]
@@ -162,12 +163,18 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
     # The other end of both pipes must be served at once, or tool and reader wait for each other.
     feeder = threading.Thread(target=_feed, args=(process.stdin, source), daemon=True)
     late = threading.Event()
-    timer = threading.Timer(_TOOL_SECONDS, lambda: (late.set(), process.kill()))
+
+    def stop() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(_TOOL_SECONDS, stop)
     timer.daemon = True
     try:
         feeder.start()
         timer.start()
-        yield from iter(lambda: process.stdout.read1(_BLOCK_OUT), b"")  # type: ignore[union-attr,attr-defined]
+        output = process.stdout.fileno()
+        yield from iter(lambda: os.read(output, _BLOCK_OUT), b"")
         status = process.wait()
     finally:
         timer.cancel()

@@ -114,12 +114,10 @@ def status(record: dict) -> str:
 
 
 def save(record: dict, path: str) -> dict:
-    """Pause the guest and write its device state (not its RAM) to ``path``, durably.
+    """Pause the guest and write its device state (not its RAM) to ``path``, durably; it stays paused, also on a failure.
 
-    Returns ``paused`` and ``saved`` (seconds since the epoch) and ``was_running``. On a failure the guest is as it was
-    before, and the error says why.
+    Returns when it was ``paused`` and ``saved``, in seconds since the epoch. :func:`resume` is the undo.
     """
-    was_running = status(record) == "running"
     try:
         with Qmp(record["monitor"]) as monitor:
             monitor.execute("stop")
@@ -131,19 +129,16 @@ def save(record: dict, path: str) -> dict:
             os.fsync(file.fileno())
         os.chmod(path, 0o600)
     except (LiveUpdateError, OSError) as err:
-        resume(record, was_running)
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
-    return {"paused": paused, "saved": time.time(), "was_running": was_running}
+    return {"paused": paused, "saved": time.time()}
 
 
-def resume(record: dict, running: bool = True) -> bool:
-    """Undo :func:`save`: the guest runs on in the QEMU that it was saved from. Returns whether there was anything to undo."""
+def resume(record: dict, running: bool) -> None:
+    """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from."""
     with Qmp(record["monitor"]) as monitor:
         monitor.ignore_shared(False)  # left on, a later migration or save would leave out the RAM
         if running and monitor.status() in ("paused", "postmigrate", "finish-migrate"):
             monitor.execute("cont")
-            return True
-    return False
 
 
 def load(monitor: Qmp, path: str) -> None:

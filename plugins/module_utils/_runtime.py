@@ -37,6 +37,7 @@ RefuseManualStop=yes
 [Service]
 Type=exec
 ExecStart={COMMAND} jump
+ExecStopPost={COMMAND} recover
 Nice=-10
 """
 

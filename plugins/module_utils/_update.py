@@ -19,13 +19,19 @@ import zlib
 from . import _guests, _host, _kexec, _paths, _qemu, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("Lock", "commit", "gate", "jump", "outcome")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("Lock", "commit", "gate", "jump", "outcome", "recover")
 
 JUMP_UNIT = "kvm-liveupdate-jump.service"
 JUMP_TARGET = "kvm-liveupdate.target"
 STOP_LIMIT_S = 180
 # The commit's answer has to leave the host before its SSH session is stopped.
 GRACE_S = 3.0
+# A kexec that was asked for ends every process long before this; only a host that stays recovers.
+RECOVER_S = 15.0
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
 
@@ -123,8 +129,7 @@ def jump() -> int:
         update = _paths.read_json(_paths.UPDATE)
         if outcome(update, _host.boot_id(), "") != "pending" or update["state"] != "committed":
             raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
-        running = _active_units()
-        saved: dict[str, dict] = {}
+        update["units"] = _active_units()
         try:
             time.sleep(GRACE_S)
             image = update["image"]
@@ -137,12 +142,13 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
+            update["running"] = [name for name in update["guests"] if _qemu.status(_guests.find(name)) == "running"]
             _advance(update, "saving")
-            _save_all(update, saved)
+            _save_all(update)
             _advance(update, "jumping")
             _systemd.run("systemctl", "--force", "kexec")
-        except (LiveUpdateError, OSError) as err:
-            _abort(update, saved, running, str(err))
+        except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
+            _abort(update, str(err) or repr(err))
             return 1
         while True:
             time.sleep(60)  # PID 1 is going down and ends this process
@@ -177,24 +183,22 @@ def _installed(units: tuple[str, ...]) -> list[str]:
     return [unit for unit in units if _systemd.show(unit, "ActiveState").get("ActiveState") == "active"]
 
 
-def _save_all(update: dict, saved: dict[str, dict]) -> None:
-    """Pause and save all guests at once. ``saved`` tells, also after a failure, which ones have to be resumed."""
+def _save_all(update: dict) -> None:
+    """Pause and save all guests at once; every error counts."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=max(1, len(update["guests"]))) as pool:
-        jobs = [pool.submit(_save, name, update, saved) for name in update["guests"]]
+        jobs = [pool.submit(_save, name, update) for name in update["guests"]]
     errors = [str(job.exception()) for job in jobs if job.exception()]
     if errors:
         raise LiveUpdateError("; ".join(errors))
 
 
-def _save(name: str, update: dict, saved: dict[str, dict]) -> None:
+def _save(name: str, update: dict) -> None:
     record = _guests.find(name)
     hold = _paths.read_json(_guests.run_path(name, "held"))
     path = _guests.state_path(name)
     times = _qemu.save(record, path)
-    was_running = bool(times.pop("was_running"))
-    saved[name] = {"record": record, "was_running": was_running}
     with open(path, "rb") as file:
         crc = zlib.crc32(file.read())
     journal = {
@@ -210,33 +214,46 @@ def _save(name: str, update: dict, saved: dict[str, dict]) -> None:
         "unit": record["unit"],
         "argv": record["argv"],
         "state_crc32": crc,
-        "was_running": was_running,
+        "was_running": name in update["running"],
         "times": times,
     }
     _paths.write_json(_guests.journal_path(name), journal)
 
 
-def _abort(update: dict, saved: dict[str, dict], units: list[str], why: str) -> None:
-    """Undo: guests first, then what was stopped. The image is unloaded, the sessions are given up."""
+def _abort(update: dict, why: str) -> None:
+    """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped."""
     _log(f"update {update['id']}: aborted: {why}")
-    for name in update["guests"]:
+    problems = [why]
+
+    def undo(what: str, step: t.Callable[..., object], *arguments: object) -> None:
         try:
-            record = saved[name]["record"] if name in saved else _guests.find(name)
-            _qemu.resume(record, saved.get(name, {"was_running": False})["was_running"])
-            _paths.remove(_guests.journal_path(name))
-            _paths.remove(_guests.state_path(name))
-            _guests.release(record)
-            _guests.start_early(record["unit"], False)
-        except LiveUpdateError as err:
-            why += f"; undo: guest {name}: {err}"
-    update["error"] = why
+            step(*arguments)
+        except (LiveUpdateError, OSError) as err:
+            problems.append(f"not undone: {what}: {err}")
+
+    records = {name: record for name, record in _guests.known().items() if name in update["guests"]}
+    for name, record in records.items():
+        undo(f"pause of guest {name}", _qemu.resume, record, name in update.get("running", ()))
+    for name, record in records.items():
+        undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
+        undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
+        undo(f"session of guest {name}", _guests.release, record)
+        undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
+    undo("staged kernel", _kexec.unload)
+    undo("stopped services", _start_again, update.get("units", []))
+    update["error"] = "; ".join(problems)
     _advance(update, "aborted")
-    for undo in (_kexec.unload, lambda: _start_again(units)):
-        try:
-            undo()
-        except LiveUpdateError as err:
-            update["error"] += f"; undo: {err}"
-            _paths.write_json(_paths.UPDATE, update)
+
+
+def recover() -> None:
+    """Undo an update whose process ended before the jump, by a kill or a crash. Without effect on any other."""
+    with Lock(wait_s=30):
+        update = _paths.read_json(_paths.UPDATE)
+        if outcome(update, _host.boot_id(), "") != "pending":
+            return
+        if update["state"] == "jumping":
+            time.sleep(RECOVER_S)
+        _abort(update, f"the process that carried it out ended while it was {update['state']}")
 
 
 def _start_again(units: list[str]) -> None:

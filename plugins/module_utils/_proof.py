@@ -1,0 +1,417 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether one kernel can take over what another has preserved, proven before the jump. PRIVATE to the collection.
+
+Source: kernel/liveupdate (kho_populate, luo_early_startup) and mm/memfd_luo.c. The next kernel finds out only when the
+old one is gone, so whatever is not certain here is not proven.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _host, _image, _kexec
+from ._errors import LiveUpdateError
+
+__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "compare", "running_side")
+
+PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
+
+_DEBUGFS = "sys/kernel/debug/kho"
+_BLOB_LIMIT = 1 << 20
+_FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+
+# Each string's option, what the next kernel does when its own string differs, and what it does without the option.
+_PARTS = {
+    "kho": (
+        "KEXEC_HANDOVER",
+        "boots as if nothing had been preserved, and every guest is lost without a word",
+        "ignores what is handed to it, and every guest is lost without a word",
+    ),
+    "luo": (
+        "LIVEUPDATE",
+        "panics while it boots, and every guest is lost",
+        "boots, but nothing can reach the preserved memory, which stays occupied: every guest is lost",
+    ),
+    "memfd": (
+        "LIVEUPDATE_MEMFD",
+        "boots, but every open of /dev/liveupdate fails with EIO: no guest can get its memory back",
+        "boots, but every open of /dev/liveupdate fails with EIO: no guest can get its memory back",
+    ),
+}
+_WITHOUT_OPTION = {
+    "kho=on": "ignores what is handed to it, and every guest is lost",
+    "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
+}
+_OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
+# What kexec_file_load takes on neither architecture, and what to do with it.
+_NOT_LOADABLE = {
+    "vmlinux": "give the bzImage or arm64 Image that was built from it",
+    "uki": "stage the kernel in it ('objcopy -O binary --only-section=.linux FILE KERNEL'), its .initrd likewise, and its command line",
+    "zboot": "stage the arm64 Image in it: the build's arch/arm64/boot/Image",
+}
+# Both architectures that live update exists for, as the kernel names them.
+_ARCHITECTURES = ("x86_64", "aarch64")
+
+
+def compare(running: dict, target: dict) -> dict:
+    """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
+
+    Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or will run with.
+    Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each.
+    """
+    here = f"the running kernel {running.get('release') or ''}".rstrip()
+    there = f"kernel {target.get('path') or target.get('release') or 'to stage'}"
+    return {"there": _way(running, here, target, there), "back": _way(target, there, running, here)}
+
+
+def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict:
+    reasons = [
+        *_machine(source, source_name, target, target_name),
+        *_loadable(source, source_name, target, target_name),
+        *_strings(source, source_name, target, target_name),
+        *_command_lines(source, source_name, target, target_name),
+        *_guests(target, target_name),
+    ]
+    verdicts = [reason["verdict"] for reason in reasons]
+    return {"verdict": next((verdict for verdict in (REFUSED, UNKNOWN) if verdict in verdicts), PROVEN), "reasons": reasons}
+
+
+def _reason(verdict: str, code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy, "verdict": verdict}
+
+
+def _why_unread(side: dict, what: str) -> str:
+    return (side.get("unread") or {}).get(what) or "nothing was read"
+
+
+def _machine(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    found = []
+    one, other = source.get("arch"), target.get("arch")
+    if not one or not other:
+        name = target_name if one else source_name
+        found.append(
+            _reason(UNKNOWN, "arch-unread", f"the architecture of {name} is not known", "give a kernel image that was read successfully")
+        )
+    elif one != other or other not in _ARCHITECTURES:
+        found.append(
+            _reason(REFUSED, "arch", f"{target_name} is for {other}, {source_name} for {one}", "give a kernel of the same architecture")
+        )
+    sizes = source.get("page_size"), target.get("page_size")
+    if None in sizes:
+        name = target_name if sizes[0] else source_name
+        found.append(
+            _reason(UNKNOWN, "page-size-unread", f"the page size of {name} is not known", "give the image that boots, not a vmlinux")
+        )
+    elif sizes[0] != sizes[1]:
+        found.append(
+            _reason(
+                REFUSED,
+                "page-size",
+                f"{target_name} has pages of {sizes[1]} bytes, {source_name} of {sizes[0]}: what one preserves, the other misreads",
+                "give a kernel with the same page size",
+            )
+        )
+    return found
+
+
+def _loadable(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's kexec_file_load takes the target."""
+    found = []
+    config = source.get("config")
+    if config and config.get("KEXEC_FILE") != "y":
+        found.append(
+            _reason(
+                REFUSED,
+                "kexec-file-off",
+                f"{source_name} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only way that carries memory over",
+                f"take a kernel with CONFIG_KEXEC_FILE=y, {_OTHER_WAY}",
+            )
+        )
+    kind = target.get("kind")
+    if kind is None:
+        found.append(
+            _reason(
+                UNKNOWN,
+                "image-unread",
+                f"the image of {target_name} is not known: {_why_unread(target, 'image')}",
+                "keep the image of each kernel in /boot while the kernel is in use",
+            )
+        )
+    elif kind in _NOT_LOADABLE:
+        found.append(
+            _reason(REFUSED, "image-kind", f"{target_name} is of the kind {kind}, which kexec_file_load does not take", _NOT_LOADABLE[kind])
+        )
+    if target.get("above_4g") is False:
+        found.append(
+            _reason(
+                REFUSED,
+                "not-relocatable",
+                f"{target_name} cannot be loaded above 4 GiB (its boot header says so), so kexec_file_load refuses it",
+                "take a 64-bit kernel with CONFIG_RELOCATABLE=y",
+            )
+        )
+    return found
+
+
+def _strings(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the two speak the same versions, each of the three."""
+    found = []
+    off = [_first_off(side) for side in (source, target)]
+    if off[0]:
+        found.append(_off(source, source_name, off[0], "preserves nothing"))
+    if off[1]:
+        found.append(_off(target, target_name, off[1], _PARTS[off[1]][2]))
+    for name in _image.ABI:
+        if name in off:
+            break  # the rest stands on this one
+        values = _string(source, name), _string(target, name)
+        if values[0] is None:
+            found.append(_unread_string(source, source_name, name))
+        if values[1] is None:
+            found.append(_unread_string(target, target_name, name))
+        if None not in values and values[0] != values[1]:
+            found.append(
+                _reason(
+                    REFUSED,
+                    f"abi-{name}",
+                    f"{source_name} preserves as {values[0]}, and {target_name} reads {values[1]} only: it {_PARTS[name][1]}",
+                    f"take a kernel with {values[0]}, {_OTHER_WAY}",
+                )
+            )
+    return found
+
+
+def _first_off(side: dict) -> str | None:
+    return next((name for name in _image.ABI if _is_off(side, name)), None)
+
+
+def _is_off(side: dict, name: str) -> bool:
+    """Whether the kernel is known to be built without this part."""
+    config = side.get("config")
+    value = config.get(_PARTS[name][0]) if config else None
+    # The first kernels with live update had no option of its own for memfd.
+    if config and value != "y" and (value == "n" or name != "memfd"):
+        return True
+    return value is None and _looked(side, name) and _string(side, name) is None
+
+
+def _looked(side: dict, name: str) -> bool:
+    """Whether the kernel was searched for its string."""
+    return name in (side.get("abi") or {}) and name not in (side.get("unread") or {})
+
+
+def _off(side: dict, side_name: str, name: str, then: str) -> dict:
+    option = _PARTS[name][0]
+    seen = f"its configuration has no CONFIG_{option}=y" if side.get("config") else f"there is no string {name}-vN in it"
+    return _reason(
+        REFUSED,
+        f"{option.lower().replace('_', '-')}-off",
+        f"{side_name} is built without {option} ({seen}): it {then}",
+        f"take a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {_OTHER_WAY}",
+    )
+
+
+def _string(side: dict, name: str) -> str | None:
+    return (side.get("abi") or {}).get(name)
+
+
+def _unread_string(side: dict, side_name: str, name: str) -> dict:
+    option = _PARTS[name][0]
+    why = f"CONFIG_{option} is on, and there is no string {name}-vN in it" if _looked(side, name) else _why_unread(side, name)
+    return _reason(
+        UNKNOWN,
+        f"abi-{name}-unread",
+        f"which {name}-vN {side_name} speaks is not known: {why}",
+        "keep the image of the running kernel in /boot, mount debugfs, and give an image that holds one string of each kind",
+    )
+
+
+def _command_lines(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    found = []
+    for side, side_name, is_target in ((source, source_name, False), (target, target_name, True)):
+        cmdline = side.get("cmdline")
+        if cmdline is None:
+            found.append(
+                _reason(
+                    UNKNOWN,
+                    "cmdline-unread",
+                    f"the command line of {side_name} is not known",
+                    "give the command line that it will run with",
+                )
+            )
+            continue
+        for option in _kexec.missing_options(cmdline):
+            then = _WITHOUT_OPTION[option] if is_target else "cannot preserve anything"
+            found.append(
+                _reason(
+                    REFUSED,
+                    f"cmdline-{option.partition('=')[0]}",
+                    f"the command line of {side_name} lacks {option}: it {then}",
+                    f"add {option} to it; the role hypervisor_setup does so for the kernels that the host boots",
+                )
+            )
+    return found
+
+
+def _guests(target: dict, target_name: str) -> list[dict]:
+    """What the guests need of the kernel that they come back on."""
+    config = target.get("config")
+    if not config:
+        return [
+            _reason(
+                UNKNOWN,
+                "config-unread",
+                f"how {target_name} was built is not known: {_why_unread(target, 'config')}",
+                "put its configuration beside it as config-RELEASE, or build it with CONFIG_IKCONFIG=y",
+            )
+        ]
+    if config.get("KVM") not in ("y", "m"):
+        return [
+            _reason(
+                REFUSED,
+                "kvm-off",
+                f"{target_name} is built without CONFIG_KVM: no guest can run on it",
+                "take a kernel with CONFIG_KVM=m or y",
+            )
+        ]
+    return []
+
+
+def running_side(root: str = "/", image: str | None = None) -> dict:
+    """The running kernel, as :func:`compare` wants it: what debugfs, /proc and its own image tell.
+
+    ``image`` is where the running kernel came from, if the caller knows; else it is looked for where distributions put it.
+    An image counts only if it is this very build. Never raises for what cannot be found out: ``unread`` says why.
+    """
+    kernel = _host.kernel(root)
+    found, why = _own_image(root, kernel, image)
+    side: dict = {
+        "path": None,
+        "kind": None,
+        "above_4g": None,
+        "page_size": os.sysconf("SC_PAGE_SIZE"),
+        "abi": dict.fromkeys(_image.ABI),
+        "config": None,
+        "config_source": None,
+        **found,
+        **kernel,
+        "arch": _arch(root),
+        "unread": dict(found.get("unread") or {}),
+    }
+    if not found:
+        side["unread"].update(dict.fromkeys(("image", "config", *_image.ABI), why))
+    _add_debugfs(side, _debugfs(root), bool(found))
+    _add_own_config(side, root)
+    return side
+
+
+def _arch(root: str) -> str:
+    try:
+        with open(os.path.join(root, "proc/sys/kernel/arch"), encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.uname().machine  # kernels before 6.1
+
+
+def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[dict, str]:
+    """The facts of the running kernel's image, or none and why not."""
+    release = kernel["release"]
+    places = (
+        [given] if given else [os.path.join(root, "boot", f"vmlinuz-{release}"), os.path.join(root, "usr/lib/modules", release, "vmlinuz")]
+    )
+    notes = _image.build_ids(_blob(os.path.join(root, "sys/kernel/notes")))
+    why = []
+    for place in places:
+        try:
+            found = _image.read(place, root=root)
+        except LiveUpdateError as err:
+            why.append(err.message)
+            continue
+        # Two builds can have the same release and version, when the time of the build is fixed; not the same build id.
+        for what, running, its in (
+            ("release", {release}, {found["release"]}),
+            ("version", {kernel["version"]}, {found["version"]}),
+            ("build id", set(notes), set(found["build_ids"])),
+        ):
+            if running and not running & its:
+                ours, theirs = " or ".join(sorted(running)), " or ".join(sorted(its)) or "none"
+                why.append(f"kernel {place}: another build than the running one: its {what} is {theirs}, the running kernel's {ours}")
+                break
+        else:
+            return found, ""
+    return {}, "; ".join(why)
+
+
+def _blob(path: str) -> bytes:
+    """A file that the kernel makes; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_BLOB_LIMIT)
+    except OSError:
+        return b""
+
+
+def _debugfs(root: str) -> dict[str, str]:
+    """The strings of the running kernel as its debugfs shows them, where it is mounted and we may read it."""
+    found = {}
+    # After a jump there is no out/fdt; but then in/fdt is there only if this kernel took it for its own.
+    for name, files in (("kho", ("out/fdt", "in/fdt")), ("luo", ("out/sub_fdts/LUO",))):
+        for file in files:
+            text = _compatible(_blob(os.path.join(root, _DEBUGFS, file)))
+            if text.startswith(f"{name}-v"):
+                found[name] = text
+                break
+    return found
+
+
+def _compatible(blob: bytes) -> str:
+    """What a blob says to be compatible with: in a property of its root node if it is a device tree, else at its beginning."""
+    data = _root_property(blob, b"compatible") if blob.startswith(_FDT_MAGIC) else blob[:64]
+    return data.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def _root_property(blob: bytes, name: bytes) -> bytes:
+    """A property of the root node of a flattened device tree; empty when there is none."""
+
+    def cell(at: int) -> int:
+        return int.from_bytes(blob[at : at + 4], "big")
+
+    at, strings = cell(8), cell(12)
+    while at + 4 <= len(blob):
+        token = cell(at)
+        at += 4
+        if token == 1 and not blob[at : at + 1].strip(b"\0"):  # the root node begins; its name is empty
+            at += 4
+        elif token == 3:  # a property
+            length, key = cell(at), strings + cell(at + 4)
+            if blob[key : key + len(name) + 1] == name + b"\0":
+                return blob[at + 8 : at + 8 + length]
+            at += 8 + (length + 3 & ~3)
+        elif token != 4:  # anything but padding ends the root node's own properties
+            break
+    return b""
+
+
+def _add_debugfs(side: dict, strings: dict[str, str], has_image: bool) -> None:
+    for name, text in strings.items():
+        own = side["abi"][name]
+        if has_image and own != text:
+            side["abi"][name] = None
+            side["unread"][name] = f"debugfs says {text}, and the image {side['path']} {own or 'has no such string'}"
+        else:
+            side["abi"][name] = text
+            side["unread"].pop(name, None)
+
+
+def _add_own_config(side: dict, root: str) -> None:
+    path = os.path.join(root, "proc/config.gz")
+    if not os.path.exists(path):
+        return
+    try:
+        side.update(config=_image.config_from_file(path), config_source=path)
+        side["unread"].pop("config", None)
+    except LiveUpdateError as err:
+        side["unread"].setdefault("config", err.message)
