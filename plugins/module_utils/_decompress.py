@@ -211,15 +211,20 @@ def _lz4(source: Source, _what: str) -> Iterator[bytes]:
         if header == _LZ4_MAGIC:
             continue
         size = int.from_bytes(header, "little")
-        if len(header) < 4 or size > _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16:
+        if len(header) < 4:
+            raise EOFError("it ends early")
+        if size > _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16:
             raise ValueError(f"a block of {size} bytes is too large")
         data = source(size)
         if len(data) < size:
             raise EOFError("it ends early")
         try:
-            yield _lz4_block(data)
+            block = _lz4_block(data)
         except IndexError:
             raise EOFError("a block ends early") from None
+        if not block:
+            raise ValueError("an empty block is in it")
+        yield block
 
 
 def _lz4_block(data: bytes) -> bytes:

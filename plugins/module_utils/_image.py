@@ -250,7 +250,7 @@ def _vmlinux(file: _Part) -> dict:
     table, size, count = _number(head, 0x20, 8), _number(head, 0x36, 2), _number(head, 0x38, 2)
     if not 0 < count <= 64 or size != 56:
         raise file.refuse(f"an ELF file with {count} program headers of {size} bytes is no vmlinux; give a kernel image")
-    headers = file.at(table, size * count, "program headers")
+    headers = file.at(table, size * count, "program header table")
     segments = []
     for at in range(0, len(headers), size):
         kind, _flags, offset, _virtual, _physical, length = struct.unpack_from("<IIQQQQ", headers, at)

@@ -15,6 +15,10 @@ import os
 from . import _host, _image, _kexec
 from ._errors import LiveUpdateError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ("PROVEN", "REFUSED", "UNKNOWN", "compare", "running_side")
 
 PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
@@ -63,7 +67,7 @@ def compare(running: dict, target: dict) -> dict:
     Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each.
     """
     here = f"the running kernel {running.get('release') or ''}".rstrip()
-    there = f"kernel {target.get('path') or target.get('release') or 'to stage'}"
+    there = f"kernel {target.get('path') or target.get('release') or '(not read)'}"
     return {"there": _way(running, here, target, there), "back": _way(target, there, running, here)}
 
 
@@ -325,6 +329,9 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
     notes = _image.build_ids(_blob(os.path.join(root, "sys/kernel/notes")))
     why = []
     for place in places:
+        if not os.path.exists(place):
+            why.append(f"there is no {place}")
+            continue
         try:
             found = _image.read(place, root=root)
         except LiveUpdateError as err:
@@ -360,39 +367,40 @@ def _debugfs(root: str) -> dict[str, str]:
     # After a jump there is no out/fdt; but then in/fdt is there only if this kernel took it for its own.
     for name, files in (("kho", ("out/fdt", "in/fdt")), ("luo", ("out/sub_fdts/LUO",))):
         for file in files:
-            text = _compatible(_blob(os.path.join(root, _DEBUGFS, file)))
-            if text.startswith(f"{name}-v"):
+            text = _compatible(_blob(os.path.join(root, _DEBUGFS, file)), f"{name}-v".encode())
+            if text:
                 found[name] = text
                 break
     return found
 
 
-def _compatible(blob: bytes) -> str:
-    """What a blob says to be compatible with: in a property of its root node if it is a device tree, else at its beginning."""
-    data = _root_property(blob, b"compatible") if blob.startswith(_FDT_MAGIC) else blob[:64]
-    return data.split(b"\0", 1)[0].decode("ascii", "replace")
+def _compatible(blob: bytes, beginning: bytes) -> str:
+    """The string that begins so: a property of the root node if the blob is a device tree, else what it begins with."""
+    values = _root_values(blob) if blob.startswith(_FDT_MAGIC) else [blob[:64]]
+    return next((value.split(b"\0", 1)[0].decode("ascii", "replace") for value in values if value.startswith(beginning)), "")
 
 
-def _root_property(blob: bytes, name: bytes) -> bytes:
-    """A property of the root node of a flattened device tree; empty when there is none."""
+def _root_values(blob: bytes) -> Iterator[bytes]:
+    """The values of the root node's properties in a flattened device tree.
+
+    Not their names: debugfs shows the tree at the size that it had early, without its end, where it keeps the names.
+    """
 
     def cell(at: int) -> int:
         return int.from_bytes(blob[at : at + 4], "big")
 
-    at, strings = cell(8), cell(12)
+    at = cell(8)
     while at + 4 <= len(blob):
         token = cell(at)
         at += 4
-        if token == 1 and not blob[at : at + 1].strip(b"\0"):  # the root node begins; its name is empty
+        if token == 1 and blob[at : at + 4] == bytes(4):  # the root node begins; it has no name
             at += 4
-        elif token == 3:  # a property
-            length, key = cell(at), strings + cell(at + 4)
-            if blob[key : key + len(name) + 1] == name + b"\0":
-                return blob[at + 8 : at + 8 + length]
+        elif token == 3:  # a property: length, name, value
+            length = cell(at)
+            yield blob[at + 8 : at + 8 + length]
             at += 8 + (length + 3 & ~3)
-        elif token != 4:  # anything but padding ends the root node's own properties
-            break
-    return b""
+        elif token != 4:  # but for padding, anything else ends the root node's own properties
+            return
 
 
 def _add_debugfs(side: dict, strings: dict[str, str], has_image: bool) -> None:

@@ -252,7 +252,8 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     controller.ask("hv1", "kexec_image", kernel=f"/boot/vmlinuz-{kernels[1]}")
     held = {controller.ask("hv1", "guest", name=guest.name, state="preserved")["session"]: [1] for guest in GUESTS}
     assert sessions(hv1) == held
-    hv1.ssh("systemd-run --unit killer sh -c 'until systemctl kill --signal=KILL kvm-liveupdate-jump; do sleep 0.05; done'")
+    killer = "until systemctl is-active kvm-liveupdate-jump; do sleep 0.1; done; systemctl kill --signal=KILL kvm-liveupdate-jump"
+    hv1.ssh(f"systemd-run --unit killer sh -c '{killer}'")
     result = controller.ask("hv1", "kexec", guests=[guest.name for guest in GUESTS], timeout=300)
     assert result["failed"] and "undone before the jump" in result["msg"] and "ended while it was committed" in result["msg"]
     assert boot_of(hv1) == before
