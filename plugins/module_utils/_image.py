@@ -112,9 +112,9 @@ class _Part:
 def read(path: str, config: str | None = None, root: str = "/") -> dict:
     """What the kernel image ``path`` is.
 
-    ``kind`` is V(bzImage), V(vmlinux), V(arm64), V(zboot) or V(uki). ``above_4g`` and ``efi_kexec`` are the boot header's
+    ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are the boot header's
     promises, None where there is none. ``abi`` has the strings kho-vN, luo-vN and memfd-vN, None for one that is not there.
-    ``config`` has the build options that matter here, V(n) for one that is off and nothing for one that the kernel
+    ``config`` has the build options that matter here, ``n`` for one that is off and nothing for one that the kernel
     does not offer, from the image itself, else from the file ``config``, else from where distributions put it.
     ``unread`` says for what could not be found out, why.
     """

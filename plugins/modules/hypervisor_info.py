@@ -25,8 +25,11 @@ attributes:
 options:
   kernel:
     description:
-      - Path on the host of the kernel to be updated to. RV(target) describes it then.
+      - Path on the host of the kernel to be updated to. RV(target) describes it, RV(proof) tells whether it can take over.
     type: path
+  cmdline:
+    description: The command line that it is to run with. By default the running kernel's, without the boot loader's own words.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -52,6 +55,13 @@ reasons:
   type: list
   elements: dict
   sample: []
+proof:
+  description:
+    - Whether the kernel at O(kernel) can read what the running one preserves, proven from both images, V(there), and the other way,
+      V(back).
+    - Each has a V(verdict), V(proven), V(refused) or V(unknown), and V(reasons). Only a proven V(there) is no reason against an update.
+  returned: when O(kernel) is given and is not the running kernel
+  type: dict
 refusals:
   description: All reasons of host and guests as sentences with their remedies.
   returned: success
@@ -94,7 +104,17 @@ last_update:
 
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _host, _kexec, _paths, _runtime, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _host,
+    _image,
+    _kexec,
+    _paths,
+    _proof,
+    _runtime,
+    _systemd,
+    _update,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
@@ -126,17 +146,25 @@ def refusals(reasons: list, guests: list) -> list:
     ]
 
 
+def prove(path: str, cmdline, running_cmdline: str) -> dict:
+    """Hold the two kernels against each other."""
+    target = {**_image.read(path), "cmdline": _kexec.next_cmdline(running_cmdline) if cmdline is None else cmdline}
+    return _proof.compare(_proof.running_side(), target)
+
+
+def against_target(proof: dict) -> list:
+    """What speaks against the jump: everything that keeps it from being proven. Pure."""
+    return [] if proof["there"]["verdict"] == _proof.PROVEN else proof["there"]["reasons"]
+
+
 def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
     guests = [guest_facts(record) for record in _guests.known().values()] + _guests.strangers()
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
-    against = refusals(reasons, guests)
-    result = {
+    result: dict = {
         "changed": False,
-        "ready": not against,
-        "refusals": against,
         "reasons": reasons,
         "guests": guests,
         "boot_id": boot_id,
@@ -149,12 +177,17 @@ def examine(module):
         target = _kexec.describe(module.params["kernel"])
         target["current"] = (target["release"], target["version"]) == (kernel["release"], kernel["version"])
         result["target"] = target
+        if not target["current"]:
+            result["proof"] = prove(target["path"], module.params["cmdline"], kernel["cmdline"])
+            reasons = reasons + against_target(result["proof"])
+    result["refusals"] = refusals(reasons, guests)
+    result["ready"] = not result["refusals"]
     return result
 
 
 def main():
     """Spec and run."""
-    run_module(examine, argument_spec={"kernel": {"type": "path"}})
+    run_module(examine, argument_spec={"kernel": {"type": "path"}, "cmdline": {"type": "str"}})
 
 
 if __name__ == "__main__":
