@@ -159,7 +159,8 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
             f"{what}: compressed with {tool}, and the command {tool} does not start on this host ({err.strerror});"
             f" install the package {tool}"
         ) from err
-    assert process.stdin is not None and process.stdout is not None
+    if process.stdin is None or process.stdout is None:
+        raise LiveUpdateError(f"{what}: {tool} was started without pipes")
     # The other end of both pipes must be served at once, or tool and reader wait for each other.
     feeder = threading.Thread(target=_feed, args=(process.stdin, source), daemon=True)
     late = threading.Event()

@@ -30,6 +30,7 @@ def main() -> int:
     if any(host.record for host in lab.hosts()):
         print("demo: the lab is up already; end it with tests/lab/lab down, then run the demo again", file=sys.stderr)
         return 1
+    lab.down()  # a host that is down may have a disk of an earlier night
     try:
         return _night(lab, started)
     except LabError as error:

@@ -125,7 +125,7 @@ def slow_build(counter: Path) -> None:
 
 def test_two_runs_build_once(own_cache: Path, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
-    runs = [multiprocessing.get_context("fork").Process(target=slow_build, args=(counter,)) for _ in range(2)]
+    runs = [multiprocessing.get_context("fork").Process(target=slow_build, args=(counter,)) for dummy in range(2)]
     for run in runs:
         run.start()
     for run in runs:

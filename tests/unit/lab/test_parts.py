@@ -91,7 +91,7 @@ def test_each_heartbeat_has_a_port_and_an_interrupt_of_its_own() -> None:
     assert words[0] == "qemu"
     devices = [word for word in words if word.startswith("isa-serial")]
     assert [re.sub(r"isa-serial,chardev=(\w+),index=(\d).*", r"\1 \2", device) for device in devices] == ["ttyS1 1", "ttyS2 2", "ttyS3 3"]
-    interrupts = [interrupt for _, interrupt in HEARTBEATS.values()]
+    interrupts = [interrupt for port, interrupt in HEARTBEATS.values()]
     assert len({4, *interrupts}) == 4
     assert "user,id=net,hostfwd=tcp:127.0.0.1:40001-10.0.2.15:22" in words
     assert "-kernel" not in words
