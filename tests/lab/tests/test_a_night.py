@@ -174,7 +174,7 @@ def test_a_machine_that_would_be_lost_stops_the_update(
     started = hv1.ssh(f"systemd-run --unit stranger {command}")
     assert started.returncode == 0, started.stderr
     try:
-        wait_until("the stranger", 60, lambda: stranger_seen(controller))
+        wait_until("the stranger", 180, lambda: stranger_seen(controller))
         play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     finally:
         hv1.ssh("systemctl stop stranger; echo 0 > /proc/sys/vm/nr_hugepages")
@@ -194,7 +194,7 @@ def test_a_guest_on_huge_pages_runs_but_is_not_preserved(controller: Controller,
     hv1.ssh("echo 64 > /proc/sys/vm/nr_hugepages")
     hv1.ssh(f"systemd-run --unit big {unit}")
     try:
-        wait_until("the guest", 60, lambda: (hv1.ssh("test -S /run/kvm-liveupdate/guests/big.qmp").returncode == 0, "no monitor"))
+        wait_until("the guest", 180, lambda: (hv1.ssh("test -S /run/kvm-liveupdate/guests/big.qmp").returncode == 0, "no monitor"))
         result = controller.ask("hv1", "guest", name="big", state="preserved")
     finally:
         hv1.ssh("systemctl stop big; echo 0 > /proc/sys/vm/nr_hugepages")
@@ -240,7 +240,7 @@ def test_a_guest_that_cannot_be_saved_undoes_the_update(controller: Controller, 
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
     assert not sessions(hv1)
     assert not hv1.ssh("ls /var/lib/kvm-liveupdate/guests; ls /etc/systemd/system/sysinit.target.wants/{web,db}.service").stdout
-    wait_until("the stopped services", 60, lambda: (running <= active_units(hv1), f"without {running - active_units(hv1)}"))
+    wait_until("the stopped services", 240, lambda: (running <= active_units(hv1), f"without {running - active_units(hv1)}"))
 
 
 def active_units(host: Host) -> set[str]:
