@@ -221,21 +221,25 @@ def _save(name: str, update: dict) -> None:
 
 
 def _abort(update: dict, why: str) -> None:
-    """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped."""
+    """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped.
+
+    A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
+    memory no longer belongs to.
+    """
     _log(f"update {update['id']}: aborted: {why}")
     problems = [why]
 
     def undo(what: str, step: t.Callable[..., object], *arguments: object) -> None:
         try:
             step(*arguments)
-        except (LiveUpdateError, OSError) as err:
+        except Exception as err:  # pylint: disable=broad-except  # one step that fails must not keep the others from being done
             problems.append(f"not undone: {what}: {err}")
 
     records = {name: record for name, record in _guests.known().items() if name in update["guests"]}
     for name, record in records.items():
+        undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
         undo(f"pause of guest {name}", _qemu.resume, record, name in update.get("running", ()))
     for name, record in records.items():
-        undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
         undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
         undo(f"session of guest {name}", _guests.release, record)
         undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
