@@ -16,6 +16,7 @@ from ._errors import LiveUpdateError
 __all__ = ("main",)
 
 USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
+       kvm-liveupdate hold NAME                  hold the guest's memory (kvm-liveupdate-hold@.service)
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate status                     the last update and the guests, as JSON
@@ -25,9 +26,9 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
 def _status() -> None:
     import json
 
-    from . import _guests, _paths
+    from . import _guests, _holding, _paths
 
-    guests = {name: {"journal": _guests.journal(name), "held": bool(_guests.held(record))} for name, record in _guests.known().items()}
+    guests = {name: {"journal": _guests.journal(name), "held": bool(_holding.held(record))} for name, record in _guests.known().items()}
     json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 
@@ -48,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
             from ._qemu_run import run
 
             run(words[1], words[3:])
+        elif len(words) == 2 and words[0] == "hold":
+            from ._holding import reside
+
+            reside(words[1])
         elif words == ["jump"]:
             from ._update import jump
 

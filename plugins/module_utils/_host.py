@@ -62,12 +62,12 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
         found.append(
             _reason("kexec-disabled", "kernel.kexec_load_disabled is 1, until the next reboot", "remove that sysctl setting and reboot")
         )
-    if systemd_version < _systemd.LUO_VERSION:
+    if systemd_version < _systemd.SURVIVE_VERSION:
         found.append(
             _reason(
                 "systemd",
-                f"systemd {systemd_version} does not carry sessions through a kexec",
-                f"systemd {_systemd.LUO_VERSION} or later is needed",
+                f"systemd {systemd_version} keeps nothing alive through a shutdown",
+                f"systemd {_systemd.SURVIVE_VERSION} or later is needed",
             )
         )
     if not runtime_present:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import stat
 import time
+import zlib
 
-from . import _processes
+from . import _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
@@ -21,11 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "load", "memory", "resume", "save", "status")
+__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status")
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
+KEPT = ()
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 
@@ -33,20 +35,27 @@ def _reason(code: str, message: str, remedy: str) -> dict:
     return {"code": code, "message": message, "remedy": remedy}
 
 
+def known() -> list[dict]:
+    """The guests that run now, as their wrappers recorded them."""
+    try:
+        names = sorted(os.listdir(_paths.GUESTS_RUN))
+    except FileNotFoundError:
+        return []
+    records = [_paths.read_json(os.path.join(_paths.GUESTS_RUN, name)) for name in names if name.endswith(".json")]
+    return [record for record in records if record and _processes.start_time(record["pid"]) == record["started"]]
+
+
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
     if record.get("reason"):
         return [record["reason"]]
     reasons = []
-    ram = record["ram"]
-    if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
-        reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
-    if ram["size"] >= _LARGEST:
-        reasons.append(
-            _reason(
-                "ram-size", f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB", "give it less"
-            )
-        )
+    for ram in record["ram"]:
+        if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
+            reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
+        if ram["size"] >= _LARGEST:
+            message = f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB"
+            reasons.append(_reason("ram-size", message, "give it less"))
     try:
         with Qmp(record["monitor"]) as monitor:
             state = monitor.status()
@@ -103,8 +112,8 @@ def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:
 
 
 def memory(record: dict) -> list[int]:
-    """Descriptors of the guest's RAM, in order of their tokens; the caller closes them."""
-    return [_processes.take_fd(record["pid"], record["ram"]["fd"])]
+    """Descriptors of the guest's RAM; the caller closes them."""
+    return [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
 
 
 def status(record: dict) -> str:
@@ -116,7 +125,7 @@ def status(record: dict) -> str:
 def save(record: dict, path: str) -> dict:
     """Pause the guest and write its device state (not its RAM) to ``path``, durably; it stays paused, also on a failure.
 
-    Returns when it was ``paused`` and ``saved``, in seconds since the epoch. :func:`resume` is the undo.
+    Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
     """
     try:
         with Qmp(record["monitor"]) as monitor:
@@ -127,10 +136,11 @@ def save(record: dict, path: str) -> dict:
             monitor.wait_migration(SAVE_LIMIT_S)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+            crc = zlib.crc32(file.read())
         os.chmod(path, 0o600)
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
-    return {"paused": paused, "saved": time.time()}
+    return {"times": {"paused": paused, "saved": time.time()}, "argv": record["argv"], "state_crc32": crc}
 
 
 def resume(record: dict, running: bool) -> None:

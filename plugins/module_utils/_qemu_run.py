@@ -17,7 +17,7 @@ import sys
 import time
 import zlib
 
-from . import _guests, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from . import _guests, _holding, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
@@ -48,7 +48,7 @@ def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
 
 def _session(journal: dict) -> int | None:
     """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name."""
-    session = _systemd.listen_fds().get(_guests.FDNAME)
+    session = _systemd.listen_fds().get(_holding.FDNAME)
     if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _host.boot_id():
         return session
     try:
@@ -56,7 +56,7 @@ def _session(journal: dict) -> int | None:
     except LiveUpdateError as err:
         _log(str(err))
         return None
-    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_guests.FDNAME}", (session,))  # a crash from here on loses nothing
+    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_holding.FDNAME}", (session,))  # a crash from here on loses nothing
     return session
 
 
@@ -64,13 +64,13 @@ def _note_of(session: int | None) -> dict | None:
     if session is None:
         return None
     try:
-        fd = _luo.retrieve_fd(session, _guests.META_TOKEN)
+        fd = _luo.retrieve_fd(session, _holding.META_TOKEN)
     except LiveUpdateError as err:
         if err.details.get("errno") == "EINVAL":
             return None  # outgoing: preserved for a jump that has not come
         raise
     try:
-        return _guests.read_note(fd)
+        return _holding.read_note(fd)
     finally:
         os.close(fd)
 
@@ -106,7 +106,7 @@ def _drop(session: int | None, note: dict | None) -> None:
     if note is not None:
         _luo.finish(session)
     os.close(session)
-    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_guests.FDNAME}")
+    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}")
 
 
 def _start(name: str, argv: list[str]) -> None:
@@ -130,10 +130,10 @@ def _exec(name: str, argv: list[str], ram: dict | None, reason: dict | None, inc
         "unit": _processes.unit_of(os.getpid()) or "",
         "uuid": _qemu_argv.uuid_of(argv) or _own_uuid(name),
         "pid": os.getpid(),
-        "started": _guests.start_time(os.getpid()),
+        "started": _processes.start_time(os.getpid()),
         "monitor": monitor,
         "argv": argv,
-        "ram": ram,
+        "ram": [ram] if ram else [],
         "reason": reason,
     }
     _paths.write_json(_guests.run_path(name), record)
@@ -155,9 +155,9 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     with open(state, "rb") as file:
         if zlib.crc32(file.read()) != journal["state_crc32"]:
             raise LiveUpdateError(f"guest {name}: {state} is not what was saved; its memory is kept, the guest is not started")
-    ram = _luo.retrieve_fd(session, _guests.RAM_TOKEN)
-    if os.fstat(ram).st_size != journal["size"]:
-        raise LiveUpdateError(f"guest {name}: the memory that came over has {os.fstat(ram).st_size} bytes, not {journal['size']}")
+    ram = _luo.retrieve_fd(session, _holding.RAM_TOKEN)
+    if [os.fstat(ram).st_size] != journal["sizes"]:
+        raise LiveUpdateError(f"guest {name}: the memory that came over has {os.fstat(ram).st_size} bytes, not {journal['sizes']}")
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
     child = os.fork()
@@ -167,7 +167,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
         _load(name, journal, session, main, times)
     os.waitpid(child, 0)
     os.close(session)
-    _exec(name, journal["argv"], {"fd": ram, "size": journal["size"]}, None, incoming=True)
+    _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
 def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
@@ -187,7 +187,7 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
             times["resumed"] = time.time()
             status = monitor.status()
         _luo.finish(session)
-        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_guests.FDNAME}", pid=main)
+        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main)
         restored = {**journal, "state": "restored", "times": {**journal["times"], **times}, "boot_id_after": _host.boot_id()}
         _paths.write_json(_guests.journal_path(name), restored)
         _paths.remove(_guests.state_path(name))

@@ -8,7 +8,24 @@ from __future__ import annotations
 
 import os
 
-from . import _cli, _errors, _guests, _host, _kexec, _luo, _paths, _processes, _qemu, _qemu_argv, _qemu_run, _qmp, _systemd, _update
+from . import (
+    _cli,
+    _errors,
+    _guests,
+    _holding,
+    _host,
+    _kexec,
+    _luo,
+    _paths,
+    _processes,
+    _providers,
+    _qemu,
+    _qemu_argv,
+    _qemu_run,
+    _qmp,
+    _systemd,
+    _update,
+)
 
 __all__ = ("DIRECTORIES", "files", "outdated")
 
@@ -16,7 +33,24 @@ LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"
 UNITS = "/etc/systemd/system"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
-_MODULES = (_cli, _errors, _guests, _host, _kexec, _luo, _paths, _processes, _qemu, _qemu_argv, _qemu_run, _qmp, _systemd, _update)
+_MODULES = (
+    _cli,
+    _errors,
+    _guests,
+    _holding,
+    _host,
+    _kexec,
+    _luo,
+    _paths,
+    _processes,
+    _providers,
+    _qemu,
+    _qemu_argv,
+    _qemu_run,
+    _qmp,
+    _systemd,
+    _update,
+)
 
 # Isolated and without site-packages: quick, and deaf to the environment and to what else is installed.
 _COMMAND = f"""#!/usr/bin/python3 -IS
@@ -39,6 +73,22 @@ Type=exec
 ExecStart={COMMAND} jump
 ExecStopPost={COMMAND} recover
 Nice=-10
+"""
+
+_HOLD_SERVICE = f"""[Unit]
+Description=Memory of guest %I, held for a live update
+DefaultDependencies=no
+RequiresMountsFor={_paths.STATE} {COMMAND}
+After=systemd-remount-fs.service systemd-modules-load.service systemd-tmpfiles-setup-dev.service
+IgnoreOnIsolate=yes
+SurviveFinalKillSignal=yes
+
+[Service]
+Type=notify
+ExecStart={COMMAND} hold %I
+TimeoutStartSec={_holding.HOLD_LIMIT_S}
+FileDescriptorStoreMax=4
+FileDescriptorStorePreserve=yes
 """
 
 _TARGET = """[Unit]
@@ -79,6 +129,7 @@ def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
     wanted[f"{package}/__init__.py"] = ("", 0o644)
     wanted[COMMAND] = (_COMMAND, 0o755)
     wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
+    wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     for unit in guest_units:
         wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)

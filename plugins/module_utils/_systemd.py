@@ -17,9 +17,10 @@ import struct
 
 from ._errors import LiveUpdateError
 
-__all__ = ("LUO_VERSION", "fdstore", "forget_fd", "listen_fds", "notify", "run", "show", "store_fd", "version")
+__all__ = ("LUO_VERSION", "SURVIVE_VERSION", "escape", "fdstore", "forget_fd", "listen_fds", "notify", "run", "show", "store_fd", "version")
 
 LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
+SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
 COMMAND_LIMIT_S = 60
 _NOTIFY_SOCKET = "/run/systemd/notify"
 _SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
@@ -45,6 +46,19 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
 def version() -> int:
     """systemd's major version, as ``systemctl --version`` prints it first."""
     return int(run("systemctl", "--version").split()[1])
+
+
+def escape(name: str) -> str:
+    """A string as it stands in a unit's name (systemd.unit(5), string escaping). Pure."""
+    plain = "".join(
+        "-"
+        if char == "/"
+        else char
+        if char.isascii() and (char.isalnum() or char in ":_.")
+        else "".join(f"\\x{byte:02x}" for byte in char.encode())
+        for char in name
+    )
+    return f"\\x2e{plain[1:]}" if plain.startswith(".") else plain
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:

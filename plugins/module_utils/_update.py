@@ -14,9 +14,8 @@ import fcntl
 import os
 import sys
 import time
-import zlib
 
-from . import _guests, _host, _kexec, _paths, _qemu, _systemd
+from . import _guests, _holding, _host, _kexec, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -71,7 +70,7 @@ def gate(guests: list[str]) -> list[str]:
     for name, record in running.items():
         if name not in guests:
             problems.append(f"guest {name} runs but is not part of this update; it would be lost")
-        elif not _guests.held(record):
+        elif not _holding.held(record):
             problems.append(f"guest {name}: its RAM is not held in a session; preserve it with kvm.liveupdate.guest")
     problems += [
         f"{vm['name']} (process {vm['pid']}) runs a virtual machine that would be lost: {vm['reasons'][0]['message']}"
@@ -142,7 +141,8 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
-            update["running"] = [name for name in update["guests"] if _qemu.status(_guests.find(name)) == "running"]
+            guests = _guests.known()
+            update["running"] = [name for name in update["guests"] if _providers.of(guests[name]).status(guests[name]) == "running"]
             _advance(update, "saving")
             _save_all(update)
             _advance(update, "jumping")
@@ -173,7 +173,17 @@ def _stop_the_rest(update: dict) -> None:
     directory = f"/run/systemd/system/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
-        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*units, *_installed(KEPT), *update["keep_units"])))
+        file.write(
+            "[Unit]\n"
+            + "".join(
+                f"Wants={unit}\n"
+                for unit in (
+                    *units,
+                    *_installed((*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT))),
+                    *update["keep_units"],
+                )
+            )
+        )
     _systemd.run("systemctl", "daemon-reload")
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
 
@@ -198,10 +208,8 @@ def _save(name: str, update: dict) -> None:
     record = _guests.find(name)
     hold = _paths.read_json(_guests.run_path(name, "held"))
     path = _guests.state_path(name)
-    times = _qemu.save(record, path)
-    with open(path, "rb") as file:
-        crc = zlib.crc32(file.read())
     journal = {
+        **_providers.of(record).save(record, path),
         "state": "saved",
         "guest": name,
         "update_id": update["id"],
@@ -209,13 +217,10 @@ def _save(name: str, update: dict) -> None:
         "on_loss": update["on_loss"],
         "hold": hold["hold"],
         "session": hold["session"],
-        "size": hold["size"],
+        "sizes": hold["sizes"],
         "uuid": record["uuid"],
         "unit": record["unit"],
-        "argv": record["argv"],
-        "state_crc32": crc,
         "was_running": name in update["running"],
-        "times": times,
     }
     _paths.write_json(_guests.journal_path(name), journal)
 
@@ -238,10 +243,10 @@ def _abort(update: dict, why: str) -> None:
     records = {name: record for name, record in _guests.known().items() if name in update["guests"]}
     for name, record in records.items():
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
-        undo(f"pause of guest {name}", _qemu.resume, record, name in update.get("running", ()))
+        undo(f"pause of guest {name}", _providers.of(record).resume, record, name in update.get("running", ()))
     for name, record in records.items():
         undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
-        undo(f"session of guest {name}", _guests.release, record)
+        undo(f"session of guest {name}", _holding.release, record)
         undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
     undo("staged kernel", _kexec.unload)
     undo("stopped services", _start_again, update.get("units", []))

@@ -69,7 +69,7 @@ msg:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _qemu, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _providers, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -78,7 +78,7 @@ def preserve(module) -> dict:
     """See that the guest is held."""
     name = module.params["name"]
     record = _guests.find(name)
-    held = _guests.held(record)
+    held = _holding.held(record)
     if not held:
         reasons = _guests.inspect(record)
         if reasons:
@@ -86,11 +86,11 @@ def preserve(module) -> dict:
                 f"guest {name} cannot be preserved: " + "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons),
                 reasons=reasons,
             )
-    session = _guests.session_name(record["uuid"])
-    mib = record["ram"]["size"] >> 20
+    session = _holding.session_name(record["uuid"])
+    mib = sum(ram["size"] for ram in record["ram"]) >> 20
     if not held and not module.check_mode:
         with _update.Lock():
-            _guests.hold(record)
+            _holding.hold(record)
     verb = "is held already" if held else "is held"
     return {"changed": not held, "session": session, "msg": f"guest {name}: its {mib} MiB of RAM {verb} in session {session}"}
 
@@ -99,13 +99,13 @@ def run_free(module) -> dict:
     """See that the guest runs and is not held; wait for its restore."""
     name = module.params["name"]
     record = wait_until_back(name, module.params["timeout"])
-    state = _qemu.status(record)
-    held = bool(_guests.held(record))
+    state = _providers.of(record).status(record)
+    held = bool(_holding.held(record))
     changed = held or state == "postmigrate"
     if changed and not module.check_mode:
         with _update.Lock():
-            _qemu.resume(record, running=state == "postmigrate")
-            _guests.release(record)
+            _providers.of(record).resume(record, running=state == "postmigrate")
+            _holding.release(record)
     done = "runs" if not changed else "runs on, its RAM is no longer held"
     return {"changed": changed, "session": "", "msg": f"guest {name} {done}"}
 

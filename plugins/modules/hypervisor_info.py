@@ -106,6 +106,7 @@ import os
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _guests,
+    _holding,
     _host,
     _image,
     _kexec,
@@ -126,8 +127,8 @@ def guest_facts(record: dict) -> dict:
         "provider": record["provider"],
         "uuid": record["uuid"],
         "pid": record["pid"],
-        "ram_mib": record["ram"]["size"] >> 20 if record["ram"] else None,
-        "held": bool(_guests.held(record)),
+        "ram_mib": sum(ram["size"] for ram in record["ram"]) >> 20 if record["ram"] else None,
+        "held": bool(_holding.held(record)),
         "reasons": _guests.inspect(record),
     }
 

@@ -41,7 +41,7 @@ def test_a_capable_host_has_no_reasons(host):
         ({"dev/liveupdate": None, "proc/cmdline": ""}, 262, True, "cmdline", "lacks kho=on and liveupdate=on:"),
         ({"sys/kernel/kexec_loaded": None}, 262, True, "no-kexec", "CONFIG_KEXEC_FILE"),
         ({"proc/sys/kernel/kexec_load_disabled": "1\n"}, 262, True, "kexec-disabled", "sysctl"),
-        ({}, 260, True, "systemd", "systemd 260"),
+        ({}, 254, True, "systemd", "systemd 254 keeps nothing alive"),
         ({}, 262, False, "runtime", "kvm.liveupdate.setup"),
     ],
 )
@@ -49,6 +49,10 @@ def test_each_reason_says_what_and_the_remedy(host, changes, systemd, runtime, c
     found = _host.reasons(host(**changes), systemd, runtime)
     assert [reason["code"] for reason in found] == [code]
     assert says.rstrip(":") in found[0]["message"] + " - " + found[0]["remedy"]
+
+
+def test_a_systemd_that_keeps_a_holder_alive_is_enough(host):
+    assert _host.reasons(host(), 255, True) == []
 
 
 def test_missing_options_name_the_price_of_the_remedy(host):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import fcntl
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _paths, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 UPDATE = {"state": "jumping", "boot_id": "b1", "image": {"release": "7.3.4"}}
@@ -44,7 +44,7 @@ def test_what_a_unit_lacks_is_named(key):
 
 
 def test_session_names_fit():
-    assert _guests.session_name("2F6F0D5A-54F0-4F4E-8F4B-0B7E5C0F5C11") == "kvm-2f6f0d5a54f04f4e8f4b0b7e5c0f5c11"
+    assert _holding.session_name("2F6F0D5A-54F0-4F4E-8F4B-0B7E5C0F5C11") == "kvm-2f6f0d5a54f04f4e8f4b0b7e5c0f5c11"
 
 
 def test_one_operation_at_a_time(tmp_path, monkeypatch):

@@ -1,0 +1,178 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Holding the RAM of a guest in a session while the guest runs on. PRIVATE to the collection.
+
+Two ways, chosen by the host's systemd. From 261 on PID 1 carries the fd store of a unit over the jump, so a guest's own unit is
+its holder and no process has to stay alive. From 255 on the unit kvm-liveupdate-hold@GUEST stays alive through the shutdown
+(SurviveFinalKillSignal=yes) with the session open, and the new kernel is asked for it by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from . import _guests, _host, _luo, _paths, _processes, _providers, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "hold", "read_note", "release", "reside", "session_name")
+
+FDNAME = "kvm-liveupdate"
+META_TOKEN = 0
+RAM_TOKEN = 1  # and on: a guest may have several memory files
+RESIDENT = "kvm-liveupdate-hold@.service"
+HOLD_LIMIT_S = 300
+_SURVIVES = "user.survive_final_kill_signal"  # what systemd sets on the cgroup of a unit that lives through the final kill
+
+
+def session_name(guest_uuid: str) -> str:
+    """The name of a guest's session: 36 characters, derived from its UUID, so that it can be found without a list."""
+    return "kvm-" + guest_uuid.replace("-", "").lower()
+
+
+def resident_unit(name: str) -> str:
+    """The unit whose process holds the session of guest ``name`` where no fd store does."""
+    return RESIDENT.replace("@", f"@{_systemd.escape(name)}")
+
+
+def holder(record: dict) -> str:
+    """The unit that holds, or is to hold, the guest's session."""
+    return record["unit"] if _systemd.version() >= _systemd.LUO_VERSION else resident_unit(record["name"])
+
+
+def hold(record: dict) -> dict:
+    """Preserve the guest's RAM while it runs on, and see that its session outlives the shutdown.
+
+    Any failure closes the session, and with that gives up what was preserved: the guest is as before.
+    """
+    name, unit = record["name"], holder(record)
+    if _paths.read_json(_guests.run_path(name, "held")) or FDNAME in _systemd.fdstore(unit):
+        release(record)
+    if unit != resident_unit(name):
+        session = _preserve(record)
+        try:
+            _systemd.store_fd(unit, record["pid"], FDNAME, session)
+        finally:
+            os.close(session)
+    else:
+        try:
+            _systemd.run("systemctl", "start", unit, timeout=HOLD_LIMIT_S)
+        except LiveUpdateError as err:
+            said = _systemd.show(unit, "StatusText").get("StatusText")
+            raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
+    hold_record = held(record)
+    if not hold_record:
+        release(record)
+        raise LiveUpdateError(f"guest {name}: {unit} does not hold its session; 'journalctl -u {unit}' may say why")
+    return hold_record
+
+
+def _preserve(record: dict) -> int:
+    """Create the guest's session with its RAM and a note, and record it; returns the session's descriptor."""
+    name = record["name"]
+    identity = {"hold": _host.random_uuid(), "guest": name, "uuid": record["uuid"], "sizes": [ram["size"] for ram in record["ram"]]}
+    hold_record = {
+        **identity,
+        "session": session_name(record["uuid"]),
+        "pid": record["pid"],
+        "started": record["started"],
+        "inodes": _ram_inodes(record),
+    }
+    fds: list[int] = []
+    session = -1
+    try:
+        fds += _providers.of(record).memory(record)
+        fds.append(_note(identity))
+        session = _luo.create_session(hold_record["session"])
+        _luo.preserve_fd(session, fds[-1], META_TOKEN)
+        for token, fd in enumerate(fds[:-1], start=RAM_TOKEN):
+            _luo.preserve_fd(session, fd, token)
+        _paths.write_json(_guests.run_path(name, "held"), hold_record)
+    except LiveUpdateError as err:
+        if session >= 0:
+            os.close(session)
+        raise LiveUpdateError(f"guest {name}: {err}") from err
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return session
+
+
+def reside(name: str) -> None:
+    """The process of the resident unit: preserve, tell systemd, and keep the session open until told to end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    try:
+        session = _preserve(_guests.find(name))
+    except LiveUpdateError as err:
+        _systemd.notify(f"STATUS={err}")
+        raise
+    if _systemd.version() >= _systemd.LUO_VERSION:
+        _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))
+    _systemd.notify("READY=1\nSTATUS=holds the guest's memory")
+    signal.sigwait((signal.SIGTERM,))
+    os.close(session)
+
+
+def held(record: dict) -> dict:
+    """The hold on this guest's RAM when it is in force: the same process, the same memory, and its session where it lasts."""
+    hold_record = _paths.read_json(_guests.run_path(record["name"], "held"))
+    if not hold_record or hold_record["pid"] != record["pid"] or hold_record["started"] != record["started"]:
+        return {}
+    if hold_record["inodes"] != _ram_inodes(record):
+        return {}
+    unit = holder(record)
+    lasts = FDNAME in _systemd.fdstore(unit) if unit != resident_unit(record["name"]) else _resides(unit, hold_record["session"])
+    return hold_record if lasts else {}
+
+
+def _resides(unit: str, session: str) -> bool:
+    """Whether the unit's process has the session open and systemd will let it live through the final kill."""
+    seen = _systemd.show(unit, "MainPID", "ControlGroup")
+    if _processes.SESSION_LINK + session not in _processes.fd_links(int(seen.get("MainPID") or 0)).values():
+        return False
+    try:
+        return os.getxattr("/sys/fs/cgroup" + seen["ControlGroup"], _SURVIVES) == b"1"
+    except OSError:
+        return False
+
+
+def _ram_inodes(record: dict) -> list[int]:
+    """Which files back the guest's RAM; 0 for one that is gone."""
+    return [_inode(f"/proc/{record['pid']}/fd/{ram['fd']}") for ram in record["ram"]]
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _note(content: dict) -> int:
+    """A memfd that says what the session holds; it ties the memory to the one state file that fits it."""
+    fd = os.memfd_create("kvm-liveupdate-note", os.MFD_CLOEXEC)
+    os.write(fd, json.dumps(content).encode())
+    return fd
+
+
+def read_note(fd: int) -> dict:
+    """What :func:`hold` noted beside the RAM."""
+    return dict(json.loads(os.pread(fd, 1 << 16, 0)))
+
+
+def release(record: dict) -> bool:
+    """Give up the hold: its last holder closes the session, the kernel un-preserves the RAM. Returns whether there was one."""
+    unit, resident = holder(record), resident_unit(record["name"])
+    pid = record["pid"]
+    found = False
+    if unit == resident:
+        found = _systemd.show(unit, "ActiveState").get("ActiveState") not in ("inactive", "failed")
+        _systemd.run("systemctl", "stop", unit)
+        pid = 0
+    if FDNAME in _systemd.fdstore(unit):
+        _systemd.forget_fd(unit, pid, FDNAME)
+        found = True
+    return _paths.remove(_guests.run_path(record["name"], "held")) or found

@@ -1,0 +1,47 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who runs guests on a host. PRIVATE to the collection.
+
+A provider is a module, the only code that knows its VMM. It has, with ``record`` being one of what its ``known`` returns:
+
+``known()``
+    a record of each guest that runs: ``name``, ``provider``, ``uuid``, ``pid`` and ``started`` (of QEMU, :func:`_processes.start_time`),
+    ``unit`` (it is started early after the jump and brings the guest back), ``ram`` (a list of ``fd`` in QEMU and ``size`` in bytes).
+``inspect(record)``
+    why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``.
+``memory(record)``
+    descriptors of its RAM files, in the order of ``record["ram"]``; the caller closes them.
+``status(record)``
+    its run state: ``running``, ``paused`` or another word of QEMU's.
+``save(record, path)``
+    pause it and write its device state to ``path``, durably. Returns ``times`` (``paused``, ``saved``, seconds since the epoch)
+    and whatever else the provider needs to bring it back: all of it goes into the guest's journal.
+``resume(record, running)``
+    the undo of ``save``, also of one that failed half-way.
+``KEPT``
+    units that run on until the guests are saved.
+"""
+
+from __future__ import annotations
+
+from . import _qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType  # not at run time: slow to import on the boot path
+
+__all__ = ("all_of_them", "foreign_reason", "of")
+
+foreign_reason = _qemu.foreign_reason
+
+
+def all_of_them() -> tuple[ModuleType, ...]:
+    """Every provider."""
+    return (_qemu,)
+
+
+def of(record: dict) -> ModuleType:
+    """The provider of a guest."""
+    return {"qemu": _qemu}[record["provider"]]

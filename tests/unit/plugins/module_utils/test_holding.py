@@ -1,0 +1,51 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _systemd
+
+RECORD = {"name": "web 1", "unit": "web.service", "pid": 1, "started": 2, "ram": []}
+
+
+@pytest.mark.parametrize(("version", "unit"), [(262, "web.service"), (261, "web.service"), (260, "kvm-liveupdate-hold@web\\x201.service")])
+def test_systemd_decides_who_holds(monkeypatch, version, unit):
+    monkeypatch.setattr(_systemd, "version", lambda: version)
+    assert _holding.holder(RECORD) == unit
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("web-1", "web\\x2d1"),
+        ("a/b", "a-b"),
+        (".hidden", "\\x2ehidden"),
+        ("a.b:c_d", "a.b:c_d"),
+        ("\u00fc", "\\xc3\\xbc"),
+        ("\\", "\\x5c"),
+    ],
+)
+def test_names_are_escaped_as_systemd_escape_does(name, escaped):
+    assert _systemd.escape(name) == escaped
+
+
+def test_a_hold_of_another_process_is_not_in_force(monkeypatch):
+    monkeypatch.setattr(_holding._paths, "read_json", lambda path: {"pid": 1, "started": 3})
+    assert _holding.held(RECORD) == {}
+
+
+def test_a_memory_file_that_was_exchanged_ends_the_hold(monkeypatch):
+    monkeypatch.setattr(_holding._paths, "read_json", lambda path: {"pid": 1, "started": 2, "inodes": [77]})
+    assert _holding.held({**RECORD, "ram": [{"fd": 999999, "size": 4096}]}) == {}
+
+
+def test_the_note_comes_back():
+    fd = _holding._note({"hold": "h", "sizes": [1]})
+    try:
+        assert _holding.read_note(fd) == {"hold": "h", "sizes": [1]}
+    finally:
+        os.close(fd)
