@@ -10,29 +10,49 @@ import json
 import re
 import time
 import typing as t
+from datetime import datetime, timezone
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# One look: the boot id, the kernel's release and version, and the update's journal, each on lines of their own.
-LOOK = "cd /proc/sys/kernel; cat random/boot_id osrelease version /var/lib/kvm-liveupdate/update.json"
+# One look: the boot id, the kernel's release and version, when it and its PID 1 started, and the update's journal.
+LOOK = (
+    "cd /proc/sys/kernel; cat random/boot_id osrelease version;"
+    " systemctl show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp; cat /var/lib/kvm-liveupdate/update.json"
+)
+STAMP = re.compile(r"^(Kernel|Userspace)Timestamp=\w+ (\S+ \S+) UTC$", re.MULTILINE)
 PAUSE_S = 2.0
 
 
-def read_look(output: str) -> tuple[str, tuple[str, str], dict[str, t.Any]] | None:
-    """Boot id, kernel (release, version) and journal from what :data:`LOOK` printed; None for anything else.
+class Look(t.NamedTuple):
+    """What a host is seen to be: ``kernel`` is its release and version, ``started`` when it and PID 1 did (seconds since the epoch)."""
+
+    boot_id: str
+    kernel: tuple[str, str]
+    started: dict[str, float]
+    journal: dict[str, t.Any]
+
+
+def read_look(output: str) -> Look | None:
+    """What :data:`LOOK` printed; None for anything else.
 
     A host that is going down prints all kinds of things; only a UUID counts as a boot id.
     """
     lines = output.strip().splitlines()
     if len(lines) < 3 or not UUID.fullmatch(lines[0].strip()):
         return None
+    rest = "\n".join(lines[3:])
+    started = {stamp[1].lower(): _epoch(stamp[2]) for stamp in STAMP.finditer(rest)}
     try:
-        journal = json.loads("\n".join(lines[3:]) or "{}")
+        journal = json.loads(rest[rest.index("{") :])
     except ValueError:
         journal = {}
-    return lines[0].strip(), (lines[1].strip(), lines[2].strip()), journal
+    return Look(lines[0].strip(), (lines[1].strip(), lines[2].strip()), started, journal)
+
+
+def _epoch(stamp: str) -> float:
+    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc).timestamp()
 
 
 class ActionModule(ActionBase):
@@ -67,12 +87,12 @@ class ActionModule(ActionBase):
             if look is None:
                 seen = "an answer without a boot id"
                 continue
-            boot_id, kernel, journal = look
-            if journal.get("id") == update["id"] and journal.get("state") == "aborted":
+            journal = look.journal if look.journal.get("id") == update["id"] else {}
+            if journal.get("state") == "aborted":
                 return _failure(f"the update was undone before the jump, the guests run on: {journal.get('error', 'no reason recorded')}")
-            if boot_id != update["boot_id"]:
-                return _verdict(update, boot_id, kernel, time.monotonic() - started)
-            seen = f"the old kernel {kernel[0]}, update {journal.get('state', 'without a journal')}"
+            if look.boot_id != update["boot_id"]:
+                return {**_verdict(update, look, time.monotonic() - started), "times": {**journal.get("times", {}), **look.started}}
+            seen = f"the old kernel {look.kernel[0]}, update {journal.get('state', 'without a journal')}"
         return _failure(
             f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console; guests come back by themselves once"
             " it runs the staged kernel, and a cold boot starts them clean"
@@ -83,12 +103,11 @@ def _failure(message: str) -> dict[str, t.Any]:
     return {"failed": True, "changed": True, "msg": message}
 
 
-def _verdict(update: dict[str, t.Any], boot_id: str, kernel: tuple[str, str], elapsed: float) -> dict[str, t.Any]:
-    found = {"boot_id_after": boot_id, "kernel_after": kernel[0], "elapsed": round(elapsed, 3)}
+def _verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
+    found = {"boot_id_after": look.boot_id, "kernel_after": look.kernel[0], "elapsed": round(elapsed, 3)}
     wanted = update["image"]["release"], update["image"]["version"]
-    if kernel != wanted:
-        message = (
-            f"the host came back with kernel {' '.join(kernel)}, not {' '.join(wanted)}: it was booted cold, and its guests' memory is gone"
-        )
+    if look.kernel != wanted:
+        came, planned = " ".join(look.kernel), " ".join(wanted)
+        message = f"the host came back with kernel {came}, not {planned}: it was booted cold, and its guests' memory is gone"
         return {**found, **_failure(message)}
     return found

@@ -17,7 +17,7 @@ import sys
 import time
 import zlib
 
-from . import _guests, _holding, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from . import _clock, _guests, _holding, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
@@ -170,6 +170,13 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
+def _restored(journal: dict, times: dict) -> dict:
+    """The guest's record from now on. Its stamps of this boot are set back by the step that the clock made at the jump."""
+    step = _clock.step(journal.get("clock_ahead"), _clock.ahead())
+    now = {name: at - (step or 0.0) for name, at in times.items()}
+    return {**journal, "state": "restored", "boot_id_after": _host.boot_id(), "clock_step": step, "times": {**journal["times"], **now}}
+
+
 def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
     """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on."""
     marker = _guests.run_path(name, "resumed")
@@ -188,11 +195,11 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
             status = monitor.status()
         _luo.finish(session)
         _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main)
-        restored = {**journal, "state": "restored", "times": {**journal["times"], **times}, "boot_id_after": _host.boot_id()}
+        restored = _restored(journal, times)
         _paths.write_json(_guests.journal_path(name), restored)
         _paths.remove(_guests.state_path(name))
         _guests.start_early(journal["unit"], False)
-        _log(f"{name}: {status}, {times['resumed'] - journal['times']['paused']:.3f} s after its pause")
+        _log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
         os._exit(0)
     except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang
         _log(f"{name}: {err}")

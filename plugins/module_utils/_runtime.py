@@ -10,6 +10,7 @@ import os
 
 from . import (
     _cli,
+    _clock,
     _errors,
     _guests,
     _holding,
@@ -35,6 +36,7 @@ UNITS = "/etc/systemd/system"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 _MODULES = (
     _cli,
+    _clock,
     _errors,
     _guests,
     _holding,

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from . import _guests, _holding, _host, _kexec, _paths, _providers, _systemd
+from . import _clock, _guests, _holding, _host, _kexec, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -137,6 +137,7 @@ def jump() -> int:
             _check(update)
             for name in update["guests"]:
                 _guests.start_early(_guests.find(name)["unit"], True)
+            update["clock_ahead"] = _clock.ahead()
             _advance(update, "stopping")
             _stop_the_rest(update)
             os.sync()
@@ -214,6 +215,7 @@ def _save(name: str, update: dict) -> None:
         "guest": name,
         "update_id": update["id"],
         "boot_id": update["boot_id"],
+        "clock_ahead": update.get("clock_ahead"),
         "on_loss": update["on_loss"],
         "hold": hold["hold"],
         "session": hold["session"],

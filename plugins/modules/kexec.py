@@ -81,6 +81,12 @@ kernel_after:
   description: The kernel release after the jump.
   returned: when the host came back
   type: str
+times:
+  description:
+    - When the update was V(committed), V(stopping) other services, V(saving) the guests and V(jumping), and when the new V(kernel) and its
+      PID 1 (V(userspace)) started, in seconds since the epoch on the host's clock, which steps by up to a second at the jump.
+  returned: when the host came back
+  type: dict
 elapsed:
   description: Seconds from the commit until the host answered, on the controller's clock. Not the guests' pause.
   returned: when the host came back

@@ -50,7 +50,7 @@ def blackout(guest: dict[str, t.Any]) -> float | None:
 
 def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, float]]:
     """The parts of a guest's blackout in seconds, in order; together they are the whole. A stamp that is missing joins two parts."""
-    stamps = {"host": host.get("times") or {}, "guest": guest.get("times") or {}}
+    stamps = {"host": _host_times(host), "guest": guest.get("times") or {}}
     if blackout(guest) is None:
         return []
     found: list[tuple[str, float]] = []
@@ -61,6 +61,13 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
             found.append((" + ".join(names), stamps[where][stamp] - begun))
             begun, names = stamps[where][stamp], []
     return found
+
+
+def _host_times(host: dict[str, t.Any]) -> dict[str, float]:
+    """The host's stamps, those of the new kernel set back by the step of its clock that its guests measured (_clock.py)."""
+    step = next((guest["clock_step"] for guest in host["guests"].values() if guest.get("clock_step") is not None), 0.0)
+    times = host.get("times") or {}
+    return {name: at - step if name in ("kernel", "userspace") else at for name, at in times.items()}
 
 
 def quantile(values: list[float], part: float) -> float:
@@ -171,7 +178,7 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
             f"<title>{escape(tip)}</title></rect>"
         )
 
-    times = host.get("times") or {}
+    times = _host_times(host)
     lanes = [_label(0, "host")]
     steps = [
         ("stop other services", "stopping", "saving", "stop"),

@@ -81,6 +81,14 @@ def test_the_parts_sum_up_to_the_pause():
     assert sum(length for _name, length in found) == pytest.approx(report.blackout(guest)) == pytest.approx(11.15)
 
 
+def test_the_step_of_the_clock_is_taken_off_the_new_kernels_stamps():
+    host = copy.deepcopy(UPDATED)
+    host["guests"]["web"]["clock_step"] = -0.4
+    lengths = dict(report.parts(host, host["guests"]["web"]))
+    assert lengths["leave the old kernel"] == pytest.approx(1.8) and lengths["new kernel"] == pytest.approx(3.0)
+    assert sum(lengths.values()) == pytest.approx(11.15)
+
+
 @pytest.mark.parametrize("missing", ["kernel", "userspace", "saved", "start", "retrieved", "qemu", "loaded"])
 def test_a_stamp_that_is_missing_joins_two_parts(missing):
     host = copy.deepcopy(UPDATED)
