@@ -89,18 +89,20 @@ class ActionModule(ActionBase):
                 continue
             journal = look.journal if look.journal.get("id") == update["id"] else {}
             if journal.get("state") == "aborted":
-                return _failure(f"the update was undone before the jump, the guests run on: {journal.get('error', 'no reason recorded')}")
+                why = journal.get("error", "no reason recorded")
+                return _failure("aborted", f"the update was undone before the jump, the guests run on: {why}")
             if look.boot_id != update["boot_id"]:
                 return {**_verdict(update, look, time.monotonic() - started), "times": {**journal.get("times", {}), **look.started}}
             seen = f"the old kernel {look.kernel[0]}, update {journal.get('state', 'without a journal')}"
         return _failure(
+            "gone",
             f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console; guests come back by themselves once"
-            " it runs the staged kernel, and a cold boot starts them clean"
+            " it runs the staged kernel, and a cold boot starts them clean",
         )
 
 
-def _failure(message: str) -> dict[str, t.Any]:
-    return {"failed": True, "changed": True, "msg": message}
+def _failure(outcome: str, message: str) -> dict[str, t.Any]:
+    return {"failed": True, "changed": True, "outcome": outcome, "msg": message}
 
 
 def _verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
@@ -109,5 +111,5 @@ def _verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, 
     if look.kernel != wanted:
         came, planned = " ".join(look.kernel), " ".join(wanted)
         message = f"the host came back with kernel {came}, not {planned}: it was booted cold, and its guests' memory is gone"
-        return {**found, **_failure(message)}
-    return found
+        return {**found, **_failure("rebooted", message)}
+    return {**found, "outcome": "jumped"}

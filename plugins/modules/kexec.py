@@ -81,6 +81,12 @@ kernel_after:
   description: The kernel release after the jump.
   returned: when the host came back
   type: str
+outcome:
+  description:
+    - V(jumped) when the host runs the staged kernel, V(aborted) when it undid the update before the jump, V(rebooted) when it came
+      back with another kernel, V(gone) when it did not come back in O(timeout).
+  returned: when a jump was committed
+  type: str
 times:
   description:
     - When the update was V(committed), V(stopping) other services, V(saving) the guests and V(jumping), and when the new V(kernel) and its

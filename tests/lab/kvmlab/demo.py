@@ -55,10 +55,10 @@ def _night(lab: Lab, started: float) -> int:
     start_guests(controller, hosts)
     target = newest_kernel(hosts[0].ssh("ls /boot").stdout)
     _step(f"update {len(hosts)} hosts to {target}, one at a time, under their guests")
-    play, reports = update(controller, hosts, target)
-    path = Path("report.json")
+    page, path = Path("report.html"), Path("report.json")
+    play, reports = update(controller, hosts, target, page)
     path.write_text(json.dumps({"hosts": reports, "playbook_exit_code": play.code}, indent=2) + "\n")
-    print(f"\n{table(reports)}\n\nreport: {path.resolve()}, {time.monotonic() - started:.0f} s in all")
+    print(f"\n{table(reports)}\n\nreport: {path.resolve()} and {page.resolve()}, {time.monotonic() - started:.0f} s in all")
     return 0 if play.code == 0 and all_survived(reports) else 1
 
 

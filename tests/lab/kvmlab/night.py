@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .controller import GUESTS, Controller, Guest, Play, lab_playbook
@@ -71,11 +72,12 @@ def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
         time.sleep(1)
 
 
-def update(controller: Controller, hosts: list[Host], kernel: str) -> tuple[Play, dict[str, dict[str, Any]]]:
-    """Run the update playbook and report on every host and guest."""
+def update(controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None) -> tuple[Play, dict[str, dict[str, Any]]]:
+    """Run the update playbook and report on every host and guest; the playbook writes its own page where asked to."""
     since = time.monotonic()
     before = {host.name: boot_of(host) for host in hosts}
-    play = controller.play("kvm.liveupdate.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}")
+    report = str(page.resolve()) if page else ""
+    play = controller.play("kvm.liveupdate.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report)
     reports = {}
     for host in hosts:
         verdicts = {guest.name: final_verdict(host, guest, since) for guest in GUESTS}

@@ -1,0 +1,65 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The filter kvm.liveupdate.update_result."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: update_result
+short_description: What a live update did to one host
+version_added: 0.1.0
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+description:
+  - Sums up what the modules returned during one update of one host, wherever it ended.
+positional: _input
+options:
+  _input:
+    description: What M(kvm.liveupdate.hypervisor_info) returned before the update. Empty when it failed.
+    type: dict
+    required: true
+  jump:
+    description: What M(kvm.liveupdate.kexec) returned.
+    type: dict
+    default: {}
+  guests:
+    description: What M(kvm.liveupdate.guest) returned for each guest afterwards.
+    type: list
+    elements: dict
+    default: []
+  why:
+    description: The message of the first failure.
+    type: str
+    default: ""
+  check_mode:
+    description: Whether nothing was to be changed.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Sum up
+  ansible.builtin.set_fact:
+    outcome: "{{ (before | kvm.liveupdate.update_result(jump=jumped, guests=restored.results)).outcome }}"
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) (nothing was touched), V(undone) (before the jump),
+      V(failed) or V(checked); V(why) says it in a sentence.
+    - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
+    - V(guests) by name, each with V(state), V(why), V(times) and V(clock_step).
+  type: dict
+"""
+
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import result
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self):
+        """The filters of this file."""
+        return {"update_result": result}

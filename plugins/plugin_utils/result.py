@@ -1,0 +1,54 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What an update did to one host, summed up from what the modules returned. Pure. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import typing as t
+
+__all__ = ("outcome", "result")
+
+
+def outcome(host: dict[str, t.Any], jump: dict[str, t.Any], why: str, check_mode: bool) -> str:
+    """``current``, ``refused``, ``checked``, ``undone``, ``failed`` or ``updated``."""
+    if (host.get("target") or {}).get("current"):
+        return "current"
+    if not host.get("ready"):
+        return "refused" if host else "failed"
+    if why:
+        return "undone" if jump.get("outcome", "aborted") == "aborted" else "failed"
+    return "checked" if check_mode else "updated"
+
+
+def result(
+    host: dict[str, t.Any], jump: dict[str, t.Any], guests: list[dict[str, t.Any]], why: str = "", check_mode: bool = False
+) -> dict[str, t.Any]:
+    """The result of one host.
+
+    ``host`` is what hypervisor_info returned before the update, ``jump`` what kexec did, ``guests`` what guest did for each
+    guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
+    """
+    kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
+    end = outcome(host, jump, why, check_mode)
+    update_id = (jump.get("journal") or {}).get("id", "")
+    last = {update["guest"]: update for update in (guest.get("last_update") or {} for guest in guests) if update}
+    return {
+        "outcome": end,
+        "why": why or ("" if end == "current" else "; ".join(host.get("refusals") or [])),
+        "update_id": update_id,
+        "kernel_before": kernel,
+        "kernel_after": jump.get("kernel_after", kernel),
+        "boot_id_before": boot_id,
+        "boot_id_after": jump.get("boot_id_after", boot_id),
+        "times": jump.get("times") or {},
+        "guests": {guest["name"]: _guest(guest, last.get(guest["name"], {}), update_id) for guest in host.get("guests") or []},
+    }
+
+
+def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:
+    """One guest: what this update did with it, or why nothing was done."""
+    if last and last.get("update_id") == update_id:
+        return {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
+    return {"state": "", "why": "; ".join(reason["message"] for reason in facts.get("reasons") or []), "times": {}, "clock_step": None}

@@ -1,0 +1,68 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import page
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result
+
+HOST = {
+    "ready": True,
+    "refusals": [],
+    "boot_id": "b1",
+    "kernel": {"release": "7.2.13"},
+    "target": {"current": False, "release": "7.3.4"},
+    "guests": [{"name": "web", "reasons": []}],
+}
+JUMP = {"outcome": "jumped", "journal": {"id": "u1"}, "kernel_after": "7.3.4", "boot_id_after": "b2", "times": {"committed": 1.0}}
+RESTORED = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 5.0}, "clock_step": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("host", "jump", "why", "check_mode", "end"),
+    [
+        (HOST, JUMP, "", False, "updated"),
+        (HOST, {"changed": True}, "", True, "checked"),
+        ({**HOST, "target": {"current": True}}, {}, "", False, "current"),
+        ({**HOST, "target": {"current": True}, "ready": False}, {}, "", True, "current"),
+        ({**HOST, "ready": False}, {}, "", False, "refused"),
+        (HOST, {}, "the kernel could not be staged", False, "undone"),
+        (HOST, {"outcome": "aborted"}, "guest web: save", False, "undone"),
+        (HOST, {"outcome": "gone"}, "did not come back", False, "failed"),
+        (HOST, JUMP, "guest web: not back", False, "failed"),
+        ({}, {}, "", False, "failed"),
+    ],
+)
+def test_outcome(host, jump, why, check_mode, end):
+    assert outcome(host, jump, why, check_mode) == end
+
+
+def test_an_updated_host():
+    found = result(HOST, JUMP, [{"last_update": RESTORED}])
+    assert (found["kernel_before"], found["kernel_after"], found["boot_id_before"], found["boot_id_after"]) == (
+        "7.2.13",
+        "7.3.4",
+        "b1",
+        "b2",
+    )
+    assert found["guests"] == {"web": {"state": "restored", "why": "", "times": RESTORED["times"], "clock_step": 0.1}}
+
+
+def test_the_record_of_an_earlier_update_is_not_taken_for_this_one():
+    found = result(HOST, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
+    assert found["guests"]["web"]["times"] == {}
+
+
+def test_a_refused_host_says_why_and_stays_what_it_is():
+    host = {**HOST, "ready": False, "refusals": ["guest web: no - yes"], "guests": [{"name": "web", "reasons": [{"message": "no"}]}]}
+    found = result(host, {}, [])
+    assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "no")
+
+
+@pytest.mark.parametrize("host", [HOST, {}])
+@pytest.mark.parametrize("jump", [JUMP, {}])
+@pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], [{}], []])
+def test_every_result_makes_a_page(host, jump, guests):
+    assert page({"hv1": result(host, jump, guests, "a reason")}).startswith("<!doctype html>")
