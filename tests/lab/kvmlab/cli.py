@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from .errors import LabError
 from .host import Host
-from .lab import Lab, build
+from .lab import KINDS, Lab, build
 from .machine import HEARTBEATS
 
 
@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lab", description="A lab of emulated hypervisors with live update kernels.")
     commands = top.add_subparsers(dest="command", required=True)
     up_command = commands.add_parser("up", help="build what is missing and start the hosts")
-    up_command.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
+    kinds = f"of {', '.join(KINDS)}, one for each host (default: {','.join(KINDS)})"
+    up_command.add_argument("--kinds", default=",".join(KINDS), metavar="KIND,...", help=kinds)
     commands.add_parser("status", help="show the hosts")
     ssh_command = commands.add_parser("ssh", help="log in to a host, or run a command there")
     ssh_command.add_argument("host")
@@ -58,10 +59,12 @@ def parser() -> argparse.ArgumentParser:
 
 def up(options: argparse.Namespace) -> int:
     """Bring the hosts up and say where the inventory is."""
-    if options.hosts < 1:
-        raise LabError("--hosts must be at least 1")
+    kinds = options.kinds.split(",")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise LabError(f"--kinds: there is no kind {unknown[0]!r}; there is {', '.join(KINDS)}")
     lab = Lab()
-    lab.up(options.hosts)
+    lab.up(kinds)
     print(f"inventory: {lab.inventory}")
     return 0
 
@@ -76,7 +79,7 @@ def status(options: argparse.Namespace) -> int:
         if record is None:
             print(f"{host.name}: down")
             continue
-        print(f"{host.name}: supervisor {record.pid}, SSH port {host.port}, kernel {_kernel(host)}")
+        print(f"{host.name}: {host.kind}, supervisor {record.pid}, SSH port {host.port}, kernel {_kernel(host)}")
         for number, name in enumerate(HEARTBEATS, start=1):
             ticks = host.heartbeat(number)
             if ticks:
@@ -115,5 +118,6 @@ def build_only(options: argparse.Namespace) -> int:
     """Fill the cache."""
     parts = build()
     print(f"kernels: {', '.join(kernel.release for kernel in parts.kernels)}")
-    print(f"image: {parts.image}")
+    for kind, image in parts.images.items():
+        print(f"image of {kind}: {image}")
     return 0

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from .controller import GUESTS, Controller
 from .errors import LabError
-from .lab import Lab, uninterrupted
+from .lab import KINDS, Lab, uninterrupted
 from .night import start_guests, update
 from .report import all_survived, table
 from .run import say
-
-HOSTS = 2
 
 
 def main() -> int:
@@ -45,7 +43,7 @@ def main() -> int:
 
 
 def _night(lab: Lab, started: float) -> int:
-    hosts = lab.up(HOSTS)
+    hosts = lab.up(KINDS)
     controller = Controller(lab, show=True)
     _step("make the hosts capable")
     play = controller.play("kvm.liveupdate.setup")

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The emulator of the hosts: the QEMU of the hosts' own Debian release, run from the cache without being installed.
+"""The emulator of the hosts: the QEMU of Debian forky, run from the cache without being installed.
 
 An older QEMU emulates SVM with faults that look like faults of a live update: under 7.2 a guest with the host's processor
 model does not even boot. One fault is left up to 11.1, in helper_vmrun(): an interrupt that the host injects with VMRUN is
@@ -19,6 +19,7 @@ from . import cache
 from .errors import LabError
 from .run import run_logged, say
 
+SUITE = "forky"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PROGRAM = "usr/bin/qemu-system-x86_64"
 DATA = ("usr/share/qemu", "usr/share/seabios")

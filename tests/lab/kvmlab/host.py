@@ -67,22 +67,28 @@ class Host:
         return str(machine["image"]) if machine else None
 
     @property
+    def kind(self) -> str:
+        """Which Debian release it runs."""
+        machine = self.machine
+        return str(machine["kind"]) if machine else ""
+
+    @property
     def has_disk(self) -> bool:
         """Whether it was made before and not forgotten since."""
         return (self.folder / "disk.raw").exists()
 
-    def start(self, emulator: tuple[str, ...], image: Path) -> None:
+    def start(self, kind: str, emulator: tuple[str, ...], image: Path) -> None:
         """Start it: from its own disk when it has one, else from a fresh copy of the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         made_from = str(image)
         if self.has_disk:
-            made_from = self.image or made_from
+            kind, made_from = self.kind or kind, self.image or made_from
         else:
             self._clear()
             self._make_disk(image)
         others = {host.port for host in neighbours(self.folder)}
         machine = Machine(emulator, "disk.raw", ssh_port=free_port(others))
-        content = {"name": self.name, "image": made_from, "command": machine.command(), **asdict(machine)}
+        content = {"name": self.name, "kind": kind, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()
 

@@ -47,8 +47,8 @@ def known_hosts(public_key: str) -> str:
     return f"{KEY_ALIAS} {kind} {body}\n"
 
 
-def inventory(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
-    """The Ansible inventory. Its values are JSON strings, which YAML reads as they are."""
+def inventory(folder: Path, key: Path, ports: Mapping[str, int], kinds: Mapping[str, str]) -> str:
+    """The Ansible inventory, with a group for each kind of host. Its values are JSON strings, which YAML reads as they are."""
     shared = {
         "ansible_host": "127.0.0.1",
         "ansible_user": "root",
@@ -63,6 +63,8 @@ def inventory(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
     lines.append("  hosts:")
     for name, port in ports.items():
         lines += [f"    {name}:", f"      ansible_port: {port}"]
+    for kind in sorted(set(kinds.values())):
+        lines += [f"{kind}:", "  hosts:", *(f"    {name}:" for name in ports if kinds[name] == kind)]
     return "\n".join(lines) + "\n"
 
 

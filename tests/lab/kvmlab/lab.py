@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from .host import Host
 from .keys import Keys, keys, public
 from .run import say
 
-SUITE = "forky"
+# Of each kind of host: forky's systemd carries sessions through a kexec itself, trixie's keeps a holder alive.
+KINDS = packages.HOST_SUITES
 GENERATIONS_KEPT = 2
 
 
@@ -29,20 +30,21 @@ class Parts:
     """Everything that hosts are made of."""
 
     emulator: tuple[str, ...]
-    image: Path
+    images: Mapping[str, Path]
     keys: Keys
     kernels: tuple[kernel.Kernel, kernel.Kernel]
 
 
-def build() -> Parts:
-    """Build what is not in the cache yet."""
+def build(kinds: Sequence[str] = KINDS) -> Parts:
+    """Build what is not in the cache yet. An image is made for each kind of host: the Debian release that it runs."""
     resolution = packages.resolve()
     kernels = kernel.pair(resolution)
-    root_tar = rootfs.tar(SUITE, resolution)
     both_keys = keys()
-    program = emulator.command(root_tar)
-    disk = image.image(root_tar, kernels, guest.initramfs(), both_keys, program)
-    return Parts(program, disk, both_keys, kernels)
+    program = emulator.command(rootfs.tar(emulator.SUITE, resolution))
+    images = {
+        kind: image.image(rootfs.tar(kind, resolution), kernels, guest.initramfs(), both_keys, program) for kind in dict.fromkeys(kinds)
+    }
+    return Parts(program, images, both_keys, kernels)
 
 
 @contextmanager
@@ -84,24 +86,24 @@ class Lab:
         known = ", ".join(host.name for host in self.hosts()) or "none: start some with tests/lab/lab up"
         raise LabError(f"no host {name} (there is {known})")
 
-    def up(self, count: int = 2) -> list[Host]:
-        """Bring up hv1 to hvCOUNT; those that run already stay as they are."""
-        parts = build()
+    def up(self, kinds: Sequence[str]) -> list[Host]:
+        """Bring up hv1, hv2 and so on, of these kinds; those that run already stay as they are."""
+        parts = build(kinds)
         if not any(host.record for host in self.hosts()):
             for kind in ("deb", "emulator", "image", "rootfs"):
                 cache.prune(kind, GENERATIONS_KEPT)
         with cache.locked(self._lock):
             self.folder.mkdir(parents=True, exist_ok=True)
-            wanted = [Host(self.folder / f"hv{number}") for number in range(1, count + 1)]
+            wanted = [Host(self.folder / f"hv{number}") for number in range(1, len(kinds) + 1)]
             started: list[Host] = []
             fresh = {host.name for host in wanted if not host.has_disk}
             try:
-                for host in wanted:
+                for host, kind in zip(wanted, kinds, strict=True):
                     if host.record is None:
                         started.append(host)
-                        host.start(parts.emulator, parts.image)
-                        say(f"{host.name}: started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
-                    elif host.image != str(parts.image):
+                        host.start(kind, parts.emulator, parts.images[kind])
+                        say(f"{host.name}: {host.kind}, started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
+                    elif host.image != str(parts.images[kind]):
                         say(f"{host.name}: runs, but from an older image: tests/lab/lab down, then up, renews it")
                 self._write_files(parts.keys)
                 for host in started:
@@ -132,10 +134,11 @@ class Lab:
 
     def _write_files(self, both: Keys) -> None:
         """Write what SSH and Ansible need to reach the hosts that run."""
-        ports = {host.name: host.port for host in self.hosts() if host.record}
+        running = [host for host in self.hosts() if host.record]
+        ports = {host.name: host.port for host in running}
         if not ports:
             self.inventory.unlink(missing_ok=True)
             return
         (self.folder / "known_hosts").write_text(inventory.known_hosts(public(both.host)))
         (self.folder / "ssh_config").write_text(inventory.ssh_config(self.folder, both.client, ports))
-        self.inventory.write_text(inventory.inventory(self.folder, both.client, ports))
+        self.inventory.write_text(inventory.inventory(self.folder, both.client, ports, {host.name: host.kind for host in running}))

@@ -20,7 +20,8 @@ from .run import run_logged, say
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 KERNEL_SUITES = ("sid", "trixie-backports")
-SUITES = (*KERNEL_SUITES, "forky")
+HOST_SUITES = ("forky", "trixie")
+SUITES = (*KERNEL_SUITES, *HOST_SUITES)
 DEFAULT_SERIES = ("7.2", "7.3")
 FRESH_S = 24 * 3600.0
 UPDATE_LIMIT_S = 600.0
@@ -138,7 +139,8 @@ def _recorded(record: Path) -> Resolution | None:
     try:
         data = json.loads(record.read_text())
         sources = tuple(Source(**entry) for entry in data["sources"])
-        return Resolution(float(data["resolved_at"]), data["mirror"], dict(data["snapshots"]), sources)
+        snapshots = {suite: str(data["snapshots"][suite]) for suite in SUITES}
+        return Resolution(float(data["resolved_at"]), data["mirror"], snapshots, sources)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -12,12 +12,12 @@ import pytest
 from kvmlab import cache
 from kvmlab.controller import Controller
 from kvmlab.host import Host
-from kvmlab.lab import Lab
+from kvmlab.lab import KINDS, Lab
 
 
 @pytest.fixture(scope="session", name="lab")
 def running_lab() -> Iterator[Lab]:
-    """Two fresh hosts of the tests' own, taken down whatever happens.
+    """A fresh host of each kind, the tests' own, taken down whatever happens.
 
     With KVM_LIVEUPDATE_KEEP_LAB set they stay, and are taken as they are the next time: for work on the tests.
     """
@@ -27,7 +27,7 @@ def running_lab() -> Iterator[Lab]:
     if not keep:
         lab.down()
     try:
-        lab.up(2)
+        lab.up(KINDS)
         yield lab
     finally:
         if not keep:

@@ -15,12 +15,13 @@ from kvmlab.inventory import inventory, known_hosts, ssh_config
 FOLDER = Path("/home/a user/.cache/kvm-liveupdate/lab")
 KEY = Path("/home/a user/.cache/kvm-liveupdate/ssh-0123/client")
 PORTS = {"hv1": 40001, "hv2": 40002}
+KINDS = {"hv1": "forky", "hv2": "trixie"}
 
 
-def test_the_inventory_has_one_group_with_all_hosts() -> None:
-    (group,) = yaml.safe_load(inventory(FOLDER, KEY, PORTS)).items()
-    name, content = group
-    assert name == "hypervisors"
+def test_the_inventory_has_a_group_with_all_hosts_and_one_a_kind() -> None:
+    groups = yaml.safe_load(inventory(FOLDER, KEY, PORTS, KINDS))
+    content = groups.pop("hypervisors")
+    assert groups == {"forky": {"hosts": {"hv1": None}}, "trixie": {"hosts": {"hv2": None}}}
     assert content["hosts"] == {"hv1": {"ansible_port": 40001}, "hv2": {"ansible_port": 40002}}
     assert content["vars"]["ansible_host"] == "127.0.0.1"
     assert content["vars"]["ansible_user"] == "root"
@@ -29,7 +30,7 @@ def test_the_inventory_has_one_group_with_all_hosts() -> None:
 
 
 def test_the_users_own_known_hosts_are_left_alone() -> None:
-    shared = yaml.safe_load(inventory(FOLDER, KEY, PORTS))["hypervisors"]["vars"]
+    shared = yaml.safe_load(inventory(FOLDER, KEY, PORTS, KINDS))["hypervisors"]["vars"]
     words = shlex.split(shared["ansible_ssh_common_args"])
     assert words[::2] == ["-o"] * (len(words) // 2)
     options = dict(word.split("=", 1) for word in words[1::2])

@@ -29,13 +29,14 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A lab whose hosts start without an emulator, and whose hv2 never answers."""
     for name in ("client", "host"):
         (tmp_path / f"{name}.pub").write_text("ssh-ed25519 AAAA lab\n")
-    parts = Parts(("qemu",), tmp_path / "disk.raw", Keys(tmp_path), ())  # type: ignore[arg-type]
-    monkeypatch.setattr(lab_module, "build", lambda: parts)
+    parts = Parts(("qemu",), {"forky": tmp_path / "forky.raw", "trixie": tmp_path / "trixie.raw"}, Keys(tmp_path), ())  # type: ignore[arg-type]
+    monkeypatch.setattr(lab_module, "build", lambda kinds: parts)
 
-    def start(host: Host, emulator: tuple[str, ...], image: Path) -> None:
+    def start(host: Host, kind: str, emulator: tuple[str, ...], image: Path) -> None:
         host.folder.mkdir(parents=True, exist_ok=True)
         (host.folder / "disk.raw").touch()
-        (host.folder / "machine.json").write_text(json.dumps({"ssh_port": 40000 + int(host.name[2:]), "image": str(image)}))
+        machine = {"ssh_port": 40000 + int(host.name[2:]), "kind": kind, "image": str(image)}
+        (host.folder / "machine.json").write_text(json.dumps(machine))
 
     def wait_ssh(host: Host) -> str:
         if host.name == "hv2":
@@ -49,21 +50,21 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 def test_hosts_that_were_made_for_nothing_are_forgotten(lab: Lab) -> None:
     with pytest.raises(LabError, match="hv2 did not answer"):
-        lab.up(2)
+        lab.up(["forky", "trixie"])
     assert lab.hosts() == []
     assert not lab.inventory.exists()
 
 
 def test_a_host_from_before_keeps_its_disk_when_up_fails(lab: Lab) -> None:
-    lab.up(1)
+    lab.up(["forky"])
     with pytest.raises(LabError, match="hv2 did not answer"):
-        lab.up(2)
+        lab.up(["forky", "trixie"])
     assert [host.name for host in lab.hosts()] == ["hv1"]
     assert lab.host("hv1").has_disk
 
 
 def test_down_forgets_the_disks_and_can_be_said_again(lab: Lab) -> None:
-    lab.up(1)
+    lab.up(["forky"])
     assert [host.name for host in lab.down()] == ["hv1"]
     assert lab.down() == []
     assert not (lab.folder / "hv1" / "disk.raw").exists()
@@ -86,7 +87,7 @@ def test_an_empty_lab_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         (["ssh", "hv9"], "lab: no host hv9 (there is none: start some with tests/lab/lab up)\n"),
-        (["up", "--hosts", "0"], "lab: --hosts must be at least 1\n"),
+        (["up", "--kinds", "forky,woody"], "lab: --kinds: there is no kind 'woody'; there is forky, trixie\n"),
     ],
 )
 def test_an_error_is_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def sources(*names: str) -> tuple[Source, ...]:
 
 def resolution(*found: Source, at: float = 0.0) -> Resolution:
     """What a mirror said."""
-    return Resolution(at, "http://deb.debian.org/debian", {"forky": "today"}, found)
+    return Resolution(at, "http://deb.debian.org/debian", dict.fromkeys(packages.SUITES, "today"), found)
 
 
 def test_versions_are_ordered_by_the_upstream_number() -> None:
