@@ -71,8 +71,9 @@ def fdstore(unit: str) -> list[str]:
     """The names (FDNAME) of the descriptors in a unit's fd store."""
     import json
 
-    text = run("systemd-analyze", "fdstore", "--json=short", "--", unit) or "[]"
-    entries = json.loads(text) if text.lstrip().startswith("[") else []
+    if show(unit, "NFileDescriptorStore").get("NFileDescriptorStore", "0") == "0":
+        return []  # also a unit that is not loaded, which systemd-analyze takes for an error
+    entries = json.loads(run("systemd-analyze", "fdstore", "--json=short", "--", unit))
     return [str(entry["fdname"]) for entry in entries]
 
 
