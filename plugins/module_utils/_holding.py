@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
 from . import _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
@@ -103,6 +102,8 @@ def _preserve(record: dict) -> int:
 
 def reside(name: str) -> None:
     """The process of the resident unit: preserve, tell systemd, and keep the session open until told to end."""
+    import signal  # slow to import, and the boot path of other units runs through this module too
+
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     try:
         session = _preserve(_guests.find(name))

@@ -11,9 +11,7 @@ is recorded for this boot, with digests, and staged again right before the jump.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import struct
 
 from . import _paths
@@ -58,6 +56,8 @@ def describe(path: str) -> dict:
 
     Raises for a file that is missing, is no kernel of this kind, is cut off, or cannot be placed above 4 GiB.
     """
+    from hashlib import sha256  # slow to import, and the boot path needs none
+
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -86,7 +86,7 @@ def describe(path: str) -> dict:
         "release": release,
         "version": rest[rest.find("#") :] if "#" in rest else "",
         "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": sha256(data).hexdigest(),
     }
 
 
@@ -107,9 +107,9 @@ def record() -> dict:
 def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> None:
     import ctypes
 
-    number = _SYS_KEXEC_FILE_LOAD.get(platform.machine())
+    number = _SYS_KEXEC_FILE_LOAD.get(os.uname().machine)
     if number is None:
-        raise LiveUpdateError(f"machine {platform.machine()}: live update exists for x86_64 and aarch64 only")
+        raise LiveUpdateError(f"machine {os.uname().machine}: live update exists for x86_64 and aarch64 only")
     libc = ctypes.CDLL(None, use_errno=True)
     length = len(cmdline) if cmdline else 0
     result = libc.syscall(
@@ -166,7 +166,9 @@ def unload() -> None:
 
 def file_digest(path: str) -> str:
     """SHA-256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
+    from hashlib import sha256
+
+    digest = sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)

@@ -12,7 +12,6 @@ loads the state and lets the guest go on. On the boot path: standard library, fe
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import zlib
@@ -22,6 +21,9 @@ from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
 __all__ = ("decide", "run")
+
+
+KVM_LIMIT_S = 60
 
 
 def _log(text: str) -> None:
@@ -159,6 +161,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     if [os.fstat(ram).st_size] != journal["sizes"]:
         raise LiveUpdateError(f"guest {name}: the memory that came over has {os.fstat(ram).st_size} bytes, not {journal['sizes']}")
     times = {"start": started, "retrieved": time.time()}
+    _wait_for_kvm()
     main = os.getpid()
     child = os.fork()
     if child == 0:
@@ -168,6 +171,15 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     os.waitpid(child, 0)
     os.close(session)
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
+
+
+def _wait_for_kvm() -> None:
+    """Where KVM is a module it may still be loading; QEMU would not wait for it."""
+    until = time.monotonic() + KVM_LIMIT_S
+    while not os.path.exists("/dev/kvm"):
+        if time.monotonic() > until:
+            raise LiveUpdateError(f"/dev/kvm is not there after {KVM_LIMIT_S} s: load kvm_amd or kvm_intel, then start the unit again")
+        time.sleep(0.05)
 
 
 def _restored(journal: dict, times: dict) -> dict:
@@ -205,5 +217,5 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
         _log(f"{name}: {err}")
         if not resumed:
             _log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
-            os.kill(main, signal.SIGKILL)
+            os.kill(main, 9)  # SIGKILL; the module that names it is slow to import
         os._exit(1)

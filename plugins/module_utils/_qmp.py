@@ -11,10 +11,13 @@ boot, between a guest's pause and its resume.
 from __future__ import annotations
 
 import json
-import socket
 import time
 
 from ._errors import LiveUpdateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ("Qmp",)
 
@@ -39,6 +42,8 @@ class Qmp:
         self._socket.close()
 
     def _connect(self, wait_s: float) -> socket.socket:
+        import socket  # slow to import; a guest's QEMU starts meanwhile
+
         limit = time.monotonic() + wait_s
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -81,7 +81,7 @@ _HOLD_SERVICE = f"""[Unit]
 Description=Memory of guest %I, held for a live update
 DefaultDependencies=no
 RequiresMountsFor={_paths.STATE} {COMMAND}
-After=systemd-remount-fs.service systemd-modules-load.service systemd-tmpfiles-setup-dev.service
+After=systemd-remount-fs.service systemd-modules-load.service
 IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
 
@@ -105,7 +105,7 @@ AllowIsolate=yes
 _GUEST_DROPIN = f"""[Unit]
 DefaultDependencies=no
 RequiresMountsFor={_paths.STATE} {COMMAND}
-After=systemd-remount-fs.service systemd-modules-load.service systemd-tmpfiles-setup-dev.service
+After=systemd-remount-fs.service systemd-modules-load.service
 Conflicts=shutdown.target
 Before=shutdown.target
 IgnoreOnIsolate=yes

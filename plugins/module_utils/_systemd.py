@@ -9,10 +9,7 @@ Source: systemd.service(5), sd_notify(3), sd_listen_fds(3), systemctl(1), system
 
 from __future__ import annotations
 
-import array
 import os
-import select
-import socket
 import struct
 
 from ._errors import LiveUpdateError
@@ -79,6 +76,9 @@ def fdstore(unit: str) -> list[str]:
 
 def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
     """Send a notification to PID 1, as process ``pid`` when given (root may speak for a unit's main process)."""
+    import array  # these are slow to import, and the boot path sends nothing before its guest runs
+    import socket
+
     address = os.environ.get("NOTIFY_SOCKET", "") if not pid else ""
     address = address or _NOTIFY_SOCKET
     ancillary: list[tuple[int, int, bytes]] = []
@@ -97,6 +97,8 @@ def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
 
 def _barrier(pid: int, limit: float = 10.0) -> None:
     """Wait until PID 1 has handled all that was sent before (sd_notify_barrier(3))."""
+    import select
+
     waiting, given = os.pipe2(os.O_CLOEXEC)
     try:
         notify("BARRIER=1", (given,), pid)
