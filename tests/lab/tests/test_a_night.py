@@ -12,6 +12,7 @@ import pytest
 from kvmlab.controller import GUESTS, Controller
 from kvmlab.heartbeat import Verdict
 from kvmlab.host import Host
+from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
 from kvmlab.report import all_survived
 
@@ -224,6 +225,23 @@ def test_a_hold_is_predicted_idempotent_and_undone(controller: Controller, hv1: 
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+def test_a_killed_holder_is_noticed(controller: Controller, hv2: Host) -> None:
+    """Where systemd cannot hold a session a process does. Without it the memory is no longer preserved, and the jump is refused."""
+    since = time.monotonic()
+    held = controller.ask("hv2", "guest", name="web", state="preserved")
+    (holder,) = sessions(hv2)[held["session"]]
+    assert holder != 1
+    assert not controller.ask("hv2", "guest", name="web", state="preserved")["changed"]
+    hv2.ssh(f"kill -9 {holder}")
+    assert not sessions(hv2)
+    refused = controller.ask("hv2", "kexec", guests=["web", "db"])
+    assert refused["failed"] and "guest web: its RAM is not held" in refused["msg"]
+    assert controller.ask("hv2", "guest", name="web", state="preserved")["changed"]
+    assert controller.ask("hv2", "guest", name="web", state="running")["changed"]
+    assert not sessions(hv2)
+    assert all(verdict.survived for verdict in ticking(hv2, since).values())
+
+
 def test_a_guest_that_cannot_be_saved_undoes_the_update(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
     """The last step before the jump fails for one guest: all run on, and the host is as it was found."""
     since, before = time.monotonic(), boot_of(hv1)
@@ -304,25 +322,26 @@ def test_a_restarted_guest_is_not_taken_for_a_survivor(hv1: Host) -> None:
     assert len(verdict.boot_ids) == 2, verdict.reason
 
 
-def test_a_restore_that_fails_is_tried_again(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+@pytest.mark.parametrize("name", ["hv1", "hv2"])
+def test_a_restore_that_fails_is_tried_again(lab: Lab, controller: Controller, name: str, kernels: tuple[str, str]) -> None:
     """QEMU is not to be found after the jump. The memory waits until an operator has mended that."""
-    since = time.monotonic()
-    hv1.ssh("mv /usr/bin/qemu-system-x86_64 /usr/bin/away")
+    since, host = time.monotonic(), lab.host(name)
+    host.ssh("mv /usr/bin/qemu-system-x86_64 /usr/bin/away")
     play = controller.play(
         f"{MODULES}.update",
         "--limit",
-        "hv1",
+        name,
         hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[0]}",
         hypervisor_update_restore_timeout=5,
     )
     assert play.code != 0
     assert "not back within 5 s: its QEMU does not run" in play.output and "tries again" in play.output
-    assert boot_of(hv1).kernel == kernels[0]
-    hv1.ssh("mv /usr/bin/away /usr/bin/qemu-system-x86_64; systemctl start web.service db.service")
-    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+    assert boot_of(host).kernel == kernels[0]
+    host.ssh("mv /usr/bin/away /usr/bin/qemu-system-x86_64; systemctl start web.service db.service")
+    assert all(verdict.survived for verdict in ticking(host, since).values())
     for guest in GUESTS:
-        assert not controller.ask("hv1", "guest", name=guest.name, state="running")["changed"]
-    assert not sessions(hv1)
+        assert not controller.ask(name, "guest", name=guest.name, state="running")["changed"]
+    assert not sessions(host)
 
 
 SAVE = """
