@@ -171,7 +171,7 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
     def place(moment: float) -> float:
         return _LABEL + (min(max(moment, first), last) - first) / (last - first) * (_WIDTH - _LABEL)
 
-    def bar(lane: int, begun: float, ended: float, kind: str, tip: str) -> str:
+    def stretch(lane: int, begun: float, ended: float, kind: str, tip: str) -> str:
         width = max(place(ended) - place(begun), 0.75)
         return (
             f'<rect class="{kind}" x="{place(begun):.1f}" y="{lane * _LANE + 4}" width="{width:.1f}" height="{_LANE - 8}">'
@@ -188,19 +188,19 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
     ]
     for step, begun, ended, kind in steps:
         if begun in times and ended in times:
-            lanes.append(bar(0, times[begun], times[ended], kind, f"{step}: {times[ended] - times[begun]:.2f} s"))
+            lanes.append(stretch(0, times[begun], times[ended], kind, f"{step}: {times[ended] - times[begun]:.2f} s"))
     if "userspace" in times:
-        lanes.append(bar(0, times["userspace"], last, "boot", "boot of the new system"))
+        lanes.append(stretch(0, times["userspace"], last, "boot", "boot of the new system"))
     for lane, (name, facts) in enumerate(guests.items(), start=1):
         paused, resumed = facts["times"]["paused"], facts["times"]["resumed"]
         lanes.append(_label(lane, name))
-        lanes.append(bar(lane, first, paused, "runs", "runs on the old kernel"))
-        lanes.append(bar(lane, paused, resumed, "paused", f"paused for {resumed - paused:.2f} s"))
+        lanes.append(stretch(lane, first, paused, "runs", "runs on the old kernel"))
+        lanes.append(stretch(lane, paused, resumed, "paused", f"paused for {resumed - paused:.2f} s"))
         begun = paused
         for index, (part, length) in enumerate(parts(host, facts)):
-            lanes.append(bar(lane, begun, begun + length, f"part p{index % 2}", f"{part}: {length:.2f} s"))
+            lanes.append(stretch(lane, begun, begun + length, f"part p{index % 2}", f"{part}: {length:.2f} s"))
             begun += length
-        lanes.append(bar(lane, resumed, last, "runs", "runs on the new kernel"))
+        lanes.append(stretch(lane, resumed, last, "runs", "runs on the new kernel"))
         lanes.append(
             f'<text class="pause" x="{(place(paused) + place(resumed)) / 2:.1f}" y="{lane * _LANE + 17}">{resumed - paused:.1f} s</text>'
         )
