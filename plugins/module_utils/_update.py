@@ -162,9 +162,8 @@ def _check(update: dict) -> None:
 
 
 def _active_units() -> list[str]:
-    text = _systemd.run(
-        "systemctl", "list-units", "--plain", "--no-legend", "--state=active", "--type=service,socket,timer,path,target,mount,swap"
-    )
+    """What isolation may stop: it leaves mounts and swap alone."""
+    text = _systemd.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", "--type=service,socket,timer,path,target")
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
@@ -268,6 +267,17 @@ def recover() -> None:
 
 
 def _start_again(units: list[str]) -> None:
-    stopped = [unit for unit in units if unit not in _active_units() and unit != JUMP_TARGET]
-    if stopped:
-        _systemd.run("systemctl", "start", "--no-block", "default.target", *stopped)
+    """Start what isolation stopped. One by one: a unit that is gone by now must not keep the others down."""
+    gone = []
+    for unit in ("default.target", *stopped(units, _active_units())):
+        try:
+            _systemd.run("systemctl", "start", "--no-block", unit)
+        except LiveUpdateError as err:
+            gone.append(str(err))
+    if gone:
+        raise LiveUpdateError("; ".join(gone))
+
+
+def stopped(before: list[str], now: list[str]) -> list[str]:
+    """What ran before and is to run again. Not users' sessions, which come with a login, and nothing of the update itself. Pure."""
+    return [unit for unit in before if unit not in now and not unit.startswith(("user@", "user-runtime-dir@", "kvm-liveupdate"))]

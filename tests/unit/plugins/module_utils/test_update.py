@@ -29,6 +29,28 @@ def test_outcome(update, boot_id, release, outcome):
     assert _update.outcome(update, boot_id, release) == outcome
 
 
+def test_what_is_started_again_is_neither_a_login_nor_the_update():
+    before = ["ssh.service", "cron.service", "user@0.service", "user-runtime-dir@0.service", "kvm-liveupdate.target"]
+    assert _update.stopped([*before, "kvm-liveupdate-hold@web.service"], ["cron.service"]) == ["ssh.service"]
+
+
+def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
+    started = []
+
+    def run(*command):
+        if command[1] == "list-units":
+            return ""
+        if command[-1] == "gone.service":
+            raise LiveUpdateError("Unit gone.service not found.")
+        started.append(command[-1])
+        return ""
+
+    monkeypatch.setattr(_update._systemd, "run", run)
+    with pytest.raises(LiveUpdateError, match=r"gone\.service not found"):
+        _update._start_again(["gone.service", "ssh.service"])
+    assert started == ["default.target", "ssh.service"]
+
+
 GOOD = {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all", "IgnoreOnIsolate": "yes", "FileDescriptorStoreMax": "4"}
 
 
