@@ -10,7 +10,8 @@ module: guest
 short_description: Hold a guest's RAM for a live update, or see that it runs free of one
 version_added: 0.1.0
 description:
-  - With O(state=preserved) the guest's RAM is preserved in a live update session that PID 1 holds for the guest's unit. The guest runs on.
+  - With O(state=preserved) the guest's RAM is preserved in a live update session. The guest runs on.
+  - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
   - With O(state=running) the guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
     after a jump it waits until the host has brought the guest back.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
