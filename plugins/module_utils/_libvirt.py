@@ -1,0 +1,295 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The provider ``libvirt``: domains of an unpatched libvirt and QEMU. PRIVATE to the collection.
+
+Libvirt is spoken to through virsh: it is on every host that has libvirt and fits its daemon, where a Python binding would have to
+fit both the daemon and the interpreter. Who runs is read from the QEMU processes themselves, without the daemon.
+
+A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which offers the RAM to a QEMU that
+libvirt starts anew, after the jump as well as after an update that was undone: :mod:`_libvirt_run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+
+from . import _guests, _holding, _libvirt_image, _paths, _processes, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "stay", "virsh")
+
+KEPT = (
+    "dbus.service",
+    "dbus.socket",
+    "libvirt-guests.service",  # stopping it would save or shut down the guests
+    "libvirtd.service",
+    "libvirtd.socket",
+    "systemd-machined.service",
+    "virtlockd.service",
+    "virtlogd.service",
+    "virtqemud.service",
+    "virtqemud.socket",
+)
+SAVE_LIMIT_S = 120.0
+START_LIMIT_S = 300.0
+_PIDS = "/run/libvirt/qemu"
+_SAVED = "/var/lib/libvirt/qemu/save"
+
+
+def virsh(*words: str, limit: float = 60.0) -> str:
+    """What ``virsh`` prints for these words."""
+    return _systemd.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
+
+
+def known() -> list[dict]:
+    """The domains that run."""
+    try:
+        names = sorted(file[: -len(".pid")] for file in os.listdir(_PIDS) if file.endswith(".pid"))
+    except FileNotFoundError:
+        return []
+    return [record for record in map(_record, names) if record]
+
+
+def _record(name: str) -> dict:
+    """One domain, from its QEMU process; empty when that is gone."""
+    try:
+        with open(os.path.join(_PIDS, f"{name}.pid"), encoding="ascii") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+            argv = file.read().split("\0")
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
+    except (OSError, ValueError):
+        return {}
+    if "-uuid" not in argv:
+        return {}
+    backends = memory_backends(argv)
+    return {
+        "name": name,
+        "provider": "libvirt",
+        "unit": _holding.resident_unit(name),
+        "uuid": argv[argv.index("-uuid") + 1],
+        "pid": pid,
+        "started": _processes.start_time(pid),
+        "uid": ids["Uid:"],
+        "gid": ids["Gid:"],
+        "backends": backends,
+        "ram": _ram_files(pid, backends) if all(backend["path"] for backend in backends) else [],
+    }
+
+
+def memory_backends(argv: list[str]) -> list[dict]:
+    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure."""
+    found = []
+    for word, value in zip(argv, argv[1:]):
+        if word == "-object" and value.startswith("{") and '"memory-backend-' in value:
+            given = json.loads(value)
+            path = given.get("mem-path", "") if given.get("share") and not given.get("discard-data") else ""
+            if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
+                path = ""
+            found.append({"kind": given["qom-type"], "id": given["id"], "size": given["size"], "path": path})
+    return found
+
+
+def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
+    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found."""
+    mapped = set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                low, high, mode, inode = *(int(part, 16) for part in line.split()[0].split("-")), line.split()[1], int(line.split()[4])
+                if mode.endswith("s") and inode:
+                    mapped.add((high - low, inode))
+    except OSError:
+        return []
+    files: list[dict] = []
+    candidates = []
+    for fd in sorted(_processes.fd_links(pid)):
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            continue
+        if stat.S_ISREG(seen.st_mode) and (seen.st_size, seen.st_ino) in mapped:
+            candidates.append((fd, seen))
+    for backend in backends:
+        fitting = [(fd, seen) for fd, seen in candidates if seen.st_size == backend["size"]]
+        named = [(fd, seen) for fd, seen in fitting if _same_file(backend["path"], seen)] or fitting
+        if not named:
+            return []
+        fd, seen = named[0]
+        candidates = [(other, there) for other, there in candidates if there.st_ino != seen.st_ino]
+        files.append({"fd": fd, "size": seen.st_size})
+    return files
+
+
+def _same_file(path: str, seen: os.stat_result) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
+
+
+def _reason(code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy}
+
+
+_PREPARE = "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart it once"
+
+
+def inspect(record: dict) -> list[dict]:
+    """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
+    reasons = memory_reasons(record["backends"], bool(record["ram"])) + confinement_reasons(_confinement(record["pid"]))
+    if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
+        message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
+        reasons.append(_reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
+    try:
+        answer = qmp(record["name"], "query-migrate")
+        jobs = qmp(record["name"], "query-block-jobs")
+        state = status(record)
+    except LiveUpdateError as err:
+        return [*reasons, _reason("monitor", str(err), "see that libvirtd answers")]
+    blockers = answer.get("blocked-reasons", [])
+    reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
+    if jobs:
+        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if state not in ("running", "paused"):
+        reasons.append(_reason("run-state", f"the domain is {state}", "bring it to running or paused first"))
+    return reasons + xml_reasons(virsh("dumpxml", record["name"]))
+
+
+def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
+    """What speaks against the memory of a domain. Pure."""
+    if all(backend["kind"] == "memory-backend-ram" for backend in backends):
+        return [_reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", _PREPARE)]
+    wrong = [backend for backend in backends if not backend["path"]]
+    if wrong:
+        kinds = ", ".join(f"{backend['id']} is a {backend['kind']}" for backend in wrong)
+        return [_reason("ram-backend", f"its RAM is no shared file that stays when QEMU ends ({kinds})", _PREPARE)]
+    if not found:
+        return [_reason("ram-gone", "none of QEMU's descriptors is its RAM", "restart it; memory_backing_dir has to be on a tmpfs")]
+    return []
+
+
+def _confinement(pid: int) -> str:
+    """What a security module says of the process (proc(5), attr/current)."""
+    try:
+        with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as label:
+            return label.read().strip("\0\n")
+    except OSError:
+        return ""
+
+
+def confinement_reasons(label: str) -> list[dict]:
+    """Whether a security module would keep a domain's new QEMU from its memory in another process. Pure."""
+    if not label or label.startswith("unconfined") or ":unconfined_t:" in label:
+        return []
+    message = f"its QEMU is confined ({label}): after the jump it would not be let at its memory"
+    return [_reason("confined", message, 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain')]
+
+
+def xml_reasons(xml: str) -> list[dict]:
+    """What the definition of a domain has that cannot be carried over. Pure."""
+    from xml.etree import ElementTree  # slow to import
+
+    domain = ElementTree.fromstring(xml)
+    checks = (
+        (
+            "hugepages",
+            "memoryBacking/hugepages",
+            "its RAM is on huge pages, which the kernel cannot preserve",
+            "remove <hugepages/> and restart it",
+        ),
+        ("discard", "memoryBacking/discard", "<discard/> throws its RAM away when QEMU ends", "remove <discard/> and restart it"),
+        ("hostdev", "devices/hostdev", "a device of the host is passed through to it", "detach the device first"),
+        ("filesystem", "devices/filesystem", "a file system is shared with it (virtiofs, 9p)", "unmount and detach it first"),
+        (
+            "vhost-user",
+            "devices/interface[@type='vhostuser']",
+            "its network runs in another process (vhost-user)",
+            "move it to a bridge first",
+        ),
+        ("launch-security", "launchSecurity", "its memory is encrypted", "shut it down for the update"),
+    )
+    found = [_reason(code, message, remedy) for code, path, message, remedy in checks if domain.find(path) is not None]
+    for disk in domain.findall("devices/disk"):
+        driver = disk.find("driver")
+        if driver is not None and driver.get("cache") == "unsafe":
+            target = disk.find("target")
+            name = target.get("dev", "") if target is not None else ""
+            found.append(
+                _reason("cache-unsafe", f"its disk {name} has cache='unsafe': writes may be lost", "set another cache mode and restart it")
+            )
+    return found
+
+
+def qmp(name: str, command: str, **arguments: object) -> dict:
+    """Run a QMP command through libvirt."""
+    request = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
+    answer = json.loads(virsh("qemu-monitor-command", name, request))
+    if "error" in answer:
+        raise LiveUpdateError(f"guest {name}: {command}: {answer['error'].get('desc', answer['error'])}")
+    result: dict = answer["return"]
+    return result
+
+
+def memory(record: dict) -> list[int]:
+    """Descriptors of the domain's RAM; its files lose their names, because the kernel preserves only those without."""
+    files = [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
+    for backend, fd in zip(record["backends"], files):
+        if _same_file(backend["path"], os.fstat(fd)) and not os.path.islink(backend["path"]):
+            os.unlink(backend["path"])
+    return files
+
+
+def stay(record: dict, hold: str) -> None:
+    """A saved domain has no QEMU any more: its RAM stays in the holder, for a start in this boot when the update is undone."""
+    from ._libvirt_run import offer
+
+    files = memory(record)
+    offer(record, hold, files)
+
+
+def status(record: dict) -> str:
+    """The domain's state: ``running``, ``paused``, or libvirt's other words."""
+    return virsh("domstate", record["name"]).strip()
+
+
+def save(record: dict, path: str) -> dict:
+    """Save the domain without its RAM, as a managed save. ``path`` says so first: libvirt's hook then wants the RAM at its next start."""
+    name, image = record["name"], os.path.join(_SAVED, f"{record['name']}.save")
+    hold = _paths.read_json(_guests.run_path(name, "held"))["hold"]
+    try:
+        places = [os.path.split(backend["path"]) for backend in record["backends"]]
+        _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
+        _paths.write_json(path, {"hold": hold, "directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]})
+        qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+        paused = time.time()
+        virsh("managedsave", name, limit=SAVE_LIMIT_S)
+        with open(image, "r+b") as file:
+            stripped = _libvirt_image.strip(file.read())
+            file.seek(0)
+            file.write(stripped)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        _paths.sync_directory(image)
+    except (LiveUpdateError, OSError) as err:
+        raise LiveUpdateError(f"guest {name}: save: {err}") from err
+    kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
+    return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
+
+
+def resume(record: dict, running: bool) -> None:
+    """Undo :func:`save`: the domain runs on, or is started again from the RAM that its holder still has."""
+    name = record["name"]
+    if status(record) == "shut off":
+        virsh("start", name, *(() if running else ("--paused",)), limit=START_LIMIT_S)
+        return
+    # Left on, a later migration or save would leave out the RAM.
+    qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": False}])

@@ -1,0 +1,158 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bringing a libvirt domain back onto its RAM, and libvirt's hook. PRIVATE to the collection.
+
+The holder's unit starts early after the jump, takes the RAM out of the session and offers it: a process with exactly QEMU's user and
+group keeps it open, so that QEMU may open it through /proc (proc(5), ptrace(2)). Libvirt's hook puts a link to it where QEMU looks
+for its RAM file. Then the domain is started as ever: its managed save is loaded, and the guest goes on.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import time
+
+from . import _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("hook", "offer", "restore")
+
+LIBVIRT_LIMIT_S = 300
+_PR_SET_DUMPABLE = 4
+
+
+def offer(record: dict, hold: str, files: list[int]) -> None:
+    """Keep the RAM open in a process that QEMU may look into, until this unit ends, and record where it is."""
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        _keep(record, tell, files)
+    os.close(tell)
+    with os.fdopen(ready, "rb") as answer:
+        if answer.read() != b"ready":
+            raise LiveUpdateError(f"guest {record['name']}: no process with user {record['uid']} can keep its RAM open")
+    content = {"pid": child, "started": _processes.start_time(child), "hold": hold, "fds": files}
+    _paths.write_json(_guests.run_path(record["name"], "offer"), content)
+
+
+def _keep(record: dict, tell: int, files: list[int]) -> None:
+    """The process that keeps the RAM open. It ends with its unit."""
+    import contextlib
+    import ctypes
+    import signal
+
+    try:
+        for fd in _processes.fd_links(os.getpid()):
+            if fd > 2 and fd not in (tell, *files):
+                with contextlib.suppress(OSError):
+                    os.close(fd)  # above all the session, which is not QEMU's business
+        os.setgroups([])
+        os.setresgid(record["gid"], record["gid"], record["gid"])
+        os.setresuid(record["uid"], record["uid"], record["uid"])
+        if ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0) == 0:
+            os.write(tell, b"ready")
+        os.close(tell)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)
+
+
+def restore(name: str, journal: dict) -> None:
+    """What the holder's unit does after a jump: bring the domain back, or let it go as the update asked."""
+    started = time.time()
+    session = _incoming.session_of(journal)
+    note = _incoming.note_of(session)
+    verdict, why = _incoming.decide(journal, note, os.path.exists(_guests.run_path(name, "resumed")))
+    _incoming.log(f"{name}: {verdict}: {why}")
+    if verdict == "restore" and session is not None:
+        _bring_back(name, journal, session, started)
+        return
+    _systemd.notify("READY=1")
+    if verdict == "refuse":
+        raise LiveUpdateError(f"guest {name}: {why}")
+    _incoming.drop(session, note)
+    _wait_for_libvirt(name)
+    if _libvirt.virsh("domstate", name).strip() == "shut off":
+        _libvirt.virsh("managedsave-remove", name)  # without its RAM it is of no use, and a start from it would be a disaster
+        _incoming.lost(journal, why)
+        _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+    else:
+        _incoming.lost(journal, why)
+
+
+def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
+    files = _incoming.memory(journal, session)
+    times = {"start": started, "retrieved": time.time()}
+    offer({"name": name, **journal}, journal["hold"], files)
+    _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
+    _wait_for_libvirt(name)
+    times["libvirt"] = time.time()
+    if _libvirt.virsh("domstate", name).strip() == "shut off":  # else its autostart was quicker
+        _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+    times["resumed"] = time.time()
+    if not os.path.exists(_guests.run_path(name, "resumed")):
+        raise LiveUpdateError(f"guest {name}: libvirt started it without asking for its memory; is the hook {HOOK} executable?")
+    _luo.finish(session)
+    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}")
+    step = _clock.step(journal.get("clock_ahead"), _clock.ahead())
+    stamps = {**journal["times"], **{stamp: at - (step or 0.0) for stamp, at in times.items()}}
+    restored = {**journal, "state": "restored", "boot_id_after": _host.boot_id(), "clock_step": step, "times": stamps}
+    _paths.write_json(_guests.journal_path(name), restored)
+    _paths.remove(_guests.state_path(name))
+    _paths.remove(_guests.run_path(name, "offer"))
+    _guests.start_early(journal["unit"], False)
+    _incoming.log(f"{name}: {stamps['resumed'] - stamps['paused']:.3f} s after its pause")
+
+
+def _wait_for_libvirt(name: str) -> None:
+    """Wait until libvirt answers about the domain; says at the limit what it last said."""
+    until = time.monotonic() + LIBVIRT_LIMIT_S
+    while True:
+        try:
+            _libvirt.virsh("domstate", name)
+            return
+        except LiveUpdateError as err:
+            if time.monotonic() > until:
+                raise LiveUpdateError(f"guest {name}: libvirt does not answer within {LIBVIRT_LIMIT_S} s: {err}") from err
+        time.sleep(0.2)
+
+
+HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"
+
+
+def hook(name: str, operation: str) -> None:
+    """Libvirt asks before it starts the domain: give it its RAM, or refuse. Its answer to an error is not to start the domain."""
+    state = _paths.read_json(_guests.state_path(name))
+    if not state:
+        return
+    marker = _guests.run_path(name, "resumed")
+    if operation == "started":
+        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return
+    offered = _paths.read_json(_guests.run_path(name, "offer"))
+    alive = offered and _processes.start_time(offered["pid"]) == offered["started"]
+    if not alive or offered["hold"] != state["hold"] or os.path.exists(marker):
+        raise LiveUpdateError(
+            f"guest {name}: its saved state belongs to memory that is not here; 'systemctl status {_holding.resident_unit(name)}' says why,"
+            f" 'kvm-liveupdate discard {name}' gives it up"
+        )
+    directory = _ram_directory(name, state["directory"], sys.stdin.read())
+    for file, fd in zip(state["files"], offered["fds"]):
+        os.symlink(f"/proc/{offered['pid']}/fd/{fd}", os.path.join(directory, file))
+
+
+def _ram_directory(name: str, base: str, xml: str) -> str:
+    """The directory that libvirt has just made for the domain's RAM files: its number, a dash, and a form of its name."""
+    from xml.etree import ElementTree
+
+    number = ElementTree.fromstring(xml).get("id", "")
+    found = glob.glob(os.path.join(glob.escape(base), f"{number}-*"))
+    if not number or len(found) != 1:
+        raise LiveUpdateError(f"guest {name}: no directory for its RAM below {base} (domain number {number!r}, found {found})")
+    return found[0]

@@ -1,0 +1,85 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_image import strip
+
+BLOCKS = ((b"pc.ram", 128 << 20, 0), (b"vga.vram", 16 << 20, 0xFD000000))
+DEVICES = b"\x7e\x00\x00\x00\x02" + bytes(range(256))
+
+
+def short(name: bytes) -> bytes:
+    return bytes([len(name)]) + name
+
+
+def subsection(name: bytes, content: bytes) -> bytes:
+    return b"\x05" + short(b"configuration/" + name) + struct.pack(">I", 1) + content
+
+
+def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", flags=4) -> bytes:
+    xml = b"<domain/>\0cookie\0"
+    header = b"LibvirtQemudSave" + struct.pack("<II", 2, len(xml)) + b"\0" * 68
+    stream = b"QEVM\0\0\0\3" + b"\x07" + struct.pack(">I", 10) + b"pc-q35-9.9"
+    stream += subsection(b"target-page-bits", struct.pack(">I", 12))
+    if capabilities:
+        stream += subsection(b"capabilities", struct.pack(">I", len(capabilities)) + b"".join(map(short, capabilities)))
+    stream += subsection(b"uuid", b"u" * 16) + command
+    stream += b"\x01" + struct.pack(">I", 2) + short(b"ram") + struct.pack(">II", 0, 4)
+    stream += struct.pack(">Q", sum(size for _name, size, _at in BLOCKS) | flags)
+    for name, size, at in BLOCKS:
+        stream += short(name) + struct.pack(">Q", size) + (struct.pack(">Q", at) if with_address else b"")
+    return header + xml + stream + DEVICES
+
+
+@pytest.mark.parametrize("command", [b"", b"\x08\0\x03\0\x04ping"])
+@pytest.mark.parametrize("others", [(), (b"events", b"xbzrle")])
+def test_the_image_is_that_of_a_save_without_the_capability(command, others):
+    found = strip(image((*others, b"x-ignore-shared"), command=command))
+    assert found == image(others, with_address=False, command=command)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "begins with b''"),
+        (b"LibvirtQemudPart" + image()[16:], "LibvirtQemudPart"),
+        (image()[:16] + b"\3" + image()[17:], "version 3"),
+        (image((b"events",)), "without x-ignore-shared"),
+        (image(flags=0x44), "flags 0x44"),
+        (image().replace(b"QEVM", b"\x1f\x8b\x08\x00"), "compressed"),
+        (image().replace(b"configuration/uuid", b"configuration/what"), "configuration/what"),
+        (image().replace(b"\3ram", b"\3rom"), "a section before the RAM's"),
+        (image().replace(struct.pack(">Q", 16 << 20), struct.pack(">Q", 17 << 20)), "do not sum up"),
+    ],
+)
+def test_anything_else_is_refused(data, says):
+    with pytest.raises(LiveUpdateError, match="save image") as refused:
+        strip(data)
+    assert says in str(refused.value)
+
+
+def test_an_image_that_is_cut_off_is_refused():
+    whole = image()
+    set_up = len(whole) - len(DEVICES)
+    for length in range(92, set_up):
+        with pytest.raises(LiveUpdateError, match="save image"):
+            strip(whole[:length])
+
+
+def test_damage_is_refused_or_harmless_but_never_a_traceback():
+    chance = random.Random(7)
+    for _round in range(3000):
+        data = bytearray(image())
+        for _change in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            strip(bytes(data))
+        except LiveUpdateError:
+            continue
