@@ -4,7 +4,8 @@
 
 """What came over a jump for a guest, and what its start is to be. On the boot path. PRIVATE to the collection.
 
-Not wired yet: meant for every provider, _qemu_run still has its own."""
+Not wired yet: meant for every provider, _qemu_run still has its own.
+"""
 
 from __future__ import annotations
 
