@@ -17,6 +17,7 @@ __all__ = ("main",)
 
 USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
        kvm-liveupdate hold NAME                  hold the guest's memory (kvm-liveupdate-hold@.service)
+       kvm-liveupdate hook NAME start|started    what libvirt's hook asks for
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate status                     the last update and the guests, as JSON
@@ -33,11 +34,29 @@ def _status() -> None:
     sys.stdout.write("\n")
 
 
-def _discard(name: str) -> None:
-    from . import _guests, _paths
+def _hold(name: str) -> None:
+    from . import _guests, _host
 
-    if not _paths.remove(_guests.journal_path(name)):
+    journal = _guests.journal(name)
+    if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _host.boot_id():
+        from ._libvirt_run import restore
+
+        restore(name, journal)
+    else:
+        from ._holding import reside
+
+        reside(name)
+
+
+def _discard(name: str) -> None:
+    from . import _guests, _libvirt, _paths
+
+    journal = _guests.journal(name)
+    if not journal:
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
+    if journal.get("provider") == "libvirt":
+        _libvirt.virsh("managedsave-remove", name)
+    _paths.remove(_guests.journal_path(name))
     _paths.remove(_guests.state_path(name))
 
 
@@ -50,9 +69,11 @@ def main(argv: list[str] | None = None) -> int:
 
             run(words[1], words[3:])
         elif len(words) == 2 and words[0] == "hold":
-            from ._holding import reside
+            _hold(words[1])
+        elif len(words) == 3 and words[0] == "hook":
+            from ._libvirt_run import hook
 
-            reside(words[1])
+            hook(words[1], words[2])
         elif words == ["jump"]:
             from ._update import jump
 

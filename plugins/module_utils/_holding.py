@@ -51,7 +51,7 @@ def hold(record: dict) -> dict:
     if _paths.read_json(_guests.run_path(name, "held")) or FDNAME in _systemd.fdstore(unit):
         release(record)
     if unit != resident_unit(name):
-        session = _preserve(record)
+        session = _preserve(record, _host.random_uuid())
         try:
             _systemd.store_fd(unit, record["pid"], FDNAME, session)
         finally:
@@ -69,10 +69,10 @@ def hold(record: dict) -> dict:
     return hold_record
 
 
-def _preserve(record: dict) -> int:
+def _preserve(record: dict, hold_id: str) -> int:
     """Create the guest's session with its RAM and a note, and record it; returns the session's descriptor."""
     name = record["name"]
-    identity = {"hold": _host.random_uuid(), "guest": name, "uuid": record["uuid"], "sizes": [ram["size"] for ram in record["ram"]]}
+    identity = {"hold": hold_id, "guest": name, "uuid": record["uuid"], "sizes": [ram["size"] for ram in record["ram"]]}
     hold_record = {
         **identity,
         "session": session_name(record["uuid"]),
@@ -105,9 +105,11 @@ def reside(name: str) -> None:
     import signal  # slow to import, and the boot path of other units runs through this module too
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    record, hold_id = _guests.find(name), _host.random_uuid()
     try:
-        session = _preserve(_guests.find(name))
-    except LiveUpdateError as err:
+        _providers.of(record).stay(record, hold_id)
+        session = _preserve(record, hold_id)
+    except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
         raise
     if _systemd.version() >= _systemd.LUO_VERSION:
@@ -176,4 +178,5 @@ def release(record: dict) -> bool:
     if FDNAME in _systemd.fdstore(unit):
         _systemd.forget_fd(unit, pid, FDNAME)
         found = True
+    _paths.remove(_guests.run_path(record["name"], "offer"))
     return _paths.remove(_guests.run_path(record["name"], "held")) or found

@@ -2,10 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What came over a jump for a guest, and what its start is to be. On the boot path. PRIVATE to the collection.
-
-Not wired yet: meant for every provider, _qemu_run still has its own.
-"""
+"""What came over a jump for a guest, and what its start is to be. On the boot path. PRIVATE to the collection."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     descriptors of its RAM files, in the order of ``record["ram"]``; the caller closes them.
 ``status(record)``
     its run state: ``running``, ``paused`` or another word of QEMU's.
+``stay(record, hold)``
+    called in the holder's process where there is one: what of the guest's memory has to stay there until the holder ends.
 ``save(record, path)``
     pause it and write its device state to ``path``, durably. Returns ``times`` (``paused``, ``saved``, seconds since the epoch)
     and whatever else the provider needs to bring it back: all of it goes into the guest's journal.
@@ -26,22 +28,27 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
 
 from __future__ import annotations
 
-from . import _qemu
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType  # not at run time: slow to import on the boot path
 
 __all__ = ("all_of_them", "foreign_reason", "of")
 
-foreign_reason = _qemu.foreign_reason
-
 
 def all_of_them() -> tuple[ModuleType, ...]:
-    """Every provider. Not among them yet: _libvirt, which has not been through the whole lab."""
-    return (_qemu,)
+    """Every provider."""
+    from . import _libvirt, _qemu
+
+    return (_qemu, _libvirt)
+
+
+def foreign_reason(pid: int) -> dict:
+    """Why a QEMU that no provider runs cannot be preserved."""
+    from . import _qemu
+
+    return _qemu.foreign_reason(pid)
 
 
 def of(record: dict) -> ModuleType:
     """The provider of a guest."""
-    return {"qemu": _qemu}[record["provider"]]
+    return {provider.__name__.rpartition("._")[2]: provider for provider in all_of_them()}[record["provider"]]

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status")
+__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay")
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
@@ -114,6 +114,10 @@ def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:
 def memory(record: dict) -> list[int]:
     """Descriptors of the guest's RAM; the caller closes them."""
     return [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
+
+
+def stay(record: dict, hold: str) -> None:
+    """QEMU itself keeps its RAM until the jump; nothing of it has to stay in a holder."""
 
 
 def status(record: dict) -> str:

@@ -12,69 +12,17 @@ loads the state and lets the guest go on. On the boot path: standard library, fe
 from __future__ import annotations
 
 import os
-import sys
 import time
 import zlib
 
-from . import _clock, _guests, _holding, _host, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from . import _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
-__all__ = ("decide", "run")
+__all__ = ("run",)
 
 
 KVM_LIMIT_S = 60
-
-
-def _log(text: str) -> None:
-    sys.stderr.write(f"kvm-liveupdate: {text}\n")
-
-
-def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
-    """What a start of the guest is: ``restore``, ``cold`` or ``refuse``, and why. Pure.
-
-    ``note`` is what the session carries beside the RAM, None without memory from the kernel before; ``resumed`` tells
-    that the guest ran on this memory already. State is used only with the very memory that it belongs to.
-    """
-    if journal.get("state") != "saved":
-        return "cold", "no update left it to be restored"
-    if resumed:
-        return "cold", "it was restored already and has run since"
-    if note and note.get("hold") == journal["hold"]:
-        return "restore", "its memory came over"
-    lost = "its memory did not come over the reboot" if note is None else "the memory that came over is not its own"
-    if journal.get("on_loss") == "stop":
-        return "refuse", f"{lost}; it stays down as the update asked: 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
-    return "cold", f"{lost}; it starts clean"
-
-
-def _session(journal: dict) -> int | None:
-    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name."""
-    session = _systemd.listen_fds().get(_holding.FDNAME)
-    if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _host.boot_id():
-        return session
-    try:
-        session = _luo.retrieve_session(journal["session"])
-    except LiveUpdateError as err:
-        _log(str(err))
-        return None
-    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_holding.FDNAME}", (session,))  # a crash from here on loses nothing
-    return session
-
-
-def _note_of(session: int | None) -> dict | None:
-    if session is None:
-        return None
-    try:
-        fd = _luo.retrieve_fd(session, _holding.META_TOKEN)
-    except LiveUpdateError as err:
-        if err.details.get("errno") == "EINVAL":
-            return None  # outgoing: preserved for a jump that has not come
-        raise
-    try:
-        return _holding.read_note(fd)
-    finally:
-        os.close(fd)
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -83,32 +31,20 @@ def run(name: str, argv: list[str]) -> None:
     journal = _guests.journal(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
-    session = _session(journal)
-    note = _note_of(session)
+    session = _incoming.session_of(journal)
+    note = _incoming.note_of(session)
     marker = _guests.run_path(name, "resumed")
-    verdict, why = decide(journal, note, os.path.exists(marker))
-    _log(f"{name}: {verdict}: {why}")
+    verdict, why = _incoming.decide(journal, note, os.path.exists(marker))
+    _incoming.log(f"{name}: {verdict}: {why}")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
     os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
     if verdict == "restore" and session is not None:
         _restore(name, journal, session, started)
-    _drop(session, note)
+    _incoming.drop(session, note)
     if journal.get("state") == "saved":
-        _paths.write_json(_guests.journal_path(name), {**journal, "state": "lost", "why": why})
-        _paths.remove(_guests.state_path(name))
-        _guests.start_early(journal["unit"], False)
+        _incoming.lost(journal, why)
     _start(name, argv)
-
-
-def _drop(session: int | None, note: dict | None) -> None:
-    """Give up a session that is of no use for a clean start."""
-    if session is None:
-        return
-    if note is not None:
-        _luo.finish(session)
-    os.close(session)
-    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}")
 
 
 def _start(name: str, argv: list[str]) -> None:
@@ -157,9 +93,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     with open(state, "rb") as file:
         if zlib.crc32(file.read()) != journal["state_crc32"]:
             raise LiveUpdateError(f"guest {name}: {state} is not what was saved; its memory is kept, the guest is not started")
-    ram = _luo.retrieve_fd(session, _holding.RAM_TOKEN)
-    if [os.fstat(ram).st_size] != journal["sizes"]:
-        raise LiveUpdateError(f"guest {name}: the memory that came over has {os.fstat(ram).st_size} bytes, not {journal['sizes']}")
+    (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     _wait_for_kvm()
     main = os.getpid()
@@ -211,11 +145,11 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
         _paths.write_json(_guests.journal_path(name), restored)
         _paths.remove(_guests.state_path(name))
         _guests.start_early(journal["unit"], False)
-        _log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
+        _incoming.log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
         os._exit(0)
     except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang
-        _log(f"{name}: {err}")
+        _incoming.log(f"{name}: {err}")
         if not resumed:
-            _log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
+            _incoming.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
             os.kill(main, 9)  # SIGKILL; the module that names it is slow to import
         os._exit(1)

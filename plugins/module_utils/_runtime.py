@@ -15,7 +15,11 @@ from . import (
     _guests,
     _holding,
     _host,
+    _incoming,
     _kexec,
+    _libvirt,
+    _libvirt_image,
+    _libvirt_run,
     _luo,
     _paths,
     _processes,
@@ -41,7 +45,11 @@ _MODULES = (
     _guests,
     _holding,
     _host,
+    _incoming,
     _kexec,
+    _libvirt,
+    _libvirt_image,
+    _libvirt_run,
     _luo,
     _paths,
     _processes,
@@ -82,6 +90,7 @@ Description=Memory of guest %I, held for a live update
 DefaultDependencies=no
 RequiresMountsFor={_paths.STATE} {COMMAND}
 After=systemd-remount-fs.service systemd-modules-load.service
+Before=libvirtd.service virtqemud.service
 IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
 
@@ -91,6 +100,32 @@ ExecStart={COMMAND} hold %I
 TimeoutStartSec={_holding.HOLD_LIMIT_S}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
+"""
+
+# The domains' RAM: on a file system of its own, so that nothing else can fill it up.
+RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
+RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
+_RAM_MOUNT = f"""[Unit]
+Description=RAM of libvirt's domains
+DefaultDependencies=no
+Before=libvirtd.service virtqemud.service
+
+[Mount]
+What=tmpfs
+Where={RAM_DIRECTORY}
+Type=tmpfs
+Options=mode=0755,size=95%%,huge=within_size
+
+[Install]
+WantedBy=libvirtd.service virtqemud.service
+"""
+
+# Libvirt calls its hooks often; only a domain that an update has saved is of interest.
+_HOOK = f"""#!/bin/sh
+[ -e "{_paths.GUESTS_STATE}/$1.state" ] || exit 0
+case "$2/$3" in
+    start/begin | started/begin) exec {COMMAND} hook "$1" "$2" ;;
+esac
 """
 
 _TARGET = """[Unit]
@@ -124,6 +159,11 @@ def _source(module: object) -> str:
     return str(module.__loader__.get_source(module.__name__))  # type: ignore[attr-defined]
 
 
+def has_libvirt(root: str = "/") -> bool:
+    """Whether libvirt runs QEMU domains on this host."""
+    return os.path.isdir(os.path.join(root, "etc/libvirt"))
+
+
 def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
     """Every file of the runtime on a host: path -> (content, mode)."""
     package = f"{LIBRARY}/kvm_liveupdate"
@@ -133,6 +173,9 @@ def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
     wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
+    if has_libvirt():
+        wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
+        wanted[_libvirt_run.HOOK] = (_HOOK, 0o755)
     for unit in guest_units:
         wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)
     return wanted

@@ -142,8 +142,9 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
-            guests = _guests.known()
-            update["running"] = [name for name in update["guests"] if _providers.of(guests[name]).status(guests[name]) == "running"]
+            # Kept for the undo: a guest that is saved may have no process any more that could be found.
+            update["records"] = {name: _guests.find(name) for name in update["guests"]}
+            update["running"] = [name for name, record in update["records"].items() if _providers.of(record).status(record) == "running"]
             _advance(update, "saving")
             _save_all(update)
             _advance(update, "jumping")
@@ -241,7 +242,7 @@ def _abort(update: dict, why: str) -> None:
         except Exception as err:  # pylint: disable=broad-except  # one step that fails must not keep the others from being done
             problems.append(f"not undone: {what}: {err}")
 
-    records = {name: record for name, record in _guests.known().items() if name in update["guests"]}
+    records = update.get("records") or {name: record for name, record in _guests.known().items() if name in update["guests"]}
     for name, record in records.items():
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
         undo(f"pause of guest {name}", _providers.of(record).resume, record, name in update.get("running", ()))

@@ -72,6 +72,8 @@ def write(wanted: dict, paths: list) -> None:
     compileall.compile_dir(_runtime.LIBRARY, quiet=1)
     _systemd.run(_runtime.COMMAND, "status")
     _systemd.run("systemctl", "daemon-reload")
+    if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
+        _systemd.run("systemctl", "enable", "--now", _runtime.RAM_MOUNT)
 
 
 def erase(paths: list) -> None:
@@ -79,6 +81,8 @@ def erase(paths: list) -> None:
     running = list(_guests.known())
     if running:
         raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
+    if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
+        _systemd.run("systemctl", "disable", "--now", _runtime.RAM_MOUNT)
     for path in paths:
         os.unlink(path)
     _systemd.run("systemctl", "daemon-reload")

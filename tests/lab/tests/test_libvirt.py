@@ -15,8 +15,6 @@ from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive
 from kvmlab.report import all_survived
 
-pytestmark = pytest.mark.skip(reason="the provider libvirt is not wired yet")
-
 APP = Guest("app", 3, 128)
 XML = (Path(__file__).parent.parent / "domain.xml").read_text()
 UNIT = "kvm-liveupdate-hold@app.service"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu_run import decide
+from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 
 SAVED = {"state": "saved", "guest": "web1", "hold": "h1", "on_loss": "start"}
 
