@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import LabError
 from .lab import Lab
+from .machine import HEARTBEATS
 
 HERE = Path(__file__).parent.parent
 PLAY_LIMIT_S = 1500.0
@@ -27,7 +28,7 @@ _STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that every host of the lab runs; its heartbeat leaves the host on ttyS<port>."""
+    """A guest that every host of the lab runs; its heartbeat leaves the host on the port-th of HEARTBEATS."""
 
     name: str
     port: int
@@ -37,6 +38,11 @@ class Guest:
     def unit(self) -> str:
         """The systemd unit that runs it."""
         return f"{self.name}.service"
+
+    @property
+    def tty(self) -> str:
+        """The host's device for its heartbeat."""
+        return f"/dev/{HEARTBEATS[self.port - 1]}"
 
 
 GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192))
@@ -56,7 +62,7 @@ def variables() -> dict[str, Any]:
     """What the operator of the lab would keep in the inventory."""
     return {
         "target": "hypervisors",
-        "lab_guests": [{"name": guest.name, "tty": f"/dev/ttyS{guest.port}", "ram": guest.ram} for guest in GUESTS],
+        "lab_guests": [{"name": guest.name, "tty": guest.tty, "ram": guest.ram} for guest in GUESTS],
         "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
     }
 

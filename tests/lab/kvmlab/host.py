@@ -19,7 +19,7 @@ from pathlib import Path
 from .disk import replace_file
 from .errors import LabError
 from .heartbeat import Tick, Verdict, read_ticks, verdict
-from .machine import HEARTBEATS, Machine
+from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
 from .process import Record, read_record
 from .run import say, tail
 
@@ -27,6 +27,22 @@ STARTED_LIMIT_S = 20.0
 SSH_LIMIT_S = 300.0
 STOP_LIMIT_S = 30.0
 PROGRESS_EVERY_S = 10.0
+# What only this host has of its network; the bridge itself is in hostfs.
+SEGMENT_CARD = """[Match]
+MACAddress={mac}
+[Network]
+Bridge=br0
+"""
+SEGMENT_BRIDGE = """[Match]
+Name=br0
+[Network]
+Address={address}/24
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+LLDP=no
+ConfigureWithoutCarrier=yes
+KeepConfiguration=static
+"""
 NOISE = "TCG doesn't support requested feature"
 
 
@@ -67,6 +83,16 @@ class Host:
         return str(machine["image"]) if machine else None
 
     @property
+    def number(self) -> int:
+        """Its number in the lab, which is in its name and its addresses."""
+        return int(self.name.removeprefix("hv"))
+
+    @property
+    def address(self) -> str:
+        """Its address on the network that the hosts have among themselves."""
+        return f"10.77.0.{self.number}"
+
+    @property
     def kind(self) -> str:
         """Which Debian release it runs."""
         machine = self.machine
@@ -87,7 +113,7 @@ class Host:
             self._clear()
             self._make_disk(image)
         others = {host.port for host in neighbours(self.folder)}
-        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others))
+        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others), number=self.number)
         content = {"name": self.name, "kind": kind, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()
@@ -107,7 +133,8 @@ class Host:
             if not record.wait_gone(STOP_LIMIT_S):
                 raise LabError(f"{self.name}: process {record.pid} cannot be ended")
         if forget:
-            for name in ("disk.raw", "machine.json", "supervisor.json", "qmp.sock", *(f"{port}.sock" for port in HEARTBEATS)):
+            sockets = (*(f"{name}.sock" for name in ("qmp", *HEARTBEATS)), SEGMENT_IN, SEGMENT_OUT)
+            for name in ("disk.raw", "machine.json", "supervisor.json", *sockets):
                 (self.folder / name).unlink(missing_ok=True)
 
     def ssh_command(self, *words: str) -> list[str]:
@@ -153,8 +180,8 @@ class Host:
         return self.wait_ssh(limit_s, not_boot_id=before)
 
     def heartbeat_log(self, guest: int) -> Path:
-        """The log of what a guest said; guest 1 is the one on ttyS1."""
-        return self.folder / f"heartbeat-ttyS{guest}.log"
+        """The log of what a guest said; guest 1 is the one on the first of the heartbeats' devices."""
+        return self.folder / f"heartbeat-{HEARTBEATS[guest - 1]}.log"
 
     def heartbeat(self, guest: int) -> list[Tick]:
         """The ticks of a guest since the host was made."""
@@ -179,10 +206,12 @@ class Host:
                 path.unlink()
 
     def _make_disk(self, image: Path) -> None:
-        """Copy the image, sparse, and give it the host's name."""
+        """Copy the image, sparse, and give it the host's name and addresses."""
         partial = self.folder / "disk.partial"
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, partial], check=True, timeout=600)
         replace_file(partial, "/etc/hostname", self.name + "\n")
+        replace_file(partial, "/etc/systemd/network/05-segment.network", SEGMENT_CARD.format(mac=segment_mac(self.number)))
+        replace_file(partial, "/etc/systemd/network/05-bridge.network", SEGMENT_BRIDGE.format(address=self.address))
         partial.rename(self.folder / "disk.raw")
 
     def _spawn(self) -> None:

@@ -22,7 +22,7 @@ from .run import say
 
 # Of each kind of host: forky's systemd carries sessions through a kexec itself, trixie's keeps a holder alive.
 KINDS = packages.HOST_SUITES
-GENERATIONS_KEPT = 2
+GENERATIONS_KEPT = 2 * len(KINDS)
 
 
 @dataclass(frozen=True)

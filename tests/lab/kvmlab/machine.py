@@ -15,7 +15,15 @@ PROCESSORS = 1
 MEMORY_MIB = 2048
 
 # The four legacy ports share two interrupts; the hosts' kernel learns these from ACPI, so each port can have its own.
-HEARTBEATS = {"ttyS1": (0x2F8, 3), "ttyS2": (0x3E8, 5), "ttyS3": (0x2E8, 7)}
+SERIAL_PORTS = {"ttyS1": (0x2F8, 3), "ttyS2": (0x3E8, 5), "ttyS3": (0x2E8, 7)}
+# There is no interrupt for more of them. A line into one of these is there as a whole as soon as its write returns.
+CONSOLES = ("hvc0", "hvc1", "hvc2", "hvc3", "hvc4")
+# The host's devices from which heartbeats leave: guest 1 has the first.
+HEARTBEATS = (*SERIAL_PORTS, *CONSOLES)
+
+# The hosts' own network: frames go from QEMU to its supervisor and from there to the other QEMUs, as datagrams.
+SEGMENT_IN = "segment-in.sock"
+SEGMENT_OUT = "segment-out.sock"
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Machine:
     emulator: tuple[str, ...]
     disk: str
     ssh_port: int | None = None
+    number: int | None = None
     kernel: str | None = None
     kernel_options: str = ""
 
@@ -38,12 +47,23 @@ class Machine:
         words += ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]
         words += ["-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console"]
         words += ["-qmp", "unix:qmp.sock,server=on,wait=off"]
-        for index, (name, (port, interrupt)) in enumerate(HEARTBEATS.items(), start=1):
+        for index, (name, (port, interrupt)) in enumerate(SERIAL_PORTS.items(), start=1):
             words += ["-chardev", f"socket,id={name},path={name}.sock,server=on,wait=off"]
             words += ["-device", f"isa-serial,chardev={name},index={index},iobase={port:#x},irq={interrupt}"]
+        words += ["-device", f"virtio-serial-pci,max_ports={len(CONSOLES)}"]
+        for name in CONSOLES:
+            words += ["-chardev", f"socket,id={name},path={name}.sock,server=on,wait=off", "-device", f"virtconsole,chardev={name}"]
         if self.ssh_port is not None:
             words += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.ssh_port}-10.0.2.15:22"]
             words += ["-device", "virtio-net-pci,netdev=net,romfile="]
+        if self.number is not None:
+            words += ["-netdev", f"dgram,id=segment,local.type=unix,local.path={SEGMENT_IN},remote.type=unix,remote.path={SEGMENT_OUT}"]
+            words += ["-device", f"virtio-net-pci,netdev=segment,mac={segment_mac(self.number)},romfile="]
         if self.kernel is not None:
             words += ["-kernel", self.kernel, "-append", self.kernel_options]
         return words
+
+
+def segment_mac(number: int) -> str:
+    """The address of host NUMBER's card on the hosts' own network."""
+    return f"52:54:00:77:00:{number:02x}"

@@ -15,6 +15,7 @@ from .run import run_logged, say
 
 PACKAGES = (
     "dbus",
+    "e2fsprogs",
     "grub-common",
     "grub-pc-bin",
     "grub2-common",
@@ -27,6 +28,7 @@ PACKAGES = (
     "libvirt-daemon-system",
     "mount",
     "openssh-server",
+    "ovmf",
     "procps",
     "python3",
     "python3-apt",
@@ -34,6 +36,8 @@ PACKAGES = (
     "qemu-utils",
     "seabios",
     "strace",
+    "swtpm",
+    "swtpm-tools",
     "systemd",
     "systemd-sysv",
     "udev",

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One process per host: keeps its QEMU, and stamps the guests' heartbeats with this machine's clocks.
+"""One process per host: keeps its QEMU, stamps the guests' heartbeats with this machine's clocks, and is its network cable.
 
 Started detached by "up". SIGTERM ends the host, SIGUSR1 is a power cut: QEMU is killed and started again.
 """
@@ -15,15 +15,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from .machine import HEARTBEATS
+from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT
 from .process import Record, write_record
 from .run import die_with_parent
 
 CONNECT_LIMIT_S = 60.0
 QUIT_LIMIT_S = 10.0
 POLL_S = 0.25
+# QEMU's ends.
+SOCKETS = ("qmp.sock", *(f"{name}.sock" for name in HEARTBEATS), SEGMENT_IN)
 
 
 class Line:
@@ -75,6 +78,25 @@ class Line:
                 log.write(f"{stamp} {line.rstrip(chr(13).encode()).decode('ascii', 'backslashreplace')}\n")
 
 
+class Segment:
+    """The host's end of the network that the lab's hosts have among themselves: each frame goes to all others."""
+
+    def __init__(self) -> None:
+        Path(SEGMENT_OUT).unlink(missing_ok=True)
+        self.socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(SEGMENT_OUT)
+        self._own = Path.cwd().name
+
+    def read(self) -> None:
+        """Pass on one frame. Who does not run or does not keep up loses it, as on any network."""
+        assert self.socket is not None
+        frame = self.socket.recv(65536)
+        for path in Path("..").glob(f"hv*/{SEGMENT_IN}"):
+            if path.parent.name != self._own:
+                with suppress(OSError):
+                    self.socket.sendto(frame, str(path))
+
+
 class Supervisor:
     """Runs one host until it is told to stop or the host powers itself off."""
 
@@ -84,6 +106,9 @@ class Supervisor:
         self._power_cut = False
         self._lines = [Line(name) for name in HEARTBEATS]
         self._selector = selectors.DefaultSelector()
+        segment = Segment()
+        assert segment.socket is not None
+        self._selector.register(segment.socket, selectors.EVENT_READ, segment)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGUSR1, self._on_power_cut)
 
@@ -106,8 +131,8 @@ class Supervisor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start QEMU; it cannot outlive this process."""
-        for name in ("qmp", *HEARTBEATS):
-            Path(f"{name}.sock").unlink(missing_ok=True)
+        for name in SOCKETS:
+            Path(name).unlink(missing_ok=True)
         qemu = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
@@ -133,9 +158,9 @@ class Supervisor:
             if time.monotonic() < connect_until:
                 self._connect_lines()
             for ready, _ in self._selector.select(POLL_S):
-                line: Line = ready.data
-                line.read()
-                if line.socket is None:
+                source: Line | Segment = ready.data
+                source.read()
+                if source.socket is None:
                     self._selector.unregister(ready.fileobj)
         note(f"QEMU ended with {qemu.returncode}")
         return qemu.returncode
@@ -182,8 +207,8 @@ def main() -> int:
     try:
         return Supervisor(machine["command"]).run()
     finally:
-        for name in ("qmp", *HEARTBEATS):
-            Path(f"{name}.sock").unlink(missing_ok=True)
+        for name in (*SOCKETS, SEGMENT_OUT):
+            Path(name).unlink(missing_ok=True)
         record.unlink(missing_ok=True)
 
 

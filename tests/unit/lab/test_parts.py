@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from kvmlab import bootloader, disk, emulator, guest, host, image
 from kvmlab.errors import LabError
-from kvmlab.machine import HEARTBEATS, Machine
+from kvmlab.machine import CONSOLES, HEARTBEATS, SERIAL_PORTS, Machine, segment_mac
+from kvmlab.process import Record, start_of
 from kvmlab.run import run_logged, tail
 
 
@@ -91,10 +92,24 @@ def test_each_heartbeat_has_a_port_and_an_interrupt_of_its_own() -> None:
     assert words[0] == "qemu"
     devices = [word for word in words if word.startswith("isa-serial")]
     assert [re.sub(r"isa-serial,chardev=(\w+),index=(\d).*", r"\1 \2", device) for device in devices] == ["ttyS1 1", "ttyS2 2", "ttyS3 3"]
-    interrupts = [interrupt for port, interrupt in HEARTBEATS.values()]
+    interrupts = [interrupt for port, interrupt in SERIAL_PORTS.values()]
     assert len({4, *interrupts}) == 4
     assert "user,id=net,hostfwd=tcp:127.0.0.1:40001-10.0.2.15:22" in words
     assert "-kernel" not in words
+
+
+def test_eight_guests_have_a_heartbeat() -> None:
+    words = Machine(("qemu",), "disk.raw").command()
+    chardevs = [word.partition(",path=")[0].removeprefix("socket,id=") for word in words if word.startswith("socket,id=")]
+    assert chardevs == list(HEARTBEATS)
+    assert len(HEARTBEATS) == 8
+    assert [word for word in words if word.startswith("virtconsole")] == [f"virtconsole,chardev={name}" for name in CONSOLES]
+
+
+def test_hosts_have_cards_of_their_own_on_the_segment() -> None:
+    words = Machine(("qemu",), "disk.raw", number=2).command()
+    assert "virtio-net-pci,netdev=segment,mac=52:54:00:77:00:02,romfile=" in words
+    assert segment_mac(1) != segment_mac(2)
 
 
 def test_a_machine_without_ssh_has_no_network() -> None:
@@ -143,8 +158,7 @@ def test_a_command_has_a_limit_and_leaves_no_child_behind(tmp_path: Path) -> Non
     with pytest.raises(LabError, match="did not end within 1 s"):
         run_logged(("sh", "-c", f"sleep 60 & echo $! > {pid}; wait"), what="the thing", log=tmp_path / "log", limit_s=1)
     assert time.monotonic() - began < 20
-    state = Path(f"/proc/{int(pid.read_text())}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert Record(int(pid.read_text()), start_of(int(pid.read_text())) or 0).wait_gone(10)
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 from kvmlab.host import Host
+from kvmlab.machine import SEGMENT_IN, SEGMENT_OUT
 from kvmlab.process import Record, read_record, start_of, write_record
+from kvmlab.supervisor import Segment
 
 LAB = Path(__file__).parents[2] / "lab"
 LIMIT_S = 20.0
@@ -153,3 +156,21 @@ def test_a_record_is_of_one_process_only(tmp_path: Path) -> None:
     assert read_record(tmp_path / "none.json") is None
     path.write_text('{"pid": 1')
     assert read_record(path) is None
+
+
+def test_a_frame_goes_to_all_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when one of them is down and has left its socket behind."""
+    cards = {}
+    for name in ("hv1", "hv2", "hv3", "hv4"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)  # the path of a socket is short
+        cards[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        cards[name].bind(SEGMENT_IN)
+    cards["hv3"].close()
+    monkeypatch.chdir(tmp_path / "hv1")
+    segment = Segment()
+    cards["hv1"].sendto(b"frame", SEGMENT_OUT)
+    segment.read()
+    assert cards["hv2"].recv(100) == cards["hv4"].recv(100) == b"frame"
+    with pytest.raises(BlockingIOError):
+        cards["hv1"].recv(100)
