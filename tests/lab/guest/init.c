@@ -4,16 +4,30 @@
  *
  * The whole user space of a lab guest. Four times a second it tells the serial console that it is alive, that it was never
  * restarted (boot id, tick number) and that its memory is what it was (checksum of a blob of random bytes).
+ *
+ * Two words on the kernel's command line give it more to do: disk=DEVICE, an ext4 file system to which it appends records,
+ * each synced before its number goes into the next tick; address=IP, at which it sends back on port 7 whatever comes.
+ * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/genetlink.h>
+#include <net/if.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,8 +36,15 @@
 #define TICK_NS 250000000L
 #define TICKS_A_PASS 16
 #define SLICE_WORDS (BLOB_WORDS / TICKS_A_PASS)
+#define RECORD_SIZE 80
+#define RECORD_PAUSE_US 50000
+#define ECHO_PORT 7
 
 static uint64_t blob[BLOB_WORDS];
+static char boot[64];
+static int console = -1;
+/* Shared with the process that writes: how many records are on the disk for certain. */
+static volatile unsigned long *acknowledged;
 
 static int64_t monotonic_ns(void)
 {
@@ -65,33 +86,187 @@ static void read_boot_id(char *text, size_t size)
 		close(fd);
 }
 
+/* The end of a process that cannot do its work: its last words go where the ticks go. */
+static void give_up(const char *what)
+{
+	char line[128];
+	int length = snprintf(line, sizeof(line), "FAILED %s: %s\n", what, strerror(errno));
+
+	if (write(console, line, length) < 0)
+		usleep(1000);
+	_exit(1);
+}
+
+/* FNV-1a. */
+static uint64_t sum_of(const char *text, size_t length)
+{
+	uint64_t sum = 0xcbf29ce484222325ULL;
+
+	for (size_t i = 0; i < length; i++)
+		sum = (sum ^ (unsigned char)text[i]) * 0x100000001b3ULL;
+	return sum;
+}
+
+/* Append records for ever: number, boot id, checksum of both. What an earlier boot wrote stays in front of them. */
+static void write_records(const char *device)
+{
+	char record[RECORD_SIZE + 1];
+	struct stat seen;
+
+	mkdir("/disk", 0755);
+	if (mount(device, "/disk", "ext4", 0, NULL) < 0)
+		give_up("mount");
+	int fd = open("/disk/records", O_WRONLY | O_CREAT | O_APPEND, 0644);
+	if (fd < 0 || fstat(fd, &seen) < 0)
+		give_up("open");
+	unsigned long number = seen.st_size / RECORD_SIZE;
+	/* Half a record is what a power cut leaves: it was never acknowledged. */
+	if (ftruncate(fd, number * RECORD_SIZE) < 0)
+		give_up("truncate");
+	for (;;) {
+		number++;
+		int length = snprintf(record, sizeof(record), "%025lu %36s ", number, boot);
+		snprintf(record + length, sizeof(record) - length, "%016llx\n", (unsigned long long)sum_of(record, length));
+		if (write(fd, record, RECORD_SIZE) != RECORD_SIZE)
+			give_up("write");
+		if (fsync(fd) < 0)
+			give_up("fsync");
+		*acknowledged = number;
+		usleep(RECORD_PAUSE_US);
+	}
+}
+
+/* Give the only network card an address, and send back what comes, each connection in a process of its own. */
+static void echo(const char *address)
+{
+	struct ifreq card = {.ifr_name = "eth0"};
+	struct sockaddr_in *in = (struct sockaddr_in *)&card.ifr_addr;
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(ECHO_PORT)};
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+	in->sin_family = AF_INET;
+	inet_pton(AF_INET, address, &in->sin_addr);
+	if (ioctl(listener, SIOCSIFADDR, &card) < 0)
+		give_up("address");
+	inet_pton(AF_INET, "255.255.255.0", &in->sin_addr);
+	if (ioctl(listener, SIOCSIFNETMASK, &card) < 0)
+		give_up("netmask");
+	card.ifr_flags = IFF_UP | IFF_RUNNING;
+	if (ioctl(listener, SIOCSIFFLAGS, &card) < 0)
+		give_up("link");
+	if (bind(listener, (struct sockaddr *)&any, sizeof(any)) < 0 || listen(listener, 8) < 0)
+		give_up("listen");
+	signal(SIGCHLD, SIG_IGN);
+	for (;;) {
+		int connection = accept(listener, NULL, NULL);
+
+		if (connection >= 0 && fork() == 0) {
+			char data[1024];
+			ssize_t got;
+
+			while ((got = read(connection, data, sizeof(data))) > 0)
+				if (write(connection, data, got) != got)
+					break;
+			_exit(0);
+		}
+		close(connection);
+	}
+}
+
+/* A socket on which the kernel tells of ACPI events. Generic netlink says which group they go to, in lists within lists. */
+static int acpi_events(void)
+{
+	struct {
+		struct nlmsghdr header;
+		struct genlmsghdr command;
+		struct nlattr attribute;
+		char name[12];
+	} request = {
+		.header = {.nlmsg_len = sizeof(request), .nlmsg_type = GENL_ID_CTRL, .nlmsg_flags = NLM_F_REQUEST},
+		.command = {.cmd = CTRL_CMD_GETFAMILY, .version = 1},
+		.attribute = {.nla_len = NLA_HDRLEN + sizeof("acpi_event"), .nla_type = CTRL_ATTR_FAMILY_NAME},
+		.name = "acpi_event",
+	};
+	char answer[2048];
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), inside = 0;
+	int length = send(fd, &request, sizeof(request), 0) < 0 ? -1 : (int)recv(fd, answer, sizeof(answer), 0);
+
+	for (int at = NLMSG_HDRLEN + GENL_HDRLEN; at + NLA_HDRLEN < length;) {
+		struct nlattr *attribute = (struct nlattr *)(answer + at);
+
+		if (inside && attribute->nla_type == CTRL_ATTR_MCAST_GRP_ID) {
+			setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, attribute + 1, sizeof(int));
+			return fd;
+		}
+		inside |= attribute->nla_type == CTRL_ATTR_MCAST_GROUPS;
+		/* From the list of groups on, first into the list and into its only group. */
+		at += attribute->nla_type == CTRL_ATTR_MCAST_GROUPS ? 2 * NLA_HDRLEN : NLA_ALIGN(attribute->nla_len);
+	}
+	return fd;
+}
+
+/* Whether one of the events that came is the power button. */
+static int power_button(int fd)
+{
+	char event[1024];
+	ssize_t got;
+	int pressed = 0;
+
+	while ((got = recv(fd, event, sizeof(event), MSG_DONTWAIT)) > 0)
+		pressed |= memmem(event, got, "button/power", 12) != NULL;
+	return pressed;
+}
+
+static void power_off(pid_t writer)
+{
+	if (writer > 0) {
+		kill(writer, SIGKILL);
+		waitpid(writer, NULL, 0);
+		if (umount("/disk") < 0)
+			give_up("unmount");
+	}
+	sync();
+	reboot(RB_POWER_OFF);
+}
+
 int main(void)
 {
-	char boot[64];
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
+	const char *disk = getenv("disk"), *address = getenv("address");
+	pid_t writer = 0;
 
 	mkdir("/proc", 0755);
 	mkdir("/dev", 0755);
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
-	int console = open("/dev/console", O_WRONLY | O_NOCTTY);
+	console = open("/dev/console", O_WRONLY | O_NOCTTY);
 
 	read_boot_id(boot, sizeof(boot));
 	while (seed == 0)
 		if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed))
 			seed = 0;
+	acknowledged = mmap(NULL, sizeof(*acknowledged), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (disk && (writer = fork()) == 0)
+		write_records(disk);
+	if (address && fork() == 0)
+		echo(address);
+	int events = acpi_events();
 	fill(seed);
 
 	for (;;) {
-		char line[256];
+		char line[256], synced[32] = "";
 		int64_t started = monotonic_ns();
 		int length;
 
+		if (power_button(events))
+			power_off(writer);
 		tick++;
-		length = snprintf(line, sizeof(line), "TICK n=%lu mono=%lld.%06lld boot=%s sum=%016llx pass=%lu\n", tick,
+		if (disk)
+			snprintf(synced, sizeof(synced), " disk=%lu", *acknowledged);
+		length = snprintf(line, sizeof(line), "TICK n=%lu mono=%lld.%06lld boot=%s sum=%016llx pass=%lu%s\n", tick,
 				  (long long)(started / 1000000000), (long long)(started / 1000 % 1000000), boot,
-				  (unsigned long long)sum, pass);
+				  (unsigned long long)sum, pass, synced);
 		/* One write: a line is either there or torn by the jump itself. */
 		if (write(console, line, length) < 0)
 			usleep(1000);

@@ -40,6 +40,12 @@ def test_a_tick_is_read_with_the_times_of_its_arrival() -> None:
     assert tick == Tick(100.5, 1.7e9 + 100.5, 17, 9.25, BOOT, SUM, 2)
 
 
+def test_a_tick_says_what_is_on_the_guests_disk() -> None:
+    (tick,) = parse([line(17, 100.5) + " disk=342"])
+    assert tick.synced == 342
+    assert parse([line(17, 100.5) + " disk=342x"]) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

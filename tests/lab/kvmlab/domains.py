@@ -1,0 +1,123 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The libvirt guests of the lab: what they are, how they are started, and what is on their disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import echo
+from .controller import Controller, Guest, lab_playbook
+from .errors import LabError
+from .host import Host
+from .night import wait_alive, wait_until
+from .records import Records, check
+
+START_LIMIT_S = 240.0
+SHUTDOWN_LIMIT_S = 120.0
+CONNECT_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Domain(Guest):
+    """A guest under libvirt. memory_backing is XML for its definition; without any, its memory is anonymous."""
+
+    disk: bool = False
+    network: bool = False
+    uefi: bool = False
+    tpm: bool = False
+    memory_backing: str = ""
+
+    def address(self, host: Host) -> str:
+        """Where it answers when it has a network: on the segment of its first host."""
+        return f"{host.address}{self.port}"
+
+
+PLAIN = Domain("plain", 3, 128)
+DISK = Domain("disk", 4, 128, disk=True, network=True)
+FIRMWARE = Domain("firmware", 5, 192, uefi=True, tpm=True)
+DOMAINS = (PLAIN, DISK, FIRMWARE)
+
+
+def variables(domains: Iterable[Domain] = DOMAINS) -> dict[str, Any]:
+    """What the playbook wants to know."""
+    return {"lab_domains": [{**asdict(domain), "tty": domain.tty} for domain in domains]}
+
+
+def start_domains(controller: Controller, hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
+    """Define and start domains on these hosts, and wait until each has read its memory through once."""
+    names = ",".join(host.name for host in hosts)
+    play = controller.play(lab_playbook("domains"), "--limit", names, **variables(domains))
+    if play.code:
+        raise LabError(f"the lab's domains did not start:\n{play.output}")
+    for host in hosts:
+        for domain in domains:
+            wait_alive(host, domain)
+
+
+def shut_down(host: Host, domain: Domain) -> None:
+    """Press the domain's power button and wait until it is off."""
+    done = host.ssh(f"virsh shutdown {domain.name} --mode acpi")
+    if done.returncode:
+        raise LabError(f"{host.name}: {done.stderr.strip()}")
+
+    def look() -> tuple[bool, str]:
+        state = host.ssh(f"virsh domstate {domain.name}").stdout.strip()
+        return state == "shut off", state
+
+    wait_until(f"{host.name}: domain {domain.name} shut down", SHUTDOWN_LIMIT_S, look)
+
+
+def records(host: Host, domain: Domain) -> Records:
+    """What is on the disk of a domain that is off. The file system is checked as it is, without a repair."""
+    raw = f"/var/tmp/{domain.name}.raw"
+    steps = (
+        f"qemu-img check -q /var/lib/libvirt/images/{domain.name}.qcow2",
+        f"qemu-img convert -O raw /var/lib/libvirt/images/{domain.name}.qcow2 {raw}",
+        f"e2fsck -fn {raw} >&2",
+        f"debugfs -R 'cat /records' {raw}",
+    )
+    done = host.ssh(f"trap 'rm -f {raw}' EXIT; {' && '.join(steps)}")
+    if done.returncode:
+        raise LabError(f"{host.name}: the disk of {domain.name} is not clean: {done.stderr}{done.stdout[-300:]}")
+    return check(done.stdout)
+
+
+class Connection:
+    """A TCP connection that one host of the lab holds open into a domain of another."""
+
+    def __init__(self, client: Host, server: Host, domain: Domain) -> None:
+        self._client = client
+        self._address = domain.address(server)
+        self._unit = f"echo-{server.name}-{domain.name}"
+        self._log = f"/var/log/{self._unit}.log"
+
+    def open(self) -> None:
+        """Connect, and wait for the first echo."""
+        self.close()
+        self._client.ssh("cat > /root/echo.py", stdin=Path(echo.__file__).read_text())
+        started = self._client.ssh(
+            f"rm -f {self._log}; systemd-run --unit {self._unit} -p StandardOutput=append:{self._log} python3 /root/echo.py {self._address}"
+        )
+        if started.returncode:
+            raise LabError(f"{self._client.name}: {started.stderr.strip()}")
+
+        def look() -> tuple[bool, str]:
+            seen = self.echoes()
+            return seen.count > 0, seen.reason
+
+        wait_until(f"{self._client.name}: an echo from {self._address}", CONNECT_LIMIT_S, look)
+
+    def echoes(self) -> echo.Echoes:
+        """What became of it until now."""
+        done = self._client.ssh(f"cut -d' ' -f1 /proc/uptime; cat {self._log}")
+        uptime, _newline, log = done.stdout.partition("\n")
+        return echo.read(log, float(uptime))
+
+    def close(self) -> None:
+        """End it, if it is there."""
+        self._client.ssh(f"systemctl stop {self._unit}; systemctl reset-failed {self._unit}")
