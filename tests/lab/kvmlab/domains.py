@@ -28,7 +28,6 @@ class Domain(Guest):
 
     disk: bool = False
     network: bool = False
-    uefi: bool = False
     tpm: bool = False
     memory_backing: str = ""
 
@@ -39,8 +38,8 @@ class Domain(Guest):
 
 PLAIN = Domain("plain", 3, 128)
 DISK = Domain("disk", 4, 128, disk=True, network=True)
-FIRMWARE = Domain("firmware", 5, 192, uefi=True, tpm=True)
-DOMAINS = (PLAIN, DISK, FIRMWARE)
+TPM = Domain("tpm", 5, 128, tpm=True)
+DOMAINS = (PLAIN, DISK, TPM)
 
 
 def variables(domains: Iterable[Domain] = DOMAINS) -> dict[str, Any]:

@@ -28,7 +28,6 @@ PACKAGES = (
     "libvirt-daemon-system",
     "mount",
     "openssh-server",
-    "ovmf",
     "procps",
     "python3",
     "python3-apt",
