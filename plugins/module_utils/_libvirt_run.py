@@ -22,6 +22,7 @@ from ._errors import LiveUpdateError
 __all__ = ("hook", "offer", "restore")
 
 LIBVIRT_LIMIT_S = 300
+RETRY_S = 0.5
 _PR_SET_DUMPABLE = 4
 
 
@@ -93,8 +94,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
     _wait_for_libvirt(name)
     times["libvirt"] = time.time()
-    if _libvirt.virsh("domstate", name).strip() == "shut off":  # else its autostart was quicker
-        _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+    _start(name)
     times["resumed"] = time.time()
     if not os.path.exists(_guests.run_path(name, "resumed")):
         raise LiveUpdateError(f"guest {name}: libvirt started it without asking for its memory; is the hook {HOOK} executable?")
@@ -108,6 +108,19 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _paths.remove(_guests.run_path(name, "offer"))
     _guests.start_early(journal["unit"], False)
     _incoming.log(f"{name}: {stamps['resumed'] - stamps['paused']:.3f} s after its pause")
+
+
+def _start(name: str) -> None:
+    """Start the domain. What it needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again."""
+    until = time.monotonic() + _libvirt.START_LIMIT_S
+    while _libvirt.virsh("domstate", name).strip() == "shut off":  # else its autostart was quicker
+        try:
+            _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+        except LiveUpdateError as err:
+            if os.path.exists(_guests.run_path(name, "resumed")) or time.monotonic() > until:
+                raise
+            _incoming.log(str(err))
+            time.sleep(RETRY_S)
 
 
 def _wait_for_libvirt(name: str) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from .controller import GUESTS, Controller
+from .domains import DOMAINS, define_domains, start_domains
 from .errors import LabError
 from .lab import KINDS, Lab, uninterrupted
 from .night import start_guests, update
@@ -45,16 +46,18 @@ def main() -> int:
 def _night(lab: Lab, started: float) -> int:
     hosts = lab.up(KINDS)
     controller = Controller(lab, show=True)
-    _step("make the hosts capable")
-    play = controller.play("kvm.liveupdate.setup")
+    define_domains(controller, hosts)
+    _step("make the hosts capable, and prepare their libvirt domains")
+    play = controller.play("kvm.liveupdate.setup", hypervisor_setup_domains=[domain.name for domain in DOMAINS])
     if play.code:
         raise LabError("the setup playbook failed, see above")
-    _step(f"start {len(GUESTS)} guests on each host")
+    _step(f"start {len(GUESTS)} guests as systemd units and {len(DOMAINS)} libvirt domains on each host")
     start_guests(controller, hosts)
+    start_domains(controller, hosts)
     target = newest_kernel(hosts[0].ssh("ls /boot").stdout)
     _step(f"update {len(hosts)} hosts to {target}, one at a time, under their guests")
     page, path = Path("report.html"), Path("report.json")
-    play, reports = update(controller, hosts, target, page)
+    play, reports = update(controller, hosts, target, page, (*GUESTS, *DOMAINS))
     path.write_text(json.dumps({"hosts": reports, "playbook_exit_code": play.code}, indent=2) + "\n")
     print(f"\n{table(reports)}\n\nreport: {path.resolve()} and {page.resolve()}, {time.monotonic() - started:.0f} s in all")
     return 0 if play.code == 0 and all_survived(reports) else 1

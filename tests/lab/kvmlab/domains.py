@@ -24,12 +24,11 @@ CONNECT_LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Domain(Guest):
-    """A guest under libvirt. memory_backing is XML for its definition; without any, its memory is anonymous."""
+    """A guest under libvirt, as a user would have defined it: on anonymous memory."""
 
     disk: bool = False
     network: bool = False
     tpm: bool = False
-    memory_backing: str = ""
 
     def address(self, host: Host) -> str:
         """Where it answers when it has a network: on the segment of its first host."""
@@ -47,15 +46,24 @@ def variables(domains: Iterable[Domain] = DOMAINS) -> dict[str, Any]:
     return {"lab_domains": [{**asdict(domain), "tty": domain.tty} for domain in domains]}
 
 
+def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
+    """Define domains on these hosts."""
+    _play(controller, hosts, domains, start=False)
+
+
 def start_domains(controller: Controller, hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
-    """Define and start domains on these hosts, and wait until each has read its memory through once."""
-    names = ",".join(host.name for host in hosts)
-    play = controller.play(lab_playbook("domains"), "--limit", names, **variables(domains))
-    if play.code:
-        raise LabError(f"the lab's domains did not start:\n{play.output}")
+    """Start domains on these hosts, and wait until each has read its memory through once."""
+    _play(controller, hosts, domains, start=True)
     for host in hosts:
         for domain in domains:
             wait_alive(host, domain)
+
+
+def _play(controller: Controller, hosts: list[Host], domains: Iterable[Domain], start: bool) -> None:
+    names = ",".join(host.name for host in hosts)
+    play = controller.play(lab_playbook("domains"), "--limit", names, lab_domains_started=start, **variables(domains))
+    if play.code:
+        raise LabError(f"the lab's domains are not there:\n{play.output}")
 
 
 def shut_down(host: Host, domain: Domain) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,21 @@ def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
         time.sleep(1)
 
 
-def update(controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None) -> tuple[Play, dict[str, dict[str, Any]]]:
+def update(
+    controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None, guests: Iterable[Guest] = GUESTS
+) -> tuple[Play, dict[str, dict[str, Any]]]:
     """Run the update playbook and report on every host and guest; the playbook writes its own page where asked to."""
+    guests = tuple(guests)
     since = time.monotonic()
     before = {host.name: boot_of(host) for host in hosts}
     report = str(page.resolve()) if page else ""
-    play = controller.play("kvm.liveupdate.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report)
+    names = ",".join(before)
+    play = controller.play(
+        "kvm.liveupdate.update", "--limit", names, hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report
+    )
     reports = {}
     for host in hosts:
-        verdicts = {guest.name: final_verdict(host, guest, since) for guest in GUESTS}
+        verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}
         update_id = play.report.get(host.name, {}).get("update_id", "")
         reports[host.name] = host_report(before[host.name], boot_of(host), update_id, verdicts)
     return play, reports

@@ -1,36 +1,37 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A libvirt domain beside the QEMU guests of both kinds of hosts: held, undone, updated, and libvirt's own all the time."""
+"""Libvirt domains beside the QEMU guests of both kinds of hosts: held, undone, updated twice, and libvirt's own all the time."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from kvmlab.controller import GUESTS, Controller, Guest
+from kvmlab.controller import GUESTS, Controller
+from kvmlab.domains import DISK, DOMAINS, PLAIN, Connection, define_domains, records, shut_down, start_domains
 from kvmlab.host import Host
 from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive
 from kvmlab.report import all_survived
 
-APP = Guest("app", 3, 128)
-XML = (Path(__file__).parent.parent / "domain.xml").read_text()
-UNIT = "kvm-liveupdate-hold@app.service"
+EVERYBODY = (*GUESTS, *DOMAINS)
 
 
 @pytest.fixture(scope="module", name="host", params=["hv1", "hv2"])
-def host_with_domain(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Host:
-    """A host whose domain runs beside its other guests, with autostart."""
+def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Host:
+    """A host whose domains run beside its other guests; one starts with the host."""
     host = lab.host(request.param)
-    if controller.play("kvm.liveupdate.setup", "--limit", host.name, hypervisor_setup_reboot_ok=True).code:
-        raise RuntimeError(f"{host.name}: the setup playbook failed")
+    define_domains(controller, [host])
+    host.ssh(f"virsh autostart {PLAIN.name}")
+    names = [domain.name for domain in DOMAINS]
+    prepared = controller.play(
+        "kvm.liveupdate.setup", "--limit", host.name, hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names
+    )
+    if prepared.code:
+        raise RuntimeError(f"{host.name}: the setup playbook failed:\n{prepared.output}")
     start_guests(controller, [host])
-    host.ssh("cat > /root/app.xml", stdin=XML)
-    done = host.ssh("virsh define /root/app.xml && virsh autostart app && (virsh domstate app | grep -q running || virsh start app)")
-    assert done.returncode == 0, done.stderr
-    wait_alive(host, APP)
+    start_domains(controller, [host])
     return host
 
 
@@ -39,49 +40,63 @@ def left_behind(host: Host) -> str:
     look = (
         "ls /var/lib/libvirt/qemu/save /var/lib/kvm-liveupdate/guests | grep -E '[.](save|state)$';"
         "ls /run/kvm-liveupdate/guests | grep -E '[.](offer|held)$';"
-        f" systemctl is-active {UNIT} | grep -v inactive; ls /etc/systemd/system/sysinit.target.wants/{UNIT}"
+        "systemctl list-units --plain --no-legend 'kvm-liveupdate-hold@*';"
+        "ls /etc/systemd/system/sysinit.target.wants | grep kvm-liveupdate"
     )
     return host.ssh(look).stdout
 
 
 def managed(host: Host) -> dict[str, str]:
-    """What libvirt says about the domain."""
-    lines = (line.partition(":") for line in host.ssh("virsh dominfo app").stdout.splitlines())
-    facts = {name.strip(): value.strip() for name, _colon, value in lines}
-    return {name: facts[name] for name in ("State", "Persistent", "Autostart", "Managed save", "UUID")}
+    """What libvirt says about the domains, and their definitions."""
+    facts = {}
+    for domain in DOMAINS:
+        kept = "^(State|Persistent|Autostart|Managed save|UUID):"
+        facts[domain.name] = host.ssh(f"virsh dominfo {domain.name} | grep -E '{kept}'; virsh dumpxml --inactive {domain.name}").stdout
+    return facts
 
 
-def capability(host: Host) -> str:
-    """Whether the domain's QEMU would leave out its RAM when it is saved."""
-    answer = host.ssh("""virsh qemu-monitor-command app --hmp 'info migrate_capabilities' | grep x-ignore-shared""").stdout
-    return answer.partition(":")[2].strip()
+def leaves_out_ram(host: Host) -> list[str]:
+    """The domains whose QEMU would leave out its RAM when it is saved or migrated."""
+    look = "virsh qemu-monitor-command {} --hmp 'info migrate_capabilities' | grep 'x-ignore-shared: off'"
+    return [domain.name for domain in DOMAINS if host.ssh(look.format(domain.name)).returncode]
 
 
-def test_a_domain_on_anonymous_memory_is_refused(controller: Controller, host: Host) -> None:
-    plain = XML.replace("<name>app<", "<name>other<").replace("000003</uuid>", "000004</uuid>").replace("/dev/ttyS3", "/dev/null")
-    begin, end = plain.index("  <memoryBacking>"), plain.index("  <vcpu>")
-    host.ssh("cat > /root/other.xml", stdin=plain[:begin] + plain[end:])
-    started = host.ssh("virsh create /root/other.xml")
+def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Controller, host: Host) -> None:
+    other = host.ssh(
+        f"sed 's,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,/dev/ttyS3,/dev/null,' /var/lib/lab-guest/{PLAIN.name}.xml"
+    )
+    started = host.ssh("cat > /root/other.xml && virsh define /root/other.xml && virsh start other", stdin=other.stdout)
     try:
+        assert started.returncode == 0, started.stderr
         refused = controller.ask(host.name, "guest", name="other", state="preserved")
+        predicted = controller.ask(host.name, "domain_memory", "--check", name="other")
+        prepared = controller.ask(host.name, "domain_memory", name="other")
+        again = controller.ask(host.name, "domain_memory", name="other")
     finally:
-        host.ssh("virsh destroy other")
-    assert started.returncode == 0, started.stderr
+        host.ssh("virsh destroy other; virsh undefine other")
     assert refused["failed"] and "anonymous memory" in refused["msg"] and "<source type='file'/>" in refused["msg"]
+    assert predicted["changed"] and predicted["diff"] == prepared["diff"]
+    assert prepared["changed"] and prepared["restart_needed"]
+    assert not again["changed"] and again["restart_needed"]
+
+
+def test_a_prepared_domain_needs_nothing(controller: Controller, host: Host) -> None:
+    seen = controller.ask(host.name, "domain_memory", name=PLAIN.name)
+    assert not seen["changed"] and not seen["restart_needed"]
 
 
 def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
     since = time.monotonic()
-    assert controller.ask(host.name, "guest", name="app", state="preserved")["changed"]
-    assert not controller.ask(host.name, "guest", name="app", state="preserved")["changed"]
-    assert controller.ask(host.name, "guest", name="app", state="running")["changed"]
-    assert not controller.ask(host.name, "guest", name="app", state="running")["changed"]
+    assert controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
+    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
+    assert controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
+    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
     assert not left_behind(host)
-    assert final_verdict(host, APP, since).survived
+    assert final_verdict(host, PLAIN, since).survived
 
 
-def test_a_saved_domain_comes_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
-    """Another guest cannot be saved. The domain may be saved already: it goes on from the memory in its holder."""
+def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
+    """Another guest cannot be saved. Domains may be saved already: they go on from the memory in their holders."""
     since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
     host.ssh("mkdir -p /var/lib/kvm-liveupdate/guests/web.state/obstacle")
     try:
@@ -91,43 +106,67 @@ def test_a_saved_domain_comes_back_when_the_update_is_undone(controller: Control
     assert play.code != 0 and "guest web: save" in play.output
     assert "not undone" not in play.output
     assert boot_of(host) == before
-    for guest in (*GUESTS, APP):
+    for guest in EVERYBODY:
         verdict = final_verdict(host, guest, since)
         assert verdict.survived, f"{guest.name}: {verdict.reason}"
     assert not left_behind(host)
-    assert capability(host) == "off"
+    assert not leaves_out_ram(host)
 
 
-def test_the_host_moves_under_the_domain(controller: Controller, host: Host) -> None:
-    since, before = time.monotonic(), managed(host)
-    play, report = update(controller, [host], other_kernel(host))
-    assert play.code == 0, play.output
-    assert all_survived(report)
-    verdict = final_verdict(host, APP, since)
-    assert verdict.survived, verdict.reason
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_the_host_moves_under_its_domains(lab: Lab, controller: Controller, host: Host, way: str) -> None:
+    """A machine beside it talks to one of them all the time."""
+    before = managed(host)
+    (beside,) = [other for other in lab.hosts() if other.name != host.name]
+    connection = Connection(beside, host, DISK)
+    connection.open()
+    echoes = connection.echoes().count
+    play, report = update(controller, [host], other_kernel(host), guests=EVERYBODY)
+    assert play.code == 0, f"{way}: {play.output}"
+    assert all_survived(report), report
+    seen = connection.echoes()
+    connection.close()
+    assert seen.held and seen.count > echoes, seen.reason
     assert managed(host) == before
     assert not left_behind(host)
-    assert capability(host) == "off"
-    assert play.report[host.name]["guests"]["app"]["state"] == "restored"
+    assert not leaves_out_ram(host)
+    for domain in DOMAINS:
+        assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
 
 
-def test_the_domain_is_still_libvirts_own(host: Host) -> None:
-    """An ordinary managed save has the RAM in it again, and a start from it goes on."""
+def test_no_acknowledged_write_is_lost(controller: Controller, host: Host) -> None:
+    """The domain is shut down by its power button. One boot of it wrote all records that it ever told of."""
+    told = host.heartbeat(DISK.port)[-1]
+    shut_down(host, DISK)
+    found = records(host, DISK)
+    assert found.fault is None, found.fault
+    assert told.synced and found.count >= told.synced
+    assert found.boot_ids == (told.boot_id,)
+    start_domains(controller, [host], [DISK])
+
+
+def test_a_domain_is_still_libvirts_own(host: Host) -> None:
+    """An ordinary managed save has the RAM in it again, and a start from it goes on. A reset is a reset."""
     since = time.monotonic()
-    done = host.ssh("virsh managedsave app && virsh start app", limit_s=300)
+    done = host.ssh(f"virsh managedsave {PLAIN.name} && virsh start {PLAIN.name}", limit_s=300)
     assert done.returncode == 0, done.stderr
-    verdict = final_verdict(host, APP, since)
+    verdict = final_verdict(host, PLAIN, since)
     assert verdict.survived, verdict.reason
+    assert host.ssh(f"virsh reset {PLAIN.name}").returncode == 0
+    time.sleep(5)  # what was still on its way is not a sign of life
+    wait_alive(host, PLAIN)
+    assert len(host.verdict(PLAIN.port, since).boot_ids) == 2
 
 
 def test_a_saved_domain_without_its_memory_is_never_started(host: Host) -> None:
     """Somebody starts the domain by hand while its state waits for memory that is not there."""
-    host.ssh('virsh shutdown app --mode acpi; virsh destroy app; echo \'{"hold": "gone"}\' > /var/lib/kvm-liveupdate/guests/app.state')
-    refused = host.ssh("virsh start app")
+    state = f"/var/lib/kvm-liveupdate/guests/{PLAIN.name}.state"
+    host.ssh(f'virsh destroy {PLAIN.name}; echo \'{{"hold": "gone"}}\' > {state}')
+    refused = host.ssh(f"virsh start {PLAIN.name}")
+    host.ssh(f"rm {state}")
     assert refused.returncode != 0 and "memory that is not here" in refused.stderr
-    host.ssh("rm /var/lib/kvm-liveupdate/guests/app.state")
-    assert host.ssh("virsh start app").returncode == 0
-    wait_alive(host, APP)
+    assert host.ssh(f"virsh start {PLAIN.name}").returncode == 0
+    wait_alive(host, PLAIN)
 
 
 def other_kernel(host: Host) -> str:

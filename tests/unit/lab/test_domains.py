@@ -41,12 +41,6 @@ def test_a_domain_is_not_prepared_for_live_updates() -> None:
     assert defined(PLAIN).find("memoryBacking") is None
 
 
-def test_a_domain_can_be_given_another_memory() -> None:
-    memfd = "<memoryBacking><source type='memfd'/></memoryBacking>"
-    domain = Domain("memfd", 6, 128, memory_backing=memfd)
-    assert defined(domain).find("memoryBacking/source").attrib == {"type": "memfd"}  # type: ignore[union-attr]
-
-
 def test_the_guest_is_told_its_disk_and_its_address() -> None:
     words = (defined(DISK).findtext("os/cmdline") or "").split()
     assert {"disk=/dev/vda", "address=10.77.0.14"} <= set(words)
