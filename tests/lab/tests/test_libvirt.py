@@ -75,8 +75,8 @@ def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Contro
     finally:
         host.ssh("virsh destroy other; virsh undefine other")
     assert refused["failed"] and "anonymous memory" in refused["msg"] and "<source type='file'/>" in refused["msg"]
-    assert predicted["changed"] and predicted["diff"] == prepared["diff"]
-    assert prepared["changed"] and prepared["restart_needed"]
+    for seen in (predicted, prepared):
+        assert seen["changed"] and seen["restart_needed"]
     assert not again["changed"] and again["restart_needed"]
 
 
