@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,16 @@ class Play:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
+    """What the playbook that runs guests wants to know of them."""
+    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram} for guest in guests]
+
+
 def variables() -> dict[str, Any]:
     """What the operator of the lab would keep in the inventory."""
     return {
         "target": "hypervisors",
-        "lab_guests": [{"name": guest.name, "tty": guest.tty, "ram": guest.ram} for guest in GUESTS],
+        "lab_guests": described(GUESTS),
         "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .controller import GUESTS, Controller, Guest, Play, lab_playbook
+from .controller import GUESTS, Controller, Guest, Play, described, lab_playbook
 from .errors import LabError
 from .heartbeat import Verdict
 from .host import Host
@@ -33,13 +33,15 @@ def wait_until(what: str, limit_s: float, look: Callable[[], tuple[bool, str]]) 
         time.sleep(0.5)
 
 
-def start_guests(controller: Controller, hosts: list[Host]) -> None:
+def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS) -> None:
     """Start the lab's guests and wait until each has read its memory through once."""
-    play = controller.play(lab_playbook("guests"))
+    guests = tuple(guests)
+    names = ",".join(host.name for host in hosts)
+    play = controller.play(lab_playbook("guests"), "--limit", names, lab_guests=described(guests))
     if play.code:
         raise LabError(f"the lab's guests did not start:\n{play.output}")
     for host in hosts:
-        for guest in GUESTS:
+        for guest in guests:
             wait_alive(host, guest)
 
 

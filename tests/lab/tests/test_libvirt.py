@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt domains beside the QEMU guests of both kinds of hosts: held, undone, updated twice, and libvirt's own all the time."""
+"""Libvirt domains on both kinds of hosts: held, undone, updated twice, and libvirt's own all the time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from kvmlab.controller import GUESTS, Controller
 from kvmlab.domains import DISK, DOMAINS, PLAIN, Connection, define_domains, records, shut_down, start_domains
 from kvmlab.host import Host
 from kvmlab.lab import Lab
-from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive
+from kvmlab.night import boot_of, final_verdict, update, wait_alive
 from kvmlab.report import all_survived
-
-EVERYBODY = (*GUESTS, *DOMAINS)
 
 
 @pytest.fixture(scope="module", name="host", params=["hv1", "hv2"])
 def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Host:
-    """A host whose domains run beside its other guests; one starts with the host."""
+    """A host that runs nothing but domains: more guests would be too slow there. One starts with the host."""
     host = lab.host(request.param)
+    host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
     define_domains(controller, [host])
     host.ssh(f"virsh autostart {PLAIN.name}")
     names = [domain.name for domain in DOMAINS]
@@ -30,7 +29,6 @@ def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Cont
     )
     if prepared.code:
         raise RuntimeError(f"{host.name}: the setup playbook failed:\n{prepared.output}")
-    start_guests(controller, [host])
     start_domains(controller, [host])
     return host
 
@@ -96,17 +94,17 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
 
 
 def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
-    """Another guest cannot be saved. Domains may be saved already: they go on from the memory in their holders."""
+    """One of them cannot be saved. The others may be saved already: they go on from the memory in their holders."""
     since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
-    host.ssh("mkdir -p /var/lib/kvm-liveupdate/guests/web.state/obstacle")
+    host.ssh(f"mkdir -p /var/lib/kvm-liveupdate/guests/{PLAIN.name}.state/obstacle")
     try:
         play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}")
     finally:
-        host.ssh("rm -r /var/lib/kvm-liveupdate/guests/web.state")
-    assert play.code != 0 and "guest web: save" in play.output
+        host.ssh(f"rm -r /var/lib/kvm-liveupdate/guests/{PLAIN.name}.state")
+    assert play.code != 0 and f"guest {PLAIN.name}: save" in play.output
     assert "not undone" not in play.output
     assert boot_of(host) == before
-    for guest in EVERYBODY:
+    for guest in DOMAINS:
         verdict = final_verdict(host, guest, since)
         assert verdict.survived, f"{guest.name}: {verdict.reason}"
     assert not left_behind(host)
@@ -121,7 +119,7 @@ def test_the_host_moves_under_its_domains(lab: Lab, controller: Controller, host
     connection = Connection(beside, host, DISK)
     connection.open()
     echoes = connection.echoes().count
-    play, report = update(controller, [host], other_kernel(host), guests=EVERYBODY)
+    play, report = update(controller, [host], other_kernel(host), guests=DOMAINS)
     assert play.code == 0, f"{way}: {play.output}"
     assert all_survived(report), report
     seen = connection.echoes()
