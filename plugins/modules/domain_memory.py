@@ -23,7 +23,11 @@ options:
     type: str
     required: true
 attributes:
+  check_mode:
+    support: full
   diff_mode:
+    support: full
+  idempotent:
     support: full
 seealso:
   - module: kvm.liveupdate.guest
