@@ -15,7 +15,6 @@ from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, update, wait_alive
 from kvmlab.report import all_survived
 
-
 # The whole story on one kind of host; on the other what differs there: who holds the memory through the jump, and takes it back.
 HV1 = pytest.mark.parametrize("host", ["hv1"], indirect=True)
 
