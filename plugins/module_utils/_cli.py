@@ -9,6 +9,7 @@ Called by systemd units; ``status`` and ``discard`` are for the operator.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ._errors import LiveUpdateError
@@ -51,13 +52,14 @@ def _hold(name: str) -> None:
 def _discard(name: str) -> None:
     from . import _guests, _libvirt, _paths
 
-    journal = _guests.journal(name)
-    if not journal:
+    journal, state = _guests.journal(name), _guests.state_path(name)
+    if not journal and not os.path.exists(state):
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
-    if journal.get("provider") == "libvirt":
+    # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
+    if journal.get("provider") == "libvirt" or (not journal and _libvirt.is_defined(name)):
         _libvirt.virsh("managedsave-remove", name)
     _paths.remove(_guests.journal_path(name))
-    _paths.remove(_guests.state_path(name))
+    _paths.remove(state)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,8 +105,8 @@ def reside(name: str) -> None:
     import signal  # slow to import, and the boot path of other units runs through this module too
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-    record, hold_id = _guests.find(name), _host.random_uuid()
     try:
+        record, hold_id = _guests.find(name), _host.random_uuid()
         _providers.of(record).stay(record, hold_id)
         session = _preserve(record, hold_id)
     except (LiveUpdateError, OSError) as err:

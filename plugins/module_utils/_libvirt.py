@@ -46,6 +46,11 @@ def virsh(*words: str, limit: float = 60.0) -> str:
     return _systemd.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
 
 
+def is_defined(name: str) -> bool:
+    """Whether libvirt has a domain of this name; false where there is no libvirt."""
+    return os.path.exists(f"/etc/libvirt/qemu/{name}.xml")
+
+
 def known() -> list[dict]:
     """The domains that run."""
     try:

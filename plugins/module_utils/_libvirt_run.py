@@ -111,16 +111,28 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
 
 
 def _start(name: str) -> None:
-    """Start the domain. What it needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again."""
+    """Start the domain, or wait for its autostart where that was quicker.
+
+    What it needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
+    """
+    marker = _guests.run_path(name, "resumed")
     until = time.monotonic() + _libvirt.START_LIMIT_S
-    while _libvirt.virsh("domstate", name).strip() == "shut off":  # else its autostart was quicker
-        try:
-            _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
-        except LiveUpdateError as err:
-            if os.path.exists(_guests.run_path(name, "resumed")) or time.monotonic() > until:
-                raise
-            _incoming.log(str(err))
-            time.sleep(RETRY_S)
+    why = ""
+    while True:
+        state = _libvirt.virsh("domstate", name).strip()
+        has_run = os.path.exists(marker)
+        if state == "running" or (has_run and state != "shut off"):
+            return
+        if has_run or time.monotonic() > until:
+            raise LiveUpdateError(f"guest {name}: it is {state}; {why or 'its autostart did not end'}")
+        if state == "shut off":
+            try:
+                _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+                continue
+            except LiveUpdateError as err:
+                why = str(err)
+                _incoming.log(why)
+        time.sleep(RETRY_S)
 
 
 def _wait_for_libvirt(name: str) -> None:

@@ -19,6 +19,8 @@ __all__ = ("LUO_VERSION", "SURVIVE_VERSION", "escape", "fdstore", "forget_fd", "
 LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
 SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
 COMMAND_LIMIT_S = 60
+# What commands print is compared with their words in no language but their own.
+_PLAIN_WORDS = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 _NOTIFY_SOCKET = "/run/systemd/notify"
 _SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
 
@@ -29,9 +31,9 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
 
     try:
         # pylint: disable-next=ansible-bad-function  # the host runtime has no AnsibleModule.run_command
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **_PLAIN_WORDS})
     except FileNotFoundError as err:
-        raise LiveUpdateError(f"{command[0]}: not found; this host needs systemd") from err
+        raise LiveUpdateError(f"{command[0]}: not found on this host; install what provides it") from err
     except subprocess.TimeoutExpired as err:
         raise LiveUpdateError(f"{' '.join(command)}: no answer within {timeout:g} s") from err
     if done.returncode:

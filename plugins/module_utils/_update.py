@@ -231,24 +231,32 @@ def _abort(update: dict, why: str) -> None:
     """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped.
 
     A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
-    memory no longer belongs to.
+    memory no longer belongs to. A guest that does not run on keeps its state and its session: its memory may be nowhere else.
     """
     _log(f"update {update['id']}: aborted: {why}")
     problems = [why]
 
-    def undo(what: str, step: t.Callable[..., object], *arguments: object) -> None:
+    def undo(what: str, step: t.Callable[..., object], *arguments: object) -> bool:
         try:
             step(*arguments)
+            return True
         except Exception as err:  # pylint: disable=broad-except  # one step that fails must not keep the others from being done
             problems.append(f"not undone: {what}: {err}")
+            return False
 
     records = update.get("records") or {name: record for name, record in _guests.known().items() if name in update["guests"]}
+    back = set()
     for name, record in records.items():
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
-        undo(f"pause of guest {name}", _providers.of(record).resume, record, name in update.get("running", ()))
+        if undo(f"pause of guest {name}", _providers.of(record).resume, record, name in update.get("running", ())):
+            back.add(name)
+        else:
+            keeps = "its memory and state are kept: mend that, start it by its own means, then"
+            problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
     for name, record in records.items():
-        undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
-        undo(f"session of guest {name}", _holding.release, record)
+        if name in back:
+            undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
+            undo(f"session of guest {name}", _holding.release, record)
         undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
     undo("staged kernel", _kexec.unload)
     undo("stopped services", _start_again, update.get("units", []))

@@ -8,6 +8,7 @@ import os
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 RECORD = {"name": "web 1", "unit": "web.service", "pid": 1, "started": 2, "ram": []}
 
@@ -49,3 +50,19 @@ def test_the_note_comes_back():
         assert _holding.read_note(fd) == {"hold": "h", "sizes": [1]}
     finally:
         os.close(fd)
+
+
+def test_commands_answer_in_one_language(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    assert _systemd.run("sh", "-c", "echo $LC_ALL $LANGUAGE").split() == ["C.UTF-8", "C"]
+
+
+def test_a_holder_without_its_guest_tells_systemd_why(monkeypatch):
+    told = []
+    monkeypatch.setattr(_holding._guests, "known", dict)
+    monkeypatch.setattr(_systemd, "notify", told.append)
+    monkeypatch.setattr("signal.pthread_sigmask", lambda how, mask: set())
+    with pytest.raises(LiveUpdateError, match="no such guest"):
+        _holding.reside("web")
+    assert told and told[0].startswith("STATUS=") and "no such guest" in told[0]

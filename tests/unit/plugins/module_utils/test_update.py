@@ -51,6 +51,36 @@ def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
     assert started == ["default.target", "ssh.service"]
 
 
+def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
+    """A domain that is saved has its RAM in the session and in its holder only."""
+    released = []
+
+    class Provider:
+        @staticmethod
+        def resume(record, running):
+            assert running
+            if record["name"] == "app":
+                raise LiveUpdateError("no bridge br0")
+
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_update._providers, "of", lambda record: Provider)
+    monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
+    monkeypatch.setattr(_guests, "start_early", lambda unit, wanted: None)
+    monkeypatch.setattr(_update._kexec, "unload", lambda: None)
+    monkeypatch.setattr(_update, "_start_again", lambda units: None)
+    for name in ("app", "db"):
+        (tmp_path / f"{name}.state").touch()
+        (tmp_path / f"{name}.json").write_text("{}")
+    records = {name: {"name": name, "unit": f"{name}.service"} for name in ("app", "db")}
+    _update._abort({"id": "u", "times": {}, "records": records, "running": ["app", "db"]}, "db cannot be saved")
+    assert released == ["db"]
+    assert (tmp_path / "app.state").exists() and not (tmp_path / "db.state").exists()
+    assert not (tmp_path / "app.json").exists()
+    error = _paths.read_json(_paths.UPDATE)["error"]
+    assert "db cannot be saved" in error and "no bridge br0" in error and "'kvm-liveupdate discard app'" in error
+
+
 GOOD = {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all", "IgnoreOnIsolate": "yes", "FileDescriptorStoreMax": "4"}
 
 
@@ -89,3 +119,10 @@ def test_records_are_whole_or_an_error(tmp_path):
     with pytest.raises(LiveUpdateError, match=r"record\.json"):
         _paths.read_json(path)
     assert _paths.remove(path) and not _paths.remove(path)
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "record.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"record\.json"):
+        _paths.write_json(str(tmp_path / "record.json"), {})
+    assert [found.name for found in tmp_path.iterdir()] == ["record.json"]

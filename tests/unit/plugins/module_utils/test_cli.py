@@ -1,0 +1,37 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _cli, _libvirt, _paths
+
+
+@pytest.fixture(name="virsh")
+def virsh_calls(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_libvirt, "virsh", lambda *words, **_limit: calls.append(words) or "")
+    return calls
+
+
+def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_path, monkeypatch, virsh):
+    (tmp_path / "app.state").write_text("{}")
+    monkeypatch.setattr(_libvirt, "is_defined", lambda name: name == "app")
+    assert _cli.main(["discard", "app"]) == 0
+    assert virsh == [("managedsave-remove", "app")]
+    assert not (tmp_path / "app.state").exists()
+
+
+def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
+    assert _cli.main(["discard", "app"]) == 1
+    assert "nothing is saved" in capsys.readouterr().err
+    assert not virsh
+
+
+def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, virsh):
+    (tmp_path / "web.json").write_text('{"provider": "qemu", "state": "saved"}')
+    (tmp_path / "web.state").write_text("QEVM")
+    assert _cli.main(["discard", "web"]) == 0
+    assert not virsh and not list(tmp_path.iterdir())

@@ -1,0 +1,75 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_run, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+
+@pytest.fixture(name="domain")
+def scripted_domain(tmp_path, monkeypatch):
+    """A domain whose states come in the given order; a start either works or raises the next error."""
+
+    class Domain:
+        def __init__(self):
+            self.states, self.errors, self.starts = [], [], 0
+            self.marker = tmp_path / "app.resumed"
+
+        def virsh(self, verb, _name, **_limit):
+            if verb == "domstate":
+                state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+                if state.endswith("*"):
+                    self.marker.touch()
+                return state.rstrip("*") + "\n"
+            self.starts += 1
+            if self.errors:
+                raise LiveUpdateError(self.errors.pop(0))
+            self.marker.touch()
+            return ""
+
+    made = Domain()
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_libvirt, "virsh", made.virsh)
+    monkeypatch.setattr(_libvirt_run, "RETRY_S", 0)
+    return made
+
+
+def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
+    domain.states, domain.errors = ["shut off", "shut off", "running"], ["no bridge br0"]
+    _libvirt_run._start("app")
+    assert domain.starts == 2
+
+
+def test_an_autostart_under_way_is_waited_for(domain):
+    domain.states = ["paused", "paused", "running*"]
+    _libvirt_run._start("app")
+    assert domain.starts == 0
+
+
+def test_an_autostart_that_was_quicker_is_no_failure(domain):
+    domain.states, domain.errors = ["shut off", "running*"], ["domain is already running"]
+    _libvirt_run._start("app")
+    assert domain.starts == 1
+
+
+def test_a_guest_that_was_paused_comes_back_paused(domain):
+    domain.states = ["shut off", "paused"]
+    _libvirt_run._start("app")
+    assert domain.starts == 1
+
+
+def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
+    domain.states, domain.errors = ["shut off", "shut off*"], ["QEMU crashed"]
+    with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
+        _libvirt_run._start("app")
+    assert domain.starts == 1
+
+
+def test_the_wait_has_a_limit(domain, monkeypatch):
+    domain.states = ["paused"]
+    monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match="it is paused; its autostart did not end"):
+        _libvirt_run._start("app")
