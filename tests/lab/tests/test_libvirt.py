@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt domains on both kinds of hosts: held, undone, updated twice, and libvirt's own all the time."""
+"""Libvirt domains on both kinds of hosts: held, updated there and back, and libvirt's own all the time."""
 
 from __future__ import annotations
 
@@ -91,6 +91,26 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
     assert not controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
     assert not left_behind(host)
     assert final_verdict(host, PLAIN, since).survived
+
+
+@HV1
+def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
+    """One of them cannot be saved. The others may be saved already: they go on from the memory in their holders."""
+    since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
+    obstacle = f"/var/lib/libvirt/qemu/save/{PLAIN.name}.save"
+    host.ssh(f"mkdir -p {obstacle}")
+    try:
+        play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}")
+    finally:
+        host.ssh(f"rmdir {obstacle}")
+    assert play.code != 0 and f"guest {PLAIN.name}: save" in play.output
+    assert "not undone" not in play.output
+    assert boot_of(host) == before
+    for guest in DOMAINS:
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+    assert not left_behind(host)
+    assert not leaves_out_ram(host)
 
 
 @pytest.mark.parametrize(("host", "way"), [("hv1", "there"), ("hv1", "back"), ("hv2", "there")], indirect=["host"])
