@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from kvmlab.controller import GUESTS, Controller
@@ -20,7 +21,7 @@ HV1 = pytest.mark.parametrize("host", ["hv1"], indirect=True)
 
 
 @pytest.fixture(scope="module", name="host")
-def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Host:
+def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Iterator[Host]:
     """A host that runs nothing but domains: more guests would be too slow there. One starts with the host."""
     host = lab.host(request.param)
     host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
@@ -33,7 +34,8 @@ def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Cont
     if prepared.code:
         raise RuntimeError(f"{host.name}: the setup playbook failed:\n{prepared.output}")
     start_domains(controller, [host])
-    return host
+    yield host
+    host.ssh(f"virsh autostart --disable {PLAIN.name}; for name in {' '.join(names)}; do virsh destroy $name; done")
 
 
 def left_behind(host: Host) -> str:
