@@ -50,7 +50,9 @@ def _hold(name: str) -> None:
 
 
 def _discard(name: str) -> None:
-    from . import _guests, _libvirt, _paths
+    import contextlib
+
+    from . import _guests, _holding, _libvirt, _paths, _systemd
 
     journal, state = _guests.journal(name), _guests.state_path(name)
     if not journal and not os.path.exists(state):
@@ -60,6 +62,11 @@ def _discard(name: str) -> None:
         _libvirt.virsh("managedsave-remove", name)
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
+    holder = _holding.resident_unit(name)
+    _guests.start_early(journal.get("unit", holder), False)
+    with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
+        _systemd.run("systemctl", "stop", holder)
+        _systemd.run("systemctl", "reset-failed", holder)
 
 
 def main(argv: list[str] | None = None) -> int:

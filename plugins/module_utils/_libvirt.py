@@ -37,6 +37,9 @@ KEPT = (
 )
 SAVE_LIMIT_S = 120.0
 START_LIMIT_S = 300.0
+# What every domain's profile includes, and what that includes in turn (AppArmor 3 and later).
+APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
+APPARMOR_RULE = APPARMOR_ABSTRACTION + ".d/kvm-liveupdate"
 _PIDS = "/run/libvirt/qemu"
 _SAVED = "/var/lib/libvirt/qemu/save"
 
@@ -149,7 +152,9 @@ _PREPARE = "set <memoryBacking><source type='file'/><access mode='shared'/></mem
 
 def inspect(record: dict) -> list[dict]:
     """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
-    reasons = memory_reasons(record["backends"], bool(record["ram"])) + confinement_reasons(_confinement(record["pid"]))
+    reasons = memory_reasons(record["backends"], bool(record["ram"])) + confinement_reasons(
+        _confinement(record["pid"]), os.path.exists(APPARMOR_RULE)
+    )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
         reasons.append(_reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
@@ -190,12 +195,18 @@ def _confinement(pid: int) -> str:
         return ""
 
 
-def confinement_reasons(label: str) -> list[dict]:
-    """Whether a security module would keep a domain's new QEMU from its memory in another process. Pure."""
+def confinement_reasons(label: str, ruled: bool) -> list[dict]:
+    """Whether a security module would keep a domain's new QEMU from its memory in another process; ``ruled``: not AppArmor. Pure."""
     if not label or label.startswith("unconfined") or ":unconfined_t:" in label:
         return []
-    message = f"its QEMU is confined ({label}): after the jump it would not be let at its memory"
-    return [_reason("confined", message, 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain')]
+    if not label.startswith("libvirt-"):
+        message = f"its QEMU is confined by SELinux ({label}): after the jump it would not be let at its memory"
+        remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain'
+        return [_reason("confined", message, remedy)]
+    if ruled:
+        return []
+    message = f"its QEMU is confined by AppArmor ({label}), which would not let it at its memory after the jump"
+    return [_reason("confined", message, f"run the setup playbook, which writes {APPARMOR_RULE}")]
 
 
 def xml_reasons(xml: str) -> list[dict]:
@@ -272,7 +283,17 @@ def save(record: dict, path: str) -> dict:
     try:
         places = [os.path.split(backend["path"]) for backend in record["backends"]]
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
-        _paths.write_json(path, {"hold": hold, "directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]})
+        _paths.write_json(
+            path,
+            {
+                "hold": hold,
+                "directory": os.path.dirname(places[0][0]),
+                "files": [file for _directory, file in places],
+                "confined": bool(_confinement(record["pid"])),
+                "uid": record["uid"],
+                "gid": record["gid"],
+            },
+        )
         qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
         paused = time.time()
         virsh("managedsave", name, limit=SAVE_LIMIT_S)

@@ -120,12 +120,18 @@ Options=mode=0755,size=95%%,huge=within_size
 WantedBy=libvirtd.service virtqemud.service
 """
 
-# Libvirt calls its hooks often; only a domain that an update has saved is of interest.
+# Libvirt calls its hooks often; only a domain that an update has saved is of interest. Python is named because AppArmor's profile of
+# libvirtd lets it run programs of /usr/bin only.
 _HOOK = f"""#!/bin/sh
 [ -e "{_paths.GUESTS_STATE}/$1.state" ] || exit 0
 case "$2/$3" in
-    start/begin | started/begin) exec {COMMAND} hook "$1" "$2" ;;
+    start/begin | started/begin) exec /usr/bin/python3 -IS {COMMAND} hook "$1" "$2" ;;
 esac
+"""
+
+# A QEMU that AppArmor confines opens its RAM through /proc of the process that keeps it, which is not confined.
+_APPARMOR = """# Live update: QEMU opens its memory in the process that held it.
+ptrace (read) peer=unconfined,
 """
 
 _TARGET = """[Unit]
@@ -176,6 +182,8 @@ def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
         wanted[_libvirt_run.HOOK] = (_HOOK, 0o755)
+        if os.path.exists(_libvirt.APPARMOR_ABSTRACTION):
+            wanted[_libvirt.APPARMOR_RULE] = (_APPARMOR, 0o644)
     for unit in guest_units:
         wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)
     return wanted

@@ -14,7 +14,20 @@ import struct
 
 from ._errors import LiveUpdateError
 
-__all__ = ("LUO_VERSION", "SURVIVE_VERSION", "escape", "fdstore", "forget_fd", "listen_fds", "notify", "run", "show", "store_fd", "version")
+__all__ = (
+    "LUO_VERSION",
+    "SURVIVE_VERSION",
+    "escape",
+    "fdstore",
+    "forget_fd",
+    "listen_fds",
+    "notify",
+    "run",
+    "show",
+    "show_each",
+    "store_fd",
+    "version",
+)
 
 LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
 SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
@@ -64,6 +77,15 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     """Properties of a unit as ``systemctl show`` prints them."""
     text = run("systemctl", "show", "--property=" + ",".join(properties), "--", unit)
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
+    """Properties of several units, by the names that were asked for; an unknown unit has empty or inactive ones."""
+    if not units:
+        return {}
+    text = run("systemctl", "show", "--property=" + ",".join(properties), "--", *units)
+    shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
+    return dict(zip(units, shown))
 
 
 def fdstore(unit: str) -> list[str]:

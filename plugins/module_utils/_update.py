@@ -170,28 +170,25 @@ def _active_units() -> list[str]:
 
 def _stop_the_rest(update: dict) -> None:
     """Stop every unit that neither the guests nor the early boot need; the guests run on."""
-    units = [_guests.find(name)["unit"] for name in update["guests"]]
+    guests = [_guests.find(name)["unit"] for name in update["guests"]]
+    often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *update["keep_units"]]
+    seen = _systemd.show_each(often, "ActiveState", "TriggeredBy")
     directory = f"/run/systemd/system/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
-        file.write(
-            "[Unit]\n"
-            + "".join(
-                f"Wants={unit}\n"
-                for unit in (
-                    *units,
-                    *_installed((*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT))),
-                    *update["keep_units"],
-                )
-            )
-        )
+        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *kept(seen, update["units"]))))
     _systemd.run("systemctl", "daemon-reload")
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
 
 
-def _installed(units: tuple[str, ...]) -> list[str]:
-    """Those of the units that are active: wanting an inactive one would start it."""
-    return [unit for unit in units if _systemd.show(unit, "ActiveState").get("ActiveState") == "active"]
+def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
+    """Which units run on beside the guests: of those ``seen`` the active ones (wanting another would start it), and what triggers them.
+
+    A socket that was stopped could not be started again while its service runs. Pure.
+    """
+    running = [unit for unit, properties in seen.items() if properties.get("ActiveState") == "active"]
+    triggers = [trigger for unit in running for trigger in seen[unit].get("TriggeredBy", "").split() if trigger in active]
+    return list(dict.fromkeys((*running, *triggers)))
 
 
 def _save_all(update: dict) -> None:

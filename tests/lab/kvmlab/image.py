@@ -42,6 +42,8 @@ MASKED = (
     "systemd-networkd-wait-online.service",
     "systemd-pstore.service",
 )
+# Of AppArmor's profiles only those of what runs guests matter here: loading the others at each boot takes long on an emulated processor.
+PROFILES = ("swtpm", "virt")
 # These run before the first unit of each boot, also right after a jump.
 GENERATORS_OFF = (
     "systemd-debug-generator",
@@ -115,13 +117,16 @@ def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
 
 
 def _enable(tree: Path, log: Path) -> None:
-    """Enable and mask units with the tree's own systemctl, and turn generators off."""
+    """Enable and mask units with the tree's own systemctl, turn generators off, and leave out AppArmor's other profiles."""
     for verb, units in (("enable", ENABLED), ("mask", MASKED)):
         run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=120)
     generators = tree / "etc/systemd/system-generators"
     generators.mkdir(parents=True)
     for name in GENERATORS_OFF:
         (generators / name).symlink_to("/dev/null")
+    for profile in (tree / "etc/apparmor.d").glob("*"):
+        if profile.is_file() and not any(word in profile.name for word in PROFILES):
+            profile.unlink()
     # Nothing has changed below /usr since the packages were installed: the first boot need not rebuild their caches.
     for folder in ("etc", "var"):
         (tree / folder / ".updated").touch()

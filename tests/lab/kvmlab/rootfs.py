@@ -41,6 +41,8 @@ PACKAGES = (
     "systemd-sysv",
     "udev",
 )
+# One kind of host confines its domains, as Debian does by default; the other does not.
+PACKAGES_OF = {"forky": ("apparmor",)}
 DPKG_OPTIONS = ("path-exclude=/usr/share/doc/*", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*")
 APT_OPTIONS = (
     'APT::Install-Recommends "false"',
@@ -50,12 +52,17 @@ APT_OPTIONS = (
 BUILD_LIMIT_S = 3600.0
 
 
+def packages_of(suite: str) -> tuple[str, ...]:
+    """What is installed in a root file system of this suite."""
+    return PACKAGES + PACKAGES_OF.get(suite, ())
+
+
 def inputs_of(suite: str, resolution: Resolution) -> dict[str, str]:
     """Everything that decides what is in the tar."""
     return {
         "suite": suite,
         "snapshot": resolution.snapshots[suite],
-        "packages": " ".join(PACKAGES),
+        "packages": " ".join(packages_of(suite)),
         "options": " ".join((*DPKG_OPTIONS, *APT_OPTIONS)),
     }
 
@@ -67,7 +74,7 @@ def tar(suite: str, resolution: Resolution) -> Path:
         if os.geteuid() != 0:
             raise LabError("building the hosts' image needs root (file owners inside it)")
         say(f"root file system of {suite}: downloading and installing packages, 2 to 5 minutes")
-        command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join(PACKAGES)}"]
+        command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join(packages_of(suite))}"]
         command += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
         command += [f"--aptopt={option}" for option in (*APT_OPTIONS, *network_settings())]
         # Proxies of this machine are no business of the hosts.

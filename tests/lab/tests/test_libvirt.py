@@ -5,37 +5,42 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
 import pytest
 from kvmlab.controller import GUESTS, Controller
-from kvmlab.domains import DISK, DOMAINS, PLAIN, Connection, define_domains, records, shut_down, start_domains
+from kvmlab.domains import DISK, DOMAINS, PLAIN, TPM, Connection, define_domains, records, shut_down, start_domains
 from kvmlab.host import Host
 from kvmlab.lab import Lab
-from kvmlab.night import boot_of, final_verdict, update, wait_alive
+from kvmlab.night import boot_of, final_verdict, update, wait_alive, wait_until
 from kvmlab.report import all_survived
 
-# The whole story on one kind of host; on the other what differs there: who holds the memory through the jump, and takes it back.
-HV1 = pytest.mark.parametrize("host", ["hv1"], indirect=True)
+
+@pytest.fixture(scope="module", name="hosts")
+def hosts_with_domains(lab: Lab, controller: Controller) -> Iterator[list[Host]]:
+    """A host of each kind that runs nothing but domains: more guests would be too slow there. One domain starts with its host."""
+    hosts = lab.hosts()
+    names = [domain.name for domain in DOMAINS]
+    for host in hosts:
+        host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
+    define_domains(controller, hosts)
+    prepared = controller.play("kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names)
+    if prepared.code:
+        raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
+    for host in hosts:
+        host.ssh(f"virsh autostart {PLAIN.name}")
+    start_domains(controller, hosts)
+    yield hosts
+    for host in hosts:
+        host.ssh(f"virsh autostart --disable {PLAIN.name}; for name in {' '.join(names)}; do virsh destroy $name; done")
 
 
 @pytest.fixture(scope="module", name="host")
-def host_with_domains(request: pytest.FixtureRequest, lab: Lab, controller: Controller) -> Iterator[Host]:
-    """A host that runs nothing but domains: more guests would be too slow there. One starts with the host."""
-    host = lab.host(request.param)
-    host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
-    define_domains(controller, [host])
-    host.ssh(f"virsh autostart {PLAIN.name}")
-    names = [domain.name for domain in DOMAINS]
-    prepared = controller.play(
-        "kvm.liveupdate.setup", "--limit", host.name, hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names
-    )
-    if prepared.code:
-        raise RuntimeError(f"{host.name}: the setup playbook failed:\n{prepared.output}")
-    start_domains(controller, [host])
-    yield host
-    host.ssh(f"virsh autostart --disable {PLAIN.name}; for name in {' '.join(names)}; do virsh destroy $name; done")
+def forky(hosts: list[Host]) -> Host:
+    """The host for what is the same on both: its systemd carries sessions itself, and AppArmor confines its domains."""
+    return hosts[0]
 
 
 def left_behind(host: Host) -> str:
@@ -64,7 +69,6 @@ def leaves_out_ram(host: Host) -> list[str]:
     return [domain.name for domain in DOMAINS if host.ssh(look.format(domain.name)).returncode]
 
 
-@HV1
 def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Controller, host: Host) -> None:
     other = host.ssh(
         f"sed 's,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,/dev/ttyS3,/dev/null,' /var/lib/lab-guest/{PLAIN.name}.xml"
@@ -84,7 +88,6 @@ def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Contro
     assert not again["changed"] and again["restart_needed"]
 
 
-@HV1
 def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
     since = time.monotonic()
     assert controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
@@ -95,7 +98,6 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
     assert final_verdict(host, PLAIN, since).survived
 
 
-@HV1
 def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
     """One of them cannot be saved. The others may be saved already: they go on from the memory in their holders."""
     since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
@@ -115,16 +117,14 @@ def test_saved_domains_come_back_when_the_update_is_undone(controller: Controlle
     assert not leaves_out_ram(host)
 
 
-@pytest.mark.parametrize(("host", "way"), [("hv1", "there"), ("hv1", "back"), ("hv2", "there")], indirect=["host"])
-def test_the_host_moves_under_its_domains(lab: Lab, controller: Controller, host: Host, way: str) -> None:
+def moves_under_its_domains(controller: Controller, host: Host, beside: Host) -> None:
     """A machine beside it talks to one of them all the time."""
     before = managed(host)
-    (beside,) = [other for other in lab.hosts() if other.name != host.name]
     connection = Connection(beside, host, DISK)
     connection.open()
     echoes = connection.echoes().count
     play, report = update(controller, [host], other_kernel(host), guests=DOMAINS)
-    assert play.code == 0, f"{way}: {play.output}"
+    assert play.code == 0, play.output
     assert all_survived(report), report
     seen = connection.echoes()
     connection.close()
@@ -136,19 +136,31 @@ def test_the_host_moves_under_its_domains(lab: Lab, controller: Controller, host
         assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
 
 
-@pytest.mark.parametrize("host", ["hv1", "hv2"], indirect=True)
-def test_no_acknowledged_write_is_lost(controller: Controller, host: Host) -> None:
-    """The domain is shut down by its power button. One boot of it wrote all records that it ever told of."""
-    told = host.heartbeat(DISK.port)[-1]
-    shut_down(host, DISK)
-    found = records(host, DISK)
-    assert found.fault is None, found.fault
-    assert told.synced and found.count >= told.synced
-    assert found.boot_ids == (told.boot_id,)
-    start_domains(controller, [host], [DISK])
+def test_a_host_with_an_fd_store_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
+    moves_under_its_domains(controller, hosts[0], beside=hosts[1])
 
 
-@HV1
+def test_a_host_with_resident_holders_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
+    moves_under_its_domains(controller, hosts[1], beside=hosts[0])
+
+
+def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controller, hosts: list[Host]) -> None:
+    """The way back. Their RAM is no file of the tmpfs any more."""
+    moves_under_its_domains(controller, hosts[0], beside=hosts[1])
+
+
+def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]) -> None:
+    """The domains are shut down by their power buttons. One boot of each wrote all records that it ever told of."""
+    for host in hosts:
+        told = host.heartbeat(DISK.port)[-1]
+        shut_down(host, DISK)
+        found = records(host, DISK)
+        assert found.fault is None, found.fault
+        assert told.synced and found.count >= told.synced
+        assert found.boot_ids == (told.boot_id,)
+    start_domains(controller, hosts, [DISK])
+
+
 def test_a_domain_is_still_libvirts_own(host: Host) -> None:
     """An ordinary managed save has the RAM in it again, and a start from it goes on. A reset is a reset."""
     since = time.monotonic()
@@ -162,16 +174,33 @@ def test_a_domain_is_still_libvirts_own(host: Host) -> None:
     assert len(host.verdict(PLAIN.port, since).boot_ids) == 2
 
 
-@HV1
-def test_a_saved_domain_without_its_memory_is_never_started(host: Host) -> None:
-    """Somebody starts the domain by hand while its state waits for memory that is not there."""
-    state = f"/var/lib/kvm-liveupdate/guests/{PLAIN.name}.state"
-    host.ssh(f'virsh destroy {PLAIN.name}; echo \'{{"hold": "gone"}}\' > {state}')
-    refused = host.ssh(f"virsh start {PLAIN.name}")
-    host.ssh(f"rm {state}")
+SAVE = """
+import sys; sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
+from kvm_liveupdate import _guests, _holding, _host, _update
+for name, on_loss in {"plain": "start", "tpm": "stop"}.items():
+    record = _guests.find(name)
+    _holding.hold(record)
+    _guests.start_early(record["unit"], True)
+    _update._save(name, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name]})
+"""
+
+
+def test_a_power_cut_after_the_save_never_starts_a_domain_on_other_memory(hosts: list[Host]) -> None:
+    """The memory of both is gone. The one that starts with its host does so clean. The other stays down until it is given up."""
+    host = hosts[1]
+    done = host.ssh("python3 -", stdin=SAVE)
+    assert done.returncode == 0, done.stderr
+    boot_before = host.heartbeat(PLAIN.port)[-1].boot_id
+    host.reboot_hard()
+    wait_until("the clean start", 300, lambda: (host.heartbeat(PLAIN.port)[-1].boot_id != boot_before, "its old boot id"))
+    journal = json.loads(host.ssh(f"cat /var/lib/kvm-liveupdate/guests/{PLAIN.name}.json").stdout)
+    assert journal["state"] == "lost" and "did not come over" in journal["why"]
+    refused = host.ssh(f"virsh start {TPM.name}")
     assert refused.returncode != 0 and "memory that is not here" in refused.stderr
-    assert host.ssh(f"virsh start {PLAIN.name}").returncode == 0
+    assert host.ssh(f"kvm-liveupdate discard {TPM.name} && virsh start {TPM.name}").returncode == 0
+    assert not left_behind(host)
     wait_alive(host, PLAIN)
+    wait_alive(host, TPM)
 
 
 def other_kernel(host: Host) -> str:

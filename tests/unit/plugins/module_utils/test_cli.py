@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _cli, _libvirt, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _cli, _guests, _libvirt, _paths, _systemd
 
 
 @pytest.fixture(name="virsh")
@@ -16,12 +16,21 @@ def virsh_calls(tmp_path, monkeypatch):
     return calls
 
 
-def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_path, monkeypatch, virsh):
+@pytest.fixture(name="late", autouse=True)
+def no_longer_started_early(monkeypatch):
+    units = []
+    monkeypatch.setattr(_guests, "start_early", lambda unit, wanted: wanted or units.append(unit))
+    monkeypatch.setattr(_systemd, "run", lambda *_command: "")
+    return units
+
+
+def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_path, monkeypatch, virsh, late):
     (tmp_path / "app.state").write_text("{}")
     monkeypatch.setattr(_libvirt, "is_defined", lambda name: name == "app")
     assert _cli.main(["discard", "app"]) == 0
     assert virsh == [("managedsave-remove", "app")]
     assert not (tmp_path / "app.state").exists()
+    assert late == ["kvm-liveupdate-hold@app.service"]
 
 
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
@@ -30,8 +39,9 @@ def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
     assert not virsh
 
 
-def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, virsh):
-    (tmp_path / "web.json").write_text('{"provider": "qemu", "state": "saved"}')
+def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, virsh, late):
+    (tmp_path / "web.json").write_text('{"provider": "qemu", "state": "saved", "unit": "web.service"}')
     (tmp_path / "web.state").write_text("QEVM")
     assert _cli.main(["discard", "web"]) == 0
     assert not virsh and not list(tmp_path.iterdir())
+    assert late == ["web.service"]

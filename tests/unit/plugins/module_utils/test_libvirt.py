@@ -56,16 +56,21 @@ def test_reasons_of_the_memory(backends, found, codes):
 
 
 @pytest.mark.parametrize(
-    ("label", "codes"),
+    ("label", "ruled", "remedies"),
     [
-        ("", []),
-        ("unconfined", []),
-        ("libvirt-1e4a4b0e-5a6e-4c1c-9d34-6c6162000003 (enforce)", ["confined"]),
-        ("system_u:system_r:svirt_t:s0:c1,c2", ["confined"]),
+        ("", False, []),
+        ("unconfined", False, []),
+        ("system_u:system_r:unconfined_t:s0", False, []),
+        ("libvirt-6c6ef1d4-0a29-4d3c-9c57-3f0f2d4a7c1e (enforce)", True, []),
+        ("libvirt-6c6ef1d4-0a29-4d3c-9c57-3f0f2d4a7c1e (enforce)", False, ["run the setup playbook"]),
+        ("system_u:system_r:svirt_t:s0:c1,c2", True, ['security_driver = "none"']),
     ],
 )
-def test_a_confined_domain_is_refused(label, codes):
-    assert [reason["code"] for reason in _libvirt.confinement_reasons(label)] == codes
+def test_a_confined_domain_needs_its_rule(label, ruled, remedies):
+    reasons = _libvirt.confinement_reasons(label, ruled)
+    assert len(reasons) == len(remedies)
+    for reason, remedy in zip(reasons, remedies):
+        assert reason["code"] == "confined" and label in reason["message"] and remedy in reason["remedy"]
 
 
 @pytest.mark.parametrize(

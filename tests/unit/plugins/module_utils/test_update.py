@@ -29,6 +29,18 @@ def test_outcome(update, boot_id, release, outcome):
     assert _update.outcome(update, boot_id, release) == outcome
 
 
+def test_what_is_kept_runs_already_and_keeps_its_sockets():
+    """systemd refuses to start the socket of a service that runs: stopped, it would be lost until a reboot."""
+    seen = {
+        "machined.service": {"ActiveState": "active", "TriggeredBy": "machined.socket idle.socket"},
+        "absent.service": {"ActiveState": "inactive", "TriggeredBy": "absent.socket"},
+        "machined.socket": {"ActiveState": "active"},
+    }
+    active = ["machined.service", "machined.socket", "absent.socket"]
+    assert _update.kept(seen, active) == ["machined.service", "machined.socket"]
+    assert _update.kept({"machined.service": seen["machined.service"]}, active) == ["machined.service", "machined.socket"]
+
+
 def test_what_is_started_again_is_neither_a_login_nor_the_update():
     before = ["ssh.service", "cron.service", "user@0.service", "user-runtime-dir@0.service", "kvm-liveupdate.target"]
     assert _update.stopped([*before, "kvm-liveupdate-hold@web.service"], ["cron.service"]) == ["ssh.service"]
