@@ -69,7 +69,7 @@ def test_reasons_of_the_memory(backends, found, codes):
 def test_a_confined_domain_needs_its_rule(label, ruled, remedies):
     reasons = _libvirt.confinement_reasons(label, ruled)
     assert len(reasons) == len(remedies)
-    for reason, remedy in zip(reasons, remedies):
+    for reason, remedy in zip(reasons, remedies, strict=True):
         assert reason["code"] == "confined" and label in reason["message"] and remedy in reason["remedy"]
 
 
