@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from . import (
     _cli,
@@ -31,6 +32,7 @@ from . import (
     _systemd,
     _update,
 )
+from ._errors import LiveUpdateError
 
 __all__ = ("DIRECTORIES", "files", "outdated")
 
@@ -105,6 +107,7 @@ FileDescriptorStorePreserve=yes
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
 RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
+_RAM_OPTIONS = "mode=0755,size={size},huge=within_size"
 _RAM_MOUNT = f"""[Unit]
 Description=RAM of libvirt's domains
 DefaultDependencies=no
@@ -114,7 +117,7 @@ Before=libvirtd.service virtqemud.service
 What=tmpfs
 Where={RAM_DIRECTORY}
 Type=tmpfs
-Options=mode=0755,size=95%%,huge=within_size
+Options={_RAM_OPTIONS.format(size="95%%")}
 
 [Install]
 WantedBy=libvirtd.service virtqemud.service
@@ -170,8 +173,13 @@ def has_libvirt(root: str = "/") -> bool:
     return os.path.isdir(os.path.join(root, "etc/libvirt"))
 
 
-def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
-    """Every file of the runtime on a host: path -> (content, mode)."""
+def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, int]]:
+    """Every file of the runtime on a host: path -> (content, mode).
+
+    ``ram_size`` is how large the domains' RAM may become all together, as tmpfs(5) writes it; empty leaves what is set.
+    """
+    if ram_size and not re.fullmatch(r"[1-9][0-9]*[kKmMgG%]?", ram_size):
+        raise LiveUpdateError(f"ram_size {ram_size!r}: not a size; use bytes, or k, m, g or % (of the host's RAM) behind a whole number")
     package = f"{LIBRARY}/kvm_liveupdate"
     wanted = {f"{package}/{str(module.__name__).rpartition('.')[2]}.py": (_source(module), 0o644) for module in _MODULES}
     wanted[f"{package}/__init__.py"] = ("", 0o644)
@@ -181,6 +189,9 @@ def files(guest_units: list[str]) -> dict[str, tuple[str, int]]:
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
+        if ram_size:
+            options = _RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
+            wanted[f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"] = (f"[Mount]\nOptions={options}\n", 0o644)
         wanted[_libvirt_run.HOOK] = (_HOOK, 0o755)
         if os.path.exists(_libvirt.APPARMOR_ABSTRACTION):
             wanted[_libvirt.APPARMOR_RULE] = (_APPARMOR, 0o644)

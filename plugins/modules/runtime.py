@@ -33,6 +33,12 @@ options:
     type: list
     elements: str
     default: []
+  ram_size:
+    description:
+      - How large the RAM of all libvirt domains may become together, on the tmpfs that holds it, as a size of tmpfs(5).
+      - Empty leaves what is set, which is V(95%) of the host's RAM unless this was ever given.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -74,6 +80,8 @@ def write(wanted: dict, paths: list) -> None:
     _systemd.run("systemctl", "daemon-reload")
     if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
         _systemd.run("systemctl", "enable", "--now", _runtime.RAM_MOUNT)
+    if any(f"/{_runtime.RAM_MOUNT}.d/" in path for path in paths):
+        _systemd.run("systemctl", "reload", _runtime.RAM_MOUNT)  # what it holds stays
 
 
 def erase(paths: list) -> None:
@@ -91,7 +99,7 @@ def erase(paths: list) -> None:
 def manage(module):
     """Read, plan, write."""
     present = module.params["state"] == "present"
-    wanted = _runtime.files(module.params["guest_units"])
+    wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
     paths = _runtime.outdated(wanted) if present else [path for path in wanted if os.path.exists(path)]
     if paths and not module.check_mode:
         with _update.Lock():
@@ -111,6 +119,7 @@ def main():
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "guest_units": {"type": "list", "elements": "str", "default": []},
+            "ram_size": {"type": "str", "default": ""},
         },
     )
 

@@ -1,0 +1,37 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+MOUNT = f"/etc/systemd/system/{_runtime.RAM_MOUNT}"
+
+
+@pytest.fixture(autouse=True)
+def a_host_with_libvirt(monkeypatch):
+    monkeypatch.setattr(_runtime, "has_libvirt", lambda: True)
+
+
+def test_the_domains_ram_has_a_size_of_its_own():
+    usual = _runtime.files([])
+    assert "size=95%%," in usual[MOUNT][0]  # systemd makes one of two
+    given = _runtime.files([], "64g")
+    assert set(given) - set(usual) == {f"{MOUNT}.d/50-size.conf"}
+    assert given[f"{MOUNT}.d/50-size.conf"][0] == "[Mount]\nOptions=mode=0755,size=64g,huge=within_size\n"
+    assert "size=80%%," in _runtime.files([], "80%")[f"{MOUNT}.d/50-size.conf"][0]
+    assert {path: usual[path] for path in usual} == {path: given[path] for path in usual}
+
+
+@pytest.mark.parametrize("size", ["0", "lots", "64 g", "-1g", "5%,mode=777"])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(LiveUpdateError, match="not a size"):
+        _runtime.files([], size)
+
+
+def test_a_host_without_libvirt_gets_nothing_for_it(monkeypatch):
+    monkeypatch.setattr(_runtime, "has_libvirt", lambda: False)
+    assert not [path for path in _runtime.files([], "64g") if "ram" in path or "libvirt/hooks" in path]
