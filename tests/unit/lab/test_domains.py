@@ -31,7 +31,9 @@ def test_a_domain_has_what_it_is_to_have(domain: Domain) -> None:
     xml = defined(domain)
     assert xml.findtext("name") == domain.name
     assert xml.findtext("memory") == str(domain.ram)
-    assert xml.find("devices/serial/source[@path]").attrib["path"] == domain.tty  # type: ignore[union-attr]
+    heartbeat = "devices/channel" if domain.virtio else "devices/serial"
+    assert xml.find(f"{heartbeat}/source").attrib["path"] == domain.tty  # type: ignore[union-attr]
+    assert ("port=heartbeat" in (xml.findtext("os/cmdline") or "").split()) == domain.virtio
     assert (xml.find("devices/disk") is not None) == domain.disk
     assert (xml.find("devices/interface") is not None) == domain.network
     assert (xml.find("devices/tpm") is not None) == domain.tpm
