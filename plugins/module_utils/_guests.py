@@ -75,9 +75,26 @@ def strangers() -> list[dict]:
 
 
 def inspect(record: dict) -> list[dict]:
-    """Why the guest cannot be preserved: the provider's reasons, then its unit's."""
+    """Why the guest cannot be preserved: the provider's reasons, then its program's and its unit's."""
     reasons: list[dict] = _providers.of(record).inspect(record)
-    return reasons + unit_reasons(record["unit"], _systemd.show(record["unit"], *_UNIT_PROPERTIES))
+    return (
+        reasons
+        + program_reasons(_processes.replaced_program(record["pid"]))
+        + unit_reasons(record["unit"], _systemd.show(record["unit"], *_UNIT_PROPERTIES))
+    )
+
+
+def program_reasons(replaced: str) -> list[dict]:
+    """Whether another QEMU would have to load the guest's state than the one that writes it. Pure."""
+    if not replaced:
+        return []
+    return [
+        {
+            "code": "qemu-replaced",
+            "message": f"{replaced} was replaced since it started: another QEMU would have to take its state after the jump, and may fail",
+            "remedy": "restart the guest, or migrate it away and back, so that it runs the QEMU that is installed",
+        }
+    ]
 
 
 _UNIT_PROPERTIES = ("MainPID", "FileDescriptorStoreMax", *_UNIT_NEEDS)

@@ -11,7 +11,7 @@ import os
 
 from ._errors import LiveUpdateError
 
-__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "pids", "start_time", "take_fd", "unit_of")
+__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "pids", "replaced_program", "start_time", "take_fd", "unit_of")
 
 _SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
 SESSION_LINK = "anon_inode:[luo_session] "
@@ -50,6 +50,22 @@ def start_time(pid: int) -> int:
             return int(stat.read().rpartition(")")[2].split()[19])
     except OSError:
         return 0
+
+
+def replaced_program(pid: int) -> str:
+    """The path of the program that the process runs when the file there is another one by now, or gone; else empty."""
+    link = f"/proc/{pid}/exe"
+    try:
+        path = os.readlink(link)
+        runs = os.stat(link)
+    except OSError:
+        return ""
+    path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return path
+    return "" if (runs.st_dev, runs.st_ino) == (there.st_dev, there.st_ino) else path
 
 
 def unit_of(pid: int, root: str = "/") -> str | None:

@@ -1,0 +1,47 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes
+
+
+@pytest.fixture(name="program")
+def running_program(tmp_path):
+    """A program of its own that waits for the end of its input, and its process."""
+    path = tmp_path / "program"
+    shutil.copy(shutil.which("cat"), path)
+    process = subprocess.Popen([path], stdin=subprocess.PIPE)
+    yield path, process
+    process.stdin.close()
+    process.wait(10)
+
+
+def test_a_program_that_is_still_there_is_not_replaced(program):
+    _path, process = program
+    assert _processes.replaced_program(process.pid) == ""
+
+
+def test_a_program_that_was_upgraded_is_replaced(program, tmp_path):
+    path, process = program
+    shutil.copy(path, tmp_path / "new")
+    (tmp_path / "new").rename(path)
+    assert _processes.replaced_program(process.pid) == str(path)
+
+
+def test_a_program_that_was_removed_is_replaced(program):
+    path, process = program
+    path.unlink()
+    assert _processes.replaced_program(process.pid) == str(path)
+
+
+def test_a_guest_whose_qemu_was_upgraded_is_refused():
+    assert _guests.program_reasons("") == []
+    (reason,) = _guests.program_reasons("/usr/bin/qemu-system-x86_64")
+    assert reason["code"] == "qemu-replaced" and "/usr/bin/qemu-system-x86_64 was replaced" in reason["message"]
+    assert "restart the guest" in reason["remedy"]
