@@ -71,9 +71,8 @@ def leaves_out_ram(host: Host) -> list[str]:
 
 
 def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Controller, host: Host) -> None:
-    other = host.ssh(
-        f"sed 's,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,/dev/ttyS3,/dev/null,' /var/lib/lab-guest/{PLAIN.name}.xml"
-    )
+    changes = f"s,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,{PLAIN.tty},/dev/null,; s,/plain.console,/other.console,"
+    other = host.ssh(f"sed '{changes}' /var/lib/lab-guest/{PLAIN.name}.xml")
     started = host.ssh("cat > /root/other.xml && virsh define /root/other.xml && virsh start other", stdin=other.stdout)
     try:
         assert started.returncode == 0, started.stderr
