@@ -6,7 +6,7 @@
  * tick number) and that its memory is what it was (checksum of a blob of random bytes).
  *
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
- * four times as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
+ * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
  * an ext4 file system to which it appends records, each synced before its number goes into the next tick; address=IP, at which it
  * sends back on port 7 whatever comes.
  * On the power button it ends the records, unmounts and powers off.
@@ -37,11 +37,11 @@
 // Small, because the processor that reads it over and over is emulated twice.
 #define BLOB_WORDS (4u * 1024 * 1024 / 8)
 #define PASS_NS 4000000000L
-#define TICKS_A_PASS 16
+#define TICKS_A_PASS 8
 /* On a UART, where each byte costs. */
 #define TICKS_A_PASS_SLOWLY 4
 #define RECORD_SIZE 80
-#define RECORD_PAUSE_US 200000
+#define RECORD_PAUSE_US 400000
 #define ECHO_PORT 7
 
 static uint64_t blob[BLOB_WORDS];

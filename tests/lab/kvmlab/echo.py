@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 PORT = 7
-PERIOD_S = 0.25
+PERIOD_S = 0.5
 
 _LINE = re.compile(r"(?P<at>\d+\.\d+) (?P<what>OPEN|ECHO (?P<number>\d+)|END .*)")
 

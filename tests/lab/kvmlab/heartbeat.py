@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-PERIOD_S = 0.25
+PERIOD_S = 0.5
 SILENT_S = 15.0
 
 _LINE = re.compile(r"(?P<mono>\d+\.\d+) (?P<wall>\d+\.\d+) (?P<text>.*)")
