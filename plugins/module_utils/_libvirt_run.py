@@ -192,7 +192,7 @@ def _copy(name: str, held: str, path: str, state: dict) -> None:
         )
     with open(held, "rb") as source, open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
         os.fchown(target.fileno(), state["uid"], state["gid"])
-        while os.sendfile(target.fileno(), source.fileno(), None, 1 << 30):  # type: ignore[arg-type]  # from where it is
+        while os.sendfile(target.fileno(), source.fileno(), None, 1 << 30):  # from where it is
             pass
 
 

@@ -21,6 +21,7 @@ from ._errors import LiveUpdateError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
+    from concurrent.futures import Future
 
 __all__ = ("Lock", "commit", "gate", "jump", "outcome", "recover")
 
@@ -193,13 +194,17 @@ def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
 
 def _save_all(update: dict) -> None:
     """Pause and save all guests at once; every error counts."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max_workers=max(1, len(update["guests"]))) as pool:
-        jobs = [pool.submit(_save, name, update) for name in update["guests"]]
-    errors = [str(job.exception()) for job in jobs if job.exception()]
+    errors = [str(job.exception()) for job in _at_once(_save, update["guests"], update) if job.exception()]
     if errors:
         raise LiveUpdateError("; ".join(errors))
+
+
+def _at_once(step: t.Callable[..., t.Any], names: t.Sequence[str], *arguments: object) -> list[Future]:
+    """Do a step for all guests at the same time, and wait for all of them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+        return [pool.submit(step, name, *arguments) for name in names]
 
 
 def _save(name: str, update: dict) -> None:
@@ -242,14 +247,17 @@ def _abort(update: dict, why: str) -> None:
             return False
 
     records = update.get("records") or {name: record for name, record in _guests.known().items() if name in update["guests"]}
-    back = set()
-    for name, record in records.items():
+
+    def run_on(name: str) -> bool:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
-        if undo(f"pause of guest {name}", _providers.of(record).resume, record, name in update.get("running", ())):
-            back.add(name)
-        else:
-            keeps = "its memory and state are kept: mend that, start it by its own means, then"
-            problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
+        if undo(f"pause of guest {name}", _providers.of(records[name]).resume, records[name], name in update.get("running", ())):
+            return True
+        keeps = "its memory and state are kept: mend that, start it by its own means, then"
+        problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
+        return False
+
+    names = list(records)
+    back = {name for name, job in zip(names, _at_once(run_on, names)) if job.result()}
     for name, record in records.items():
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
