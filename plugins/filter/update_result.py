@@ -50,7 +50,7 @@ _value:
     - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) (nothing was touched), V(undone) (before the jump),
       V(failed) or V(checked); V(why) says it in a sentence.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
-    - V(guests) by name, each with V(state), V(why), V(times) and V(clock_step).
+    - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences.
   type: dict
 """
 

@@ -21,6 +21,7 @@ __all__ = (
     "start_early",
     "state_path",
     "strangers",
+    "warn",
 )
 
 _UNIT_NEEDS = {"FileDescriptorStorePreserve": ("yes",), "NotifyAccess": ("all", "main", "exec"), "IgnoreOnIsolate": ("yes",)}
@@ -70,7 +71,7 @@ def strangers() -> list[dict]:
         if pid not in ours and _processes.VM_LINK in _processes.fd_links(pid).values():
             unit = _processes.unit_of(pid) or ""
             name = unit.rpartition(".")[0] or f"pid-{pid}"
-            found.append({"name": name, "unit": unit, "pid": pid, "reasons": [_providers.foreign_reason(pid)]})
+            found.append({"name": name, "unit": unit, "pid": pid, "reasons": [_providers.foreign_reason(pid)], "warnings": []})
     return found
 
 
@@ -95,6 +96,12 @@ def program_reasons(replaced: str) -> list[dict]:
             "remedy": "restart the guest, or migrate it away and back, so that it runs the QEMU that is installed",
         }
     ]
+
+
+def warn(record: dict) -> list[dict]:
+    """What of the guest does not come over as it was; none of it keeps it from being preserved."""
+    warnings: list[dict] = _providers.of(record).warn(record)
+    return warnings
 
 
 _UNIT_PROPERTIES = ("MainPID", "FileDescriptorStoreMax", *_UNIT_NEEDS)

@@ -18,10 +18,11 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
+from ._libvirt_reasons import reason
 
-__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "stay", "virsh")
+__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "stay", "virsh", "warn")
 
 KEPT = (
     "dbus.service",
@@ -37,9 +38,6 @@ KEPT = (
 )
 SAVE_LIMIT_S = 120.0
 START_LIMIT_S = 300.0
-# What every domain's profile includes, and what that includes in turn (AppArmor 3 and later).
-APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
-APPARMOR_RULE = APPARMOR_ABSTRACTION + ".d/kvm-liveupdate"
 _PIDS = "/run/libvirt/qemu"
 _SAVED = "/var/lib/libvirt/qemu/save"
 
@@ -143,47 +141,48 @@ def _same_file(path: str, seen: os.stat_result) -> bool:
     return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
-def _reason(code: str, message: str, remedy: str) -> dict:
-    return {"code": code, "message": message, "remedy": remedy}
-
-
-_PREPARE = "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart it once"
-
-
 def inspect(record: dict) -> list[dict]:
     """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
-    reasons = memory_reasons(record["backends"], bool(record["ram"])) + confinement_reasons(
-        _confinement(record["pid"]), os.path.exists(APPARMOR_RULE)
-    )
+    name = record["name"]
+    reasons = _libvirt_reasons.memory_reasons(record["backends"], bool(record["ram"]))
+    reasons += _libvirt_reasons.confinement_reasons(_confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
+    reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
-        reasons.append(_reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
+        reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
     try:
-        answer = qmp(record["name"], "query-migrate")
-        jobs = qmp(record["name"], "query-block-jobs")
+        reasons += _libvirt_reasons.xml_reasons(_xml(record))
+        job = _libvirt_reasons.job_reasons(virsh("domjobinfo", name))
+        if job:
+            return reasons + job  # while it lasts libvirt lets nobody else at the monitor
+        answer = qmp(name, "query-migrate")
+        jobs = qmp(name, "query-block-jobs")
         state = status(record)
     except LiveUpdateError as err:
-        return [*reasons, _reason("monitor", str(err), "see that libvirtd answers")]
+        return [*reasons, reason("monitor", str(err), "see that libvirtd answers")]
     blockers = answer.get("blocked-reasons", [])
-    reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
+    reasons += [reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
     if jobs:
-        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+        reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     if state not in ("running", "paused"):
-        reasons.append(_reason("run-state", f"the domain is {state}", "bring it to running or paused first"))
-    return reasons + xml_reasons(virsh("dumpxml", record["name"]))
+        reasons.append(reason("run-state", f"the domain is {state}", "bring it to running or paused first"))
+    return reasons
 
 
-def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
-    """What speaks against the memory of a domain. Pure."""
-    if all(backend["kind"] == "memory-backend-ram" for backend in backends):
-        return [_reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", _PREPARE)]
-    wrong = [backend for backend in backends if not backend["path"]]
-    if wrong:
-        kinds = ", ".join(f"{backend['id']} is a {backend['kind']}" for backend in wrong)
-        return [_reason("ram-backend", f"its RAM is no shared file that stays when QEMU ends ({kinds})", _PREPARE)]
-    if not found:
-        return [_reason("ram-gone", "none of QEMU's descriptors is its RAM", "restart it; memory_backing_dir has to be on a tmpfs")]
-    return []
+def warn(record: dict) -> list[dict]:
+    """What does not come over as it was, though the domain can be preserved."""
+    try:
+        return _libvirt_reasons.xml_warnings(_xml(record))
+    except LiveUpdateError:
+        return []  # a reason by itself, for inspect
+
+
+def _xml(record: dict) -> str:
+    """The running domain's XML. It is kept in the record: virsh takes its time, and each who asks has a record of his own."""
+    if "xml" not in record:
+        record["xml"] = virsh("dumpxml", record["name"])
+    shown: str = record["xml"]
+    return shown
 
 
 def _confinement(pid: int) -> str:
@@ -193,55 +192,6 @@ def _confinement(pid: int) -> str:
             return label.read().strip("\0\n")
     except OSError:
         return ""
-
-
-def confinement_reasons(label: str, ruled: bool) -> list[dict]:
-    """Whether a security module would keep a domain's new QEMU from its memory in another process; ``ruled``: not AppArmor. Pure."""
-    if not label or label.startswith("unconfined") or ":unconfined_t:" in label:
-        return []
-    if not label.startswith("libvirt-"):
-        message = f"its QEMU is confined by SELinux ({label}): after the jump it would not be let at its memory"
-        remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain'
-        return [_reason("confined", message, remedy)]
-    if ruled:
-        return []
-    message = f"its QEMU is confined by AppArmor ({label}), which would not let it at its memory after the jump"
-    return [_reason("confined", message, f"run the setup playbook, which writes {APPARMOR_RULE}")]
-
-
-def xml_reasons(xml: str) -> list[dict]:
-    """What the definition of a domain has that cannot be carried over. Pure."""
-    from xml.etree import ElementTree  # slow to import
-
-    domain = ElementTree.fromstring(xml)
-    checks = (
-        (
-            "hugepages",
-            "memoryBacking/hugepages",
-            "its RAM is on huge pages, which the kernel cannot preserve",
-            "remove <hugepages/> and restart it",
-        ),
-        ("discard", "memoryBacking/discard", "<discard/> throws its RAM away when QEMU ends", "remove <discard/> and restart it"),
-        ("hostdev", "devices/hostdev", "a device of the host is passed through to it", "detach the device first"),
-        ("filesystem", "devices/filesystem", "a file system is shared with it (virtiofs, 9p)", "unmount and detach it first"),
-        (
-            "vhost-user",
-            "devices/interface[@type='vhostuser']",
-            "its network runs in another process (vhost-user)",
-            "move it to a bridge first",
-        ),
-        ("launch-security", "launchSecurity", "its memory is encrypted", "shut it down for the update"),
-    )
-    found = [_reason(code, message, remedy) for code, path, message, remedy in checks if domain.find(path) is not None]
-    for disk in domain.findall("devices/disk"):
-        driver = disk.find("driver")
-        if driver is not None and driver.get("cache") == "unsafe":
-            target = disk.find("target")
-            name = target.get("dev", "") if target is not None else ""
-            found.append(
-                _reason("cache-unsafe", f"its disk {name} has cache='unsafe': writes may be lost", "set another cache mode and restart it")
-            )
-    return found
 
 
 def qmp(name: str, command: str, **arguments: object) -> dict:

@@ -11,6 +11,8 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     ``unit`` (it is started early after the jump and brings the guest back), ``ram`` (a list of ``fd`` in QEMU and ``size`` in bytes).
 ``inspect(record)``
     why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``.
+``warn(record)``
+    what the operator has to know though the guest can be preserved: warnings of the same shape. They keep no guest from an update.
 ``memory(record)``
     descriptors of its RAM files, in the order of ``record["ram"]``; the caller closes them.
 ``status(record)``

@@ -14,7 +14,7 @@ import stat
 import time
 import zlib
 
-from . import _paths, _processes
+from . import _paths, _processes, _qemu_argv
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay")
+__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay", "warn")
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
@@ -69,6 +69,11 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     return reasons
+
+
+def warn(record: dict) -> list[dict]:
+    """What does not come over as it was, though the guest can be preserved."""
+    return _qemu_argv.warnings(record["argv"])
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

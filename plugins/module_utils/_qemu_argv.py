@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from ._errors import LiveUpdateError
 
-__all__ = ("command", "ram_size", "unpreservable", "uuid_of")
+__all__ = ("command", "ram_size", "unpreservable", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
 DEFAULT_RAM_BYTES = 128 << 20
+# QEMU's and Ubuntu's names for whichever version is the latest; without a name it is pc.
+_UNVERSIONED = ("", "pc", "q35", "ubuntu", "ubuntu-q35")
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -73,6 +75,48 @@ def unpreservable(argv: list[str]) -> dict | None:
             "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
         )
     return None
+
+
+def warnings(argv: list[str]) -> list[dict]:
+    """What of this command line does not come over as it was, or would not with another QEMU: of the same shape as a reason."""
+    found = []
+    machine = _machine(argv)
+    if machine in _UNVERSIONED:
+        seen = f"its machine type {machine!r} has no version" if machine else "its command line names no machine type"
+        found.append(
+            _reason(
+                "machine-version",
+                f"{seen}: a QEMU that was upgraded since makes another machine of it, which may not take its state",
+                "name it with its version, as -machine help lists it (pc-q35-10.0), and restart the guest",
+            )
+        )
+    cpu = (_values(argv, "cpu") or [""])[-1]
+    if cpu.partition(",")[0] in ("host", "max"):
+        message = f"its processor is what the host offers, and a new kernel may offer another: -cpu {cpu}"
+        found.append(_reason("cpu-host", message, "name the model (-cpu EPYC-Rome, see -cpu help) and restart the guest"))
+    devices = _values(argv, "device")
+    for device in devices:
+        if "vhost-vsock" in device:
+            found.append(_reason("vsock", f"its vsock connections are reset: -device {device}", "see that both ends connect again"))
+        if "vmgenid" in device and "guid=auto" in device:
+            message = f"it gets a new generation id when it comes back and will take itself for a clone: -device {device}"
+            found.append(_reason("genid", message, "give it a guid of its own (guid=UUID) and restart the guest"))
+    for net in _values(argv, "netdev", "nic", "net"):
+        if net.partition(",")[0] in ("user", "type=user"):
+            message = f"connections through its user-mode network are lost: {net}"
+            found.append(_reason("user-network", message, "use a tap on a bridge, or see that both ends connect again"))
+    return found
+
+
+def _machine(argv: list[str]) -> str:
+    """The machine type; empty when none is named."""
+    machine = ""
+    for value in _values(argv, "machine", "M"):
+        for place, part in enumerate(value.split(",")):
+            key, equals, rest = part.partition("=")
+            if key == "type" or (place == 0 and not equals):
+                machine = rest if equals else key
+    return machine
 
 
 def _reason(code: str, message: str, remedy: str) -> dict:

@@ -20,6 +20,7 @@ from . import (
     _kexec,
     _libvirt,
     _libvirt_image,
+    _libvirt_reasons,
     _libvirt_run,
     _luo,
     _paths,
@@ -51,6 +52,7 @@ _MODULES = (
     _kexec,
     _libvirt,
     _libvirt_image,
+    _libvirt_reasons,
     _libvirt_run,
     _luo,
     _paths,
@@ -193,8 +195,8 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
             options = _RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
             wanted[f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"] = (f"[Mount]\nOptions={options}\n", 0o644)
         wanted[_libvirt_run.HOOK] = (_HOOK, 0o755)
-        if os.path.exists(_libvirt.APPARMOR_ABSTRACTION):
-            wanted[_libvirt.APPARMOR_RULE] = (_APPARMOR, 0o644)
+        if os.path.exists(_libvirt_reasons.APPARMOR_ABSTRACTION):
+            wanted[_libvirt_reasons.APPARMOR_RULE] = (_APPARMOR, 0o644)
     for unit in guest_units:
         wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)
     return wanted

@@ -59,7 +59,7 @@ msg:
 import os
 import tempfile
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_xml import with_shared_file
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -83,7 +83,7 @@ def manage(module) -> dict:
     if wanted != shown and not module.check_mode:
         define(with_shared_file(_libvirt.virsh("dumpxml", name, "--inactive", "--security-info")))  # with the passwords in it
     running = {record["name"]: record for record in _libvirt.known()}
-    restart = name in running and bool(_libvirt.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
+    restart = name in running and bool(_libvirt_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"
     if restart:
         msg += " from its next start on; shut it down and start it once, a reboot inside the guest is not enough"

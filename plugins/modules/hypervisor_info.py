@@ -72,7 +72,8 @@ guests:
   description:
     - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session)
       and its own V(reasons).
-    - Machines that the host runtime does not run are listed too, with the reason why they would be lost.
+    - V(warnings) are what does not come over as it was, of the same shape as reasons. They do not keep a guest from being preserved.
+    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings.
   returned: success
   type: list
   elements: dict
@@ -130,6 +131,7 @@ def guest_facts(record: dict) -> dict:
         "ram_mib": sum(ram["size"] for ram in record["ram"]) >> 20 if record["ram"] else None,
         "held": bool(_holding.held(record)),
         "reasons": _guests.inspect(record),
+        "warnings": _guests.warn(record),
     }
 
 

@@ -5,7 +5,8 @@
 """The report of one run as a page of its own: no external files, no script. Pure. PRIVATE to the collection.
 
 ``hosts`` is what the role hypervisor_update reports (RV(liveupdate_report) in its set_stats): by host name, with ``outcome``,
-``why``, ``kernel_before``, ``kernel_after``, ``times`` (seconds since the epoch, by step) and ``guests`` by name, each with ``times``.
+``why``, ``kernel_before``, ``kernel_after``, ``times`` (seconds since the epoch, by step) and ``guests`` by name, each with ``times`` and
+maybe ``why`` and ``warnings``.
 """
 
 from __future__ import annotations
@@ -159,6 +160,13 @@ def _host(name: str, host: dict[str, t.Any]) -> str:
     ]
     if others:
         found.append("<h3>Other guests</h3><ul>" + "".join(others) + "</ul>")
+    warnings = [
+        f"<li><b>{escape(guest)}</b>: {escape(str(warning))}</li>"
+        for guest, facts in host["guests"].items()
+        for warning in facts.get("warnings") or []
+    ]
+    if warnings:
+        found.append("<h3>To know</h3><ul>" + "".join(warnings) + "</ul>")
     return "\n".join([*found, "</section>"])
 
 

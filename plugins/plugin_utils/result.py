@@ -49,6 +49,8 @@ def result(
 
 def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:
     """One guest: what this update did with it, or why nothing was done."""
+    warnings = [f"{warning['message']} - {warning['remedy']}" for warning in facts.get("warnings") or []]
+    found = {"state": "", "why": "; ".join(reason["message"] for reason in facts.get("reasons") or []), "times": {}, "clock_step": None}
     if last and last.get("update_id") == update_id:
-        return {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
-    return {"state": "", "why": "; ".join(reason["message"] for reason in facts.get("reasons") or []), "times": {}, "clock_step": None}
+        found = {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
+    return {**found, "warnings": warnings}

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 SIZE = 128 << 20
 PATH = "/run/kvm-liveupdate-ram/libvirt/qemu/1-app/pc.ram"
@@ -41,54 +43,84 @@ def test_each_node_has_its_own_file():
     assert [backend["id"] for backend in found] == ["ram-node0", "ram-node1"]
 
 
-@pytest.mark.parametrize(
-    ("backends", "found", "codes"),
-    [
-        ([{"id": "pc.ram", "kind": "memory-backend-file", "size": SIZE, "path": PATH}], True, []),
-        ([], False, ["ram-anonymous"]),
-        ([{"id": "pc.ram", "kind": "memory-backend-ram", "size": SIZE, "path": ""}], False, ["ram-anonymous"]),
-        ([{"id": "pc.ram", "kind": "memory-backend-memfd", "size": SIZE, "path": ""}], False, ["ram-backend"]),
-        ([{"id": "pc.ram", "kind": "memory-backend-file", "size": SIZE, "path": PATH}], False, ["ram-gone"]),
-    ],
-)
-def test_reasons_of_the_memory(backends, found, codes):
-    assert [reason["code"] for reason in _libvirt.memory_reasons(backends, found)] == codes
+class Virsh:
+    """What virsh would print for a domain that can be preserved, and what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.says = {
+            "dumpxml": "<domain><genid>g1</genid></domain>",
+            "domjobinfo": "Job type:         None        \n",
+            "domstate": "running\n",
+            "query-migrate": {},
+            "query-block-jobs": [],
+        }
+
+    def __call__(self, *words, **_limit):
+        what = json.loads(words[2])["execute"] if words[0] == "qemu-monitor-command" else words[0]
+        self.asked.append(what)
+        said = self.says[what]
+        if isinstance(said, LiveUpdateError):
+            raise said
+        return said if isinstance(said, str) else json.dumps({"return": said})
+
+
+@pytest.fixture
+def virsh(monkeypatch):
+    fake = Virsh()
+    monkeypatch.setattr(_libvirt, "virsh", fake)
+    monkeypatch.setattr(_libvirt, "is_defined", lambda name: name == "app")
+    monkeypatch.setattr(_libvirt, "_confinement", lambda _pid: "")
+    return fake
+
+
+@pytest.fixture
+def record():
+    fd = os.memfd_create("ram")
+    yield {"name": "app", "pid": os.getpid(), "backends": _libvirt.memory_backends(argv(GOOD)), "ram": [{"fd": fd, "size": SIZE}]}
+    os.close(fd)
+
+
+def codes(reasons):
+    return [reason["code"] for reason in reasons]
+
+
+def test_a_domain_that_can_be_preserved_is_read_once(virsh, record):
+    assert _libvirt.inspect(record) == []
+    assert codes(_libvirt.warn(record)) == ["genid"]
+    assert sorted(virsh.asked) == sorted(virsh.says)
+    json.dumps(record)
 
 
 @pytest.mark.parametrize(
-    ("label", "ruled", "remedies"),
+    ("what", "said", "code", "message"),
     [
-        ("", False, []),
-        ("unconfined", False, []),
-        ("system_u:system_r:unconfined_t:s0", False, []),
-        ("libvirt-6c6ef1d4-0a29-4d3c-9c57-3f0f2d4a7c1e (enforce)", True, []),
-        ("libvirt-6c6ef1d4-0a29-4d3c-9c57-3f0f2d4a7c1e (enforce)", False, ["run the setup playbook"]),
-        ("system_u:system_r:svirt_t:s0:c1,c2", True, ['security_driver = "none"']),
+        ("dumpxml", "<domain><devices><hostdev type='pci'/></devices></domain>", "hostdev", "<hostdev type='pci'>"),
+        ("domstate", "crashed\n", "run-state", "crashed"),
+        ("query-migrate", {"blocked-reasons": ["invtsc"]}, "qemu-blocker", "invtsc"),
+        ("query-block-jobs", [{"device": "vda"}], "block-job", "block job"),
+        ("dumpxml", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
+        ("domjobinfo", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
+        ("query-migrate", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
     ],
 )
-def test_a_confined_domain_needs_its_rule(label, ruled, remedies):
-    reasons = _libvirt.confinement_reasons(label, ruled)
-    assert len(reasons) == len(remedies)
-    for reason, remedy in zip(reasons, remedies, strict=True):
-        assert reason["code"] == "confined" and label in reason["message"] and remedy in reason["remedy"]
+def test_what_libvirt_and_qemu_say_is_a_reason(virsh, record, what, said, code, message):
+    virsh.says[what] = said
+    (reason,) = _libvirt.inspect(record)
+    assert reason["code"] == code and message in reason["message"] and reason["remedy"]
 
 
-@pytest.mark.parametrize(
-    ("inside", "code"),
-    [
-        ("", None),
-        ("<memoryBacking><hugepages/></memoryBacking>", "hugepages"),
-        ("<memoryBacking><discard/></memoryBacking>", "discard"),
-        ("<devices><hostdev type='pci'/></devices>", "hostdev"),
-        ("<devices><filesystem type='mount'/></devices>", "filesystem"),
-        ("<devices><interface type='vhostuser'/></devices>", "vhost-user"),
-        ("<devices><interface type='bridge'/></devices>", None),
-        ("<launchSecurity type='sev'/>", "launch-security"),
-        ("<devices><disk><driver cache='unsafe'/><target dev='vda'/></disk></devices>", "cache-unsafe"),
-        ("<devices><disk><driver cache='none'/><target dev='vda'/></disk></devices>", None),
-    ],
-)
-def test_reasons_of_the_definition(inside, code):
-    found = _libvirt.xml_reasons(f"<domain>{inside}</domain>")
-    assert [reason["code"] for reason in found] == ([code] if code else [])
-    assert all(reason["message"] and reason["remedy"] for reason in found)
+def test_a_domain_without_definition_is_refused(virsh, record):
+    assert codes(_libvirt.inspect({**record, "name": "other"})) == ["not-persistent"]
+
+
+def test_the_monitor_is_not_asked_during_a_job(virsh, record):
+    """It would not answer before the job is done."""
+    virsh.says["domjobinfo"] = "Job type:         Unbounded\nOperation:        Save\n"
+    assert codes(_libvirt.inspect(record)) == ["libvirt-job"]
+    assert virsh.asked == ["dumpxml", "domjobinfo"]
+
+
+def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(virsh, record):
+    virsh.says["dumpxml"] = LiveUpdateError("virsh: no answer")
+    assert _libvirt.warn(record) == []

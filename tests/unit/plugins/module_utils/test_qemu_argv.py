@@ -53,6 +53,46 @@ def test_unpreservable(argv, code):
     assert reason is None or (reason["message"] and reason["remedy"])
 
 
+PLAIN = ["-machine", "pc-q35-10.0,accel=kvm", "-cpu", "EPYC-Rome", "-netdev", "tap,id=n,ifname=tap0", "-device", "virtio-net-pci,netdev=n"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        PLAIN,
+        ["-M", "q35", "-machine", "accel=kvm,type=pc-i440fx-10.0"],
+        ["-machine", "microvm"],
+        [*PLAIN, "-device", "vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"],
+    ],
+)
+def test_a_plain_command_line_has_no_warnings(argv):
+    assert _qemu_argv.warnings(["qemu", *argv]) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message", "remedy"),
+    [
+        (["-machine", "q35"], "machine-version", "machine type 'q35' has no version", "pc-q35-10.0"),
+        (["-M", "pc,accel=kvm"], "machine-version", "machine type 'pc' has no version", "pc-q35-10.0"),
+        (["--machine", "accel=kvm,type=q35"], "machine-version", "machine type 'q35' has no version", "pc-q35-10.0"),
+        (["-cpu", "host,+x2apic"], "cpu-host", "-cpu host,+x2apic", "name the model"),
+        (["-cpu", "max"], "cpu-host", "-cpu max", "name the model"),
+        (["-device", "vhost-vsock-pci,guest-cid=3"], "vsock", "reset: -device vhost-vsock-pci,guest-cid=3", "connect again"),
+        (["-device", "vmgenid,guid=auto"], "genid", "clone: -device vmgenid,guid=auto", "guid of its own"),
+        (["-netdev", "user,id=u"], "user-network", "are lost: user,id=u", "tap on a bridge"),
+        (["-nic", "user"], "user-network", "are lost: user", "tap on a bridge"),
+    ],
+)
+def test_what_does_not_come_over_as_it_was_is_a_warning(more, code, message, remedy):
+    (warning,) = _qemu_argv.warnings(["qemu", *PLAIN, *more])
+    assert warning["code"] == code and message in warning["message"] and remedy in warning["remedy"]
+
+
+def test_without_a_machine_type_it_is_whichever_qemu_makes():
+    (warning,) = _qemu_argv.warnings(["qemu", "-m", "1G"])
+    assert warning["code"] == "machine-version" and "names no machine type" in warning["message"]
+
+
 def test_a_clean_start_and_a_restore_differ_only_by_the_waiting():
     argv = ["qemu", "-m", "1G", "-uuid", "A0B1"]
     cold = _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=False)

@@ -47,7 +47,16 @@ def test_an_updated_host():
         "b1",
         "b2",
     )
-    assert found["guests"] == {"web": {"state": "restored", "why": "", "times": RESTORED["times"], "clock_step": 0.1}}
+    assert found["guests"] == {"web": {"state": "restored", "why": "", "times": RESTORED["times"], "clock_step": 0.1, "warnings": []}}
+
+
+@pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], []])
+def test_warnings_are_told_whatever_became_of_the_guest(guests):
+    warning = {"code": "vsock", "message": "its vsock <connections> are reset", "remedy": "connect again"}
+    found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, JUMP, guests)
+    assert found["guests"]["web"]["warnings"] == ["its vsock <connections> are reset - connect again"]
+    assert found["outcome"] == "updated" and found["why"] == ""
+    assert "<b>web</b>: its vsock &lt;connections&gt; are reset - connect again" in page({"hv1": found})
 
 
 def test_the_record_of_an_earlier_update_is_not_taken_for_this_one():

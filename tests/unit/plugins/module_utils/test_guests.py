@@ -1,0 +1,27 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes, _providers
+from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
+
+
+def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
+    record = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "ram": [], "argv": ["qemu", "-M", "q35"]}
+    monkeypatch.setattr(_guests, "inspect", lambda _record: [])
+    monkeypatch.setattr(hypervisor_info._holding, "held", lambda _record: {})
+    facts = hypervisor_info.guest_facts(record)
+    assert [warning["code"] for warning in facts["warnings"]] == ["machine-version"]
+    assert hypervisor_info.refusals([], [facts]) == []
+
+
+def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
+    reason = {"code": "not-managed", "message": "no", "remedy": "yes"}
+    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_processes, "pids", lambda: [7])
+    monkeypatch.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
+    monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
+    monkeypatch.setattr(_providers, "foreign_reason", lambda _pid: reason)
+    assert _guests.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
