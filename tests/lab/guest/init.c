@@ -5,8 +5,9 @@
  * The whole user space of a lab guest. Four times a second it tells the serial console that it is alive, that it was never
  * restarted (boot id, tick number) and that its memory is what it was (checksum of a blob of random bytes).
  *
- * Two words on the kernel's command line give it more to do: disk=DEVICE, an ext4 file system to which it appends records,
- * each synced before its number goes into the next tick; address=IP, at which it sends back on port 7 whatever comes.
+ * Three words on the kernel's command line give it more to do: disk=DEVICE, an ext4 file system to which it appends records,
+ * each synced before its number goes into the next tick; address=IP, at which it sends back on port 7 whatever comes;
+ * agent=PORT, a virtio-serial port on which it is a guest agent.
  * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
@@ -173,6 +174,85 @@ static void echo(const char *address)
 	}
 }
 
+/* The number that follows a key in a line of JSON; 0 when the key is not in it. */
+static long long number_at(const char *line, const char *key)
+{
+	const char *at = strstr(line, key);
+
+	return at ? strtoll(at + strlen(key) + strspn(at + strlen(key), " :"), NULL, 10) : 0;
+}
+
+/* In nanoseconds; without a time by the hardware clock, which is what ran on while the guest stood still. */
+static int set_clock(long long to)
+{
+	char text[32] = "";
+	int fd = to ? -1 : open("/sys/class/rtc/rtc0/since_epoch", O_RDONLY | O_CLOEXEC);
+
+	if (!to && read(fd, text, sizeof(text) - 1) > 0)
+		to = strtoll(text, NULL, 10) * 1000000000LL;
+	if (fd >= 0)
+		close(fd);
+	struct timespec now = {.tv_sec = to / 1000000000, .tv_nsec = to % 1000000000};
+	return to > 0 ? clock_settime(CLOCK_REALTIME, &now) : -1;
+}
+
+/* What the agent answers to a line. Its file systems are frozen only by its own account. */
+static int answer(const char *line, char *text, size_t size)
+{
+	static int frozen;
+	const char *empty = "{\"return\": {}}\n";
+	struct timespec now;
+
+	if (strstr(line, "\"guest-sync-delimited\""))
+		return snprintf(text, size, "\xff{\"return\": %lld}\n", number_at(line, "\"id\""));
+	if (strstr(line, "\"guest-sync\""))
+		return snprintf(text, size, "{\"return\": %lld}\n", number_at(line, "\"id\""));
+	if (strstr(line, "\"guest-ping\""))
+		return snprintf(text, size, "%s", empty);
+	if (strstr(line, "\"guest-info\""))
+		return snprintf(text, size, "{\"return\": {\"version\": \"lab\", \"supported_commands\": []}}\n");
+	if (strstr(line, "\"guest-fsfreeze-status\""))
+		return snprintf(text, size, "{\"return\": \"%s\"}\n", frozen ? "frozen" : "thawed");
+	if (strstr(line, "\"guest-fsfreeze-thaw\"") || (!frozen && strstr(line, "\"guest-fsfreeze-freeze\""))) {
+		frozen = strstr(line, "thaw") == NULL;
+		return snprintf(text, size, "{\"return\": 1}\n");
+	}
+	if (!frozen && strstr(line, "\"guest-get-time\"")) {
+		clock_gettime(CLOCK_REALTIME, &now);
+		return snprintf(text, size, "{\"return\": %lld}\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+	}
+	if (!frozen && strstr(line, "\"guest-set-time\"") && set_clock(number_at(line, "\"time\"")) == 0)
+		return snprintf(text, size, "%s", empty);
+	return snprintf(text, size, "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"unknown, failed, or frozen\"}}\n");
+}
+
+/* What libvirt asks QEMU's guest agent for; the real one, with all that it links to, is too big for this initramfs. */
+static void serve_agent(const char *port)
+{
+	char *line = NULL, text[256];
+	size_t room = 0;
+	int fd;
+
+	mkdir("/sys", 0755);
+	mount("sysfs", "/sys", "sysfs", 0, NULL);
+	/* The host tells of its ports while this already runs. */
+	for (int tries = 100; (fd = open(port, O_RDWR | O_CLOEXEC)) < 0 && tries > 0; tries--)
+		usleep(100000);
+	FILE *lines = fd < 0 ? NULL : fdopen(fd, "r");
+	if (!lines)
+		give_up("agent");
+	for (;;) {
+		if (getline(&line, &room, lines) > 0) {
+			if (write(fd, text, answer(line, text, sizeof(text))) < 0)
+				usleep(100000);
+		} else {
+			/* Nobody on the other side. */
+			clearerr(lines);
+			usleep(100000);
+		}
+	}
+}
+
 /* A socket on which the kernel tells of ACPI events. Generic netlink says which group they go to, in lists within lists. */
 static int acpi_events(void)
 {
@@ -233,7 +313,7 @@ int main(void)
 {
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
-	const char *disk = getenv("disk"), *address = getenv("address");
+	const char *disk = getenv("disk"), *address = getenv("address"), *agent = getenv("agent");
 	pid_t writer = 0;
 
 	mkdir("/proc", 0755);
@@ -251,12 +331,15 @@ int main(void)
 		write_records(disk);
 	if (address && fork() == 0)
 		echo(address);
+	if (agent && fork() == 0)
+		serve_agent(agent);
 	int events = acpi_events();
 	fill(seed);
 
 	for (;;) {
 		char line[256], synced[32] = "";
 		int64_t started = monotonic_ns();
+		struct timespec real;
 		int length;
 
 		if (power_button(events))
@@ -264,9 +347,11 @@ int main(void)
 		tick++;
 		if (disk)
 			snprintf(synced, sizeof(synced), " disk=%lu", *acknowledged);
-		length = snprintf(line, sizeof(line), "TICK n=%lu mono=%lld.%06lld boot=%s sum=%016llx pass=%lu%s\n", tick,
-				  (long long)(started / 1000000000), (long long)(started / 1000 % 1000000), boot,
-				  (unsigned long long)sum, pass, synced);
+		clock_gettime(CLOCK_REALTIME, &real);
+		length = snprintf(line, sizeof(line),
+				  "TICK n=%lu mono=%lld.%06lld real=%lld.%06ld boot=%s sum=%016llx pass=%lu%s\n", tick,
+				  (long long)(started / 1000000000), (long long)(started / 1000 % 1000000),
+				  (long long)real.tv_sec, real.tv_nsec / 1000, boot, (unsigned long long)sum, pass, synced);
 		/* One write: a line is either there or torn by the jump itself. */
 		if (write(console, line, length) < 0)
 			usleep(1000);

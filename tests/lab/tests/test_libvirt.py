@@ -10,7 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 from kvmlab.controller import GUESTS, Controller
-from kvmlab.domains import DISK, DOMAINS, PLAIN, Connection, define_domains, records, shut_down, start_domains
+from kvmlab.domains import (
+    DISK,
+    DOMAINS,
+    PLAIN,
+    Connection,
+    clock_lag,
+    define_domains,
+    records,
+    shut_down,
+    start_domains,
+    wait_for_clock,
+)
 from kvmlab.host import Host
 from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, update, wait_alive
@@ -130,10 +141,18 @@ def test_the_host_moves_under_its_domains(lab: Lab, controller: Controller, host
     connection.close()
     assert seen.held and seen.count > echoes, seen.reason
     assert managed(host) == before
+    wait_for_clock(host, PLAIN)  # its holder's unit ends after that
     assert not left_behind(host)
     assert not leaves_out_ram(host)
     for domain in DOMAINS:
         assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
+
+
+@pytest.mark.parametrize("host", ["hv1", "hv2"], indirect=True)
+def test_a_domain_with_an_agent_has_the_right_time_again(host: Host) -> None:
+    """Its clocks stood still for the whole blackout, about 10 s or more."""
+    wait_for_clock(host, PLAIN)
+    assert abs(clock_lag(host, PLAIN)) < 5
 
 
 @pytest.mark.parametrize("host", ["hv1", "hv2"], indirect=True)
