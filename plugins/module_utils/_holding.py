@@ -58,7 +58,8 @@ def hold(record: dict) -> dict:
             os.close(session)
     else:
         try:
-            _systemd.run("systemctl", "start", unit, timeout=HOLD_LIMIT_S)
+            # Not "start": after a jump the unit may still be busy with the guest's clock, and would go on with that.
+            _systemd.run("systemctl", "restart", unit, timeout=HOLD_LIMIT_S)
         except LiveUpdateError as err:
             said = _systemd.show(unit, "StatusText").get("StatusText")
             raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err

@@ -108,6 +108,17 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _paths.remove(_guests.run_path(name, "offer"))
     _guests.start_early(journal["unit"], False)
     _incoming.log(f"{name}: {stamps['resumed'] - stamps['paused']:.3f} s after its pause")
+    if journal["was_running"]:
+        _correct_clock(name, restored)
+
+
+def _correct_clock(name: str, restored: dict) -> None:
+    """The guest runs and its journal says so: nobody waits for this, and a new hold of the domain ends it."""
+    from . import _libvirt_agent  # not before the guest runs
+
+    outcome = _libvirt_agent.correct_clock(name)
+    _paths.write_json(_guests.journal_path(name), {**restored, **outcome})
+    _incoming.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
 
 
 def _start(name: str) -> None:

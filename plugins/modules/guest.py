@@ -59,6 +59,7 @@ session:
 last_update:
   description:
     - What the last update did with the guest. V(state) is V(restored), V(saved) or V(lost), V(times) are the host's own clock stamps.
+    - A while later V(clock) says whether the clock of a libvirt domain was corrected through its guest agent.
     - Empty when no update has touched the guest.
   returned: success
   type: dict

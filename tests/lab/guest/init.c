@@ -8,7 +8,7 @@
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
  * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
  * an ext4 file system to which it appends records, each synced before its number goes into the next tick; address=IP, at which it
- * sends back on port 7 whatever comes.
+ * sends back on port 7 whatever comes; agent=NAME, a virtio port on which it is a guest agent.
  * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
@@ -97,31 +97,35 @@ static void say(const char *line, size_t length)
 		usleep(1000);
 }
 
-/* The virtio port of this name; -1 where there is none. Non-blocking: a write would spin until the host has taken the line. */
-static int open_port(const char *wanted)
+/* The virtio port of this name; -1 where there is none. The kernel tells of its ports some time after it has started us. */
+static int open_port(const char *wanted, int flags)
 {
 	char path[512], name[64];
-	struct dirent *entry;
-	DIR *ports = opendir("/sys/class/virtio-ports");
-	int found = -1;
 
-	while (ports && found < 0 && (entry = readdir(ports))) {
-		snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
-		int fd = entry->d_name[0] == '.' ? -1 : open(path, O_RDONLY);
-		ssize_t got = fd < 0 ? -1 : read(fd, name, sizeof(name) - 1);
+	for (int tries = 0; tries < 3000; tries++) {
+		struct dirent *entry;
+		DIR *ports = opendir("/sys/class/virtio-ports");
 
-		if (fd >= 0)
-			close(fd);
-		name[got > 0 ? got : 0] = '\0';
-		name[strcspn(name, "\n")] = '\0';
-		if (strcmp(name, wanted) != 0)
-			continue;
-		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
-		found = open(path, O_RDWR | O_NONBLOCK);
+		while (ports && (entry = readdir(ports))) {
+			snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
+			int fd = entry->d_name[0] == '.' ? -1 : open(path, O_RDONLY);
+			ssize_t got = fd < 0 ? -1 : read(fd, name, sizeof(name) - 1);
+
+			if (fd >= 0)
+				close(fd);
+			name[got > 0 ? got : 0] = '\0';
+			name[strcspn(name, "\n")] = '\0';
+			if (strcmp(name, wanted) == 0) {
+				snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
+				closedir(ports);
+				return open(path, flags);
+			}
+		}
+		if (ports)
+			closedir(ports);
+		usleep(10000);
 	}
-	if (ports)
-		closedir(ports);
-	return found;
+	return -1;
 }
 
 /* The end of a process that cannot do its work: its last words go where the ticks go. */
@@ -210,6 +214,79 @@ static void echo(const char *address)
 	}
 }
 
+/* The number that follows a key in a line of JSON; 0 when the key is not in it. */
+static long long number_at(const char *line, const char *key)
+{
+	const char *at = strstr(line, key);
+
+	return at ? strtoll(at + strlen(key) + strspn(at + strlen(key), " :"), NULL, 10) : 0;
+}
+
+/* In nanoseconds; without a time by the hardware clock, which is what ran on while the guest stood still. */
+static int set_clock(long long to)
+{
+	char text[32] = "";
+	int fd = to ? -1 : open("/sys/class/rtc/rtc0/since_epoch", O_RDONLY | O_CLOEXEC);
+
+	if (!to && read(fd, text, sizeof(text) - 1) > 0)
+		to = strtoll(text, NULL, 10) * 1000000000LL;
+	if (fd >= 0)
+		close(fd);
+	struct timespec now = {.tv_sec = to / 1000000000, .tv_nsec = to % 1000000000};
+	return to > 0 ? clock_settime(CLOCK_REALTIME, &now) : -1;
+}
+
+/* What the agent answers to a line. Its file systems are frozen only by its own account. */
+static int answer(const char *line, char *text, size_t size)
+{
+	static int frozen;
+	const char *empty = "{\"return\": {}}\n";
+	struct timespec now;
+
+	if (strstr(line, "\"guest-sync-delimited\""))
+		return snprintf(text, size, "\xff{\"return\": %lld}\n", number_at(line, "\"id\""));
+	if (strstr(line, "\"guest-sync\""))
+		return snprintf(text, size, "{\"return\": %lld}\n", number_at(line, "\"id\""));
+	if (strstr(line, "\"guest-ping\""))
+		return snprintf(text, size, "%s", empty);
+	if (strstr(line, "\"guest-info\""))
+		return snprintf(text, size, "{\"return\": {\"version\": \"lab\", \"supported_commands\": []}}\n");
+	if (strstr(line, "\"guest-fsfreeze-status\""))
+		return snprintf(text, size, "{\"return\": \"%s\"}\n", frozen ? "frozen" : "thawed");
+	if (strstr(line, "\"guest-fsfreeze-thaw\"") || (!frozen && strstr(line, "\"guest-fsfreeze-freeze\""))) {
+		frozen = strstr(line, "thaw") == NULL;
+		return snprintf(text, size, "{\"return\": 1}\n");
+	}
+	if (!frozen && strstr(line, "\"guest-get-time\"")) {
+		clock_gettime(CLOCK_REALTIME, &now);
+		return snprintf(text, size, "{\"return\": %lld}\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+	}
+	if (!frozen && strstr(line, "\"guest-set-time\"") && set_clock(number_at(line, "\"time\"")) == 0)
+		return snprintf(text, size, "%s", empty);
+	return snprintf(text, size, "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"unknown, failed, or frozen\"}}\n");
+}
+
+/* What libvirt asks QEMU's guest agent for; the real one, with all that it links to, is too big for this initramfs. */
+static void serve_agent(const char *port)
+{
+	char *line = NULL, text[256];
+	size_t room = 0;
+	int fd = open_port(port, O_RDWR);
+	FILE *lines = fd < 0 ? NULL : fdopen(fd, "r");
+	if (!lines)
+		give_up("agent");
+	for (;;) {
+		if (getline(&line, &room, lines) > 0) {
+			if (write(fd, text, answer(line, text, sizeof(text))) < 0)
+				usleep(100000);
+		} else {
+			/* Nobody on the other side. */
+			clearerr(lines);
+			usleep(100000);
+		}
+	}
+}
+
 /* A socket on which the kernel tells of ACPI events. Generic netlink says which group they go to, in lists within lists. */
 static int acpi_events(void)
 {
@@ -270,7 +347,7 @@ int main(void)
 {
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
-	const char *disk = getenv("disk"), *address = getenv("address"), *port = getenv("port");
+	const char *disk = getenv("disk"), *address = getenv("address"), *port = getenv("port"), *agent = getenv("agent");
 	pid_t writer = 0;
 
 	mkdir("/proc", 0755);
@@ -279,11 +356,8 @@ int main(void)
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
 	mkdir("/sys", 0755);
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
-	/* The kernel tells of its ports some time after it has started us. */
-	for (int tries = 0; port && heart < 0 && tries < 3000; tries++) {
-		heart = open_port(port);
-		usleep(10000);
-	}
+	/* Non-blocking: a write would spin until the host has taken the line. */
+	heart = port ? open_port(port, O_WRONLY | O_NONBLOCK) : -1;
 	long ticks_a_pass = heart < 0 ? TICKS_A_PASS_SLOWLY : TICKS_A_PASS, tick_ns = PASS_NS / ticks_a_pass;
 	size_t slice = BLOB_WORDS / ticks_a_pass;
 	if (heart < 0)
@@ -298,12 +372,15 @@ int main(void)
 		write_records(disk);
 	if (address && fork() == 0)
 		echo(address);
+	if (agent && fork() == 0)
+		serve_agent(agent);
 	int events = acpi_events();
 	fill(seed);
 
 	for (;;) {
 		char line[256], synced[32] = "";
 		int64_t started = monotonic_ns();
+		struct timespec real;
 		int length;
 
 		if (power_button(events))
@@ -311,9 +388,11 @@ int main(void)
 		tick++;
 		if (disk)
 			snprintf(synced, sizeof(synced), " disk=%lu", *acknowledged);
-		length = snprintf(line, sizeof(line), "TICK n=%lu mono=%lld.%06lld boot=%s sum=%016llx pass=%lu%s\n", tick,
-				  (long long)(started / 1000000000), (long long)(started / 1000 % 1000000), boot,
-				  (unsigned long long)sum, pass, synced);
+		clock_gettime(CLOCK_REALTIME, &real);
+		length = snprintf(line, sizeof(line),
+				  "TICK n=%lu mono=%lld.%06lld real=%lld.%06ld boot=%s sum=%016llx pass=%lu%s\n", tick,
+				  (long long)(started / 1000000000), (long long)(started / 1000 % 1000000),
+				  (long long)real.tv_sec, real.tv_nsec / 1000, boot, (unsigned long long)sum, pass, synced);
 		say(line, length);
 
 		running = add_slice(running, (tick - 1) % ticks_a_pass * slice, slice);

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from . import echo
 from .controller import Controller, Guest, lab_playbook
 from .errors import LabError
+from .heartbeat import SILENT_S
 from .host import Host
 from .night import wait_alive, wait_until
 from .records import Records, check
@@ -20,6 +23,7 @@ from .records import Records, check
 START_LIMIT_S = 240.0
 SHUTDOWN_LIMIT_S = 120.0
 CONNECT_LIMIT_S = 120.0
+CLOCK_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,14 @@ class Domain(Guest):
     network: bool = False
     tpm: bool = False
     virtio: bool = True
+    agent: bool = False
 
     def address(self, host: Host) -> str:
         """Where it answers when it has a network: on the segment of its first host."""
         return f"{host.address}{self.port}"
 
 
-PLAIN = Domain("plain", 3, 128)
+PLAIN = Domain("plain", 3, 128, agent=True)
 DISK = Domain("disk", 4, 128, disk=True, network=True)
 # Without a virtio device, so that a newer QEMU takes it over: stable 10.0 gives such devices queues that 11.1 refuses.
 TPM = Domain("tpm", 5, 128, tpm=True, virtio=False)
@@ -94,6 +99,34 @@ def records(host: Host, domain: Domain) -> Records:
     if done.returncode:
         raise LabError(f"{host.name}: the disk of {domain.name} is not clean: {done.stderr}{done.stdout[-300:]}")
     return check(done.stdout)
+
+
+def wait_for_clock(host: Host, domain: Domain) -> None:
+    """Wait until the host has corrected the clock of a domain that it brought back."""
+
+    def look() -> tuple[bool, str]:
+        done = host.ssh(f"cat /var/lib/kvm-liveupdate/guests/{domain.name}.json")
+        clock = json.loads(done.stdout).get("clock", "not tried yet") if done.returncode == 0 else done.stderr.strip()
+        return clock == "synchronised", clock
+
+    wait_until(f"{host.name}: the clock of {domain.name} corrected", CLOCK_LIMIT_S, look)
+
+
+def clock_lag(host: Host, domain: Domain) -> float:
+    """By how many seconds the time of day in a domain is behind that of its host, by a tick from now."""
+    since, asked = time.monotonic(), time.time()
+    there = float(host.ssh("date +%s.%N").stdout)
+    ahead = there - (asked + time.time()) / 2  # a tick's arrival is stamped by the clock of this machine
+
+    def look() -> tuple[bool, str]:
+        last = host.heartbeat(domain.port)[-1]
+        return last.arrived > since, f"tick {last.number}"
+
+    wait_until(f"{host.name}: a tick of {domain.name}", SILENT_S, look)
+    tick = host.heartbeat(domain.port)[-1]
+    if tick.guest_wall is None:
+        raise LabError(f"{host.name}: {domain.name} does not tell its time of day")
+    return tick.wall + ahead - tick.guest_wall
 
 
 class Connection:

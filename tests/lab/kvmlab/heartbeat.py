@@ -21,17 +21,19 @@ SILENT_S = 15.0
 _LINE = re.compile(r"(?P<mono>\d+\.\d+) (?P<wall>\d+\.\d+) (?P<text>.*)")
 # Searched, not matched: the first half of a torn tick may stand before it on the same line.
 _TICK = re.compile(
-    r"TICK n=(?P<number>\d+) mono=(?P<guest>\d+\.\d{6}) boot=(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"TICK n=(?P<number>\d+) mono=(?P<guest>\d+\.\d{6})(?: real=(?P<real>\d+\.\d{6}))?"
+    r" boot=(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
     r" sum=(?P<sum>[0-9a-f]{16}) pass=(?P<turn>\d+)(?: disk=(?P<synced>\d+))?$"
 )
-_WORDS_OF_A_TICK = re.compile(r"TICK|mono=|boot=|sum=|pass=|disk=")
+_WORDS_OF_A_TICK = re.compile(r"TICK|mono=|real=|boot=|sum=|pass=|disk=")
 
 
 @dataclass(frozen=True)
 class Tick:
     """One sign of life. Scraps are torn ticks that came between the tick before and this one.
 
-    synced is the number of records that the guest knows to be on its disk, if it writes any.
+    synced is the number of records that the guest knows to be on its disk, if it writes any; guest_wall the time of day that
+    it believes in, if it tells.
     """
 
     arrived: float
@@ -43,6 +45,7 @@ class Tick:
     turn: int
     scraps: int = 0
     synced: int | None = None
+    guest_wall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def parse(lines: Iterable[str]) -> list[Tick]:
                     turn=int(tick["turn"]),
                     scraps=scraps,
                     synced=None if tick["synced"] is None else int(tick["synced"]),
+                    guest_wall=None if tick["real"] is None else float(tick["real"]),
                 )
             )
             scraps = 0

@@ -11,7 +11,19 @@ from collections.abc import Iterator
 
 import pytest
 from kvmlab.controller import GUESTS, Controller
-from kvmlab.domains import DISK, DOMAINS, PLAIN, TPM, Connection, define_domains, records, shut_down, start_domains
+from kvmlab.domains import (
+    DISK,
+    DOMAINS,
+    PLAIN,
+    TPM,
+    Connection,
+    clock_lag,
+    define_domains,
+    records,
+    shut_down,
+    start_domains,
+    wait_for_clock,
+)
 from kvmlab.host import Host
 from kvmlab.keys import keys
 from kvmlab.lab import Lab
@@ -130,6 +142,8 @@ def moves_under_its_domains(controller: Controller, host: Host, beside: Host) ->
     connection.close()
     assert seen.held and seen.count > echoes, seen.reason
     assert managed(host) == before
+    wait_for_clock(host, PLAIN)  # its holder's unit ends after that
+    assert abs(clock_lag(host, PLAIN)) < 5  # its clocks stood still for the whole blackout, 10 s and more
     assert not left_behind(host)
     assert not leaves_out_ram(host)
     for domain in DOMAINS:

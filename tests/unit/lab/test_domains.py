@@ -37,6 +37,8 @@ def test_a_domain_has_what_it_is_to_have(domain: Domain) -> None:
     assert (xml.find("devices/disk") is not None) == domain.disk
     assert (xml.find("devices/interface") is not None) == domain.network
     assert (xml.find("devices/tpm") is not None) == domain.tpm
+    assert (xml.find("devices/channel/target[@name='org.qemu.guest_agent.0']") is not None) == domain.agent
+    assert ("agent=org.qemu.guest_agent.0" in (xml.findtext("os/cmdline") or "").split()) == domain.agent
 
 
 def test_a_domain_is_not_prepared_for_live_updates() -> None:

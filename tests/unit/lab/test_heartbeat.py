@@ -40,6 +40,14 @@ def test_a_tick_is_read_with_the_times_of_its_arrival() -> None:
     assert tick == Tick(100.5, 1.7e9 + 100.5, 17, 13.5, BOOT, SUM, 2)
 
 
+def test_a_tick_says_what_time_the_guest_believes_it_is() -> None:
+    before, boot, after = line(17, 100.5).partition(" boot=")
+    (tick,) = parse([f"{before} real=1700000090.012345{boot}{after} disk=342"])
+    assert tick.guest_wall == 1700000090.012345
+    assert tick.synced == 342
+    assert parse([f"{before} real=17000000{boot}{after}"]) == []
+
+
 def test_a_tick_says_what_is_on_the_guests_disk() -> None:
     (tick,) = parse([line(17, 100.5) + " disk=342"])
     assert tick.synced == 342

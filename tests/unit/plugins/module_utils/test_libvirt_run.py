@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_run, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -73,3 +73,11 @@ def test_the_wait_has_a_limit(domain, monkeypatch):
     monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
     with pytest.raises(LiveUpdateError, match="it is paused; its autostart did not end"):
         _libvirt_run._start("app")
+
+
+@pytest.mark.parametrize("outcome", [{"clock": "synchronised", "thawed": True}, {"clock": "failed: it hangs", "thawed": False}])
+def test_the_journal_tells_what_became_of_the_clock(tmp_path, monkeypatch, outcome):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_libvirt_agent, "correct_clock", lambda name: outcome)
+    _libvirt_run._correct_clock("app", {"state": "restored", "guest": "app"})
+    assert _paths.read_json(str(tmp_path / "app.json")) == {"state": "restored", "guest": "app", **outcome}
