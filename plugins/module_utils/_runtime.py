@@ -91,6 +91,11 @@ ExecStopPost={COMMAND} recover
 Nice=-10
 """
 
+# While the host boots (systemd.resource-control(5)).
+_AHEAD = """StartupCPUWeight=10000
+StartupIOWeight=10000
+"""
+
 _HOLD_SERVICE = f"""[Unit]
 Description=Memory of guest %I, held for a live update
 DefaultDependencies=no
@@ -106,7 +111,17 @@ ExecStart={COMMAND} hold %I
 TimeoutStartSec={_holding.HOLD_LIMIT_S}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
-"""
+{_AHEAD}"""
+
+# What brings domains back, from the security module to their QEMUs, goes ahead of the rest of the boot as well.
+_AHEAD_DROPIN = {
+    unit: f"[{section}]\n{_AHEAD}"
+    for section, units in {
+        "Service": ("apparmor.service", "libvirtd.service", "virtlogd.service", "virtqemud.service"),
+        "Slice": ("machine.slice",),
+    }.items()
+    for unit in units
+}
 
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
 RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
@@ -162,9 +177,7 @@ IgnoreOnIsolate=yes
 NotifyAccess=all
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
-StartupCPUWeight=10000
-StartupIOWeight=10000
-"""
+{_AHEAD}"""
 
 
 def _source(module: object) -> str:
@@ -193,6 +206,8 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
+        for unit, content in _AHEAD_DROPIN.items():
+            wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (content, 0o644)
         if ram_size:
             options = _RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
             wanted[f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"] = (f"[Mount]\nOptions={options}\n", 0o644)
