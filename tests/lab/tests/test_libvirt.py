@@ -82,18 +82,39 @@ def leaves_out_ram(host: Host) -> list[str]:
     return [domain.name for domain in DOMAINS if host.ssh(look.format(domain.name)).returncode]
 
 
-def test_a_domain_on_anonymous_memory_is_refused_and_prepared(controller: Controller, host: Host) -> None:
-    changes = f"s,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,{PLAIN.tty},/dev/null,; s,/plain.console,/other.console,"
-    other = host.ssh(f"sed '{changes}' /var/lib/lab-guest/{PLAIN.name}.xml")
-    started = host.ssh("cat > /root/other.xml && virsh define /root/other.xml && virsh start other", stdin=other.stdout)
+# What a domain may have that keeps it from being preserved, or does not come over as it was.
+FAULTS = (
+    "<filesystem type='mount'><source dir='/srv'/><target dir='srv'/></filesystem>"
+    "<sound model='virtio'/>"
+    "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='unsafe'/>"
+    "<source file='/var/lib/libvirt/images/other.raw'/><target dev='vdb' bus='virtio'/></disk>"
+)
+
+
+def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(controller: Controller, host: Host) -> None:
+    changes = (
+        f"s,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,{PLAIN.tty},/dev/null,; s,/plain.console,/other.console,;"
+        f"s,<memory ,<genid/>&,; s#</devices>#{FAULTS}&#"
+    )
+    other = host.ssh(f'sed "{changes}" /var/lib/lab-guest/{PLAIN.name}.xml')
+    define = (
+        "cat > /root/other.xml && truncate -s 16M /var/lib/libvirt/images/other.raw && virsh define /root/other.xml && virsh start other"
+    )
+    started = host.ssh(define, stdin=other.stdout)
     try:
         assert started.returncode == 0, started.stderr
+        guests = {guest["name"]: guest for guest in controller.ask(host.name, "hypervisor_info")["guests"]}
         refused = controller.ask(host.name, "guest", name="other", state="preserved")
         predicted = controller.ask(host.name, "domain_memory", "--check", name="other")
         prepared = controller.ask(host.name, "domain_memory", name="other")
         again = controller.ask(host.name, "domain_memory", name="other")
     finally:
         host.ssh("virsh destroy other; virsh undefine other")
+    reasons = {reason["code"]: reason["message"] for reason in guests["other"]["reasons"]}
+    assert set(reasons) == {"ram-anonymous", "filesystem", "cache-unsafe", "qemu-blocker"}
+    assert "virtio-sound" in reasons["qemu-blocker"] and "vdb" in reasons["cache-unsafe"] and "srv" in reasons["filesystem"]
+    assert {warning["code"] for warning in guests["other"]["warnings"]} == {"genid", "cpu-host"}
+    assert not guests[PLAIN.name]["reasons"]
     assert refused["failed"] and "anonymous memory" in refused["msg"] and "<source type='file'/>" in refused["msg"]
     for seen in (predicted, prepared):
         assert seen["changed"] and seen["restart_needed"]
