@@ -48,6 +48,10 @@ def hold(record: dict) -> dict:
     Any failure closes the session, and with that gives up what was preserved: the guest is as before.
     """
     name, unit = record["name"], holder(record)
+    if _guests.journal(name).get("state") == "saved":
+        raise LiveUpdateError(
+            f"guest {name}: the last update has not brought it back yet; wait for that, or see 'journalctl -b -u {record['unit']}'"
+        )
     if _paths.read_json(_guests.run_path(name, "held")) or FDNAME in _systemd.fdstore(unit):
         release(record)
     if unit != resident_unit(name):

@@ -44,6 +44,15 @@ def test_a_memory_file_that_was_exchanged_ends_the_hold(monkeypatch):
     assert _holding.held({**RECORD, "ram": [{"fd": 999999, "size": 4096}]}) == {}
 
 
+def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypatch):
+    """A new hold would end the process that does that."""
+    monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_holding._paths, "GUESTS_STATE", str(tmp_path))
+    (tmp_path / "web 1.json").write_text('{"state": "saved"}')
+    with pytest.raises(LiveUpdateError, match=r"guest web 1: the last update has not brought it back yet.*web\.service"):
+        _holding.hold(RECORD)
+
+
 def test_the_note_comes_back():
     fd = _holding._note({"hold": "h", "sizes": [1]})
     try:
