@@ -108,6 +108,8 @@ SurviveFinalKillSignal=yes
 [Service]
 Type=notify
 ExecStart={COMMAND} hold %I
+# Not one of its own, in which the weights below would count for little.
+Slice=system.slice
 TimeoutStartSec={_holding.HOLD_LIMIT_S}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
