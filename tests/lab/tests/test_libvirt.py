@@ -30,6 +30,9 @@ from kvmlab.lab import Lab
 from kvmlab.night import boot_of, final_verdict, update, wait_alive, wait_until
 from kvmlab.report import all_survived
 
+# How much the domains of a host may have together.
+RAM_MIB = 1500
+
 
 @pytest.fixture(scope="module", name="hosts")
 def hosts_with_domains(lab: Lab, controller: Controller) -> Iterator[list[Host]]:
@@ -39,7 +42,9 @@ def hosts_with_domains(lab: Lab, controller: Controller) -> Iterator[list[Host]]
     for host in hosts:
         host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
     define_domains(controller, hosts)
-    prepared = controller.play("kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names)
+    prepared = controller.play(
+        "kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names, hypervisor_setup_ram_size=f"{RAM_MIB}m"
+    )
     if prepared.code:
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
     for host in hosts:
@@ -80,6 +85,11 @@ def leaves_out_ram(host: Host) -> list[str]:
     """The domains whose QEMU would leave out its RAM when it is saved or migrated."""
     look = "virsh qemu-monitor-command {} --hmp 'info migrate_capabilities' | grep 'x-ignore-shared: off'"
     return [domain.name for domain in DOMAINS if host.ssh(look.format(domain.name)).returncode]
+
+
+def test_the_domains_have_the_room_that_was_asked_for(hosts: list[Host]) -> None:
+    for host in hosts:
+        assert host.ssh("df --output=size,fstype -m /run/kvm-liveupdate-ram").stdout.split()[-2:] == [str(RAM_MIB), "tmpfs"]
 
 
 # What a domain may have that keeps it from being preserved, or does not come over as it was.
