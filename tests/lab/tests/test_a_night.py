@@ -204,7 +204,7 @@ def test_a_guest_on_huge_pages_runs_but_is_not_preserved(controller: Controller,
 
 def test_a_guest_whose_qemu_was_upgraded_is_refused(controller: Controller, hv1: Host) -> None:
     """The package manager has put another file in the place of the one that runs."""
-    hv1.ssh("cd /usr/bin; mv qemu-system-x86_64 runs; cp runs qemu-system-x86_64")
+    hv1.ssh("cd /usr/bin; ln qemu-system-x86_64 runs; cp runs new; mv new qemu-system-x86_64")
     try:
         result = controller.ask("hv1", "guest", name="web", state="preserved")
     finally:
