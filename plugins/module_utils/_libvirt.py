@@ -39,7 +39,7 @@ KEPT = (
 SAVE_LIMIT_S = 120.0
 START_LIMIT_S = 300.0
 _PIDS = "/run/libvirt/qemu"
-_SAVED = "/var/lib/libvirt/qemu/save"
+SAVED = "/var/lib/libvirt/qemu/save"
 
 
 def virsh(*words: str, limit: float = 60.0) -> str:
@@ -228,7 +228,7 @@ def status(record: dict) -> str:
 
 def save(record: dict, path: str) -> dict:
     """Save the domain without its RAM, as a managed save. ``path`` says so first: libvirt's hook then wants the RAM at its next start."""
-    name, image = record["name"], os.path.join(_SAVED, f"{record['name']}.save")
+    name, image = record["name"], os.path.join(SAVED, f"{record['name']}.save")
     hold = _paths.read_json(_guests.run_path(name, "held"))["hold"]
     try:
         places = [os.path.split(backend["path"]) for backend in record["backends"]]

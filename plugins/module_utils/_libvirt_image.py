@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A libvirt save image without RAM, turned into one that an ordinary ``virsh start`` loads. Pure. PRIVATE to the collection.
+"""Libvirt's save images: one without RAM, turned into one that an ordinary ``virsh start`` loads; one with another definition in it.
+Pure. PRIVATE to the collection.
 
 QEMU saved with x-ignore-shared wants the same capability on the loading side, and libvirt does not set it. What differs in the
 stream is little: the capability's name in the configuration section, and the address behind each RAM block in the set-up of the
@@ -17,10 +18,15 @@ import struct
 
 from ._errors import LiveUpdateError
 
-__all__ = ("strip",)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t
+
+__all__ = ("HEADER", "stream_start", "strip", "with_xml")
 
 _LIBVIRT = b"LibvirtQemudSave"
-_LIBVIRT_HEADER = 92
+HEADER = 92
+_COOKIE_OFFSET = 32  # cookieOffset in struct _virQEMUSaveHeader
 _QEMU = b"QEVM"
 _CAPABILITY = b"x-ignore-shared"
 _SECTION_START, _SECTION_FULL, _SUBSECTION, _CONFIGURATION, _COMMAND = 1, 4, 5, 7, 8
@@ -57,7 +63,7 @@ class _Reader:
 
 def strip(image: bytes) -> bytes:
     """The image without its traces of x-ignore-shared. Raises for anything that is not as expected: nothing is guessed."""
-    stream = _Reader(image, _stream_start(image))
+    stream = _Reader(image, stream_start(image))
     if stream.take(4) != _QEMU:
         raise stream.unknown("no QEMU stream, perhaps a compressed one (save_image_format in qemu.conf)")
     stream.take(4)
@@ -95,14 +101,28 @@ def strip(image: bytes) -> bytes:
     return bytes(out + image[stream.at :])
 
 
-def _stream_start(image: bytes) -> int:
+def with_xml(head: bytes, change: t.Callable[[str], str]) -> bytes:
+    """What stands before QEMU's stream (header, XML, cookie, room for more) with the XML changed; of the same length."""
+    room = stream_start(head) - HEADER
+    (cookie_at,) = struct.unpack_from("=I", head, _COOKIE_OFFSET)
+    xml, cookie = (head[HEADER + at :].partition(b"\0")[0] for at in (0, cookie_at))
+    new = change(xml.decode()).encode() + b"\0"
+    data = new + (cookie + b"\0" if cookie_at else b"")
+    if len(data) > room:
+        raise LiveUpdateError(f"save image: the definition and what belongs to it need {len(data)} bytes, there are {room}")
+    header = bytearray(head[:HEADER])
+    struct.pack_into("=I", header, _COOKIE_OFFSET, len(new) if cookie_at else 0)
+    return bytes(header) + data + b"\0" * (room - len(data))
+
+
+def stream_start(image: bytes) -> int:
     """Where QEMU's stream begins behind libvirt's header, XML and cookie."""
-    if image[:16] != _LIBVIRT or len(image) < _LIBVIRT_HEADER:
+    if image[:16] != _LIBVIRT or len(image) < HEADER:
         raise LiveUpdateError(f"save image: it begins with {image[:16]!r}, not with {_LIBVIRT!r}; is it complete?")
     version, length = struct.unpack_from("<II", image, 16)
     if version != 2:
         raise LiveUpdateError(f"save image: version {version}; this version knows 2")
-    return _LIBVIRT_HEADER + int(length)
+    return HEADER + int(length)
 
 
 def _subsection(stream: _Reader) -> bytes:

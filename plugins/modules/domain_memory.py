@@ -13,7 +13,7 @@ description:
   - Changes the definition of a domain so that its RAM is a shared file, C(<source type='file'/>) and C(<access mode='shared'/>) in
     C(<memoryBacking>). Nothing else in the definition changes.
   - A domain that runs has the RAM that it was started with, until it is shut down and started again once. RV(restart_needed) says so;
-    this module never restarts a domain.
+    this module never restarts a guest. With O(adopt) it moves a running domain onto its new RAM without that.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment:
   - kvm.liveupdate._attributes
@@ -22,6 +22,14 @@ options:
     description: The domain's name, as C(virsh list --all) shows it.
     type: str
     required: true
+  adopt:
+    description:
+      - Whether a domain that runs on other RAM is saved to disk with all of its RAM (C(virsh managedsave)) and started again from that.
+      - The guest goes on where it was. It is paused for as long as its RAM is written and read, and that much room is needed below
+        C(/var/lib/libvirt/qemu/save). Afterwards its clock is corrected through its guest agent, where it has one.
+      - When the domain cannot be started on its new RAM it is started again on its old one, and the task fails.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -38,6 +46,11 @@ EXAMPLES = r"""
   kvm.liveupdate.domain_memory:
     name: web1
   register: web1
+
+- name: Prepare a domain that runs, without a restart of the guest
+  kvm.liveupdate.domain_memory:
+    name: db1
+    adopt: true
 
 - name: Tell that it has to be restarted
   ansible.builtin.debug:
@@ -59,7 +72,7 @@ msg:
 import os
 import tempfile
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_reasons, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_xml import with_shared_file
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -85,14 +98,25 @@ def manage(module) -> dict:
     running = {record["name"]: record for record in _libvirt.known()}
     restart = name in running and bool(_libvirt_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"
-    if restart:
+    adopted = restart and module.params["adopt"]
+    if adopted and not module.check_mode:
+        with _update.Lock():
+            _libvirt_adopt.adopt(running[name])
+    if adopted:
+        msg += "; it was saved and goes on with it"
+    elif restart:
         msg += " from its next start on; shut it down and start it once, a reboot inside the guest is not enough"
-    return {"changed": wanted != shown, "restart_needed": restart, "msg": msg, "diff": {"before": shown, "after": wanted}}
+    return {
+        "changed": adopted or wanted != shown,
+        "restart_needed": restart and not adopted,
+        "msg": msg,
+        "diff": {"before": shown, "after": wanted},
+    }
 
 
 def main():
     """Spec and run."""
-    run_module(manage, argument_spec={"name": {"type": "str", "required": True}})
+    run_module(manage, argument_spec={"name": {"type": "str", "required": True}, "adopt": {"type": "bool", "default": False}})
 
 
 if __name__ == "__main__":

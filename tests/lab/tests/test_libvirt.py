@@ -92,6 +92,27 @@ def test_the_domains_have_the_room_that_was_asked_for(hosts: list[Host]) -> None
         assert host.ssh("df --output=size,fstype -m /run/kvm-liveupdate-ram").stdout.split()[-2:] == [str(RAM_MIB), "tmpfs"]
 
 
+def test_a_running_domain_is_moved_onto_memory_that_can_be_preserved(controller: Controller, host: Host) -> None:
+    """It was started on anonymous memory, as domains usually are, and is not restarted for it."""
+    anonymous = f"virsh dumpxml --inactive {PLAIN.name} | sed '/<memoryBacking>/,/memoryBacking>$/d' > /root/anonymous.xml"
+    started = host.ssh(f"virsh destroy {PLAIN.name}; {anonymous}; virsh define /root/anonymous.xml && virsh start {PLAIN.name}")
+    assert started.returncode == 0, started.stderr
+    time.sleep(5)  # what was still on its way is not a sign of life
+    wait_alive(host, PLAIN)
+    since = time.monotonic()
+    without = controller.ask(host.name, "domain_memory", "--check", name=PLAIN.name)
+    predicted = controller.ask(host.name, "domain_memory", "--check", name=PLAIN.name, adopt=True)
+    adopted = controller.ask(host.name, "domain_memory", name=PLAIN.name, adopt=True)
+    again = controller.ask(host.name, "domain_memory", name=PLAIN.name, adopt=True)
+    assert without["restart_needed"]
+    for seen in (predicted, adopted):
+        assert seen["changed"] and not seen["restart_needed"], seen
+    assert not again["changed"] and not again["restart_needed"]
+    verdict = final_verdict(host, PLAIN, since)
+    assert verdict.survived, verdict.reason
+    assert not left_behind(host)
+
+
 # What a domain may have that keeps it from being preserved, or does not come over as it was.
 FAULTS = (
     "<filesystem type='mount'><source dir='/srv'/><target dir='srv'/></filesystem>"

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_image import strip
+from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_image import HEADER, stream_start, strip, with_xml
 
 BLOCKS = ((b"pc.ram", 128 << 20, 0), (b"vga.vram", 16 << 20, 0xFD000000))
 DEVICES = b"\x7e\x00\x00\x00\x02" + bytes(range(256))
@@ -83,3 +83,28 @@ def test_damage_is_refused_or_harmless_but_never_a_traceback():
             strip(bytes(data))
         except LiveUpdateError:
             continue
+
+
+def head(xml: bytes, cookie: bytes = b"", room: int = 64) -> bytes:
+    data = xml + b"\0" + (cookie + b"\0" if cookie else b"") + b"\0" * room
+    offset = len(xml) + 1 if cookie else 0
+    return struct.pack("=16sIIIII14I", b"LibvirtQemudSave", 2, len(data), 1, 0, offset, *[0] * 14) + data
+
+
+@pytest.mark.parametrize("cookie", [b"", b"<cookie>c</cookie>"])
+def test_another_definition_takes_of_the_room_behind_it(cookie):
+    before = head(b"<domain/>", cookie)
+    after = with_xml(before, lambda xml: xml.replace("/>", ">longer</domain>"))
+    assert len(after) == len(before) and stream_start(after) == stream_start(before)
+    offset = struct.unpack_from("=I", after, 32)[0]
+    assert after[HEADER:].startswith(b"<domain>longer</domain>\0" + cookie)
+    assert bool(offset) == bool(cookie)
+    if cookie:
+        assert after[HEADER + offset :].startswith(cookie + b"\0")
+    assert after[16:32] == before[16:32]  # version, length, was running, format
+    assert with_xml(after, lambda xml: "<domain/>") == before
+
+
+def test_a_definition_that_does_not_fit_is_refused():
+    with pytest.raises(LiveUpdateError, match="need 201 bytes, there are 74"):
+        with_xml(head(b"<domain/>"), lambda xml: "x" * 200)

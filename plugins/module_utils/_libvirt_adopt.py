@@ -1,0 +1,90 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bringing a running domain onto RAM that can be preserved, without a restart of the guest. PRIVATE to the collection.
+
+It is saved as ever, with all of its RAM, and started again from that. Libvirt keeps the definition in front of the state and leaves room
+there for another one (``virsh managedsave-edit``), but does not let the source of the memory be changed that way. QEMU does not mind:
+what is loaded goes into whatever RAM there is. So the definition is changed in the file.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _libvirt, _libvirt_agent, _libvirt_image, _runtime
+from ._errors import LiveUpdateError
+from ._libvirt_xml import with_shared_file
+
+__all__ = ("adopt", "obstacles")
+
+# Of a slow disk. The guest is paused for as long as its RAM is written and read.
+SLOWEST_MIB_S = 20
+LEAST_LIMIT_S = 300.0
+# What is in a saved state beside the RAM, with room to spare.
+BESIDE_BYTES = 256 << 20
+
+
+def adopt(record: dict) -> dict:
+    """Save the domain and start it on RAM in a shared file; returns what became of its clock (:mod:`_libvirt_agent`).
+
+    Whatever fails, the domain is started again as it was.
+    """
+    name = record["name"]
+    size = sum(backend["size"] for backend in record["backends"])
+    problems = obstacles(_libvirt.inspect(record), size, _free(_libvirt.SAVED), _free(_runtime.RAM_DIRECTORY))
+    if problems:
+        raise LiveUpdateError(f"domain {name} is left as it runs: {'; '.join(problems)}")
+    limit = LEAST_LIMIT_S + (size >> 20) / SLOWEST_MIB_S
+    was_running = _libvirt.status(record) == "running"
+    start = ("start", name, *(() if was_running else ("--paused",)))
+    _libvirt.virsh("managedsave", name, limit=limit)
+    image, before = os.path.join(_libvirt.SAVED, f"{name}.save"), b""
+    try:
+        before = _read_head(image)
+        _write_head(image, _libvirt_image.with_xml(before, with_shared_file))
+        _libvirt.virsh(*start, limit=limit)
+    except (LiveUpdateError, OSError) as err:
+        if before:
+            _write_head(image, before)
+        try:
+            _libvirt.virsh(*start, limit=limit)
+        except LiveUpdateError as worse:
+            raise LiveUpdateError(f"domain {name}: {err}. It is saved, and 'virsh start {name}' goes on with it: {worse}") from err
+        raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
+    return _libvirt_agent.correct_clock(name) if was_running else {}
+
+
+def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> list[str]:
+    """What keeps a domain's RAM of ``size`` bytes from being saved where ``on_disk`` is free, and loaded where ``in_memory`` is. Pure.
+
+    Reasons against the memory that it has are what is to be mended.
+    """
+    found = [f"{reason['message']} - {reason['remedy']}" for reason in reasons if not reason["code"].startswith("ram-")]
+    needed = size + BESIDE_BYTES
+    for what, wanted, free, path in (("saving it", needed, on_disk, _libvirt.SAVED), ("its RAM", size, in_memory, _runtime.RAM_DIRECTORY)):
+        if free < wanted:
+            found.append(f"{what} needs {wanted >> 20} MiB below {path}, which has {free >> 20} - make room there")
+    return found
+
+
+def _free(path: str) -> int:
+    try:
+        seen = os.statvfs(path)
+    except FileNotFoundError:
+        return 0
+    return seen.f_bavail * seen.f_frsize
+
+
+def _read_head(image: str) -> bytes:
+    with open(image, "rb") as file:
+        header = file.read(_libvirt_image.HEADER)
+        return header + file.read(_libvirt_image.stream_start(header) - len(header))
+
+
+def _write_head(image: str, head: bytes) -> None:
+    with open(image, "r+b") as file:
+        file.write(head)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,103 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_agent
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_reasons import reason
+
+XML = "<domain>\n  <name>app</name>\n  <memory unit='KiB'>1024</memory>\n</domain>\n"
+RECORD = {"name": "app", "backends": [{"id": "pc.ram", "size": 1 << 20}]}
+GIB = 1 << 30
+STREAM = b"QEVM" + bytes(range(256))
+
+
+class Host:
+    """A libvirt that saves and starts one domain; what the image was at each start is kept."""
+
+    def __init__(self, folder):
+        self.image, self.calls, self.started, self.faults = folder / "app.save", [], [], 0
+
+    def virsh(self, *words, **_limit):
+        self.calls.append(words)
+        if words[0] == "managedsave":
+            data = XML.encode() + b"\0<cookie/>\0" + b"\0" * 1024
+            self.image.write_bytes(
+                struct.pack("=16sIIIII14I", b"LibvirtQemudSave", 2, len(data), 1, 0, len(XML) + 1, *[0] * 14) + data + STREAM
+            )
+        if words[0] == "start":
+            self.started.append(self.image.read_bytes())
+            if self.faults:
+                self.faults -= 1
+                raise LiveUpdateError("no room")
+        return ""
+
+
+@pytest.fixture(name="host")
+def a_host(tmp_path, monkeypatch):
+    host = Host(tmp_path)
+    monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path))
+    monkeypatch.setattr(_libvirt, "virsh", host.virsh)
+    monkeypatch.setattr(_libvirt, "status", lambda record: "running")
+    monkeypatch.setattr(_libvirt, "inspect", lambda record: [reason("ram-anonymous", "anonymous", "mend it")])
+    monkeypatch.setattr(_libvirt_adopt, "_free", lambda path: GIB)
+    monkeypatch.setattr(_libvirt_agent, "correct_clock", lambda name: {"clock": "synchronised"})
+    return host
+
+
+def test_a_domain_goes_on_from_its_save_on_another_memory(host):
+    assert _libvirt_adopt.adopt(RECORD) == {"clock": "synchronised"}
+    assert [words[0] for words in host.calls] == ["managedsave", "start"]
+    (image,) = host.started
+    assert b'<source type="file"/>' in image or b"<source type='file'/>" in image
+    assert image.endswith(STREAM)
+
+
+def test_a_paused_domain_stays_paused_and_its_clock_alone(host, monkeypatch):
+    monkeypatch.setattr(_libvirt, "status", lambda record: "paused")
+    assert _libvirt_adopt.adopt(RECORD) == {}
+    assert host.calls[-1] == ("start", "app", "--paused")
+
+
+def test_what_cannot_be_started_goes_on_as_it_was(host):
+    host.faults = 1
+    with pytest.raises(LiveUpdateError, match="app runs on as it did: no room"):
+        _libvirt_adopt.adopt(RECORD)
+    changed, as_it_was = host.started
+    assert changed != as_it_was and XML.encode() in as_it_was and as_it_was.endswith(STREAM)
+
+
+def test_what_does_not_start_at_all_stays_saved_and_the_operator_knows(host):
+    host.faults = 2
+    with pytest.raises(LiveUpdateError, match="It is saved, and 'virsh start app' goes on with it"):
+        _libvirt_adopt.adopt(RECORD)
+    assert XML.encode() in host.image.read_bytes()
+
+
+def test_an_image_of_another_kind_is_started_as_it_is(host, monkeypatch):
+    monkeypatch.setattr(_libvirt_adopt, "_read_head", lambda image: (_ for _ in ()).throw(LiveUpdateError("version 3")))
+    with pytest.raises(LiveUpdateError, match="runs on as it did: version 3"):
+        _libvirt_adopt.adopt(RECORD)
+    assert len(host.started) == 1
+
+
+def test_nothing_is_saved_that_could_not_be_brought_back(host, monkeypatch):
+    monkeypatch.setattr(_libvirt, "inspect", lambda record: [reason("hostdev", "a device", "detach it")])
+    with pytest.raises(LiveUpdateError, match="left as it runs: a device - detach it"):
+        _libvirt_adopt.adopt(RECORD)
+    assert not host.calls
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "in_memory", "says"),
+    [(GIB, GIB, []), (100 << 20, GIB, ["saving it needs 768 MiB"]), (GIB, 100 << 20, ["its RAM needs 512 MiB"])],
+)
+def test_there_has_to_be_room(on_disk, in_memory, says):
+    found = _libvirt_adopt.obstacles([], 512 << 20, on_disk, in_memory)
+    assert len(found) == len(says)
+    assert all(text in sentence and "which has 100" in sentence for text, sentence in zip(says, found, strict=True))
