@@ -239,7 +239,7 @@ def save(record: dict, path: str) -> dict:
                 "hold": hold,
                 "directory": os.path.dirname(places[0][0]),
                 "files": [file for _directory, file in places],
-                "confined": bool(_confinement(record["pid"])),
+                "confined": _libvirt_reasons.is_apparmors(_confinement(record["pid"])),
                 "uid": record["uid"],
                 "gid": record["gid"],
             },

@@ -20,6 +20,7 @@ __all__ = (
     "APPARMOR_RULE",
     "confinement_reasons",
     "definition_reasons",
+    "is_apparmors",
     "job_reasons",
     "memory_reasons",
     "reason",
@@ -137,11 +138,16 @@ def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
     return []
 
 
+def is_apparmors(label: str) -> bool:
+    """Whether a process with this label (proc(5), attr/current) runs in the profile that libvirt made for its domain."""
+    return label.startswith("libvirt-")
+
+
 def confinement_reasons(label: str, ruled: bool) -> list[dict]:
     """Whether a security module would keep a domain's new QEMU from its memory in another process; ``ruled``: not AppArmor."""
     if not label or label.startswith("unconfined") or ":unconfined_t:" in label:
         return []
-    if not label.startswith("libvirt-"):
+    if not is_apparmors(label):
         message = f"its QEMU is confined by SELinux ({label}): after the jump it would not be let at its memory"
         remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain'
         return [reason("confined", message, remedy)]

@@ -258,6 +258,11 @@ def test_reasons_of_the_memory(backends, found, codes):
     assert [reason["code"] for reason in _libvirt_reasons.memory_reasons(backends, found)] == codes
 
 
+@pytest.mark.parametrize(("label", "is_its"), [("libvirt-6c6ef1d4 (enforce)", True), ("unconfined", False), ("", False)])
+def test_the_label_tells_whether_apparmor_confines(label, is_its):
+    assert _libvirt_reasons.is_apparmors(label) is is_its
+
+
 @pytest.mark.parametrize(
     ("label", "ruled", "remedies"),
     [

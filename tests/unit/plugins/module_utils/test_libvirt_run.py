@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tempfile
+
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -81,3 +85,58 @@ def test_the_journal_tells_what_became_of_the_clock(tmp_path, monkeypatch, outco
     monkeypatch.setattr(_libvirt_agent, "correct_clock", lambda name: outcome)
     _libvirt_run._correct_clock("app", {"state": "restored", "guest": "app"})
     assert _paths.read_json(str(tmp_path / "app.json")) == {"state": "restored", "guest": "app", **outcome}
+
+
+@pytest.fixture(name="offered")
+def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
+    """A hook's call for a domain that is saved; its memory is in this process."""
+    directory = tmp_path / "ram" / "7-app"
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("<domain id='7'/>"))
+
+    def call(fd, confined, hold="h"):
+        os.pwrite(fd, b"memory", 0)
+        state = {"directory": str(tmp_path / "ram"), "files": ["pc.ram"], "uid": os.getuid(), "gid": os.getgid()}
+        _paths.write_json(str(tmp_path / "app.state"), {**state, "hold": "h", "confined": confined})
+        pid = os.getpid()
+        _paths.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": _processes.start_time(pid), "hold": hold, "fds": [fd]})
+        _libvirt_run.hook("app", "start")
+        return directory / "pc.ram"
+
+    return call
+
+
+@pytest.fixture(name="unnamed")
+def file_without_a_name(tmp_path):
+    """On the file system of the RAM directory, as before a jump."""
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        yield file.fileno()
+
+
+@pytest.fixture(name="memfd")
+def memory_that_came_over():
+    fd = os.memfd_create("ram")
+    yield fd
+    os.close(fd)
+
+
+def test_qemu_finds_a_link_to_its_memory(offered, unnamed):
+    path = offered(unnamed, confined=False)
+    assert path.is_symlink() and path.read_bytes() == b"memory"
+
+
+def test_a_confined_qemu_gets_a_copy_of_what_has_a_path_no_more(offered, unnamed):
+    path = offered(unnamed, confined=True)
+    assert not path.is_symlink() and path.read_bytes() == b"memory"
+
+
+def test_what_came_over_is_linked_for_a_confined_qemu_too(offered, memfd):
+    path = offered(memfd, confined=True)
+    assert path.is_symlink() and path.read_bytes() == b"memory"
+
+
+def test_the_memory_of_another_hold_is_refused(offered, memfd):
+    with pytest.raises(LiveUpdateError, match="memory that is not here"):
+        offered(memfd, confined=False, hold="another")
