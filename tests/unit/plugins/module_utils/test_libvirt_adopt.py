@@ -80,7 +80,10 @@ def test_what_does_not_start_at_all_stays_saved_and_the_operator_knows(host):
 
 
 def test_an_image_of_another_kind_is_started_as_it_is(host, monkeypatch):
-    monkeypatch.setattr(_libvirt_adopt, "_read_head", lambda image: (_ for _ in ()).throw(LiveUpdateError("version 3")))
+    def read(image):
+        raise LiveUpdateError("version 3")
+
+    monkeypatch.setattr(_libvirt_adopt, "_read_head", read)
     with pytest.raises(LiveUpdateError, match="runs on as it did: version 3"):
         _libvirt_adopt.adopt(RECORD)
     assert len(host.started) == 1
