@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from . import _libvirt, _libvirt_agent, _libvirt_image, _runtime
+from . import _libvirt, _libvirt_agent, _libvirt_image, _paths, _runtime
 from ._errors import LiveUpdateError
 from ._libvirt_xml import with_shared_file
 
@@ -43,6 +43,8 @@ def adopt(record: dict) -> dict:
     image, before = os.path.join(_libvirt.SAVED, f"{name}.save"), b""
     try:
         before = _read_head(image)
+        _paths.remove(f"{image}.head")
+        _write_head(f"{image}.head", before)  # should the power fail while the image is written to
         _write_head(image, _libvirt_image.with_xml(before, with_shared_file))
         _libvirt.virsh(*start, limit=limit)
     except (LiveUpdateError, OSError) as err:
@@ -53,6 +55,8 @@ def adopt(record: dict) -> dict:
         except LiveUpdateError as worse:
             raise LiveUpdateError(f"domain {name}: {err}. It is saved, and 'virsh start {name}' goes on with it: {worse}") from err
         raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
+    finally:
+        _paths.remove(f"{image}.head")
     return _libvirt_agent.correct_clock(name) if was_running else {}
 
 
@@ -84,7 +88,9 @@ def _read_head(image: str) -> bytes:
 
 
 def _write_head(image: str, head: bytes) -> None:
-    with open(image, "r+b") as file:
+    """Over the beginning of a file, or into a new one that only root reads: a definition may have passwords in it."""
+    with open(os.open(image, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(head)
         file.flush()
         os.fsync(file.fileno())
+    _paths.sync_directory(image)

@@ -21,7 +21,8 @@ class Host:
     """A libvirt that saves and starts one domain; what the image was at each start is kept."""
 
     def __init__(self, folder):
-        self.image, self.calls, self.started, self.faults = folder / "app.save", [], [], 0
+        self.image, self.head, self.kept = folder / "app.save", folder / "app.save.head", b""
+        self.calls, self.started, self.faults = [], [], 0
 
     def virsh(self, *words, **_limit):
         self.calls.append(words)
@@ -32,6 +33,7 @@ class Host:
             )
         if words[0] == "start":
             self.started.append(self.image.read_bytes())
+            self.kept = self.head.exists() and self.head.stat().st_mode & 0o777 == 0o600 and self.head.read_bytes()
             if self.faults:
                 self.faults -= 1
                 raise LiveUpdateError("no room")
@@ -51,11 +53,13 @@ def a_host(tmp_path, monkeypatch):
 
 
 def test_a_domain_goes_on_from_its_save_on_another_memory(host):
+    host.head.write_bytes(b"of an earlier night, and longer" * 1000)
     assert _libvirt_adopt.adopt(RECORD) == {"clock": "synchronised"}
     assert [words[0] for words in host.calls] == ["managedsave", "start"]
     (image,) = host.started
     assert b'<source type="file"/>' in image or b"<source type='file'/>" in image
     assert image.endswith(STREAM)
+    assert XML.encode() in host.kept and b"earlier" not in host.kept and not host.head.exists()
 
 
 def test_a_paused_domain_stays_paused_and_its_clock_alone(host, monkeypatch):
