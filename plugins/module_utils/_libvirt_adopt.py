@@ -39,24 +39,30 @@ def adopt(record: dict) -> dict:
     limit = LEAST_LIMIT_S + (size >> 20) / SLOWEST_MIB_S
     was_running = _libvirt.status(record) == "running"
     start = ("start", name, *(() if was_running else ("--paused",)))
-    _libvirt.virsh("managedsave", name, limit=limit)
-    image, before = os.path.join(_libvirt.SAVED, f"{name}.save"), b""
+    image = os.path.join(_libvirt.SAVED, f"{name}.save")
+    head, before = f"{image}.head", b""
+    otherwise = f"if 'virsh domstate {name}' says shut off it is saved, and 'virsh start {name}' goes on with it"
+    try:
+        _libvirt.virsh("managedsave", name, limit=limit)
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"domain {name}: {err}; {otherwise}") from err
     try:
         before = _read_head(image)
-        _paths.remove(f"{image}.head")
-        _write_head(f"{image}.head", before)  # should the power fail while the image is written to
+        _paths.remove(head)
+        _write_head(head, before)  # should the power fail while the image is written to
         _write_head(image, _libvirt_image.with_xml(before, with_shared_file))
         _libvirt.virsh(*start, limit=limit)
     except (LiveUpdateError, OSError) as err:
-        if before:
-            _write_head(image, before)
         try:
+            if before:
+                _write_head(image, before)
             _libvirt.virsh(*start, limit=limit)
-        except LiveUpdateError as worse:
-            raise LiveUpdateError(f"domain {name}: {err}. It is saved, and 'virsh start {name}' goes on with it: {worse}") from err
+        except (LiveUpdateError, OSError) as worse:
+            message = f"domain {name}: {err}; and as it was: {worse}; {otherwise}. {head}, if it is there, is how its image has to begin"
+            raise LiveUpdateError(message) from err
+        _paths.remove(head)
         raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
-    finally:
-        _paths.remove(f"{image}.head")
+    _paths.remove(head)
     return _libvirt_agent.correct_clock(name) if was_running else {}
 
 

@@ -32,7 +32,10 @@ __all__ = (
 APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
 APPARMOR_RULE = APPARMOR_ABSTRACTION + ".d/kvm-liveupdate"
 
-_PREPARE = "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart it once"
+_PREPARE = (
+    "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart it once, or let the setup"
+    " playbook do it without a restart (hypervisor_setup_domains, hypervisor_setup_adopt)"
+)
 _BRIDGE = "move it to a bridge first"
 
 # Code, where it stands in the XML, message, remedy. The message goes on with what was found there.

@@ -128,6 +128,7 @@ _AHEAD_DROPIN = {
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
 RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
+RAM_SIZE = f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"
 _RAM_OPTIONS = "mode=0755,size={size},huge=within_size"
 _RAM_MOUNT = f"""[Unit]
 Description=RAM of libvirt's domains
@@ -212,7 +213,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
             wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (content, 0o644)
         if ram_size:
             options = _RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
-            wanted[f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"] = (f"[Mount]\nOptions={options}\n", 0o644)
+            wanted[RAM_SIZE] = (f"[Mount]\nOptions={options}\n", 0o644)
         wanted[_libvirt_run.HOOK] = (_HOOK, 0o755)
         if os.path.exists(_libvirt_reasons.APPARMOR_ABSTRACTION):
             wanted[_libvirt_reasons.APPARMOR_RULE] = (_APPARMOR, 0o644)

@@ -80,7 +80,7 @@ def write(wanted: dict, paths: list) -> None:
     _systemd.run("systemctl", "daemon-reload")
     if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
         _systemd.run("systemctl", "enable", "--now", _runtime.RAM_MOUNT)
-    if any(f"/{_runtime.RAM_MOUNT}.d/" in path for path in paths):
+    if _runtime.RAM_SIZE in paths:
         _systemd.run("systemctl", "reload", _runtime.RAM_MOUNT)  # what it holds stays
 
 
@@ -100,7 +100,7 @@ def manage(module):
     """Read, plan, write."""
     present = module.params["state"] == "present"
     wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
-    paths = _runtime.outdated(wanted) if present else [path for path in wanted if os.path.exists(path)]
+    paths = _runtime.outdated(wanted) if present else [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)]
     if paths and not module.check_mode:
         with _update.Lock():
             if present:

@@ -78,9 +78,33 @@ def test_what_cannot_be_started_goes_on_as_it_was(host):
 
 def test_what_does_not_start_at_all_stays_saved_and_the_operator_knows(host):
     host.faults = 2
-    with pytest.raises(LiveUpdateError, match="It is saved, and 'virsh start app' goes on with it"):
+    with pytest.raises(LiveUpdateError, match=r"it is saved, and 'virsh start app' goes on with it.*app\.save\.head"):
         _libvirt_adopt.adopt(RECORD)
-    assert XML.encode() in host.image.read_bytes()
+    assert XML.encode() in host.image.read_bytes() and XML.encode() in host.head.read_bytes()
+
+
+def test_an_image_that_cannot_be_written_back_keeps_its_beginning_beside_it(host, monkeypatch):
+    write, images = _libvirt_adopt._write_head, []
+
+    def failing(path, head):
+        if path == str(host.image):
+            images.append(path)
+            raise OSError(5, "Input/output error")
+        write(path, head)
+
+    monkeypatch.setattr(_libvirt_adopt, "_write_head", failing)
+    with pytest.raises(LiveUpdateError, match=r"Input/output error.*app\.save\.head, if it is there, is how its image has to begin"):
+        _libvirt_adopt.adopt(RECORD)
+    assert len(images) == 2 and not host.started and XML.encode() in host.head.read_bytes()
+
+
+def test_a_save_that_fails_tells_where_the_domain_may_be(host, monkeypatch):
+    def virsh(*words, **_limit):
+        raise LiveUpdateError(f"virsh {words[0]}: no answer within 300 s")
+
+    monkeypatch.setattr(_libvirt, "virsh", virsh)
+    with pytest.raises(LiveUpdateError, match="no answer within 300 s; if 'virsh domstate app' says shut off it is saved"):
+        _libvirt_adopt.adopt(RECORD)
 
 
 def test_an_image_of_another_kind_is_started_as_it_is(host, monkeypatch):
