@@ -111,9 +111,7 @@ def reside(name: str) -> None:
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     try:
-        record, hold_id = _guests.find(name), _host.random_uuid()
-        _providers.of(record).stay(record, hold_id)
-        session = _preserve(record, hold_id)
+        session = _preserve(_guests.find(name), _host.random_uuid())
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
         raise
@@ -183,5 +181,4 @@ def release(record: dict) -> bool:
     if FDNAME in _systemd.fdstore(unit):
         _systemd.forget_fd(unit, pid, FDNAME)
         found = True
-    _paths.remove(_guests.run_path(record["name"], "offer"))
     return _paths.remove(_guests.run_path(record["name"], "held")) or found

@@ -7,12 +7,13 @@
 Libvirt is spoken to through virsh: it is on every host that has libvirt and fits its daemon, where a Python binding would have to
 fit both the daemon and the interpreter. Who runs is read from the QEMU processes themselves, without the daemon.
 
-A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which offers the RAM to a QEMU that
-libvirt starts anew, after the jump as well as after an update that was undone: :mod:`_libvirt_run`.
+A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which after the jump offers the RAM
+to the QEMU that libvirt starts: :mod:`_libvirt_run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -22,7 +23,7 @@ from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _proc
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
-__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "stay", "virsh", "warn")
+__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "virsh", "warn", "write_image")
 
 KEPT = (
     "dbus.service",
@@ -213,59 +214,77 @@ def memory(record: dict) -> list[int]:
     return files
 
 
-def stay(record: dict, hold: str) -> None:
-    """A saved domain has no QEMU any more: its RAM stays in the holder, for a start in this boot when the update is undone."""
-    from ._libvirt_run import offer
-
-    files = memory(record)
-    offer(record, hold, files)
-
-
 def status(record: dict) -> str:
     """The domain's state: ``running``, ``paused``, or libvirt's other words."""
     return virsh("domstate", record["name"]).strip()
 
 
-def save(record: dict, path: str) -> dict:
+def save(record: dict, path: str, running: bool) -> dict:
     """Save the domain without its RAM, as a managed save. ``path`` says so first: libvirt's hook then wants the RAM at its next start."""
-    name, image = record["name"], os.path.join(SAVED, f"{record['name']}.save")
+    name, image = record["name"], image_path(record["name"])
     hold = _paths.read_json(_guests.run_path(name, "held"))["hold"]
     try:
         places = [os.path.split(backend["path"]) for backend in record["backends"]]
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
-        _paths.write_json(
-            path,
-            {
-                "hold": hold,
-                "directory": os.path.dirname(places[0][0]),
-                "files": [file for _directory, file in places],
-                "confined": _libvirt_reasons.is_apparmors(_confinement(record["pid"])),
-                "uid": record["uid"],
-                "gid": record["gid"],
-            },
-        )
-        qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+        _paths.write_json(path, {"hold": hold, "directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]})
+        disks = disk_targets(_xml(record))
+        ignore_shared(name, True)
         paused = time.time()
-        virsh("managedsave", name, limit=SAVE_LIMIT_S)
-        with open(image, "r+b") as file:
-            stripped = _libvirt_image.strip(file.read())
-            file.seek(0)
-            file.write(stripped)
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-        _paths.sync_directory(image)
+        virsh("suspend", name)
+        write_image(name, disks, image, running)
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
     return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
 
 
+def image_path(name: str) -> str:
+    """Where libvirt looks for a domain's managed save."""
+    return os.path.join(SAVED, f"{name}.save")
+
+
+def disk_targets(xml: str) -> list[str]:
+    """The names of the domain's disks (``vda``). Pure."""
+    from xml.etree import ElementTree  # slow to import
+
+    return [target.get("dev", "") for target in ElementTree.fromstring(xml).findall("devices/disk/target")]
+
+
+def ignore_shared(name: str, state: bool) -> None:
+    """Have the domain's QEMU leave its RAM out of what it saves, or not: left on, a later save or migration would lack the RAM."""
+    qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
+
+
+def write_image(name: str, disks: list[str], image: str, running: bool) -> None:
+    """Have libvirt write the suspended domain's save image, durably, as one that an ordinary start loads.
+
+    It is the memory part of an external snapshot, which is what a managed save writes, but leaves QEMU where it is: to end it takes
+    the most of a managed save's time, and would make an undo a start.
+    """
+    place = image.replace(",", ",,")  # virsh(1), memspec
+    untouched = [word for disk in disks for word in ("--diskspec", f"{disk},snapshot=no")]
+    words = ("--no-metadata", "--memspec", f"{place},snapshot=external", *untouched)
+    try:
+        virsh("snapshot-create-as", name, "kvm-liveupdate", *words, limit=SAVE_LIMIT_S)
+    except LiveUpdateError:
+        with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
+            virsh("domjobabort", name)
+        raise
+    with open(image, "r+b") as file:
+        loadable = _libvirt_image.loadable(file.read(), running)
+        file.seek(0)
+        file.write(loadable)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+    _paths.sync_directory(image)
+
+
 def resume(record: dict, running: bool) -> None:
-    """Undo :func:`save`: the domain runs on, or is started again from the RAM that its holder still has."""
+    """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
     name = record["name"]
-    if status(record) == "shut off":
-        virsh("start", name, *(() if running else ("--paused",)), limit=START_LIMIT_S)
-        return
-    # Left on, a later migration or save would leave out the RAM.
-    qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": False}])
+    if os.path.exists(_guests.state_path(name)):
+        _paths.remove(image_path(name))
+    ignore_shared(name, False)
+    if running:
+        virsh("resume", name)

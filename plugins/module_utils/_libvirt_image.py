@@ -22,11 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t
 
-__all__ = ("HEADER", "stream_start", "strip", "with_xml")
+__all__ = ("HEADER", "loadable", "stream_start", "with_xml")
 
 _LIBVIRT = b"LibvirtQemudSave"
 HEADER = 92
-_COOKIE_OFFSET = 32  # cookieOffset in struct _virQEMUSaveHeader
+# In struct _virQEMUSaveHeader.
+_WAS_RUNNING_OFFSET, _COOKIE_OFFSET = 24, 32
 _QEMU = b"QEVM"
 _CAPABILITY = b"x-ignore-shared"
 _SECTION_START, _SECTION_FULL, _SUBSECTION, _CONFIGURATION, _COMMAND = 1, 4, 5, 7, 8
@@ -61,11 +62,13 @@ class _Reader:
         return LiveUpdateError(f"save image: {what} at byte {self.at}, which this version does not know; the guest is not carried over")
 
 
-def strip(image: bytes) -> bytes:
-    """The image without its traces of x-ignore-shared. Raises for anything that is not as expected: nothing is guessed."""
+def loadable(image: bytes, running: bool) -> bytes:
+    """The image without its traces of x-ignore-shared, of a guest that ``running`` says is to run. Raises for anything that is not as
+    expected: nothing is guessed.
+    """
     stream = _Reader(image, stream_start(image))
     if stream.take(4) != _QEMU:
-        raise stream.unknown("no QEMU stream, perhaps a compressed one (save_image_format in qemu.conf)")
+        raise stream.unknown("no QEMU stream, perhaps a compressed one (snapshot_image_format in qemu.conf)")
     stream.take(4)
     if stream.number(1) != _CONFIGURATION:
         raise stream.unknown("no configuration section")
@@ -98,6 +101,7 @@ def strip(image: bytes) -> bytes:
         stream.take(8)  # the block's address, there with x-ignore-shared only
     if left:
         raise stream.unknown("RAM blocks that do not sum up")
+    struct.pack_into("=I", out, _WAS_RUNNING_OFFSET, running)
     return bytes(out + image[stream.at :])
 
 

@@ -19,14 +19,14 @@ import time
 from . import _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("hook", "offer", "restore")
+__all__ = ("hook", "restore")
 
 LIBVIRT_LIMIT_S = 300
 RETRY_S = 0.5
 _PR_SET_DUMPABLE = 4
 
 
-def offer(record: dict, hold: str, files: list[int]) -> None:
+def _offer(record: dict, hold: str, files: list[int]) -> None:
     """Keep the RAM open in a process that QEMU may look into, until this unit ends, and record where it is."""
     ready, tell = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -90,7 +90,7 @@ def restore(name: str, journal: dict) -> None:
 def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     files = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
-    offer({"name": name, **journal}, journal["hold"], files)
+    _offer({"name": name, **journal}, journal["hold"], files)
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
     _wait_for_libvirt(name)
     times["libvirt"] = time.time()
@@ -180,31 +180,7 @@ def hook(name: str, operation: str) -> None:
         )
     directory = _ram_directory(name, state["directory"], sys.stdin.read())
     for file, fd in zip(state["files"], offered["fds"]):
-        held, path = f"/proc/{offered['pid']}/fd/{fd}", os.path.join(directory, file)
-        if state["confined"] and os.stat(held).st_dev == os.stat(directory).st_dev:
-            _copy(name, held, path, state)
-        else:
-            os.symlink(held, path)
-
-
-def _copy(name: str, held: str, path: str, state: dict) -> None:
-    """Give a confined QEMU its RAM as a copy, when an update is undone.
-
-    AppArmor judges a file by its path, and this one has none since it was preserved. Only memory that came over a jump, and so lies
-    on no file system that is mounted, is none of AppArmor's business: there a link does.
-    """
-    size = os.stat(held).st_size
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        available = next(int(line.split()[1]) << 10 for line in meminfo if line.startswith("MemAvailable:"))
-    if available < size:
-        raise LiveUpdateError(
-            f"guest {name}: its RAM of {size >> 20} MiB has to be copied and {available >> 20} MiB are available; free some, then"
-            f" 'virsh start {name}'"
-        )
-    with open(held, "rb") as source, open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
-        os.fchown(target.fileno(), state["uid"], state["gid"])
-        while os.sendfile(target.fileno(), source.fileno(), None, 1 << 30):  # from where it is
-            pass
+        os.symlink(f"/proc/{offered['pid']}/fd/{fd}", os.path.join(directory, file))
 
 
 def _ram_directory(name: str, base: str, xml: str) -> str:

@@ -17,11 +17,10 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     descriptors of its RAM files, in the order of ``record["ram"]``; the caller closes them.
 ``status(record)``
     its run state: ``running``, ``paused`` or another word of QEMU's.
-``stay(record, hold)``
-    called in the holder's process where there is one: what of the guest's memory has to stay there until the holder ends.
-``save(record, path)``
-    pause it and write its device state to ``path``, durably. Returns ``times`` (``paused``, ``saved``, seconds since the epoch)
-    and whatever else the provider needs to bring it back: all of it goes into the guest's journal.
+``save(record, path, running)``
+    pause it and write its device state to ``path``, durably; ``running`` is whether it is to run after the jump. Returns ``times``
+    (``paused``, ``saved``, seconds since the epoch) and whatever else the provider needs to bring it back: all of it goes into the
+    guest's journal.
 ``resume(record, running)``
     the undo of ``save``, also of one that failed half-way.
 ``KEPT``

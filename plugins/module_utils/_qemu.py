@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay", "warn")
+__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "warn")
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
@@ -121,17 +121,13 @@ def memory(record: dict) -> list[int]:
     return [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
 
 
-def stay(record: dict, hold: str) -> None:
-    """QEMU itself keeps its RAM until the jump; nothing of it has to stay in a holder."""
-
-
 def status(record: dict) -> str:
     """QEMU's run state."""
     with Qmp(record["monitor"]) as monitor:
         return monitor.status()
 
 
-def save(record: dict, path: str) -> dict:
+def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unused-argument  # QEMU's state says it
     """Pause the guest and write its device state (not its RAM) to ``path``, durably; it stays paused, also on a failure.
 
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.

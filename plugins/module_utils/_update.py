@@ -143,7 +143,6 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
-            # Kept for the undo: a guest that is saved may have no process any more that could be found.
             update["records"] = {name: _guests.find(name) for name in update["guests"]}
             update["running"] = [name for name, record in update["records"].items() if _providers.of(record).status(record) == "running"]
             _advance(update, "saving")
@@ -210,9 +209,9 @@ def _at_once(step: t.Callable[..., t.Any], names: t.Sequence[str], *arguments: o
 def _save(name: str, update: dict) -> None:
     record = _guests.find(name)
     hold = _paths.read_json(_guests.run_path(name, "held"))
-    path = _guests.state_path(name)
+    path, was_running = _guests.state_path(name), name in update["running"]
     journal = {
-        **_providers.of(record).save(record, path),
+        **_providers.of(record).save(record, path, was_running),
         "state": "saved",
         "guest": name,
         "update_id": update["id"],
@@ -224,7 +223,7 @@ def _save(name: str, update: dict) -> None:
         "sizes": hold["sizes"],
         "uuid": record["uuid"],
         "unit": record["unit"],
-        "was_running": name in update["running"],
+        "was_running": was_running,
     }
     _paths.write_json(_guests.journal_path(name), journal)
 

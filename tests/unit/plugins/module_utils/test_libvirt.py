@@ -8,7 +8,7 @@ import json
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 SIZE = 128 << 20
@@ -124,3 +124,62 @@ def test_the_monitor_is_not_asked_during_a_job(virsh, record):
 def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(virsh, record):
     virsh.says["dumpxml"] = LiveUpdateError("virsh: no answer")
     assert _libvirt.warn(record) == []
+
+
+@pytest.fixture(name="saved")
+def domain_to_save(tmp_path, monkeypatch, record):
+    """What virsh was asked, in order, while a held domain was saved; its snapshot is ``image``, or fails."""
+
+    class Saved:
+        def __init__(self):
+            self.asked, self.image = [], b""
+            self.path = tmp_path / "app.save"
+
+        def virsh(self, verb, _name, *words, **_limit):
+            self.asked.append(verb if verb != "qemu-monitor-command" else json.loads(words[0])["arguments"]["capabilities"][0]["state"])
+            if verb == "dumpxml":
+                return "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
+            if verb == "snapshot-create-as":
+                assert words[1:] == ("--no-metadata", "--memspec", f"{self.path},snapshot=external", *self.disks)
+                if not self.image:
+                    raise LiveUpdateError("no space left")
+                self.path.write_bytes(self.image)
+            return '{"return": {}}'
+
+        disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
+
+    made = Saved()
+    monkeypatch.setattr(_libvirt, "virsh", made.virsh)
+    monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_libvirt._libvirt_image, "loadable", lambda image, running: image + bytes([running]))
+    _paths.write_json(str(tmp_path / "app.held"), {"hold": "h"})
+    record.update(provider="libvirt", uid=64055, gid=64055)
+    return made
+
+
+def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(saved, record, tmp_path):
+    saved.image = b"image"
+    state = str(tmp_path / "app.state")
+    journal = _libvirt.save(record, state, running=True)
+    assert saved.asked == ["dumpxml", True, "suspend", "snapshot-create-as"]
+    assert saved.path.read_bytes() == b"image\1"
+    assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved.path)
+    assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
+    _libvirt.resume(record, running=True)
+    assert saved.asked[4:] == [False, "resume"] and not saved.path.exists()
+
+
+def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
+    with pytest.raises(LiveUpdateError, match="guest app: save: no space left"):
+        _libvirt.save(record, str(tmp_path / "app.state"), running=False)
+    assert saved.asked[-1] == "domjobabort"
+    _libvirt.resume(record, running=False)
+    assert saved.asked[-1] is False
+
+
+def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
+    saved.path.write_bytes(b"of the operator")
+    _libvirt.resume(record, running=False)
+    assert saved.path.exists()

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_image import HEADER, stream_start, strip, with_xml
+from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_image import HEADER, loadable, stream_start, with_xml
 
 BLOCKS = ((b"pc.ram", 128 << 20, 0), (b"vga.vram", 16 << 20, 0xFD000000))
 DEVICES = b"\x7e\x00\x00\x00\x02" + bytes(range(256))
@@ -23,9 +23,9 @@ def subsection(name: bytes, content: bytes) -> bytes:
     return b"\x05" + short(b"configuration/" + name) + struct.pack(">I", 1) + content
 
 
-def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", flags=4) -> bytes:
+def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", flags=4, running=False) -> bytes:
     xml = b"<domain/>\0cookie\0"
-    header = b"LibvirtQemudSave" + struct.pack("<II", 2, len(xml)) + b"\0" * 68
+    header = b"LibvirtQemudSave" + struct.pack("<III", 2, len(xml), running) + b"\0" * 64
     stream = b"QEVM\0\0\0\3" + b"\x07" + struct.pack(">I", 10) + b"pc-q35-9.9"
     stream += subsection(b"target-page-bits", struct.pack(">I", 12))
     if capabilities:
@@ -40,9 +40,10 @@ def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", fl
 
 @pytest.mark.parametrize("command", [b"", b"\x08\0\x03\0\x04ping"])
 @pytest.mark.parametrize("others", [(), (b"events", b"xbzrle")])
-def test_the_image_is_that_of_a_save_without_the_capability(command, others):
-    found = strip(image((*others, b"x-ignore-shared"), command=command))
-    assert found == image(others, with_address=False, command=command)
+@pytest.mark.parametrize("running", [True, False])
+def test_the_image_is_that_of_a_save_without_the_capability(command, others, running):
+    found = loadable(image((*others, b"x-ignore-shared"), command=command), running)
+    assert found == image(others, with_address=False, command=command, running=running)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_image_is_that_of_a_save_without_the_capability(command, others):
 )
 def test_anything_else_is_refused(data, says):
     with pytest.raises(LiveUpdateError, match="save image") as refused:
-        strip(data)
+        loadable(data, running=True)
     assert says in str(refused.value)
 
 
@@ -70,7 +71,7 @@ def test_an_image_that_is_cut_off_is_refused():
     set_up = len(whole) - len(DEVICES)
     for length in range(92, set_up):
         with pytest.raises(LiveUpdateError, match="save image"):
-            strip(whole[:length])
+            loadable(whole[:length], running=True)
 
 
 def test_damage_is_refused_or_harmless_but_never_a_traceback():
@@ -80,7 +81,7 @@ def test_damage_is_refused_or_harmless_but_never_a_traceback():
         for _change in range(chance.randint(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            strip(bytes(data))
+            loadable(bytes(data), running=True)
         except LiveUpdateError:
             continue
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
@@ -96,23 +95,15 @@ def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr("sys.stdin", io.StringIO("<domain id='7'/>"))
 
-    def call(fd, confined, hold="h"):
+    def call(fd, hold="h"):
         os.pwrite(fd, b"memory", 0)
-        state = {"directory": str(tmp_path / "ram"), "files": ["pc.ram"], "uid": os.getuid(), "gid": os.getgid()}
-        _paths.write_json(str(tmp_path / "app.state"), {**state, "hold": "h", "confined": confined})
+        _paths.write_json(str(tmp_path / "app.state"), {"directory": str(tmp_path / "ram"), "files": ["pc.ram"], "hold": "h"})
         pid = os.getpid()
         _paths.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": _processes.start_time(pid), "hold": hold, "fds": [fd]})
         _libvirt_run.hook("app", "start")
         return directory / "pc.ram"
 
     return call
-
-
-@pytest.fixture(name="unnamed")
-def file_without_a_name(tmp_path):
-    """On the file system of the RAM directory, as before a jump."""
-    with tempfile.TemporaryFile(dir=tmp_path) as file:
-        yield file.fileno()
 
 
 @pytest.fixture(name="memfd")
@@ -122,21 +113,11 @@ def memory_that_came_over():
     os.close(fd)
 
 
-def test_qemu_finds_a_link_to_its_memory(offered, unnamed):
-    path = offered(unnamed, confined=False)
-    assert path.is_symlink() and path.read_bytes() == b"memory"
-
-
-def test_a_confined_qemu_gets_a_copy_of_what_has_a_path_no_more(offered, unnamed):
-    path = offered(unnamed, confined=True)
-    assert not path.is_symlink() and path.read_bytes() == b"memory"
-
-
-def test_what_came_over_is_linked_for_a_confined_qemu_too(offered, memfd):
-    path = offered(memfd, confined=True)
+def test_qemu_finds_a_link_to_its_memory(offered, memfd):
+    path = offered(memfd)
     assert path.is_symlink() and path.read_bytes() == b"memory"
 
 
 def test_the_memory_of_another_hold_is_refused(offered, memfd):
     with pytest.raises(LiveUpdateError, match="memory that is not here"):
-        offered(memfd, confined=False, hold="another")
+        offered(memfd, hold="another")
