@@ -21,6 +21,7 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
        kvm-liveupdate hook NAME start|started    what libvirt's hook asks for
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
+       kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
        kvm-liveupdate status                     the last update and the guests, as JSON
        kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
 
@@ -83,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
             from ._libvirt_run import hook
 
             hook(words[1], words[2])
+        elif len(words) == 2 and words[0] in ("rehearse", "end-rehearsal"):
+            from . import _rehearsal
+
+            (_rehearsal.run if words[0] == "rehearse" else _rehearsal.end)(words[1])
         elif words == ["jump"]:
             from ._update import jump
 

@@ -23,7 +23,27 @@ from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _proc
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
-__all__ = ("KEPT", "inspect", "known", "memory", "resume", "save", "status", "virsh", "warn", "write_image")
+__all__ = (
+    "KEPT",
+    "SAVED",
+    "disk_targets",
+    "domain_xml",
+    "end_rehearsal",
+    "ignore_shared",
+    "image_path",
+    "inspect",
+    "is_defined",
+    "known",
+    "memory",
+    "ram_places",
+    "rehearse",
+    "resume",
+    "save",
+    "status",
+    "virsh",
+    "warn",
+    "write_image",
+)
 
 KEPT = (
     "dbus.service",
@@ -152,7 +172,7 @@ def inspect(record: dict) -> list[dict]:
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
         reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
     try:
-        reasons += _libvirt_reasons.xml_reasons(_xml(record))
+        reasons += _libvirt_reasons.xml_reasons(domain_xml(record))
         job = _libvirt_reasons.job_reasons(virsh("domjobinfo", name))
         if job:
             return reasons + job  # while it lasts libvirt lets nobody else at the monitor
@@ -173,12 +193,12 @@ def inspect(record: dict) -> list[dict]:
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the domain can be preserved."""
     try:
-        return _libvirt_reasons.xml_warnings(_xml(record))
+        return _libvirt_reasons.xml_warnings(domain_xml(record))
     except LiveUpdateError:
         return []  # a reason by itself, for inspect
 
 
-def _xml(record: dict) -> str:
+def domain_xml(record: dict) -> str:
     """The running domain's XML. It is kept in the record: virsh takes its time, and each who asks has a record of his own."""
     if "xml" not in record:
         record["xml"] = virsh("dumpxml", record["name"])
@@ -224,10 +244,9 @@ def save(record: dict, path: str, running: bool) -> dict:
     name, image = record["name"], image_path(record["name"])
     hold = _paths.read_json(_guests.run_path(name, "held"))["hold"]
     try:
-        places = [os.path.split(backend["path"]) for backend in record["backends"]]
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
-        _paths.write_json(path, {"hold": hold, "directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]})
-        disks = disk_targets(_xml(record))
+        _paths.write_json(path, {"hold": hold, **ram_places(record)})
+        disks = disk_targets(domain_xml(record))
         ignore_shared(name, True)
         paused = time.time()
         virsh("suspend", name)
@@ -236,6 +255,12 @@ def save(record: dict, path: str, running: bool) -> dict:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
     return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
+
+
+def ram_places(record: dict) -> dict:
+    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``."""
+    places = [os.path.split(backend["path"]) for backend in record["backends"]]
+    return {"directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]}
 
 
 def image_path(name: str) -> str:
@@ -288,3 +313,17 @@ def resume(record: dict, running: bool) -> None:
     ignore_shared(name, False)
     if running:
         virsh("resume", name)
+
+
+def rehearse(record: dict, running: bool) -> float:  # pylint: disable=unused-argument  # suspending what is suspended does no harm
+    """Pause the domain and load its state into a stand-in: :mod:`_libvirt_rehearsal`. Returns when it was paused."""
+    from . import _libvirt_rehearsal  # not on the boot path
+
+    return _libvirt_rehearsal.rehearse(record)
+
+
+def end_rehearsal(record: dict, running: bool) -> None:
+    """Let the domain go on, and remove what is left of its rehearsal."""
+    from . import _libvirt_rehearsal
+
+    _libvirt_rehearsal.end(record, running)

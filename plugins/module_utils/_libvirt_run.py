@@ -19,15 +19,15 @@ import time
 from . import _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("hook", "restore")
+__all__ = ("HOOK", "hook", "keep_open", "restore")
 
 LIBVIRT_LIMIT_S = 300
 RETRY_S = 0.5
 _PR_SET_DUMPABLE = 4
 
 
-def _offer(record: dict, hold: str, files: list[int]) -> None:
-    """Keep the RAM open in a process that QEMU may look into, until this unit ends, and record where it is."""
+def keep_open(record: dict, files: list[int]) -> int:
+    """Keep the RAM open in a process that QEMU may look into, until this unit ends; returns its id."""
     ready, tell = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
@@ -36,7 +36,13 @@ def _offer(record: dict, hold: str, files: list[int]) -> None:
     with os.fdopen(ready, "rb") as answer:
         if answer.read() != b"ready":
             raise LiveUpdateError(f"guest {record['name']}: no process with user {record['uid']} can keep its RAM open")
-    content = {"pid": child, "started": _processes.start_time(child), "hold": hold, "fds": files}
+    return child
+
+
+def _offer(record: dict, hold: str, files: list[int]) -> None:
+    """Keep the RAM open, and record for the hook where it is."""
+    keeper = keep_open(record, files)
+    content = {"pid": keeper, "started": _processes.start_time(keeper), "hold": hold, "fds": files}
     _paths.write_json(_guests.run_path(record["name"], "offer"), content)
 
 
@@ -164,23 +170,36 @@ HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"
 
 def hook(name: str, operation: str) -> None:
     """Libvirt asks before it starts the domain: give it its RAM, or refuse. Its answer to an error is not to start the domain."""
+    stand_in = _paths.read_json(_guests.run_path(name, "stand-in"))
     state = _paths.read_json(_guests.state_path(name))
-    if not state:
-        return
-    marker = _guests.run_path(name, "resumed")
-    if operation == "started":
-        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return
+    if operation == "start" and stand_in:
+        _place(name, stand_in, stand_in["memory"])
+    elif operation == "start" and state:
+        _place(name, state, _offered(name, state))
+    elif operation == "started" and state:
+        os.close(os.open(_guests.run_path(name, "resumed"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _offered(name: str, state: dict) -> list[str]:
+    """Where the RAM is that the saved state belongs to."""
     offered = _paths.read_json(_guests.run_path(name, "offer"))
     alive = offered and _processes.start_time(offered["pid"]) == offered["started"]
-    if not alive or offered["hold"] != state["hold"] or os.path.exists(marker):
+    if not alive or offered["hold"] != state["hold"] or os.path.exists(_guests.run_path(name, "resumed")):
         raise LiveUpdateError(
             f"guest {name}: its saved state belongs to memory that is not here; 'systemctl status {_holding.resident_unit(name)}' says why,"
             f" 'kvm-liveupdate discard {name}' gives it up"
         )
-    directory = _ram_directory(name, state["directory"], sys.stdin.read())
-    for file, fd in zip(state["files"], offered["fds"]):
-        os.symlink(f"/proc/{offered['pid']}/fd/{fd}", os.path.join(directory, file))
+    return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
+
+
+def _place(name: str, places: dict, memory: list[str]) -> None:
+    """Put the RAM where the QEMU that is started now looks for it."""
+    directory = _ram_directory(name, places["directory"], sys.stdin.read())
+    for file, there in zip(places["files"], memory):
+        if there.startswith("/proc/"):
+            os.symlink(there, os.path.join(directory, file))
+        else:
+            os.link(there, os.path.join(directory, file))  # AppArmor judges by the path, and this one is the domain's own
 
 
 def _ram_directory(name: str, base: str, xml: str) -> str:

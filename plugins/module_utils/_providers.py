@@ -23,6 +23,10 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     guest's journal.
 ``resume(record, running)``
     the undo of ``save``, also of one that failed half-way.
+``rehearse(record, running)``
+    pause it and load what is saved of it into another QEMU that never runs; returns when it was paused. It never changes the memory.
+``end_rehearsal(record, running)``
+    let it go on and remove all that is left of ``rehearse``, also of one that failed half-way.
 ``KEPT``
     units that run on until the guests are saved.
 """

@@ -22,7 +22,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "warn")
+__all__ = (
+    "end_rehearsal",
+    "foreign_reason",
+    "inspect",
+    "known",
+    "load",
+    "memory",
+    "rehearse",
+    "resume",
+    "save",
+    "status",
+    "warn",
+    "write_state",
+)
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
@@ -134,11 +147,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     """
     try:
         with Qmp(record["monitor"]) as monitor:
-            monitor.execute("stop")
-            paused = time.time()
-            monitor.ignore_shared(True)
-            monitor.execute("migrate", uri=f"file:{path}")
-            monitor.wait_migration(SAVE_LIMIT_S)
+            paused = write_state(monitor, path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             crc = zlib.crc32(file.read())
@@ -146,6 +155,16 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
     return {"times": {"paused": paused, "saved": time.time()}, "argv": record["argv"], "state_crc32": crc}
+
+
+def write_state(monitor: Qmp, path: str) -> float:
+    """Pause the guest and write its state without its RAM; returns when it was paused."""
+    monitor.execute("stop")
+    paused = time.time()
+    monitor.ignore_shared(True)
+    monitor.execute("migrate", uri=f"file:{path}")
+    monitor.wait_migration(SAVE_LIMIT_S)
+    return paused
 
 
 def resume(record: dict, running: bool) -> None:
@@ -167,3 +186,17 @@ def load(monitor: Qmp, path: str) -> None:
             raise LiveUpdateError(f"QEMU still takes in {path} after {LOAD_LIMIT_S:g} s")
         time.sleep(0.005)
     monitor.ignore_shared(False)
+
+
+def rehearse(record: dict, running: bool) -> float:  # pylint: disable=unused-argument  # stopping what is stopped does no harm
+    """Pause the guest and load its state into a stand-in: :mod:`_qemu_rehearsal`. Returns when it was paused."""
+    from . import _qemu_rehearsal  # not on the boot path
+
+    return _qemu_rehearsal.rehearse(record)
+
+
+def end_rehearsal(record: dict, running: bool) -> None:
+    """Let the guest go on, and remove what is left of its rehearsal."""
+    from . import _qemu_rehearsal
+
+    _qemu_rehearsal.end(record, running)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ._errors import LiveUpdateError
 
-__all__ = ("command", "ram_size", "unpreservable", "uuid_of", "warnings")
+__all__ = ("RAM_ID", "command", "ram_size", "unpreservable", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"

@@ -22,6 +22,7 @@ from . import (
     _libvirt_agent,
     _libvirt_image,
     _libvirt_reasons,
+    _libvirt_rehearsal,
     _libvirt_run,
     _luo,
     _paths,
@@ -29,8 +30,10 @@ from . import (
     _providers,
     _qemu,
     _qemu_argv,
+    _qemu_rehearsal,
     _qemu_run,
     _qmp,
+    _rehearsal,
     _systemd,
     _update,
 )
@@ -55,6 +58,7 @@ _MODULES = (
     _libvirt_agent,
     _libvirt_image,
     _libvirt_reasons,
+    _libvirt_rehearsal,
     _libvirt_run,
     _luo,
     _paths,
@@ -62,8 +66,10 @@ _MODULES = (
     _providers,
     _qemu,
     _qemu_argv,
+    _qemu_rehearsal,
     _qemu_run,
     _qmp,
+    _rehearsal,
     _systemd,
     _update,
 )
@@ -115,6 +121,18 @@ FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
 {_AHEAD}"""
 
+# Whatever becomes of its process, and of the controller: the guest goes on.
+_REHEARSAL_SERVICE = f"""[Unit]
+Description=Rehearsal of a live update with guest %I
+
+[Service]
+Type=oneshot
+NotifyAccess=main
+ExecStart={COMMAND} rehearse %I
+ExecStopPost={COMMAND} end-rehearsal %I
+TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
+"""
+
 # What brings domains back, from the security module to their QEMUs, goes ahead of the rest of the boot as well.
 _AHEAD_DROPIN = {
     unit: f"[{section}]\n{_AHEAD}"
@@ -145,10 +163,10 @@ Options={_RAM_OPTIONS.format(size="95%%")}
 WantedBy=libvirtd.service virtqemud.service
 """
 
-# Libvirt calls its hooks often; only a domain that an update has saved is of interest. Python is named because AppArmor's profile of
-# libvirtd lets it run programs of /usr/bin only.
+# Libvirt calls its hooks often; of interest are a domain that an update has saved and the stand-in of one that is rehearsed. Python is
+# named because AppArmor's profile of libvirtd lets it run programs of /usr/bin only.
 _HOOK = f"""#!/bin/sh
-[ -e "{_paths.GUESTS_STATE}/$1.state" ] || exit 0
+[ -e "{_paths.GUESTS_STATE}/$1.state" ] || [ -e "{_paths.GUESTS_RUN}/$1.stand-in" ] || exit 0
 case "$2/$3" in
     start/begin | started/begin) exec /usr/bin/python3 -IS {COMMAND} hook "$1" "$2" ;;
 esac
@@ -206,6 +224,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[COMMAND] = (_COMMAND, 0o755)
     wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
+    wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)

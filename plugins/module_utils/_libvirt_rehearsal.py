@@ -1,0 +1,202 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rehearsal of a libvirt domain: its saved state, loaded by libvirt into a stand-in. PRIVATE to the collection.
+
+The stand-in is a transient domain with the definition of the original, but for what must not be there twice: name and UUID, disks (empty
+files of the same size), networks (interfaces on no bridge), consoles. Its RAM is the original's, mapped privately.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+
+from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_run, _paths, _processes
+from ._errors import LiveUpdateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+__all__ = ("end", "rehearse", "stand_in")
+
+LOAD_LIMIT_S = 150.0
+_FOLDERS = "/var/lib/libvirt/qemu"
+
+
+def _name_of_stand_in(name: str) -> str:
+    return f"{name}-rehearsal"
+
+
+def _folder(name: str) -> str:
+    return os.path.join(_FOLDERS, _name_of_stand_in(name))
+
+
+def rehearse(record: dict) -> float:
+    """Pause the domain, load its state into the stand-in; returns when it was paused. :func:`end` has to follow, whatever happens."""
+    name, other, folder = record["name"], _name_of_stand_in(record["name"]), _folder(record["name"])
+    xml = _libvirt.domain_xml(record)
+    disks = _libvirt.disk_targets(xml)
+    os.mkdir(folder, mode=0o711)
+    for disk in disks:
+        _make_disk(name, disk, os.path.join(folder, disk))
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(nvram(xml), os.path.join(folder, "nvram"))
+    uuid = _host.random_uuid()
+    _give_memory(record, other)
+    image = os.path.join(folder, "state")
+    _libvirt.ignore_shared(name, True)
+    paused = time.time()
+    _libvirt.virsh("suspend", name)
+    _libvirt.write_image(name, disks, image, running=False)
+    with open(image, "r+b") as file:
+        saved = file.read()
+        file.seek(0)
+        file.write(_libvirt_image.with_xml(saved[: _libvirt_image.stream_start(saved)], lambda old: stand_in(old, other, uuid, folder)))
+    try:
+        _libvirt.virsh("restore", image, "--paused", limit=LOAD_LIMIT_S)
+        state = _libvirt.virsh("domstate", other).strip()
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"guest {name}: what was saved of it does not load, nor would it after the jump: {err}") from err
+    if state != "paused":
+        raise LiveUpdateError(f"guest {name}: what was saved of it loads, but its stand-in is {state} then, not paused")
+    return paused
+
+
+def _make_disk(name: str, disk: str, path: str) -> None:
+    """An empty file of the size of the domain's disk; none for a drive without a medium."""
+    facts = dict(line.split(":", 1) for line in _libvirt.virsh("domblkinfo", name, disk).splitlines() if ":" in line)
+    size = facts.get("Capacity", "-").strip()
+    if size.isdigit():
+        with open(path, "wb") as file:
+            file.truncate(int(size))
+
+
+def _give_memory(record: dict, other: str) -> None:
+    """Tell libvirt's hook where the stand-in finds the RAM: by its name where it has one, else in a process that keeps it open."""
+    paths = [backend["path"] for backend in record["backends"]]
+    if all(os.path.isfile(path) and not os.path.islink(path) for path in paths):
+        memory = paths
+    else:
+        files = [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
+        keeper = _libvirt_run.keep_open(record, files)
+        memory = [f"/proc/{keeper}/fd/{fd}" for fd in files]
+    _paths.write_json(_guests.run_path(other, "stand-in"), {**_libvirt.ram_places(record), "memory": memory})
+
+
+def end(record: dict, running: bool) -> None:
+    """Let the domain go on, then remove the stand-in and all that is its own."""
+    name, other = record["name"], _name_of_stand_in(record["name"])
+    _libvirt.resume(record, running)
+    with contextlib.suppress(LiveUpdateError):  # it did not come that far
+        _libvirt.virsh("destroy", other)
+    _paths.remove(_guests.run_path(other, "stand-in"))
+    shutil.rmtree(_folder(name), ignore_errors=True)
+
+
+def nvram(xml: str) -> str:
+    """The file with the firmware's variables; empty when there is none. Pure."""
+    from xml.etree import ElementTree
+
+    found = ElementTree.fromstring(xml).find("os/nvram")
+    if found is None:
+        return ""
+    source = found.find("source")
+    return (found.text or "").strip() if source is None else source.get("file", "")
+
+
+def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
+    """The definition of the stand-in, whose disks and other files are in ``folder``. Pure. Source: libvirt.org/formatdomain.html"""
+    from xml.etree import ElementTree
+
+    domain = ElementTree.fromstring(xml)
+    domain.attrib.pop("id", None)
+    for path, value in (("name", name), ("uuid", uuid), ("sysinfo/system/entry[@name='uuid']", uuid)):
+        found = domain.find(path)
+        if found is not None:
+            found.text = value
+    _without(domain, "metadata", "seclabel")
+    for path, key in (("memoryBacking/access", "mode"), ("cpu/numa/cell[@memAccess]", "memAccess")):
+        for found in domain.findall(path):
+            found.set(key, "private")  # what is loaded must not get into the memory of the original
+    for found in domain.findall("os/nvram"):
+        found.clear()
+        found.text = os.path.join(folder, "nvram")
+    for device in domain.findall("devices/*"):
+        _DEVICES.get(device.tag, lambda _device, _folder: None)(device, folder)
+    return ElementTree.tostring(domain, encoding="unicode")
+
+
+def _without(parent: Element, *tags: str) -> None:
+    for child in [child for child in parent if child.tag in tags]:
+        parent.remove(child)
+
+
+# Open for direct access a file has demands on its file system.
+_CACHES = {"none": "writeback", "directsync": "writethrough"}
+
+
+def _disk(device: Element, folder: str) -> None:
+    from xml.etree import ElementTree
+
+    target = device.find("target")
+    had_medium = device.find("source") is not None and target is not None
+    _without(device, "source", "backingStore", "mirror", "auth", "encryption", "seclabel")
+    device.set("type", "file")
+    driver = device.find("driver")
+    if driver is not None:
+        driver.set("type", "raw")
+        driver.set("cache", _CACHES.get(driver.get("cache", ""), driver.get("cache", "default")))
+        for key in ("io", "discard", "detect_zeroes"):
+            driver.attrib.pop(key, None)
+        _without(driver, "metadata_cache")
+    if had_medium and target is not None:
+        device.insert(0, ElementTree.Element("source", file=os.path.join(folder, target.get("dev", ""))))
+
+
+def _interface(device: Element, _folder_: str) -> None:
+    _without(device, "source", "virtualport", "script", "target", "bandwidth", "vlan", "filterref", "ip", "route", "backend", "portForward")
+    if device.get("type") != "user":
+        device.set("type", "ethernet")  # a tap on no bridge: the same features, and nothing that the network sees
+
+
+def _character(device: Element, _folder_: str) -> None:
+    device.set("type", "null")
+    device.attrib.pop("tty", None)
+    _without(device, "source", "protocol", "log")
+
+
+def _graphics(device: Element, _folder_: str) -> None:
+    kind = device.get("type", "")
+    if kind in ("vnc", "spice"):
+        device.clear()
+        device.attrib.update(type=kind, autoport="yes")
+
+
+def _tpm(device: Element, _folder_: str) -> None:
+    for backend in device.findall("backend"):
+        backend.attrib.pop("persistent_state", None)
+        _without(backend, "source")
+
+
+def _vsock(device: Element, _folder_: str) -> None:
+    for cid in device.findall("cid"):
+        cid.attrib.clear()
+        cid.set("auto", "yes")
+
+
+_DEVICES = {
+    "disk": _disk,
+    "interface": _interface,
+    "serial": _character,
+    "parallel": _character,
+    "console": _character,
+    "channel": _character,
+    "graphics": _graphics,
+    "tpm": _tpm,
+    "vsock": _vsock,
+}

@@ -1,0 +1,65 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rehearsal of a guest's way over a jump, while there is a way back. PRIVATE to the collection.
+
+The guest is paused and saved as before a jump, what was saved is loaded into another QEMU of the same kind on a private copy of the
+memory, and the guest goes on where it was. The other QEMU never runs the guest and has none of its disks and networks. That is done in
+a unit, whose end lets the guest go on whatever became of its process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import _guests, _holding, _paths, _providers, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("UNIT", "UNIT_LIMIT_S", "end", "rehearse", "run")
+
+UNIT = "kvm-liveupdate-rehearsal@.service"
+UNIT_LIMIT_S = 240
+
+
+def rehearse(name: str) -> dict:
+    """Rehearse in the guest's unit and wait for it; returns ``paused_s``, for how long the guest stood still."""
+    unit = UNIT.replace("@", f"@{_systemd.escape(name)}")
+    _paths.remove(_guests.run_path(name, "rehearsed"))
+    try:
+        _systemd.run("systemctl", "start", unit, timeout=UNIT_LIMIT_S + 60)
+    except LiveUpdateError as err:
+        said = _systemd.show(unit, "StatusText").get("StatusText")
+        raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
+    return _paths.read_json(_guests.run_path(name, "rehearsed"))
+
+
+def run(name: str) -> None:
+    """What the unit does."""
+    try:
+        record = _guests.find(name)
+        provider = _providers.of(record)
+        state = provider.status(record)
+        if state not in ("running", "paused") or _holding.held(record):
+            seen = state if state not in ("running", "paused") else "held for an update"
+            raise LiveUpdateError(f"guest {name} is {seen}; it can be rehearsed when it is running or paused, and not held")
+        running = state == "running"
+        _paths.write_json(_guests.run_path(name, "rehearsal"), {"running": running})
+        try:
+            paused = provider.rehearse(record, running)
+        finally:
+            end(name)
+        _paths.write_json(_guests.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3) if running else 0.0})
+    except (LiveUpdateError, OSError) as err:
+        _systemd.notify(f"STATUS={err}")
+        raise
+
+
+def end(name: str) -> None:
+    """Let the guest go on and remove what the rehearsal made; nothing where none is under way."""
+    mark = _guests.run_path(name, "rehearsal")
+    if os.path.exists(mark):
+        record = _guests.find(name)
+        _providers.of(record).end_rehearsal(record, _paths.read_json(mark)["running"])
+        _paths.remove(mark)
