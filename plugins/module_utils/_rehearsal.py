@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _guests, _holding, _paths, _providers, _systemd
+from . import _guests, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("UNIT", "UNIT_LIMIT_S", "end", "rehearse", "run")
@@ -41,9 +41,8 @@ def run(name: str) -> None:
         record = _guests.find(name)
         provider = _providers.of(record)
         state = provider.status(record)
-        if state not in ("running", "paused") or _holding.held(record):
-            seen = state if state not in ("running", "paused") else "held for an update"
-            raise LiveUpdateError(f"guest {name} is {seen}; it can be rehearsed when it is running or paused, and not held")
+        if state not in ("running", "paused"):
+            raise LiveUpdateError(f"guest {name} is {state}; it can be rehearsed when it is running or paused")
         running = state == "running"
         _paths.write_json(_guests.run_path(name, "rehearsal"), {"running": running})
         try:
