@@ -75,17 +75,16 @@ def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
 
 
 def update(
-    controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None, guests: Iterable[Guest] = GUESTS
+    controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None, guests: Iterable[Guest] = GUESTS, **options: object
 ) -> tuple[Play, dict[str, dict[str, Any]]]:
-    """Run the update playbook and report on every host and guest; the playbook writes its own page where asked to."""
+    """Run the update playbook, with these options of its role, and report on every host and guest; the playbook writes its own page where asked to."""
     guests = tuple(guests)
     since = time.monotonic()
     before = {host.name: boot_of(host) for host in hosts}
     report = str(page.resolve()) if page else ""
     names = ",".join(before)
-    play = controller.play(
-        "kvm.liveupdate.update", "--limit", names, hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report
-    )
+    options.update(hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report)
+    play = controller.play("kvm.liveupdate.update", "--limit", names, **options)
     reports = {}
     for host in hosts:
         verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}

@@ -236,6 +236,32 @@ def test_a_hold_is_predicted_idempotent_and_undone(controller: Controller, hv1: 
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+def test_a_rehearsal_loads_the_state_elsewhere_and_leaves_the_guest_as_it_was(controller: Controller, hv1: Host) -> None:
+    since = time.monotonic()
+    predicted = controller.ask("hv1", "guest_rehearsal", "--check", name="web")
+    done = controller.ask("hv1", "guest_rehearsal", name="web")
+    assert not predicted["rehearsed"] and done["rehearsed"] and done["paused_s"] > 0, done
+    assert not hv1.ssh("ls /run/kvm-liveupdate/guests | grep -E 'stand-in|rehearsal'; pgrep -f share=off").stdout
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
+ANOTHER_MACHINE = """#!/bin/sh
+exec /usr/bin/runs $(echo "$@" | sed 's/-machine q35/-machine pc/')
+"""
+
+
+def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1: Host) -> None:
+    """The QEMU that is there after the jump makes another machine of it."""
+    since = time.monotonic()
+    hv1.ssh("mv /usr/bin/qemu-system-x86_64 /usr/bin/runs; install -m 755 /dev/stdin /usr/bin/qemu-system-x86_64", stdin=ANOTHER_MACHINE)
+    try:
+        result = controller.ask("hv1", "guest_rehearsal", name="web")
+    finally:
+        hv1.ssh("mv /usr/bin/runs /usr/bin/qemu-system-x86_64")
+    assert result["failed"] and "guest web: what was saved of it does not load" in result["msg"], result
+    assert all(verdict.survived for verdict in ticking(hv1, since).values())
+
+
 def test_a_killed_holder_is_noticed(controller: Controller, hv2: Host) -> None:
     """Where systemd cannot hold a session a process does. Without it the memory is no longer preserved, and the jump is refused."""
     since = time.monotonic()

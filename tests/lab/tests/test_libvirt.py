@@ -162,6 +162,21 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
     assert final_verdict(host, PLAIN, since).survived
 
 
+def test_each_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: Host) -> None:
+    """AppArmor confines the stand-ins too."""
+    since, before = time.monotonic(), managed(host)
+    for domain in DOMAINS:
+        done = controller.ask(host.name, "guest_rehearsal", name=domain.name)
+        assert done["rehearsed"], done
+    for domain in DOMAINS:
+        verdict = final_verdict(host, domain, since)
+        assert verdict.survived, f"{domain.name}: {verdict.reason}"
+    assert managed(host) == before
+    assert not host.ssh("virsh list --all --name | grep rehearsal; ls /var/lib/libvirt/qemu | grep rehearsal").stdout
+    assert not left_behind(host)
+    assert not leaves_out_ram(host)
+
+
 def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
     """One of them cannot be saved. The others may be saved already: they go on from the memory in their holders."""
     since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
@@ -181,13 +196,13 @@ def test_saved_domains_come_back_when_the_update_is_undone(controller: Controlle
     assert not leaves_out_ram(host)
 
 
-def moves_under_its_domains(controller: Controller, host: Host, beside: Host) -> None:
+def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **options: object) -> None:
     """A machine beside it talks to one of them all the time."""
     before = managed(host)
     connection = Connection(beside, host, DISK)
     connection.open()
     echoes = connection.echoes().count
-    play, report = update(controller, [host], other_kernel(host), guests=DOMAINS)
+    play, report = update(controller, [host], other_kernel(host), guests=DOMAINS, **options)
     assert play.code == 0, play.output
     assert all_survived(report), report
     seen = connection.echoes()
@@ -211,8 +226,8 @@ def test_a_host_with_resident_holders_moves_under_its_domains(controller: Contro
 
 
 def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controller, hosts: list[Host]) -> None:
-    """The way back. Their RAM is no file of the tmpfs any more."""
-    moves_under_its_domains(controller, hosts[0], beside=hosts[1])
+    """The way back. Their RAM is no file of the tmpfs any more. One of them is rehearsed before."""
+    moves_under_its_domains(controller, hosts[0], beside=hosts[1], hypervisor_update_rehearsal="canary")
 
 
 def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]) -> None:
