@@ -116,6 +116,7 @@ def bzimage(inside=None, compression="gzip", flags=0x13, protocol=0x20F, certifi
     struct.pack_into("<H", image, 0x206, protocol)
     struct.pack_into("<H", image, 0x236, flags)
     struct.pack_into("<II", image, 0x248, 256, len(payload))
+    struct.pack_into("<I", image, 0x260, 0x2345000)
     struct.pack_into("<I", image, 0x3C, 0x400)
     header = pe_header([], certificates=certificates)
     image[0x400 : 0x400 + len(header)] = header
@@ -191,6 +192,7 @@ def test_a_bzimage(read, tmp_path):
         "compression": "gzip",
         "above_4g": True,
         "efi_kexec": True,
+        "init_size": 0x2345000,
         "page_size": 4096,
         "signed": False,
         "initrd": False,
