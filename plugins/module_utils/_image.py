@@ -113,10 +113,10 @@ def read(path: str, config: str | None = None, root: str = "/") -> dict:
     """What the kernel image ``path`` is.
 
     ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are the boot header's
-    promises, ``init_size`` the bytes in one piece that it needs to start, None where there is no such header. ``abi`` has the strings kho-vN, luo-vN and memfd-vN, None for one that is not there.
-    ``config`` has the build options that matter here, ``n`` for one that is off and nothing for one that the kernel
-    does not offer, from the image itself, else from the file ``config``, else from where distributions put it.
-    ``unread`` says for what could not be found out, why.
+    promises, ``init_size`` the bytes in one piece that it needs to start, None where there is no such header. ``abi`` has
+    the strings kho-vN, luo-vN and memfd-vN, None for one that is not there. ``config`` has the build options that matter
+    here, ``n`` for one that is off and nothing for one that the kernel does not offer, from the image itself, else from the
+    file ``config``, else from where distributions put it. ``unread`` says for what could not be found out, why.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -45,8 +45,8 @@ def spare_reasons(needs: dict[str, tuple[int, int]], root: str = "/") -> list[di
     return [
         {
             "code": "memory",
-            "message": f"holding the RAM of {names} takes {needed >> 20} MiB more, of which {in_swap >> 20} MiB are swapped out now, and the"
-            f" host has {free >> 20} MiB to spare: guests would be killed for want of memory",
+            "message": f"holding the RAM of {names} takes {needed >> 20} MiB more, of which {in_swap >> 20} MiB are swapped out now, and"
+            f" the host has {free >> 20} MiB to spare: guests would be killed for want of memory",
             "remedy": "free memory on the host, or migrate or shut down a guest first",
         }
     ]

@@ -107,7 +107,8 @@ def objections(proof: dict, accepted: list[str]) -> list[dict]:
         UNKNOWN,
         "unproven",
         f"so the jump is not proven for this pair of kernels, {proof['pair']}",
-        f"mend the above; or try it on a host without guests, and then accept the pair: hypervisor_update_accept_unknown: [{proof['pair']}]",
+        "mend the above; or try it on a host without guests, and then accept the pair:"
+        f" hypervisor_update_accept_unknown: [{proof['pair']}]",
     )
     return [*there["reasons"], consent]
 

@@ -141,7 +141,6 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
-
 TARGET = ("path", "kind", "release", "version", "size", "sha256")
 
 
