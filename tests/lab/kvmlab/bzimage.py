@@ -20,6 +20,7 @@ COMMANDS = {
     "lz4": ("lz4", "-l", "-9", "-", "-"),
     "zstd": ("zstd", "-22", "--ultra"),
 }
+GZIP = b"\x1f\x8b"
 PACK_LIMIT_S = 300
 
 
@@ -45,10 +46,12 @@ def pack(compression: str, kernel: bytes) -> bytes:
 def replace(image: bytes, packed: bytes) -> bytes:
     """The image with another compressed kernel in it.
 
-    The code around it has the old length compiled in: only an image whose new one is not longer keeps its layout, and boots.
+    The code around it has the old length compiled in. With gzip, which knows where it ends, one that is not longer is filled up to that
+    length, so that the image keeps its layout, and boots.
     """
     start, length = place(image)
-    packed = packed[:-4] + bytes(max(length - len(packed), 0)) + packed[-4:]
+    if packed.startswith(GZIP):
+        packed = packed[:-4] + bytes(max(length - len(packed), 0)) + packed[-4:]
     changed = bytearray(image[:start] + packed + image[start + length :])
     changed += bytes(-(len(changed) - (image[0x1F1] + 1) * 512) % 16)
     struct.pack_into("<I", changed, 0x24C, len(packed))
