@@ -37,7 +37,9 @@ def total(root: str = "/") -> int:
 
 def spare_reasons(needs: dict[str, tuple[int, int]], root: str = "/") -> list[dict]:
     """Why the guests that are not held yet cannot all be held: name -> what :func:`fill` gives."""
-    free = _meminfo(root)["MemAvailable"]
+    memory = _meminfo(root)
+    # What is preserved may not lie in CMA areas, and the scratch areas of KHO are such.
+    free = max(memory["MemAvailable"] - memory.get("CmaFree", 0), 0)
     needed, in_swap = (sum(need[index] for need in needs.values()) for index in (0, 1))
     if needed <= free:
         return []

@@ -115,7 +115,8 @@ image:
   type: dict
 target:
   description:
-    - The kernel at O(kernel), with V(path), V(kind), V(release), V(version), V(size), V(sha256) and V(current) (it is the running one).
+    - The kernel at O(kernel), with V(path), V(kind), V(release), V(version), V(size), V(sha256), the strings by which it knows what is
+      handed to it (V(abi)), V(signed), and V(current) (it is the running one).
   returned: when O(kernel) is given
   type: dict
 last_update:
@@ -141,7 +142,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
-TARGET = ("path", "kind", "release", "version", "size", "sha256")
+TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
 
 def guest_facts(record: dict) -> dict:

@@ -15,7 +15,7 @@ NONE = str((1 << 64) - 1)
 
 def meminfo(free_mib, swap_used_kib=0):
     return (
-        f"MemTotal:        8388608 kB\nMemAvailable:   {free_mib << 10} kB\nHugePages_Total:       0\n"
+        f"MemTotal:        8388608 kB\nMemAvailable:   {free_mib + 20 << 10} kB\nCmaFree: 20480 kB\nHugePages_Total:       0\n"
         f"SwapTotal:       1048576 kB\nSwapFree:        {1048576 - swap_used_kib} kB\n"
     )
 
@@ -84,6 +84,14 @@ def test_memory_to_spare(guest):
             "remedy": "free memory on the host, or migrate or shut down a guest first",
         }
     ]
+
+
+def test_a_kernel_without_cma(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1024 kB\n")
+    assert _memory.spare_reasons({"a": (MIB, 0)}, str(tmp_path)) == []
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1024 kB\nCmaFree: 2048 kB\n")
+    assert "has 0 MiB to spare" in _memory.spare_reasons({"a": (1, 0)}, str(tmp_path))[0]["message"]
 
 
 @pytest.mark.parametrize(
