@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import _paths, _processes, _providers, _systemd
+from . import _memory, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -17,6 +17,7 @@ __all__ = (
     "journal",
     "journal_path",
     "known",
+    "memory_limits",
     "run_path",
     "start_early",
     "state_path",
@@ -76,13 +77,25 @@ def strangers() -> list[dict]:
 
 
 def inspect(record: dict) -> list[dict]:
-    """Why the guest cannot be preserved: the provider's reasons, then its program's and its unit's."""
+    """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
     reasons: list[dict] = _providers.of(record).inspect(record)
     return (
         reasons
         + program_reasons(_processes.replaced_program(record["pid"]))
         + unit_reasons(record["unit"], _systemd.show(record["unit"], *_UNIT_PROPERTIES))
+        + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), memory_limits(record))
     )
+
+
+def memory_limits(record: dict) -> dict[str, int]:
+    """The memory limits in bytes of the unit that takes the guest's RAM back, and of the slices that it lies in. Kept in the record."""
+    if "limits" not in record:
+        unit = record["unit"]
+        shown = _systemd.show(unit, "Slice", *_memory.LIMITS)
+        slices = _memory.parents(shown.get("Slice", ""))
+        record["limits"] = _memory.limits({unit: shown, **_systemd.show_each(slices, *_memory.LIMITS)})
+    found: dict[str, int] = record["limits"]
+    return found
 
 
 def program_reasons(replaced: str) -> list[dict]:

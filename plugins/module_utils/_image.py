@@ -113,10 +113,10 @@ def read(path: str, config: str | None = None, root: str = "/") -> dict:
     """What the kernel image ``path`` is.
 
     ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are the boot header's
-    promises, None where there is none. ``abi`` has the strings kho-vN, luo-vN and memfd-vN, None for one that is not there.
-    ``config`` has the build options that matter here, ``n`` for one that is off and nothing for one that the kernel
-    does not offer, from the image itself, else from the file ``config``, else from where distributions put it.
-    ``unread`` says for what could not be found out, why.
+    promises, ``init_size`` the bytes in one piece that it needs to start, None where there is no such header. ``abi`` has
+    the strings kho-vN, luo-vN and memfd-vN, None for one that is not there. ``config`` has the build options that matter
+    here, ``n`` for one that is off and nothing for one that the kernel does not offer, from the image itself, else from the
+    file ``config``, else from where distributions put it. ``unread`` says for what could not be found out, why.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -156,6 +156,7 @@ def _read(handle: int, path: str, config: str | None, root: str) -> dict:
         "compression": None,
         "above_4g": None,
         "efi_kexec": None,
+        "init_size": None,
         "page_size": None,
         "signed": _signed(file),
         "initrd": False,
@@ -215,6 +216,7 @@ def _bzimage(file: _Part, head: bytes) -> dict:
         "arch": "x86_64" if is_64 else "i386",
         "above_4g": is_64 and bool(flags & _XLF_ABOVE_4G),
         "efi_kexec": bool(flags & _XLF_EFI_KEXEC),
+        "init_size": _number(head, 0x260, 4),
         "page_size": 4096,
         "compression": compression,
         **_scan(file, _unpacked(file, payload, compression, expected)),

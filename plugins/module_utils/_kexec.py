@@ -123,7 +123,7 @@ def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> No
 _LOAD_REMEDIES = {
     "EPERM": "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed",
     "ENOEXEC": "the running kernel does not take this image; 'dmesg | grep kexec' says why",
-    "EADDRNOTAVAIL": "no room in the scratch memory that KHO set aside at the first boot: a larger kho_scratch= is needed",
+    "EADDRNOTAVAIL": "no room in the scratch memory that KHO set aside at the cold boot: more is needed, hypervisor_setup_scratch",
     "EBUSY": "another kexec operation is under way",
     "ENOMEM": "not enough memory for the image",
 }

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import os
 
-from . import _host, _image, _kexec
+from . import _host, _image, _kexec, _memory, _scratch
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "compare", "running_side")
+__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "compare", "objections", "prove", "running_side")
 
 PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
 
 _DEBUGFS = "sys/kernel/debug/kho"
 _BLOB_LIMIT = 1 << 20
+_ID_LENGTH = 12
 _FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 
 # Each string's option, what the next kernel does when its own string differs, and what it does without the option.
@@ -49,6 +50,8 @@ _WITHOUT_OPTION = {
     "kho=on": "ignores what is handed to it, and every guest is lost",
     "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
 }
+# The states of /sys/kernel/security/lockdown in which an image must be signed.
+_LOCKED = ("integrity", "confidentiality")
 _OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
 # What kexec_file_load takes on neither architecture, and what to do with it.
 _NOT_LOADABLE = {
@@ -64,17 +67,58 @@ def compare(running: dict, target: dict) -> dict:
     """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
 
     Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or will run with.
-    Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each.
+    Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each. ``pair`` names these
+    two builds and no others.
     """
     here = f"the running kernel {running.get('release') or ''}".rstrip()
     there = f"kernel {target.get('path') or target.get('release') or '(not read)'}"
-    return {"there": _way(running, here, target, there), "back": _way(target, there, running, here)}
+    return {
+        "pair": f"{_build(running)}-{(target.get('sha256') or 'none')[:_ID_LENGTH]}",
+        "there": _way(running, here, target, there),
+        "back": _way(target, there, running, here),
+    }
+
+
+def _build(running: dict) -> str:
+    """What the running kernel is told from all others by: its build id; where it has none, the text that names it."""
+    from hashlib import sha256
+
+    name = f"{running.get('release')} {running.get('version')}"
+    return (running.get("build_id") or sha256(name.encode()).hexdigest())[:_ID_LENGTH]
+
+
+def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/") -> dict:
+    """Hold ``image``, as :func:`._image.read` gives it, against the running kernel: :func:`compare`."""
+    try:
+        initrd_size = os.stat(initrd).st_size if initrd else 0
+    except OSError as err:
+        raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; give the path of an initial RAM disk on the host") from err
+    return compare(running_side(root), {**image, "cmdline": cmdline, "initrd_size": initrd_size})
+
+
+def objections(proof: dict, accepted: list[str]) -> list[dict]:
+    """What speaks against the jump: all that keeps it from being proven, but for what is unknown of a pair that is ``accepted``. Pure."""
+    there = proof["there"]
+    if there["verdict"] == PROVEN or (there["verdict"] == UNKNOWN and proof["pair"] in accepted):
+        return []
+    if there["verdict"] == REFUSED:
+        return list(there["reasons"])
+    consent = _reason(
+        UNKNOWN,
+        "unproven",
+        f"so the jump is not proven for this pair of kernels, {proof['pair']}",
+        "mend the above; or try it on a host without guests, and then accept the pair:"
+        f" hypervisor_update_accept_unknown: [{proof['pair']}]",
+    )
+    return [*there["reasons"], consent]
 
 
 def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict:
     reasons = [
         *_machine(source, source_name, target, target_name),
         *_loadable(source, source_name, target, target_name),
+        *_signature(source, source_name, target, target_name),
+        *_room(source, target, target_name),
         *_strings(source, source_name, target, target_name),
         *_command_lines(source, source_name, target, target_name),
         *_guests(target, target_name),
@@ -158,6 +202,57 @@ def _loadable(source: dict, source_name: str, target: dict, target_name: str) ->
             )
         )
     return found
+
+
+def _signature(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's kexec_file_load wants a signature. Whether the one that is there is good, it tells when the image is staged."""
+    config = source.get("config") or {}
+    if target.get("signed") is not False or config.get("KEXEC_SIG", "y") != "y":
+        return []
+    if config.get("KEXEC_SIG_FORCE") == "y":
+        why = f"{source_name} is built with CONFIG_KEXEC_SIG_FORCE"
+    elif source.get("lockdown") in _LOCKED:
+        why = f"{source_name} is locked down ({source['lockdown']})"
+    else:
+        return []
+    return [
+        _reason(
+            REFUSED,
+            "not-signed",
+            f"{target_name} has no signature, and {why}: kexec_file_load refuses it",
+            "give a kernel that is signed with a key which the host trusts",
+        )
+    ]
+
+
+def _room(source: dict, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's scratch areas hold what the target needs to start. Where they are not to be seen, staging tells most of it."""
+    sizes = source.get("scratch")
+    if not sizes:
+        return []
+    needs = {
+        "the kernel": target.get("init_size") or 0,
+        "its initrd": target.get("initrd_size") or 0,
+        **_scratch.crashkernel(target.get("cmdline") or "", source.get("memory") or 0),
+    }
+    missing = _scratch.misfits(sizes, needs)
+    if not missing:
+        return []
+    wanted = ", ".join(f"{name} {_mib(need)}" for name, need in needs.items() if need)
+    return [
+        _reason(
+            REFUSED,
+            "scratch",
+            f"{target_name} has no room to start between the preserved memory: it needs {wanted} MiB, each in one piece, and the scratch"
+            f" areas have {', '.join(map(_mib, sizes))} MiB; no place is left for {' and '.join(missing)}",
+            "set hypervisor_setup_scratch and run the setup playbook: its reboot, a cold one, sets other areas aside; or reserve less with"
+            " crashkernel=",
+        )
+    ]
+
+
+def _mib(size: int) -> str:
+    return str(-(-size >> 20))
 
 
 def _strings(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
@@ -296,6 +391,7 @@ def running_side(root: str = "/", image: str | None = None) -> dict:
         "path": None,
         "kind": None,
         "above_4g": None,
+        "init_size": None,
         "page_size": os.sysconf("SC_PAGE_SIZE"),
         "abi": dict.fromkeys(_image.ABI),
         "config": None,
@@ -303,6 +399,10 @@ def running_side(root: str = "/", image: str | None = None) -> dict:
         **found,
         **kernel,
         "arch": _arch(root),
+        "build_id": next(iter(_notes(root)), None),
+        "lockdown": _lockdown(root),
+        "memory": _memory.total(root),
+        "scratch": _scratch.areas(root),
         "unread": dict(found.get("unread") or {}),
     }
     if not found:
@@ -326,7 +426,7 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
     places = (
         [given] if given else [os.path.join(root, "boot", f"vmlinuz-{release}"), os.path.join(root, "usr/lib/modules", release, "vmlinuz")]
     )
-    notes = _image.build_ids(_blob(os.path.join(root, "sys/kernel/notes")))
+    notes = _notes(root)
     why = []
     for place in places:
         if not os.path.exists(place):
@@ -350,6 +450,16 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
         else:
             return found, ""
     return {}, "; ".join(why)
+
+
+def _notes(root: str) -> list[str]:
+    return _image.build_ids(_blob(os.path.join(root, "sys/kernel/notes")))
+
+
+def _lockdown(root: str) -> str | None:
+    """The state that is marked in e.g. "none [integrity] confidentiality"; None where the kernel has no lockdown."""
+    text = _blob(os.path.join(root, "sys/kernel/security/lockdown")).decode("ascii", "replace")
+    return text.partition("[")[2].partition("]")[0] or None
 
 
 def _blob(path: str) -> bytes:

@@ -27,9 +27,19 @@ options:
     description:
       - Path on the host of the kernel to be updated to. RV(target) describes it, RV(proof) tells whether it can take over.
     type: path
+  initrd:
+    description: Path on the host of its initial RAM disk, for which there has to be room too.
+    type: path
   cmdline:
     description: The command line that it is to run with. By default the running kernel's, without the boot loader's own words.
     type: str
+  accept_unknown:
+    description:
+      - Pairs of kernels, as RV(proof.pair) names them, that are not refused although something about them is unknown.
+      - What is known to go wrong is refused all the same.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -62,6 +72,16 @@ proof:
     - Each has a V(verdict), V(proven), V(refused) or V(unknown), and V(reasons). Only a proven V(there) is no reason against an update.
   returned: when O(kernel) is given and is not the running kernel
   type: dict
+  contains:
+    pair:
+      description: A name for these two builds and no others, for O(accept_unknown).
+      type: str
+    there:
+      description: From the running kernel to the one at O(kernel).
+      type: dict
+    back:
+      description: From the kernel at O(kernel) to the running one.
+      type: dict
 refusals:
   description: All reasons of host and guests as sentences with their remedies.
   returned: success
@@ -94,7 +114,9 @@ image:
   returned: success
   type: dict
 target:
-  description: The kernel at O(kernel), with V(path), V(release), V(version), V(size), V(sha256) and V(current) (it is the running one).
+  description:
+    - The kernel at O(kernel), with V(path), V(kind), V(release), V(version), V(size), V(sha256), the strings by which it knows what is
+      handed to it (V(abi)), V(signed), and V(current) (it is the running one).
   returned: when O(kernel) is given
   type: dict
 last_update:
@@ -111,6 +133,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _host,
     _image,
     _kexec,
+    _memory,
     _paths,
     _proof,
     _runtime,
@@ -118,6 +141,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _update,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+
+TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
 
 def guest_facts(record: dict) -> dict:
@@ -149,23 +174,21 @@ def refusals(reasons: list, guests: list) -> list:
     ]
 
 
-def prove(path: str, cmdline, running_cmdline: str) -> dict:
-    """Hold the two kernels against each other."""
-    target = {**_image.read(path), "cmdline": _kexec.next_cmdline(running_cmdline) if cmdline is None else cmdline}
-    return _proof.compare(_proof.running_side(), target)
-
-
-def against_target(proof: dict) -> list:
-    """What speaks against the jump: everything that keeps it from being proven. Pure."""
-    return [] if proof["there"]["verdict"] == _proof.PROVEN else proof["there"]["reasons"]
+def memory_reasons(records: list, guests: list) -> list:
+    """Whether the host has the memory, and its slices the limits, to hold all of these guests."""
+    needs = {record["name"]: _memory.fill(record) for record, guest in zip(records, guests) if not guest["held"]}
+    limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
+    return _memory.spare_reasons(needs) + _memory.shared_limit_reasons(limits)
 
 
 def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
-    guests = [guest_facts(record) for record in _guests.known().values()] + _guests.strangers()
-    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    records = list(_guests.known().values())
+    guests = [guest_facts(record) for record in records]
+    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([]))) + memory_reasons(records, guests)
+    guests += _guests.strangers()
     result: dict = {
         "changed": False,
         "reasons": reasons,
@@ -177,12 +200,13 @@ def examine(module):
         "last_update": update_facts(boot_id, kernel["release"]),
     }
     if module.params["kernel"]:
-        target = _kexec.describe(module.params["kernel"])
-        target["current"] = (target["release"], target["version"]) == (kernel["release"], kernel["version"])
-        result["target"] = target
-        if not target["current"]:
-            result["proof"] = prove(target["path"], module.params["cmdline"], kernel["cmdline"])
-            reasons = reasons + against_target(result["proof"])
+        image, cmdline = _image.read(module.params["kernel"]), module.params["cmdline"]
+        current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
+        result["target"] = {**{key: image[key] for key in TARGET}, "current": current}
+        if not current:
+            cmdline = _kexec.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
+            result["proof"] = _proof.prove(image, cmdline, module.params["initrd"])
+            reasons = reasons + _proof.objections(result["proof"], module.params["accept_unknown"])
     result["refusals"] = refusals(reasons, guests)
     result["ready"] = not result["refusals"]
     return result
@@ -190,7 +214,15 @@ def examine(module):
 
 def main():
     """Spec and run."""
-    run_module(examine, argument_spec={"kernel": {"type": "path"}, "cmdline": {"type": "str"}})
+    run_module(
+        examine,
+        argument_spec={
+            "kernel": {"type": "path"},
+            "initrd": {"type": "path"},
+            "cmdline": {"type": "str"},
+            "accept_unknown": {"type": "list", "elements": "str", "default": []},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ version_added: 0.1.0
 description:
   - Loads a kernel with C(kexec_file_load(2)), the only way that carries preserved memory over, and records it for this boot.
   - Nothing changes for the running system. RV(image) is jumped into by M(kvm.liveupdate.kexec); unloading is the inverse.
-  - Refuses a file that is missing, cut off or not a kernel, and a command line without C(kho=on) and C(liveupdate=on).
+  - Refuses a file that is missing, cut off or not a kernel, and a kernel and command line of which it is not proven that they take
+    over what the running kernel preserves (see RV(kvm.liveupdate.hypervisor_info#module:proof)).
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -39,6 +40,11 @@ options:
       - The next kernel's command line.
       - By default the running kernel's, without what the boot loader added for itself.
     type: str
+  accept_unknown:
+    description: Pairs of kernels that may be staged unproven, as O(kvm.liveupdate.hypervisor_info#module:accept_unknown).
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -59,7 +65,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _kexec
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -71,14 +77,17 @@ def wanted_image(params, running_cmdline: str) -> dict:
     image = _kexec.describe(params["kernel"])
     initrd = params["initrd"]
     cmdline = params["cmdline"] if params["cmdline"] is not None else _kexec.next_cmdline(running_cmdline)
-    missing = _kexec.missing_options(cmdline)
-    if missing:
-        raise LiveUpdateError(
-            f"the command line for {image['path']} lacks {' and '.join(missing)}; without it the next kernel drops all that is"
-            " preserved. Add it to cmdline, or to the running kernel with the role hypervisor_setup"
-        )
     image.update(initrd=initrd, initrd_sha256=_kexec.file_digest(initrd) if initrd else None, cmdline=cmdline)
     return image
+
+
+def refuse_unproven(params, wanted) -> None:
+    """Refuse a kernel that may not take over what the running one preserves."""
+    proof = _proof.prove(_image.read(wanted["path"]), wanted["cmdline"], wanted["initrd"])
+    reasons = _proof.objections(proof, params["accept_unknown"])
+    if reasons:
+        sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)
+        raise LiveUpdateError(f"{wanted['path']} is not staged: {sentences}", reasons=reasons)
 
 
 def manage(module):
@@ -87,6 +96,8 @@ def manage(module):
     staged, is_loaded = _kexec.record(), _kexec.loaded()
     # An image that somebody else loaded counts as different: nobody knows whether it carries memory over.
     changed = staged != wanted if wanted else is_loaded
+    if wanted and changed:
+        refuse_unproven(module.params, wanted)
     if changed and not module.check_mode:
         if wanted:
             _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
@@ -104,6 +115,7 @@ def main():
             "kernel": {"type": "path"},
             "initrd": {"type": "path"},
             "cmdline": {"type": "str"},
+            "accept_unknown": {"type": "list", "elements": "str", "default": []},
         },
         required_if=[("state", "staged", ("kernel",))],
     )

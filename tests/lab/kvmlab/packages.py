@@ -129,6 +129,11 @@ def download(source: Source, folder: Path, log: Path) -> Path:
     return found[0]
 
 
+def shown(package: str) -> str:
+    """The records of a package in the package lists, one for each version."""
+    return _output("apt-cache", "show", package)
+
+
 def _record() -> Path:
     """Where the last answer of the mirror is kept."""
     return cache.root() / "resolved.json"

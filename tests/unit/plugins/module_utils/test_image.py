@@ -16,6 +16,8 @@ import tracemalloc
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _image
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 CONFIG = b"""#
 # Linux/x86 7.3.4 Kernel Configuration
@@ -116,6 +118,7 @@ def bzimage(inside=None, compression="gzip", flags=0x13, protocol=0x20F, certifi
     struct.pack_into("<H", image, 0x206, protocol)
     struct.pack_into("<H", image, 0x236, flags)
     struct.pack_into("<II", image, 0x248, 256, len(payload))
+    struct.pack_into("<I", image, 0x260, 0x2345000)
     struct.pack_into("<I", image, 0x3C, 0x400)
     header = pe_header([], certificates=certificates)
     image[0x400 : 0x400 + len(header)] = header
@@ -191,6 +194,7 @@ def test_a_bzimage(read, tmp_path):
         "compression": "gzip",
         "above_4g": True,
         "efi_kexec": True,
+        "init_size": 0x2345000,
         "page_size": 4096,
         "signed": False,
         "initrd": False,
@@ -504,31 +508,29 @@ IMAGES = {
 }
 
 
-def damaged(whole, rng):
-    data = bytearray(whole)
-    # Half of the flips hit headers, which are a small part of an image.
-    for _flip in range(rng.randint(0, 4)):
-        data[rng.randrange(rng.choice((0x290, len(data))))] ^= 1 << rng.randrange(8)
-    if rng.random() < 0.5:
-        del data[rng.randrange(len(data) + 1) :]
-    return bytes(data)
+# Half of the changes hit headers, which are a small part of an image.
+CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, 1 << 20), st.integers(0, 7)), max_size=5)
+BEGINNINGS = [b"", b"MZ", b"\x7fELF\x02\x01", bzimage()[:0x270], arm64()[:64], zboot()[:0x300], vmlinux()[:176], uki()[:0x400]]
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_fuzz_damage(read, name):
-    rng = random.Random(name)
-    for _case in range(60):
-        try:
-            found = read(damaged(IMAGES[name], rng))
-        except LiveUpdateError as err:
-            assert err.message.startswith("kernel ")
-        else:
-            assert found["kind"] in ("bzImage", "arm64", "zboot", "vmlinux", "uki")
+@FUZZ
+@given(changes=CHANGES, kept=st.none() | st.integers(0, 20000))
+def test_no_damage_is_more_than_an_error(read, name, changes, kept):
+    data = bytearray(IMAGES[name])
+    for in_header, position, bit in changes:
+        data[position % (0x290 if in_header else len(data))] ^= 1 << bit
+    try:
+        found = read(bytes(data[:kept]))
+    except LiveUpdateError as err:
+        assert err.message.startswith("kernel ")
+    else:
+        assert found["kind"] in ("bzImage", "arm64", "zboot", "vmlinux", "uki")
 
 
-def test_fuzz_random_files(read):
-    rng = random.Random(0)
-    beginnings = [b"", b"MZ", b"\x7fELF\x02\x01", bzimage()[:0x270], arm64()[:64], zboot()[:0x300], vmlinux()[:176], uki()[:0x400]]
-    for _case in range(150):
-        with pytest.raises(LiveUpdateError, match=r"^kernel "):
-            read(rng.choice(beginnings) + rng.randbytes(rng.randrange(6000)))
+@FUZZ
+@given(beginning=st.sampled_from(BEGINNINGS), rest=st.binary(max_size=6000))
+def test_no_file_of_anything_is_more_than_an_error(read, beginning, rest):
+    with pytest.raises(LiveUpdateError, match=r"^kernel "):
+        read(beginning + rest)

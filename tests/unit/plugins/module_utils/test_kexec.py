@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import struct
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _kexec
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _kexec, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -87,3 +89,72 @@ def test_loaded(tmp_path, content, answer):
 def test_a_kernel_without_kexec_is_named(tmp_path):
     with pytest.raises(LiveUpdateError, match="CONFIG_KEXEC_FILE"):
         _kexec.loaded(str(tmp_path))
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """A kernel to stage, a record that lies elsewhere, and a kexec_file_load that notes what it was given."""
+    calls = []
+    monkeypatch.setattr(_paths, "IMAGE_RECORD", str(tmp_path / "run/image.json"))
+    monkeypatch.setattr(_kexec, "_kexec_file_load", lambda _kernel, initrd, cmdline, flags: calls.append((initrd >= 0, cmdline, flags)))
+    (tmp_path / "vmlinuz").write_bytes(bzimage())
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    return tmp_path, calls
+
+
+def test_what_is_staged_is_recorded(kernel):
+    folder, calls = kernel
+    path, initrd = str(folder / "vmlinuz"), str(folder / "initrd")
+    bare = {**_kexec.describe(path), "initrd": None, "initrd_sha256": None, "cmdline": "kho=on"}
+    assert _kexec.stage(path, None, "kho=on") == _paths.read_json(_paths.IMAGE_RECORD) == bare
+    whole = {**bare, "initrd": initrd, "initrd_sha256": hashlib.sha256(b"initrd").hexdigest()}
+    assert _kexec.stage(path, initrd, "kho=on") == _paths.read_json(_paths.IMAGE_RECORD) == whole
+    # Flag 4 says that there is no initrd (kexec_file_load(2)).
+    assert calls == [(False, b"kho=on\0", 4), (True, b"kho=on\0", 0)]
+    _kexec.unload()
+    assert calls[2:] == [(False, b"", 1)]
+    assert _paths.read_json(_paths.IMAGE_RECORD) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (
+            errno.EPERM,
+            "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed (EPERM)",
+        ),
+        (errno.ENOEXEC, "the running kernel does not take this image; 'dmesg | grep kexec' says why (ENOEXEC)"),
+        (
+            errno.EADDRNOTAVAIL,
+            "no room in the scratch memory that KHO set aside at the cold boot: more is needed, hypervisor_setup_scratch (EADDRNOTAVAIL)",
+        ),
+        (errno.EBUSY, "another kexec operation is under way (EBUSY)"),
+        (errno.ENOMEM, "not enough memory for the image (ENOMEM)"),
+        (errno.EKEYREJECTED, "Key was rejected by service (EKEYREJECTED)"),
+    ],
+)
+def test_a_kernel_that_is_not_taken(kernel, monkeypatch, code, remedy):
+    def refuse(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", refuse)
+    path = str(kernel[0] / "vmlinuz")
+    with pytest.raises(LiveUpdateError) as caught:
+        _kexec.stage(path, None, "kho=on")
+    assert caught.value.message == f"load {path}: {remedy}; nothing new is staged"
+    assert not os.path.exists(_paths.IMAGE_RECORD)
+    with pytest.raises(LiveUpdateError, match=f"^unload the staged kernel: {os.strerror(code)}$"):
+        _kexec.unload()
+
+
+def test_an_initrd_that_is_not_there(kernel):
+    folder, calls = kernel
+    with pytest.raises(LiveUpdateError, match=f"^initrd {folder}/none: No such file or directory$"):
+        _kexec.stage(str(folder / "vmlinuz"), str(folder / "none"), "kho=on")
+    assert calls == []
+
+
+def test_a_machine_without_live_update(monkeypatch):
+    monkeypatch.setattr(_kexec.os, "uname", lambda: os.uname_result(("Linux", "h", "7.3", "#1", "riscv64")))
+    with pytest.raises(LiveUpdateError, match=r"^machine riscv64: live update exists for x86_64 and aarch64 only$"):
+        _kexec._kexec_file_load(-1, -1, b"", 1)

@@ -26,15 +26,28 @@ RUNNING = {
     "release": "7.2.13",
     "version": "#1 SMP PREEMPT Thu",
     "above_4g": True,
+    "init_size": 60 << 20,
     "page_size": 4096,
+    "signed": False,
     "abi": ABI,
+    "build_id": BUILD_ID.hex(),
     "build_ids": [BUILD_ID.hex()],
     "config": CONFIG,
     "config_source": "image",
     "cmdline": "root=/dev/vda1 kho=on liveupdate=on",
+    "lockdown": None,
+    "memory": 2 << 30,
+    "scratch": [96 << 20, 64 << 20],
     "unread": {},
 }
-TARGET = {**RUNNING, "path": "/boot/vmlinuz-7.3.4", "release": "7.3.4"}
+TARGET = {
+    **{key: value for key, value in RUNNING.items() if key not in ("build_id", "lockdown", "memory", "scratch")},
+    "path": "/boot/vmlinuz-7.3.4",
+    "release": "7.3.4",
+    "sha256": "ab" * 32,
+    "initrd_size": 30 << 20,
+}
+PAIR = "000102030405-abababababab"
 # debugfs of a 7.2.13 kernel: kho/out/fdt, cut off at the size that the tree had early, and kho/out/sub_fdts/LUO.
 FDT = bytes.fromhex(
     "d00dfeed0000011d00000038000000e40000002800000011000000100000000000000039000000ac0000000000000000000000000000000000000001"
@@ -68,6 +81,7 @@ def message(way, code):
 
 def test_two_kernels_that_speak_the_same_are_proven_both_ways():
     assert _proof.compare(RUNNING, TARGET) == {
+        "pair": PAIR,
         "there": {"verdict": "proven", "reasons": []},
         "back": {"verdict": "proven", "reasons": []},
     }
@@ -306,6 +320,18 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             ),
         ),
         (
+            {"init_size": 100 << 20, "cmdline": "kho=on liveupdate=on crashkernel=192M"},
+            (
+                "refused",
+                "scratch",
+                f"{THERE} has no room to start between the preserved memory: it needs the kernel 100, its initrd 30, crashkernel 192 MiB,"
+                " each in one piece, and the scratch areas have 96, 64 MiB; no place is left for crashkernel and the kernel -> set"
+                " hypervisor_setup_scratch and run the setup playbook: its reboot, a cold one, sets other areas aside; or reserve less"
+                " with crashkernel=",
+            ),
+            None,
+        ),
+        (
             {"config": {"KVM": "n"}},
             (
                 "refused",
@@ -362,6 +388,62 @@ def test_what_the_running_kernel_lacks():
     assert f"the command line of {HERE} lacks kho=on: it cannot preserve anything" in message(verdicts["there"], "cmdline-kho")
 
 
+@pytest.mark.parametrize(
+    ("here", "signed", "why"),
+    [
+        ({"lockdown": "integrity"}, False, f"{HERE} is locked down (integrity)"),
+        ({"lockdown": "confidentiality", "config": {"KEXEC_SIG": "y"}}, False, f"{HERE} is locked down (confidentiality)"),
+        ({"config": {"KEXEC_SIG": "y", "KEXEC_SIG_FORCE": "y"}}, False, f"{HERE} is built with CONFIG_KEXEC_SIG_FORCE"),
+        ({"lockdown": "integrity"}, True, None),
+        ({"lockdown": "integrity"}, None, None),
+        ({"lockdown": "none"}, False, None),
+        # Without this option kexec_file_load never looks for a signature.
+        ({"lockdown": "integrity", "config": {"KEXEC_SIG": "n"}}, False, None),
+    ],
+)
+def test_a_kernel_without_the_signature_that_is_wanted(here, signed, why):
+    way = _proof.compare(change(RUNNING, **here), change(TARGET, signed=signed))["there"]
+    if why is None:
+        assert outcome(way) == ("proven", [])
+        return
+    assert outcome(way) == ("refused", ["not-signed"])
+    assert message(way, "not-signed") == (
+        f"{THERE} has no signature, and {why}: kexec_file_load refuses it -> give a kernel that is signed with a key which the host trusts"
+    )
+
+
+def test_scratch_areas_that_cannot_be_seen_are_left_to_the_kernel():
+    for scratch in (None, []):
+        assert outcome(_proof.compare(change(RUNNING, scratch=scratch), change(TARGET, init_size=1 << 40))["there"]) == ("proven", [])
+
+
+def test_the_pair_names_both_builds():
+    assert _proof.compare(RUNNING, TARGET)["pair"] == PAIR
+    assert _proof.compare(RUNNING, change(TARGET, sha256="cd" * 32))["pair"] == "000102030405-cdcdcdcdcdcd"
+    nameless = change(RUNNING, build_id=None)
+    other = change(nameless, version="#2 SMP")
+    assert len({_proof.compare(side, TARGET)["pair"] for side in (RUNNING, nameless, other)}) == 3
+    assert _proof.compare(nameless, TARGET) == _proof.compare(copy.deepcopy(nameless), TARGET)
+
+
+def test_only_what_is_unknown_can_be_accepted_and_only_for_this_pair():
+    proven, unknown, refused = (
+        _proof.compare(RUNNING, target)
+        for target in (TARGET, change(TARGET, cmdline=None), change(TARGET, cmdline=None, abi={"luo": "luo-v6"}))
+    )
+    assert _proof.objections(proven, []) == []
+    assert [reason["code"] for reason in _proof.objections(unknown, [])] == ["cmdline-unread", "unproven"]
+    assert [reason["code"] for reason in _proof.objections(unknown, ["000102030405-cdcdcdcdcdcd"])] == ["cmdline-unread", "unproven"]
+    assert _proof.objections(unknown, ["x", PAIR]) == []
+    for accepted in ([], [PAIR]):
+        assert [reason["code"] for reason in _proof.objections(refused, accepted)] == ["abi-luo", "cmdline-unread"]
+    consent = _proof.objections(unknown, [])[-1]
+    assert f"{consent['message']} -> {consent['remedy']}" == (
+        f"so the jump is not proven for this pair of kernels, {PAIR} -> mend the above; or try it on a host without guests, and then accept"
+        f" the pair: hypervisor_update_accept_unknown: [{PAIR}]"
+    )
+
+
 def test_all_differences_are_told_at_once():
     other = change(TARGET, abi={"kho": "kho-v5", "luo": "luo-v6", "memfd": "memfd-v3"}, cmdline="kho=on")
     assert outcome(_proof.compare(RUNNING, other)["there"]) == ("refused", ["abi-kho", "abi-luo", "abi-memfd", "cmdline-liveupdate"])
@@ -379,6 +461,11 @@ def test_total_and_deterministic():
         "config": [CONFIG, {}, None, {**CONFIG, "LIVEUPDATE": "n"}, {**CONFIG, "KVM": "n"}],
         "cmdline": ["kho=on liveupdate=on", "", None],
         "unread": [{}, None, {"luo": "why", "config": "why"}],
+        "signed": [True, False, None],
+        "lockdown": ["integrity", "none", None],
+        "scratch": [[96 << 20], [], None],
+        "init_size": [60 << 20, 200 << 20, None],
+        "memory": [2 << 30, None],
     }
     sides = [{}, RUNNING, TARGET]
     for _case in range(60):
@@ -391,7 +478,7 @@ def test_total_and_deterministic():
         verdicts = _proof.compare(running, target)
         assert verdicts == _proof.compare(running, target)
         assert (running, target) == before
-        for way in verdicts.values():
+        for way in (verdicts["there"], verdicts["back"]):
             seen = {reason["verdict"] for reason in way["reasons"]}
             assert way["verdict"] == ("refused" if "refused" in seen else "unknown" if seen else "proven")
             assert all(reason["code"] and reason["message"] and reason["remedy"] for reason in way["reasons"])
@@ -425,7 +512,9 @@ def host(tmp_path, monkeypatch):
     put("proc/sys/kernel/version", b"#1 SMP PREEMPT Thu\n")
     put("proc/sys/kernel/arch", b"x86_64\n")
     put("proc/cmdline", b"root=/dev/vda1 kho=on liveupdate=on\n")
+    put("proc/meminfo", b"MemTotal:        2097152 kB\nMemAvailable:    1048576 kB\n")
     put("sys/kernel/notes", NOTE)
+    put("sys/kernel/debug/kho/out/scratch_len", b"0x6000000\n0x4000000\n")
     put.image, put.root = image, str(tmp_path)
     return put
 
@@ -478,6 +567,28 @@ def test_no_device_tree_is_too_damaged(host):
             blob[rng.randrange(4, len(blob))] ^= 1 << rng.randrange(8)
         host("sys/kernel/debug/kho/out/fdt", bytes(blob))
         assert _proof._debugfs(host.root).get("kho", "kho-v").startswith("kho-v")
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [(b"none [integrity] confidentiality\n", "integrity"), (b"[none] integrity confidentiality\n", "none"), (b"", None), (b"x", None)],
+)
+def test_lockdown(host, content, state):
+    host("sys/kernel/security/lockdown", content)
+    assert _proof.running_side(host.root)["lockdown"] == state
+
+
+def test_prove_counts_the_initrd_in(host, tmp_path):
+    host.image("boot/vmlinuz-7.2.13")
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(b"")
+    image = {**TARGET, "page_size": os.sysconf("SC_PAGE_SIZE")}
+    assert _proof.prove(image, "kho=on liveupdate=on", str(initrd), host.root)["there"]["verdict"] == "proven"
+    os.truncate(initrd, 97 << 20)
+    assert outcome(_proof.prove(image, "kho=on liveupdate=on", str(initrd), host.root)["there"]) == ("refused", ["scratch"])
+    assert outcome(_proof.prove(image, "kho=on", None, host.root)["there"]) == ("refused", ["cmdline-liveupdate"])
+    with pytest.raises(LiveUpdateError, match=f"^initrd {tmp_path}/none: No such file or directory; give the path"):
+        _proof.prove(image, "", f"{tmp_path}/none", host.root)
 
 
 def test_an_image_that_contradicts_debugfs(host):

@@ -1,0 +1,134 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What memory an update takes, and whether it is there. PRIVATE to the collection.
+
+Preserving a memory file fills its holes, gets back what of it was swapped out, and keeps a note of 16 bytes for each page
+(mm/memfd_luo.c). After the jump all of it is charged at once to the unit that takes it back; when that unit's limit is too small the
+kernel refuses, and will not try again.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import on the boot path
+
+__all__ = ("LIMITS", "fill", "limit_reasons", "limits", "parents", "shared_limit_reasons", "spare_reasons", "swapped", "total")
+
+_NOTE_SHIFT = 8  # 16 bytes for 4096
+# The unit properties that limit its memory; the second counts while the host boots.
+LIMITS = ("MemoryMax", "StartupMemoryMax")
+
+
+def _meminfo(root: str) -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    with open(os.path.join(root, "proc/meminfo"), encoding="ascii") as file:
+        return {line.partition(":")[0]: int(line.split()[1]) << 10 for line in file}
+
+
+def total(root: str = "/") -> int:
+    """The host's memory in bytes."""
+    return _meminfo(root)["MemTotal"]
+
+
+def spare_reasons(needs: dict[str, tuple[int, int]], root: str = "/") -> list[dict]:
+    """Why the guests that are not held yet cannot all be held: name -> what :func:`fill` gives."""
+    memory = _meminfo(root)
+    # What is preserved may not lie in CMA areas, and the scratch areas of KHO are such.
+    free = max(memory["MemAvailable"] - memory.get("CmaFree", 0), 0)
+    needed, in_swap = (sum(need[index] for need in needs.values()) for index in (0, 1))
+    if needed <= free:
+        return []
+    names = ", ".join(sorted(needs, key=lambda name: -needs[name][0]))
+    return [
+        {
+            "code": "memory",
+            "message": f"holding the RAM of {names} takes {needed >> 20} MiB more, of which {in_swap >> 20} MiB are swapped out now, and"
+            f" the host has {free >> 20} MiB to spare: guests would be killed for want of memory",
+            "remedy": "free memory on the host, or migrate or shut down a guest first",
+        }
+    ]
+
+
+def fill(record: dict, root: str = "/") -> tuple[int, int]:
+    """How many bytes holding this guest's RAM takes that it does not take now, and how many of them are swapped out."""
+    holes = notes = in_swap = 0
+    inodes = set()
+    for ram in record["ram"]:
+        try:
+            seen = os.stat(os.path.join(root, f"proc/{record['pid']}/fd/{ram['fd']}"))
+        except OSError:
+            continue  # the guest ended meanwhile, or has a reason against it
+        inodes.add(seen.st_ino)
+        holes += max(ram["size"] - seen.st_blocks * 512, 0)
+        notes += ram["size"] >> _NOTE_SHIFT
+    memory = _meminfo(root)
+    # Reading smaps walks all of the guest's page tables.
+    if inodes and memory["SwapTotal"] > memory["SwapFree"]:
+        try:
+            with open(os.path.join(root, f"proc/{record['pid']}/smaps"), encoding="utf-8", errors="replace") as smaps:
+                in_swap = swapped(smaps, inodes)
+        except OSError:
+            in_swap = 0
+    return holes + in_swap + notes, in_swap
+
+
+def swapped(smaps: t.Iterable[str], inodes: set[int]) -> int:
+    """How many bytes of the mapped files with these inodes are swapped out (proc(5), smaps). Pure."""
+    found, counts = 0, False
+    for line in smaps:
+        fields = line.split(None, 5)
+        if not fields[0].endswith(":"):
+            counts = int(fields[4]) in inodes
+        elif counts and fields[0] == "Swap:":
+            found += int(fields[1]) << 10
+    return found
+
+
+def parents(unit_slice: str) -> list[str]:
+    """A slice and those that it lies in, e.g. a-b.slice, a.slice and -.slice (systemd.slice(5)). Pure."""
+    if unit_slice in ("", "-.slice"):
+        return ["-.slice"]
+    parts = unit_slice[: -len(".slice")].split("-")
+    return ["-".join(parts[:count]) + ".slice" for count in range(len(parts), 0, -1)] + ["-.slice"]
+
+
+def limits(properties: dict[str, dict[str, str]]) -> dict[str, int]:
+    """The smallest limit in bytes that each unit's properties set; nothing for one without any. Pure."""
+    found = {}
+    for unit, shown in properties.items():
+        set_here = [int(shown[name]) for name in LIMITS if shown.get(name, "").isdigit()]
+        # 2^64 - 1 is what systemd has for "none" when it does not print it as a word.
+        if set_here and min(set_here) < 1 << 63:
+            found[unit] = min(set_here)
+    return found
+
+
+def limit_reasons(ram: int, found: dict[str, int]) -> list[dict]:
+    """Why a guest with so many bytes of RAM would not get it back: the limits of its unit and that unit's slices. Pure."""
+    return [_limit_reason(unit, limit, f"its {ram >> 20} MiB of RAM are") for unit, limit in found.items() if ram > limit]
+
+
+def shared_limit_reasons(guests: dict[str, tuple[int, dict[str, int]]]) -> list[dict]:
+    """Slices whose limit is enough for each of several guests, but not for all: guest -> RAM in bytes, limits. Pure."""
+    reasons = []
+    for unit in sorted({unit for _ram, found in guests.values() for unit in found}):
+        inside = {name: ram for name, (ram, found) in guests.items() if unit in found}
+        limit = next(found[unit] for _ram, found in guests.values() if unit in found)
+        together = sum(inside.values())
+        if together > limit and all(ram <= limit for ram in inside.values()):
+            reasons.append(_limit_reason(unit, limit, f"the {together >> 20} MiB of RAM of {', '.join(sorted(inside))} are"))
+    return reasons
+
+
+def _limit_reason(unit: str, limit: int, what: str) -> dict:
+    return {
+        "code": "memory-limit",
+        "message": f"{what} charged to {unit} when it is taken back after the jump, and its MemoryMax= or StartupMemoryMax= is"
+        f" {limit >> 20} MiB: the kernel would refuse, once and for all",
+        "remedy": f"raise or remove the limit of {unit}",
+    }

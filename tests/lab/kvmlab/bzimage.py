@@ -1,0 +1,67 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Take the kernel out of a bzImage, change it, and put it back (Documentation/arch/x86/boot.rst)."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import zlib
+
+# How the kernel build compresses (scripts/Makefile.lib, scripts/xz_wrap.sh). All but gzip leave it to the build to append the size.
+COMMANDS = {
+    "gzip": ("gzip", "-n", "-f", "-9"),
+    "bzip2": ("bzip2", "-9"),
+    "lzma": ("lzma", "-9"),
+    "xz": ("xz", "--check=crc32", "--threads=1", "--x86", "--lzma2=dict=128MiB"),
+    "lzo": ("lzop", "-9"),
+    "lz4": ("lz4", "-l", "-9", "-", "-"),
+    "zstd": ("zstd", "-22", "--ultra"),
+}
+GZIP = b"\x1f\x8b"
+PACK_LIMIT_S = 300
+
+
+def place(image: bytes) -> tuple[int, int]:
+    """Offset and length of the compressed kernel, with the size at its end."""
+    setup = (image[0x1F1] + 1) * 512
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    return setup + offset, length
+
+
+def unpack(image: bytes) -> bytes:
+    """The kernel in a bzImage that the build compressed with gzip."""
+    start, length = place(image)
+    return zlib.decompressobj(wbits=31).decompress(image[start : start + length])
+
+
+def pack(compression: str, kernel: bytes) -> bytes:
+    """The kernel compressed as the build does."""
+    done = subprocess.run(COMMANDS[compression], input=kernel, capture_output=True, timeout=PACK_LIMIT_S, check=True)
+    return done.stdout if compression == "gzip" else done.stdout + len(kernel).to_bytes(4, "little")
+
+
+def replace(image: bytes, packed: bytes) -> bytes:
+    """The image with another compressed kernel in it.
+
+    The code around it has the old length compiled in. With gzip, which knows where it ends, one that is not longer is filled up to that
+    length, so that the image keeps its layout, and boots.
+    """
+    start, length = place(image)
+    if packed.startswith(GZIP):
+        packed = packed[:-4] + bytes(max(length - len(packed), 0)) + packed[-4:]
+    changed = bytearray(image[:start] + packed + image[start + length :])
+    changed += bytes(-(len(changed) - (image[0x1F1] + 1) * 512) % 16)
+    struct.pack_into("<I", changed, 0x24C, len(packed))
+    struct.pack_into("<I", changed, 0x1F4, (len(changed) - (image[0x1F1] + 1) * 512) // 16)
+    return bytes(changed)
+
+
+def speak(kernel: bytes, old: str, new: str) -> bytes:
+    """The kernel with one of its strings changed, wherever it stands alone; both are of the same length."""
+    changed, count = re.subn(rb"(?<![ -~])" + re.escape(old.encode()) + rb"(?=\0)", new.encode(), kernel)
+    if not count or len(changed) != len(kernel):
+        raise ValueError(f"{old} is in the kernel {count} times, and cannot become {new}")
+    return changed

@@ -1,0 +1,79 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.modules import kexec_image
+
+IMAGE = {"path": "/boot/vmlinuz", "release": "7.3.4", "initrd": None, "initrd_sha256": None, "cmdline": "kho=on liveupdate=on"}
+UNKNOWN = {"code": "abi-luo-unread", "message": "which luo-vN it speaks is not known", "remedy": "mount debugfs", "verdict": "unknown"}
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """A host that has ``staged`` and that proves ``verdict``; returns what was done to it."""
+    done = []
+    state = types.SimpleNamespace(staged={}, verdict="proven", done=done)
+
+    def prove(image, cmdline, initrd):
+        done.append("prove")
+        assert (image, cmdline, initrd) == ({"read": "/boot/vmlinuz"}, IMAGE["cmdline"], None)
+        reasons = [] if state.verdict == "proven" else [{**UNKNOWN, "verdict": state.verdict}]
+        return {"pair": "a-b", "there": {"verdict": state.verdict, "reasons": reasons}, "back": {}}
+
+    monkeypatch.setattr(kexec_image, "wanted_image", lambda params, _running: IMAGE if params["state"] == "staged" else {})
+    monkeypatch.setattr(_proof, "prove", prove)
+    monkeypatch.setattr(kexec_image._image, "read", lambda path: {"read": path})
+    monkeypatch.setattr(kexec_image._kexec, "current_cmdline", lambda: "")
+    monkeypatch.setattr(kexec_image._kexec, "record", lambda: state.staged)
+    monkeypatch.setattr(kexec_image._kexec, "loaded", lambda: bool(state.staged))
+    monkeypatch.setattr(kexec_image._kexec, "stage", lambda *_image: done.append("stage"))
+    monkeypatch.setattr(kexec_image._kexec, "unload", lambda: done.append("unload"))
+    return state
+
+
+def run(accepted=(), state="staged", check_mode=False):
+    params = {"state": state, "kernel": "/boot/vmlinuz", "initrd": None, "cmdline": None, "accept_unknown": list(accepted)}
+    return kexec_image.manage(types.SimpleNamespace(params=params, check_mode=check_mode))
+
+
+def test_a_proven_kernel_is_staged_once(host):
+    assert run()["changed"]
+    assert host.done == ["prove", "stage"]
+    host.staged = IMAGE
+    assert not run()["changed"]
+    assert host.done == ["prove", "stage"]
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize(("verdict", "accepted"), [("refused", ["a-b"]), ("unknown", []), ("unknown", ["a-c"])])
+def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, check_mode):
+    host.verdict = verdict
+    with pytest.raises(LiveUpdateError, match=r"^/boot/vmlinuz is not staged: which luo-vN .* - mount debugfs") as caught:
+        run(accepted, check_mode=check_mode)
+    assert host.done == ["prove"]
+    assert ("a-b" in caught.value.message) == (verdict == "unknown")
+
+
+def test_an_unknown_pair_that_is_accepted_is_staged(host):
+    host.verdict = "unknown"
+    assert run(["a-b"])["changed"]
+    assert host.done == ["prove", "stage"]
+
+
+def test_check_mode_proves_and_stages_nothing(host):
+    assert run(check_mode=True)["changed"]
+    assert host.done == ["prove"]
+
+
+def test_unloading_needs_no_proof(host):
+    assert not run(state="unloaded")["changed"]
+    host.staged = IMAGE
+    assert run(state="unloaded")["changed"]
+    assert host.done == ["unload"]
