@@ -29,8 +29,8 @@ def outcome(host: dict[str, t.Any], jump: dict[str, t.Any], why: str, check_mode
 
 def result(
     host: dict[str, t.Any],
-    jump: dict[str, t.Any],
-    guests: list[dict[str, t.Any]],
+    jump: dict[str, t.Any] | None = None,
+    guests: t.Sequence[dict[str, t.Any]] = (),
     why: str = "",
     check_mode: bool = False,
     blackout_max: float = 0.0,
@@ -41,6 +41,7 @@ def result(
     guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
     ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
     """
+    jump = jump or {}
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
     update_id = (jump.get("journal") or {}).get("id", "")
     last = {update["guest"]: update for update in (guest.get("last_update") or {} for guest in guests) if update}

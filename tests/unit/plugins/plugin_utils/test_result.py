@@ -75,7 +75,7 @@ PAUSED = {**HOST, "guests": [{"name": "web", "reasons": [], "last_pause": 4.0}]}
 
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_host_is_refused_before_the_jump_when_its_guests_would_be_paused_for_too_long(check_mode):
-    found = result(PAUSED, {}, [], check_mode=check_mode, blackout_max=3.9)
+    found = result(PAUSED, check_mode=check_mode, blackout_max=3.9)
     assert (found["outcome"], found["why"]) == ("refused", found["over_budget"]) and "4.0 s" in found["why"]
     assert (found["expected_pause"], found["blackout_max"]) == (4.0, 3.9)
     assert result(PAUSED, {}, [], check_mode=check_mode, blackout_max=4.0)["outcome"] != "refused"
