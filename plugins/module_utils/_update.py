@@ -143,6 +143,7 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
+            update["times"]["gate"] = time.time()
             # Kept for the undo: a guest that is saved may have no process any more that could be found.
             update["records"] = {name: _guests.find(name) for name in update["guests"]}
             update["running"] = [name for name, record in update["records"].items() if _providers.of(record).status(record) == "running"]
