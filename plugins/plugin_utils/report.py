@@ -45,7 +45,7 @@ _LABEL = 150
 
 def blackout(guest: dict[str, t.Any]) -> float | None:
     """Seconds from a guest's pause to its resume on its host's clock; None when it was not carried over."""
-    times = guest.get("times") or {}
+    times: dict[str, float] = guest.get("times") or {}
     return times["resumed"] - times["paused"] if "paused" in times and "resumed" in times else None
 
 
@@ -173,7 +173,7 @@ def _host(name: str, host: dict[str, t.Any]) -> str:
 def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> str:
     """A lane for the host and one for each guest, to scale, from the start of the update to the last resume."""
     first = min(_stamps({**host, "guests": guests}))
-    last = max(facts["times"]["resumed"] for facts in guests.values())
+    last: float = max(facts["times"]["resumed"] for facts in guests.values())
     last += (last - first) * 0.03
 
     def place(moment: float) -> float:
