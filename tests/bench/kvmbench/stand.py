@@ -140,7 +140,8 @@ class Stand:
     def _mark(self) -> tuple[str, float]:
         """Write a line to the kernel's log, and tell when: it relates the stamps on the console to the host's clock."""
         mark = f"kvm-liveupdate-bench {time.time():.3f}"
-        return mark, float(self.host.ssh(f"echo {mark} > /dev/kmsg; date +%s.%N").stdout)
+        done = self.host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {mark} > /dev/kmsg; date +%s.%N")
+        return mark, float(done.stdout)
 
     def _jump(self, told: dict[str, Any], guest: dict[str, Any], marked: tuple[str, float]) -> float:
         """From the call of reboot(2) to the new PID 1, on the host's clock with its step taken off."""
