@@ -36,6 +36,10 @@ options:
     description: Whether nothing was to be changed.
     type: bool
     default: false
+  blackout_max:
+    description: For how many seconds guests may be paused; V(0) for any.
+    type: float
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -49,6 +53,8 @@ _value:
   description:
     - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) (nothing was touched), V(undone) (before the jump),
       V(failed) or V(checked); V(why) says it in a sentence.
+    - V(over_budget) says which pause is longer than O(blackout_max), expected before an update and measured after it; empty when none is.
+    - V(expected_pause) is the longest pause that a guest had in its last update.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
     - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences.
   type: dict

@@ -17,6 +17,7 @@ __all__ = (
     "journal",
     "journal_path",
     "known",
+    "last_pause",
     "memory_limits",
     "run_path",
     "start_early",
@@ -46,6 +47,12 @@ def state_path(name: str) -> str:
 def journal(name: str) -> dict:
     """What the last update did with this guest; empty when none did."""
     return _paths.read_json(journal_path(name))
+
+
+def last_pause(update: dict) -> float | None:
+    """Seconds from a guest's pause to its resume in the update of this journal; None when that did not bring it back. Pure."""
+    times = update.get("times") or {}
+    return times["resumed"] - times["paused"] if update.get("state") == "restored" else None
 
 
 def known() -> dict[str, dict]:

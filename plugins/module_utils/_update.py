@@ -143,6 +143,7 @@ def jump() -> int:
             _stop_the_rest(update)
             os.sync()
             _check(update)
+            update["times"]["gate"] = time.time()
             update["records"] = {name: _guests.find(name) for name in update["guests"]}
             update["running"] = [name for name, record in update["records"].items() if _providers.of(record).status(record) == "running"]
             _advance(update, "saving")

@@ -91,7 +91,7 @@ refusals:
 guests:
   description:
     - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session)
-      and its own V(reasons).
+      and its own V(reasons). V(last_pause) is for how many seconds its last update paused it, if one did.
     - V(warnings) are what does not come over as it was, of the same shape as reasons. They do not keep a guest from being preserved.
     - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings.
   returned: success
@@ -155,6 +155,7 @@ def guest_facts(record: dict) -> dict:
         "pid": record["pid"],
         "ram_mib": sum(ram["size"] for ram in record["ram"]) >> 20 if record["ram"] else None,
         "held": bool(_holding.held(record)),
+        "last_pause": _guests.last_pause(_guests.journal(record["name"])),
         "reasons": _guests.inspect(record),
         "warnings": _guests.warn(record),
     }

@@ -17,7 +17,7 @@ import time
 import typing as t
 from html import escape
 
-__all__ = ("blackout", "page", "parts")
+__all__ = ("blackout", "page", "parts", "short_names")
 
 # The steps of a guest's blackout: the part's name, where its first and its last stamp stand (host or guest), and the stamps.
 _PARTS = (
@@ -26,6 +26,7 @@ _PARTS = (
     ("new kernel", ("host", "kernel"), ("host", "userspace")),
     ("systemd until the restore", ("host", "userspace"), ("guest", "start")),
     ("take back the memory", ("guest", "start"), ("guest", "retrieved")),
+    ("wait for libvirt", ("guest", "retrieved"), ("guest", "libvirt")),
     ("start QEMU", ("guest", "retrieved"), ("guest", "qemu")),
     ("load the devices", ("guest", "qemu"), ("guest", "loaded")),
     ("go on", ("guest", "loaded"), ("guest", "resumed")),
@@ -40,12 +41,13 @@ _OUTCOMES = {
 }
 _WIDTH = 960
 _LANE = 26
-_LABEL = 150
+_LABEL = 180
+_LONGEST_LABEL = 26
 
 
 def blackout(guest: dict[str, t.Any]) -> float | None:
     """Seconds from a guest's pause to its resume on its host's clock; None when it was not carried over."""
-    times = guest.get("times") or {}
+    times: dict[str, float] = guest.get("times") or {}
     return times["resumed"] - times["paused"] if "paused" in times and "resumed" in times else None
 
 
@@ -57,6 +59,8 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
     found: list[tuple[str, float]] = []
     begun, names = stamps["guest"]["paused"], []
     for name, _first, (where, stamp) in _PARTS:
+        if stamp == "libvirt" and stamp not in stamps[where]:
+            continue  # only domains wait for it
         names.append(name)
         if stamp in stamps[where]:
             found.append((" + ".join(names), stamps[where][stamp] - begun))
@@ -117,15 +121,17 @@ def _overview(hosts: dict[str, dict[str, t.Any]]) -> str:
         pauses = [pause for guest in host["guests"].values() if (pause := blackout(guest)) is not None]
         cells = (
             name,
-            _OUTCOMES.get(host["outcome"], host["outcome"]),
+            _OUTCOMES.get(host["outcome"], host["outcome"]) + (", over budget" if host.get("over_budget") else ""),
             host["kernel_before"],
             host["kernel_after"],
             str(len(host["guests"])),
             _seconds(host.get("expected_pause")),
+            _seconds(host.get("blackout_max") or None),
             _seconds(max(pauses) if pauses else None),
         )
-        rows.append(f'<tr class="{escape(host["outcome"])}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    names = ("host", "outcome", "kernel before", "kernel after", "guests", "pause expected", "longest pause")
+        kind = host["outcome"] + (" over" if host.get("over_budget") else "")
+        rows.append(f'<tr class="{escape(kind)}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    names = ("host", "outcome", "kernel before", "kernel after", "guests", "pause expected", "allowed", "longest pause")
     return _table(names, rows)
 
 
@@ -148,10 +154,11 @@ def _host(name: str, host: dict[str, t.Any]) -> str:
         found.append(_timeline(host, carried))
         names = list(dict.fromkeys(part for facts in carried.values() for part, _length in parts(host, facts)))
         rows = []
-        for guest, facts in carried.items():
-            lengths = dict(parts(host, facts))
-            cells = [guest, f"{blackout(facts):.2f}", *(f"{lengths[part]:.2f}" if part in lengths else "-" for part in names)]
-            rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        for guest, shown in short_names(list(carried)).items():
+            lengths = dict(parts(host, carried[guest]))
+            cells = [f"{blackout(carried[guest]):.2f}", *(f"{lengths[part]:.2f}" if part in lengths else "-" for part in names)]
+            first = f'<td class="short" title="{escape(guest)}">{escape(shown)}</td>'
+            rows.append(f"<tr>{first}" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
         found.append("<h3>Where the pause went, in seconds</h3>" + _table(("guest", "pause", *names), rows))
     others = [
         f"<li><b>{escape(guest)}</b>: {escape(str(facts.get('why') or 'was not touched'))}</li>"
@@ -159,7 +166,7 @@ def _host(name: str, host: dict[str, t.Any]) -> str:
         if guest not in carried
     ]
     if others:
-        found.append("<h3>Other guests</h3><ul>" + "".join(others) + "</ul>")
+        found.append(f"<h3>{'Other guests' if carried else 'Guests'}</h3><ul>" + "".join(others) + "</ul>")
     warnings = [
         f"<li><b>{escape(guest)}</b>: {escape(str(warning))}</li>"
         for guest, facts in host["guests"].items()
@@ -173,7 +180,7 @@ def _host(name: str, host: dict[str, t.Any]) -> str:
 def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> str:
     """A lane for the host and one for each guest, to scale, from the start of the update to the last resume."""
     first = min(_stamps({**host, "guests": guests}))
-    last = max(facts["times"]["resumed"] for facts in guests.values())
+    last: float = max(facts["times"]["resumed"] for facts in guests.values())
     last += (last - first) * 0.03
 
     def place(moment: float) -> float:
@@ -187,7 +194,8 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
         )
 
     times = _host_times(host)
-    lanes = [_label(0, "host")]
+    height = (len(guests) + 1) * _LANE
+    lanes, labels = [*_axis(first, last, height, place), _label(0, "host", "host")], short_names(list(guests))
     steps = [
         ("stop other services", "stopping", "saving", "stop"),
         ("save the guests", "saving", "jumping", "save"),
@@ -201,7 +209,7 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
         lanes.append(stretch(0, times["userspace"], last, "boot", "boot of the new system"))
     for lane, (name, facts) in enumerate(guests.items(), start=1):
         paused, resumed = facts["times"]["paused"], facts["times"]["resumed"]
-        lanes.append(_label(lane, name))
+        lanes.append(_label(lane, name, labels[name]))
         lanes.append(stretch(lane, first, paused, "runs", "runs on the old kernel"))
         lanes.append(stretch(lane, paused, resumed, "paused", f"paused for {resumed - paused:.2f} s"))
         begun = paused
@@ -212,8 +220,6 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
         lanes.append(
             f'<text class="pause" x="{(place(paused) + place(resumed)) / 2:.1f}" y="{lane * _LANE + 17}">{resumed - paused:.1f} s</text>'
         )
-    height = (len(guests) + 1) * _LANE
-    lanes += _axis(first, last, height, place)
     legend = "".join(
         f'<span><i class="{kind}"></i>{text}</span>'
         for kind, text in (
@@ -231,8 +237,16 @@ def _timeline(host: dict[str, t.Any], guests: dict[str, dict[str, t.Any]]) -> st
     )
 
 
-def _label(lane: int, name: str) -> str:
-    shown = name if len(name) <= 20 else name[:19] + "…"
+def short_names(names: list[str]) -> dict[str, str]:
+    """The names as they fit beside a timeline: without their domains where that tells them apart, and without their middles."""
+    first = {name: name.partition(".")[0] or name for name in names}
+    if len(set(first.values())) < len(names):
+        first = {name: name for name in names}
+    half = (_LONGEST_LABEL - 1) // 2
+    return {name: text if len(text) <= _LONGEST_LABEL else f"{text[:half]}…{text[-half:]}" for name, text in first.items()}
+
+
+def _label(lane: int, name: str, shown: str) -> str:
     return f'<text class="name" x="{_LABEL - 8}" y="{lane * _LANE + 17}">{escape(shown)}<title>{escape(name)}</title></text>'
 
 
@@ -276,7 +290,8 @@ h3{font-size:1rem;margin:1rem 0 .3rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--faint);font-weight:600}
-tr.failed td:nth-child(2),tr.refused td:nth-child(2),tr.undone td:nth-child(2){color:var(--pause);font-weight:600}
+td.short{white-space:nowrap}
+tr.failed td:nth-child(2),tr.refused td:nth-child(2),tr.undone td:nth-child(2),tr.over td:nth-child(2){color:var(--pause);font-weight:600}
 .why{background:var(--card);border-left:4px solid var(--pause);padding:.6rem .9rem}
 svg{width:100%;min-width:640px;font:11px system-ui,sans-serif}
 svg text{fill:var(--text)}

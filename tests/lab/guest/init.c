@@ -8,7 +8,7 @@
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
  * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
  * an ext4 file system to which it appends records, each synced before its number goes into the next tick; address=IP, at which it
- * sends back on port 7 whatever comes; agent=NAME, a virtio port on which it is a guest agent.
+ * sends back on port 7 whatever comes, by TCP or UDP; agent=NAME, a virtio port on which it is a guest agent.
  * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
@@ -177,6 +177,25 @@ static void write_records(const char *device)
 	}
 }
 
+/* Send back each datagram. */
+static void echo_datagrams(const struct sockaddr_in *any)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	struct sockaddr_in peer;
+	char data[1024];
+
+	if (bind(fd, (const struct sockaddr *)any, sizeof(*any)) < 0)
+		give_up("bind");
+	for (;;) {
+		socklen_t size = sizeof(peer);
+		ssize_t got = recvfrom(fd, data, sizeof(data), 0, (struct sockaddr *)&peer, &size);
+
+		/* One that cannot be sent is lost, as datagrams may be. */
+		if (got >= 0 && sendto(fd, data, got, MSG_DONTWAIT, (struct sockaddr *)&peer, size) < 0)
+			continue;
+	}
+}
+
 /* Give the only network card an address, and send back what comes, each connection in a process of its own. */
 static void echo(const char *address)
 {
@@ -195,6 +214,8 @@ static void echo(const char *address)
 	card.ifr_flags = IFF_UP | IFF_RUNNING;
 	if (ioctl(listener, SIOCSIFFLAGS, &card) < 0)
 		give_up("link");
+	if (fork() == 0)
+		echo_datagrams(&any);
 	if (bind(listener, (struct sockaddr *)&any, sizeof(any)) < 0 || listen(listener, 8) < 0)
 		give_up("listen");
 	signal(SIGCHLD, SIG_IGN);

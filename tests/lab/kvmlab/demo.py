@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from .controller import GUESTS, Controller
-from .domains import DOMAINS, define_domains, start_domains
+from .domains import DISK, DOMAINS, Probe, define_domains, start_domains
 from .errors import LabError
 from .lab import KINDS, Lab, uninterrupted
 from .night import start_guests, update
@@ -59,8 +59,10 @@ def _night(lab: Lab, started: float) -> int:
     start_domains(controller, hosts)
     target = newest_kernel(hosts[0].ssh("ls /boot").stdout)
     _step(f"update {len(hosts)} hosts to {target}, one at a time, under their guests")
+    probe = Probe(hosts[1], hosts[0], DISK)  # not the other way round: its own host's update would end it before
+    probe.open()
     page, path = Path("report.html"), Path("report.json")
-    play, reports = update(controller, hosts, target, page, (*UNITS, *DOMAINS))
+    play, reports = update(controller, hosts, target, page, (*UNITS, *DOMAINS), [probe])
     path.write_text(json.dumps({"hosts": reports, "playbook_exit_code": play.code}, indent=2) + "\n")
     print(f"\n{table(reports)}\n\nreport: {path.resolve()} and {page.resolve()}, {time.monotonic() - started:.0f} s in all")
     return 0 if play.code == 0 and all_survived(reports) else 1

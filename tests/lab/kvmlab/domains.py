@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from . import echo
+from . import echo, probe
 from .controller import Controller, Guest, lab_playbook
 from .errors import LabError
 from .heartbeat import SILENT_S
@@ -129,24 +130,48 @@ def clock_lag(host: Host, domain: Domain) -> float:
     return tick.wall + ahead - tick.guest_wall
 
 
-class Connection:
+class _Program:
+    """A program of the lab that one host runs towards a domain of another; what it prints is its log."""
+
+    def __init__(self, program: ModuleType, client: Host, server: Host, domain: Domain) -> None:
+        name = program.__name__.rpartition(".")[2]
+        self.target = (server.name, domain.name)
+        self._source = Path(str(program.__file__)).read_text()
+        self._client = client
+        self._address = domain.address(server)
+        self._file = f"/root/{name}.py"
+        self._unit = f"{name}-{server.name}-{domain.name}"
+        self._log = f"/var/log/{self._unit}.log"
+
+    def start(self) -> None:
+        """Start it anew, with an empty log."""
+        self.close()
+        self._client.ssh(f"cat > {self._file}", stdin=self._source)
+        output = f"-p StandardOutput=append:{self._log}"
+        started = self._client.ssh(f"rm -f {self._log}; systemd-run --unit {self._unit} {output} python3 {self._file} {self._address}")
+        if started.returncode:
+            raise LabError(f"{self._client.name}: {started.stderr.strip()}")
+
+    def log(self) -> tuple[float, str]:
+        """The present time of its host's monotonic clock, and what it printed until then."""
+        done = self._client.ssh(f"cut -d' ' -f1 /proc/uptime; cat {self._log}")
+        uptime, _newline, log = done.stdout.partition("\n")
+        return float(uptime), log
+
+    def close(self) -> None:
+        """End it, if it is there."""
+        self._client.ssh(f"systemctl stop {self._unit}; systemctl reset-failed {self._unit}")
+
+
+class Connection(_Program):
     """A TCP connection that one host of the lab holds open into a domain of another."""
 
     def __init__(self, client: Host, server: Host, domain: Domain) -> None:
-        self._client = client
-        self._address = domain.address(server)
-        self._unit = f"echo-{server.name}-{domain.name}"
-        self._log = f"/var/log/{self._unit}.log"
+        super().__init__(echo, client, server, domain)
 
     def open(self) -> None:
         """Connect, and wait for the first echo."""
-        self.close()
-        self._client.ssh("cat > /root/echo.py", stdin=Path(echo.__file__).read_text())
-        started = self._client.ssh(
-            f"rm -f {self._log}; systemd-run --unit {self._unit} -p StandardOutput=append:{self._log} python3 /root/echo.py {self._address}"
-        )
-        if started.returncode:
-            raise LabError(f"{self._client.name}: {started.stderr.strip()}")
+        self.start()
 
         def look() -> tuple[bool, str]:
             seen = self.echoes()
@@ -156,10 +181,28 @@ class Connection:
 
     def echoes(self) -> echo.Echoes:
         """What became of it until now."""
-        done = self._client.ssh(f"cut -d' ' -f1 /proc/uptime; cat {self._log}")
-        uptime, _newline, log = done.stdout.partition("\n")
-        return echo.read(log, float(uptime))
+        now, log = self.log()
+        return echo.read(log, now)
 
-    def close(self) -> None:
-        """End it, if it is there."""
-        self._client.ssh(f"systemctl stop {self._unit}; systemctl reset-failed {self._unit}")
+
+class Probe(_Program):
+    """Datagrams that one host of the lab sends to a domain of another, many a second, to see for how long nothing comes back."""
+
+    def __init__(self, client: Host, server: Host, domain: Domain) -> None:
+        super().__init__(probe, client, server, domain)
+
+    def open(self) -> None:
+        """Begin, and wait for the first answer."""
+        # Known for good: while nobody answers, the kernel would ask for the address once a second only.
+        mac = f"52:54:00:77:01:{self._address.rpartition('.')[2]}"
+        self._client.ssh(f"ip neighbour replace {self._address} lladdr {mac} dev br0 nud permanent")
+        self.start()
+
+        def look() -> tuple[bool, str]:
+            return self.answers().count > 0, "no answer"
+
+        wait_until(f"{self._client.name}: an answer from {self._address}", CONNECT_LIMIT_S, look)
+
+    def answers(self) -> probe.Answers:
+        """What came back until now."""
+        return probe.read(self.log()[1])

@@ -10,6 +10,7 @@ numbers and times by their arrival here, never by the guest's own clock.
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,8 +53,10 @@ class Tick:
 class Verdict:
     """Whether a guest came through, why, and the evidence.
 
-    blackout_s is the longest time without a tick, less the usual time between two. torn are numbers of ticks of which only
-    a piece arrived. A guest is only said to have survived when its memory was read through once after the blackout.
+    blackout_s is the longest time without a tick, less the usual time between two, which is period_s as it arrived. late_s is for
+    how long, by its own clock, the guest ran during the longest silence beyond such a period: that it did not tick then was no pause.
+    torn are numbers of ticks of which only a piece arrived. A guest is only said to have survived when its memory was read through
+    once after the blackout.
     """
 
     survived: bool
@@ -65,6 +68,8 @@ class Verdict:
     checksum_before: str | None = None
     checksum_after: str | None = None
     blackout_s: float | None = None
+    period_s: float = PERIOD_S
+    late_s: float = 0.0
     last_tick: int | None = None
     last_tick_age_s: float | None = None
 
@@ -124,6 +129,7 @@ def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = No
     fault, torn = _first_break(window)
     steps = list(pairwise(window))
     before, after = max(steps, key=lambda step: step[1].arrived - step[0].arrived, default=(window[0], window[0]))
+    period = statistics.median(two.arrived - one.arrived for one, two in steps) if steps else PERIOD_S
     last = window[-1]
     sum_before = _checksum([tick for tick in [*earlier, *heard] if tick.arrived <= before.arrived and tick.boot_id == before.boot_id])
     sum_after = _checksum([last] if last.boot_id == before.boot_id and last.turn >= before.turn + 2 else [])
@@ -139,6 +145,8 @@ def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = No
         checksum_before=sum_before,
         checksum_after=sum_after,
         blackout_s=max(0.0, after.arrived - before.arrived - PERIOD_S) if steps else None,
+        period_s=period,
+        late_s=max(0.0, after.guest_monotonic - before.guest_monotonic - period) if after.boot_id == before.boot_id else 0.0,
         last_tick=last.number,
         last_tick_age_s=age,
     )

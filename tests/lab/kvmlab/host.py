@@ -19,7 +19,7 @@ from pathlib import Path
 from .disk import replace_file
 from .errors import LabError
 from .heartbeat import Tick, Verdict, read_ticks, verdict
-from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
+from .machine import HEARTBEATS, MEMORY_MIB, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
 from .process import Record, read_record
 from .run import say, tail
 
@@ -103,7 +103,7 @@ class Host:
         """Whether it was made before and not forgotten since."""
         return (self.folder / "disk.raw").exists()
 
-    def start(self, kind: str, emulator: tuple[str, ...], image: Path) -> None:
+    def start(self, kind: str, emulator: tuple[str, ...], image: Path, memory_mib: int = MEMORY_MIB) -> None:
         """Start it: from its own disk when it has one, else from a fresh copy of the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         made_from = str(image)
@@ -113,7 +113,7 @@ class Host:
             self._clear()
             self._make_disk(image)
         others = {host.port for host in neighbours(self.folder)}
-        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others), number=self.number)
+        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others), number=self.number, memory_mib=memory_mib)
         content = {"name": self.name, "kind": kind, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()

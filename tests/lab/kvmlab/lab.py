@@ -18,6 +18,7 @@ from . import cache, emulator, guest, image, inventory, kernel, packages, rootfs
 from .errors import LabError
 from .host import Host
 from .keys import Keys, keys, public
+from .machine import MEMORY_MIB
 from .run import say
 
 # Of each kind of host: forky's systemd carries sessions through a kexec itself, trixie's keeps a holder alive.
@@ -86,8 +87,8 @@ class Lab:
         known = ", ".join(host.name for host in self.hosts()) or "none: start some with tests/lab/lab up"
         raise LabError(f"no host {name} (there is {known})")
 
-    def up(self, kinds: Sequence[str]) -> list[Host]:
-        """Bring up hv1, hv2 and so on, of these kinds; those that run already stay as they are."""
+    def up(self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB) -> list[Host]:
+        """Bring up hv1, hv2 and so on, of these kinds, with so much memory; those that run already stay as they are."""
         parts = build(kinds)
         if not any(host.record for host in self.hosts()):
             for kind in ("deb", "emulator", "image", "rootfs"):
@@ -101,7 +102,7 @@ class Lab:
                 for host, kind in zip(wanted, kinds, strict=True):
                     if host.record is None:
                         started.append(host)
-                        host.start(kind, parts.emulator, parts.images[kind])
+                        host.start(kind, parts.emulator, parts.images[kind], memory_mib)
                         say(f"{host.name}: {host.kind}, started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
                     elif host.image != str(parts.images[kind]):
                         say(f"{host.name}: runs, but from an older image: tests/lab/lab down, then up, renews it")

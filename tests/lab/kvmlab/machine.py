@@ -34,6 +34,7 @@ class Machine:
     disk: str
     ssh_port: int | None = None
     number: int | None = None
+    memory_mib: int = MEMORY_MIB
     kernel: str | None = None
     kernel_options: str = ""
 
@@ -41,7 +42,7 @@ class Machine:
         """The emulator's command line."""
         words = [*self.emulator, "-nodefaults", "-no-user-config", "-display", "none"]
         words += ["-machine", "q35", "-accel", ACCELERATOR, "-cpu", PROCESSOR]
-        words += ["-smp", str(PROCESSORS), "-m", str(MEMORY_MIB)]
+        words += ["-smp", str(PROCESSORS), "-m", str(self.memory_mib)]
         words += ["-drive", f"if=none,id=disk,file={self.disk},format=raw,discard=unmap"]
         words += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
         words += ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]

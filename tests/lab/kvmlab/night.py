@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .controller import GUESTS, Controller, Guest, Play, described, lab_playbook
 from .errors import LabError
 from .heartbeat import Verdict
 from .host import Host
+from .probe import Answers
 from .report import Boot, host_report
 
 ALIVE_LIMIT_S = 240.0
@@ -74,10 +75,30 @@ def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
         time.sleep(1)
 
 
+class Watch(Protocol):
+    """A probe that is under way from another host (domains.Probe)."""
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """The host and the guest that it probes."""
+
+    def answers(self) -> Answers:
+        """What came back until now."""
+
+
 def update(
-    controller: Controller, hosts: list[Host], kernel: str, page: Path | None = None, guests: Iterable[Guest] = GUESTS, **options: object
+    controller: Controller,
+    hosts: list[Host],
+    kernel: str,
+    page: Path | None = None,
+    guests: Iterable[Guest] = GUESTS,
+    probes: Iterable[Watch] = (),
+    **options: object,
 ) -> tuple[Play, dict[str, dict[str, Any]]]:
-    """Run the update playbook, with these options of its role, and report on every host and guest; the playbook writes its own page where asked to."""
+    """Run the update playbook, with these options of its role, and report on every host and guest.
+
+    The playbook writes its own page where asked to.
+    """
     guests = tuple(guests)
     since = time.monotonic()
     before = {host.name: boot_of(host) for host in hosts}
@@ -85,9 +106,11 @@ def update(
     names = ",".join(before)
     options.update(hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report)
     play = controller.play("kvm.liveupdate.update", "--limit", names, **options)
+    answers: dict[str, dict[str, Answers]] = {}
+    for probe in probes:
+        answers.setdefault(probe.target[0], {})[probe.target[1]] = probe.answers()
     reports = {}
     for host in hosts:
         verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}
-        update_id = play.report.get(host.name, {}).get("update_id", "")
-        reports[host.name] = host_report(before[host.name], boot_of(host), update_id, verdicts)
+        reports[host.name] = host_report(before[host.name], boot_of(host), play.report.get(host.name, {}), verdicts, answers.get(host.name))
     return play, reports

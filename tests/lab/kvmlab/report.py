@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .agreement import agreement, measures
 from .heartbeat import Verdict
+from .probe import Answers
 
 
 @dataclass(frozen=True)
@@ -19,25 +21,38 @@ class Boot:
     kernel: str
 
 
-def host_report(before: Boot, after: Boot, update_id: str, verdicts: dict[str, Verdict]) -> dict[str, Any]:
-    """One host. A guest has only survived an update if there was one: another boot id and another kernel of the host."""
+def host_report(
+    before: Boot, after: Boot, told: dict[str, Any], verdicts: dict[str, Verdict], answers: dict[str, Answers] | None = None
+) -> dict[str, Any]:
+    """One host: its boots, what the role reported of it, and by guest the verdict and the answers that a probe had, if there was one.
+
+    A guest has only survived an update if there was one: another boot id and another kernel of the host.
+    """
     jumped = before.boot_id != after.boot_id and before.kernel != after.kernel
     return {
         "kernel_before": before.kernel,
         "kernel_after": after.kernel,
         "boot_id_before": before.boot_id,
         "boot_id_after": after.boot_id,
-        "update_id": update_id,
+        "update_id": told.get("update_id", ""),
         "jumped": jumped,
-        "guests": {name: _guest_report(jumped, verdict) for name, verdict in verdicts.items()},
+        "guests": {
+            name: _guest_report(jumped, verdict, told.get("guests", {}).get(name, {}), (answers or {}).get(name))
+            for name, verdict in verdicts.items()
+        },
     }
 
 
-def _guest_report(jumped: bool, verdict: Verdict) -> dict[str, Any]:
+def _guest_report(jumped: bool, verdict: Verdict, told: dict[str, Any], answers: Answers | None) -> dict[str, Any]:
+    found = measures(told, verdict, answers)
+    clocks = agreement(found, verdict.late_s)
     return {
         "survived": jumped and verdict.survived,
         "reason": verdict.reason if jumped else "its host did not run another kernel",
         "blackout_s": None if verdict.blackout_s is None else round(verdict.blackout_s, 3),
+        "blackouts_s": {measure.who: round(measure.seconds, 3) for measure in found},
+        "clocks_agree": clocks.agree,
+        "clocks": clocks.text,
         "same_boot_id": len(verdict.boot_ids) == 1,
         "ticks_contiguous": verdict.contiguous,
         "checksum_before": verdict.checksum_before,
@@ -53,12 +68,13 @@ def all_survived(hosts: dict[str, dict[str, Any]]) -> bool:
 
 def table(hosts: dict[str, dict[str, Any]]) -> str:
     """The report for people."""
-    rows = [("host", "kernel before", "kernel after", "guest", "survived", "blackout")]
+    rows = [("host", "kernel before", "kernel after", "guest", "survived", "blackout", "clocks agree")]
     for name, host in hosts.items():
         for guest, fate in host["guests"].items():
             blackout = "-" if fate["blackout_s"] is None else f"{fate['blackout_s']:.1f} s"
             survived = "yes" if fate["survived"] else f"NO: {fate['reason']}"
-            rows.append((name, host["kernel_before"], host["kernel_after"], guest, survived, blackout))
+            agree = {True: "yes", None: "-"}.get(fate["clocks_agree"], f"NO: {fate['clocks']}")
+            rows.append((name, host["kernel_before"], host["kernel_after"], guest, survived, blackout, agree))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -17,6 +17,7 @@ from kvmlab.domains import (
     PLAIN,
     TPM,
     Connection,
+    Probe,
     clock_lag,
     define_domains,
     records,
@@ -202,17 +203,23 @@ def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **
     connection = Connection(beside, host, DISK)
     connection.open()
     echoes = connection.echoes().count
-    play, report = update(controller, [host], other_kernel(host), guests=DOMAINS, **options)
+    probe = Probe(beside, host, DISK)
+    probe.open()
+    play, report = update(controller, [host], other_kernel(host), guests=DOMAINS, probes=[probe], **options)
     assert play.code == 0, play.output
     assert all_survived(report), report
     seen = connection.echoes()
     connection.close()
+    probe.close()
     assert seen.held and seen.count > echoes, seen.reason
     assert managed(host) == before
     wait_for_clock(host, PLAIN)  # its holder's unit ends after that
     assert abs(clock_lag(host, PLAIN)) < 5  # its clocks stood still for the whole blackout, 10 s and more
     assert not left_behind(host)
     assert not leaves_out_ram(host)
+    watched = report[host.name]["guests"][DISK.name]
+    assert set(watched["blackouts_s"]) == {"host", "guest", "outside"}
+    assert watched["clocks_agree"] or "its host gave it no processor" in watched["clocks"], watched["clocks"]
     for domain in DOMAINS:
         assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
 

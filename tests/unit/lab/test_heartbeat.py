@@ -217,3 +217,15 @@ def test_the_guests_own_clock_is_not_asked() -> None:
     result = verdict(ticks, now=30.0)
     assert result.survived
     assert result.blackout_s == pytest.approx(10.0)
+
+
+def test_the_usual_time_between_ticks_is_told() -> None:
+    assert verdict(parse(update()), since=10).period_s == pytest.approx(PERIOD_S)
+
+
+def test_a_guest_that_ran_without_a_tick_was_late() -> None:
+    """Its own clock went on during the silence, which it does not while it is paused."""
+    ticks = parse(update())
+    late = [replace(tick, guest_monotonic=tick.guest_monotonic + 1.5) if tick.number > 40 else tick for tick in ticks]
+    assert verdict(ticks, since=10).late_s == pytest.approx(0.0, abs=1e-6)
+    assert verdict(late, since=10).late_s == pytest.approx(1.5)

@@ -32,7 +32,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     parts = Parts(("qemu",), {"forky": tmp_path / "forky.raw", "trixie": tmp_path / "trixie.raw"}, Keys(tmp_path), ())  # type: ignore[arg-type]
     monkeypatch.setattr(lab_module, "build", lambda kinds: parts)
 
-    def start(host: Host, kind: str, emulator: tuple[str, ...], image: Path) -> None:
+    def start(host: Host, kind: str, emulator: tuple[str, ...], image: Path, _memory_mib: int) -> None:
         host.folder.mkdir(parents=True, exist_ok=True)
         (host.folder / "disk.raw").touch()
         machine = {"ssh_port": 40000 + int(host.name[2:]), "kind": kind, "image": str(image)}

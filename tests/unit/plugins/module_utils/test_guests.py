@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes, _providers
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
@@ -25,3 +26,16 @@ def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
     monkeypatch.setattr(_providers, "foreign_reason", lambda _pid: reason)
     assert _guests.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
+
+
+@pytest.mark.parametrize(
+    ("update", "seconds"),
+    [
+        ({}, None),
+        ({"state": "saved", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "lost", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "restored", "times": {"paused": 1.5, "saved": 2.0, "resumed": 9.0}}, 7.5),
+    ],
+)
+def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
+    assert _guests.last_pause(update) == seconds

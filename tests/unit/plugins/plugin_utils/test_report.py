@@ -99,6 +99,14 @@ def test_a_stamp_that_is_missing_joins_two_parts(missing):
     assert sum(length for _name, length in found) == pytest.approx(11.15)
 
 
+def test_a_domain_waits_for_libvirt_and_no_other_guest_does():
+    times = {**GUEST_TIMES, "libvirt": 116.5}
+    lengths = dict(report.parts(UPDATED, {"times": {name: at for name, at in times.items() if name not in ("qemu", "loaded")}}))
+    assert lengths["wait for libvirt"] == pytest.approx(1.0)
+    assert lengths["start QEMU + load the devices + go on"] == pytest.approx(0.75)
+    assert sum(lengths.values()) == pytest.approx(11.15)
+
+
 def test_a_guest_that_was_not_carried_over_has_no_pause():
     assert report.blackout({}) is None and report.parts(UPDATED, {"times": {"paused": 1.0}}) == []
 
@@ -112,6 +120,34 @@ def test_the_page_is_whole_and_needs_nothing_else():
 def test_what_hosts_say_is_text_not_markup():
     page = report_page({"<hv>": REFUSED})
     assert "<anonymous>" not in page and "&lt;anonymous&gt;" in page and "&lt;hv&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["web", "db"], ["web", "db"]),
+        (["web-1.example.org", "web-2.example.org"], ["web-1", "web-2"]),
+        (["web.one.org", "web.two.org"], ["web.one.org", "web.two.org"]),
+        ([".hidden"], [".hidden"]),
+        (["a-guest-with-a-name-that-is-far-too-long-1"], ["a-guest-with…r-too-long-1"]),
+    ],
+)
+def test_names_are_shortened_where_they_stay_apart(names, shown):
+    assert list(report.short_names(names).values()) == shown
+
+
+def test_a_short_name_is_told_in_full():
+    name = "web.customer-with-a-<long>-name.example.org"
+    page = report_page({"hv1": {**UPDATED, "guests": {name: UPDATED["guests"]["web"]}}})
+    assert '<td class="short" title="web.customer-with-a-&lt;long&gt;-name.example.org">web</td>' in page
+
+
+def test_a_host_over_budget_is_updated_and_stands_out():
+    over = "guests were paused for too long"
+    page = report_page({"hv1": {**UPDATED, "why": over, "over_budget": over, "blackout_max": 10.0, "expected_pause": 9.0}})
+    assert '<tr class="updated over">' in page and "updated, over budget" in page and f'<p class="why">{over}</p>' in page
+    assert "<td>9.0 s</td><td>10.0 s</td><td>11.2 s</td>" in page
+    assert "over budget" not in report_page({"hv1": UPDATED})
 
 
 def test_no_host_makes_a_page_too():

@@ -70,6 +70,32 @@ def test_a_refused_host_says_why_and_stays_what_it_is():
     assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "no")
 
 
+PAUSED = {**HOST, "guests": [{"name": "web", "reasons": [], "last_pause": 4.0}]}
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_host_is_refused_before_the_jump_when_its_guests_would_be_paused_for_too_long(check_mode):
+    found = result(PAUSED, check_mode=check_mode, blackout_max=3.9)
+    assert (found["outcome"], found["why"]) == ("refused", found["over_budget"]) and "4.0 s" in found["why"]
+    assert (found["expected_pause"], found["blackout_max"]) == (4.0, 3.9)
+    assert result(PAUSED, {}, [], check_mode=check_mode, blackout_max=4.0)["outcome"] != "refused"
+
+
+def test_a_host_is_updated_though_its_guests_were_paused_for_too_long():
+    found = result(PAUSED, JUMP, [{"last_update": RESTORED}], blackout_max=2.5)
+    assert found["outcome"] == "updated" and found["why"] == found["over_budget"] and "web for 3.0 s" in found["why"]
+
+
+def test_a_failure_is_the_first_reason_whatever_the_budget():
+    found = result(PAUSED, JUMP, [{"last_update": RESTORED}], why="guest db: not back", blackout_max=2.5)
+    assert (found["outcome"], found["why"]) == ("failed", "guest db: not back")
+
+
+def test_a_host_on_the_kernel_already_has_no_budget():
+    found = result({**PAUSED, "target": {"current": True}}, {}, [], blackout_max=1.0)
+    assert (found["outcome"], found["why"], found["over_budget"]) == ("current", "", "")
+
+
 @pytest.mark.parametrize("host", [HOST, {}])
 @pytest.mark.parametrize("jump", [JUMP, {}])
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], [{}], []])

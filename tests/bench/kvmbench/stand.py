@@ -1,0 +1,179 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One measurement of a scenario on a host of the lab."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
+from kvmlab.controller import Controller, Guest, Play
+from kvmlab.domains import Domain, define_domains, start_domains
+from kvmlab.errors import LabError
+from kvmlab.lab import Lab
+from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive
+
+from .scenarios import Scenario
+
+BENCH = Path(__file__).parent.parent
+# Room for a guest of 2 GiB.
+MEMORY_MIB = 4096
+MODULE_LIMIT_S = 300.0
+_STAMPED = re.compile(r"^\[ *(?P<at>\d+\.\d+)\](?:\[.*?\])? (?P<text>.*)$")
+
+
+class Stand:
+    """A host that is up, and what was prepared on it so far."""
+
+    def __init__(self, lab: Lab, kind: str) -> None:
+        (self.host,) = lab.up([kind], memory_mib=MEMORY_MIB)
+        self._controller = Controller(lab)
+        self._units: dict[str, Guest] = {}
+        self._domains: dict[str, Domain] = {}
+
+    def measure(self, scenario: Scenario) -> dict[str, float]:
+        """Seconds by what they are. Raises LabError when it did not go as it should."""
+        self._clear(scenario)
+        if scenario.way == "preserve":
+            self._prepare()
+            return {"preserve": self._run_there("preserve.py", str(scenario.ram))}
+        guests = self._start(scenario)
+        if scenario.way in ("qemu", "libvirt"):
+            return self._update(scenario, guests)
+        return self._reboot(scenario, guests)
+
+    def _clear(self, scenario: Scenario) -> None:
+        """Nothing of an earlier measurement runs, and memory files have the pages that the scenario wants."""
+        pages = "always" if scenario.thp else "never"
+        done = self.host.ssh(
+            "systemctl stop 'bench-*.service'; systemctl disable libvirt-guests;"
+            " for name in $(virsh list --name); do virsh destroy $name; done;"
+            f" echo {pages} > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+            limit_s=MODULE_LIMIT_S,
+        )
+        if done.returncode:
+            raise LabError(f"{self.host.name}: {done.stderr.strip()}")
+
+    def _prepare(self) -> None:
+        play = self._controller.play(
+            "kvm.liveupdate.setup",
+            hypervisor_setup_reboot_ok=True,
+            hypervisor_setup_guest_units=[guest.unit for guest in self._units.values()],
+            hypervisor_setup_domains=list(self._domains),
+        )
+        _succeeded(play, "setup")
+
+    def _start(self, scenario: Scenario) -> list[Guest]:
+        """Start the guests; a guest that was here before needs no new preparation."""
+        ports = range(1, scenario.guests + 1)
+        if scenario.has_domains:
+            domains = [Domain(f"domain-{scenario.ram}-{port}", port, scenario.ram) for port in ports]
+            if any(domain.name not in self._domains for domain in domains):
+                self._domains |= {domain.name: domain for domain in domains}
+                define_domains(self._controller, [self.host], domains)
+                self._prepare()
+            start_domains(self._controller, [self.host], domains)
+            return list(domains)
+        guests = [Guest(f"bench-{scenario.ram}-{port}", port, scenario.ram) for port in ports]
+        if any(guest.name not in self._units for guest in guests):
+            self._units |= {guest.name: guest for guest in guests}
+            self._prepare()
+        start_guests(self._controller, [self.host], guests)
+        return guests
+
+    def _update(self, scenario: Scenario, guests: list[Guest]) -> dict[str, float]:
+        """A live update to the other kernel, and with one QEMU the floor beside it."""
+        found: dict[str, float] = {}
+        if scenario.name == "ours-qemu":
+            found["floor: QEMU"] = self._run_there("bare.py", guests[0].name)
+            self.host.ssh(f"systemctl stop {guests[0].unit}")
+            start_guests(self._controller, [self.host], guests)
+        marked = self._mark()
+        since = time.monotonic()
+        kernel = f"/boot/vmlinuz-{self._other_kernel()}"
+        play = self._controller.play("kvm.liveupdate.update", "--limit", self.host.name, hypervisor_update_kernel=kernel)
+        _succeeded(play, "update")
+        told = play.report[self.host.name]
+        found |= {"pause": self._longest(guests, since, survive=True), "controller": play.cpu_s}
+        slowest = max(told["guests"].values(), key=lambda guest: guest["times"]["resumed"] - guest["times"]["paused"])
+        found |= {f"part: {name}": seconds for name, seconds in parts(told, slowest)}
+        found["retrieve"] = sum(guest["times"]["retrieved"] - guest["times"]["start"] for guest in told["guests"].values())
+        jump = self._jump(told, slowest, marked)
+        found |= {"jump": jump}
+        if "floor: QEMU" in found:
+            found |= {"floor": jump + found["floor: QEMU"]}
+        return found
+
+    def _reboot(self, scenario: Scenario, guests: list[Guest]) -> dict[str, float]:
+        """What one does without live update."""
+        shutdown = "shutdown" if scenario.way == "shutdown-reboot" else "suspend"
+        kernel = f"/boot/vmlinuz-{self._other_kernel()}" if scenario.way == "save-kexec" else ""
+        since = time.monotonic()
+        play = self._controller.play(str(BENCH / "reboot.yml"), "--limit", self.host.name, bench_on_shutdown=shutdown, bench_kernel=kernel)
+        _succeeded(play, "reboot")
+        for guest in guests:
+            wait_alive(self.host, guest)
+        return {"pause": self._longest(guests, since, survive=shutdown == "suspend"), "controller": play.cpu_s}
+
+    def _longest(self, guests: list[Guest], since: float, survive: bool) -> float:
+        """The longest pause, by the guests' heartbeats."""
+        pauses = []
+        for guest in guests:
+            verdict = final_verdict(self.host, guest, since)
+            if verdict.blackout_s is None or verdict.survived != survive:
+                raise LabError(f"guest {guest.name}: {verdict.reason}")
+            pauses.append(verdict.blackout_s)
+        return max(pauses)
+
+    def _run_there(self, program: str, *words: str) -> float:
+        """Run one of the bench's programs on the host; it prints a number of seconds."""
+        text = (BENCH / "on_host" / program).read_text()
+        done = self.host.ssh(f"python3 - {' '.join(words)}", limit_s=MODULE_LIMIT_S, stdin=text)
+        if done.returncode:
+            raise LabError(f"{self.host.name}: {program}: {done.stderr.strip()}")
+        return float(done.stdout)
+
+    def _mark(self) -> tuple[str, float]:
+        """Write a line to the kernel's log, and tell when: it relates the stamps on the console to the host's clock."""
+        mark = f"kvm-liveupdate-bench {time.time():.3f}"
+        done = self.host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {mark} > /dev/kmsg; date +%s.%N")
+        return mark, float(done.stdout)
+
+    def _jump(self, told: dict[str, Any], guest: dict[str, Any], marked: tuple[str, float]) -> float:
+        """From the call of reboot(2) to the new PID 1, on the host's clock with its step taken off."""
+        console = (self.host.folder / "console.log").read_text(encoding="utf-8", errors="replace")
+        called = reboot_call(console, *marked)
+        return float(told["times"]["userspace"]) - (guest["clock_step"] or 0.0) - called
+
+    def _other_kernel(self) -> str:
+        running = boot_of(self.host).kernel
+        found = self.host.ssh("cd /boot; ls vmlinuz-*").stdout.split()
+        (other,) = [release for release in (name.removeprefix("vmlinuz-") for name in found) if release != running]
+        return other
+
+    def kernel(self) -> str:
+        """The kernel that the host runs."""
+        return boot_of(self.host).kernel
+
+
+def reboot_call(console: str, mark: str, at: float) -> float:
+    """When a kernel said that it starts the next one, just before it does; ``at`` is when the mark was written. Pure."""
+    marked = None
+    for line in console.splitlines():
+        stamped = _STAMPED.match(line)
+        if not stamped:
+            continue
+        if marked is None and stamped["text"] == mark:
+            marked = float(stamped["at"])
+        elif marked is not None and stamped["text"].endswith("Starting new kernel"):
+            return at + float(stamped["at"]) - marked
+    raise LabError(f"the console does not tell of a kexec after {mark!r}")
+
+
+def _succeeded(play: Play, what: str) -> None:
+    if play.code:
+        raise LabError(f"{what} failed:\n{play.output[-3000:]}")

@@ -1,0 +1,117 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the results say: medians with their spread, and the tables of docs/bench.md. Pure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .results import Result
+from .scenarios import SCENARIOS, Scenario
+
+PEER = "save-reboot"
+FLOOR_OF = "ours-qemu"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The middle of some measurements, the least and the greatest, and how many there are."""
+
+    median: float
+    least: float
+    greatest: float
+    count: int
+
+    @property
+    def words(self) -> str:
+        """For a table."""
+        return f"{self.median:.2f} ({self.least:.2f} to {self.greatest:.2f})"
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """The figure of at least one value."""
+    return Figure(statistics.median(values), min(values), max(values), len(values))
+
+
+def figures(results: Iterable[Result]) -> dict[str, dict[str, Figure]]:
+    """By scenario and by what was measured."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        for name, seconds in result.seconds.items():
+            values.setdefault(result.scenario, {}).setdefault(name, []).append(seconds)
+    return {scenario: {name: figure(found) for name, found in named.items()} for scenario, named in values.items()}
+
+
+def page(results: Sequence[Result]) -> str:
+    """docs/bench.md: of results of one setting, at least one."""
+    found = figures(results)
+    rows = [scenario for scenario in SCENARIOS if scenario.name in found]
+    first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
+    kernels = sorted({kernel for result in results for kernel in result.kernels if kernel})
+    parts = [
+        "<!--\nCopyright: kvm.liveupdate contributors\nSPDX-License-Identifier: GPL-3.0-or-later\n-->\n\n# The bench\n",
+        f"Written by `tests/bench/run --report` from {len(results)} measurements of {first} to {last}, on {results[0].machine}.\n"
+        f"The hypervisor is one of the lab's ([lab.md](lab.md)), emulated without KVM, with the kernels {' and '.join(kernels)}:\n"
+        "what counts are ratios. Seconds are medians, in brackets the least and the greatest; the longest pause of the guests of\n"
+        "a host counts, told by their own heartbeats. The scenarios took turns, so that what the machine did besides met all alike.\n",
+        "## How long guests are paused\n",
+        _pauses(rows, found),
+        "\n![medians](bench.svg)\n",
+    ]
+    if "floor" in found.get(FLOOR_OF, {}):
+        parts.append(
+            "The floor is the least that this machine could do: from the call of reboot(2) to the new PID 1, and one start of a QEMU that\n"
+            f"loads the guest's state: {found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
+        )
+    live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
+    if live:
+        parts += ["## Where the pause goes\n", _breakdown(live, found)]
+    memory = [scenario for scenario in rows if {"preserve", "retrieve"} & set(found[scenario.name])]
+    if memory:
+        parts += ["## The kernel's own work\n", _memory(memory, found)]
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+    floor, peer = found.get(FLOOR_OF, {}).get("floor"), found.get(PEER, {}).get("pause")
+    lines = []
+    for scenario in rows:
+        named = found[scenario.name]
+        if "pause" not in named:
+            continue
+        pause = named["pause"]
+        times = f"{pause.median / floor.median:.2f}" if floor else "-"
+        against = f"{pause.median / peer.median:.2f}" if peer else "-"
+        controller = f"{named['controller'].median:.1f}" if "controller" in named else "-"
+        lines.append((scenario.name, scenario.words, pause.words, str(pause.count), times, against, controller))
+    head = ("scenario", "what", "pause, s", "measured", "x floor", f"x {PEER}", "controller's CPU, s")
+    return _table(head, lines)
+
+
+def _breakdown(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+    names = list(dict.fromkeys(name for scenario in rows for name in found[scenario.name] if name.startswith("part: ")))
+    lines = []
+    for name in names:
+        cells = (found[scenario.name].get(name) for scenario in rows)
+        lines.append((name.removeprefix("part: "), *("-" if cell is None else f"{cell.median:.2f}" for cell in cells)))
+    return _table(("part, median seconds", *(scenario.name for scenario in rows)), lines)
+
+
+def _memory(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+    lines = []
+    for scenario in rows:
+        gib = scenario.guests * scenario.ram / 1024 if scenario.guests else scenario.ram / 1024
+        for name in ("preserve", "retrieve"):
+            if name in found[scenario.name]:
+                seen = found[scenario.name][name]
+                lines.append((name.upper(), scenario.words, seen.words, f"{seen.median / gib:.2f}", str(seen.count)))
+    return _table(("call", "memory", "s", "s per GiB", "measured"), lines)

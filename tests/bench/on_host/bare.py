@@ -1,0 +1,34 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The second half of the floor, on a lab host: how long one QEMU takes from its start until a guest's state is loaded and runs.
+
+Argument: the name of a guest that runs under the wrapper. It does not outlive this.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
+
+from kvm_liveupdate import _guests, _qemu, _qemu_argv
+from kvm_liveupdate._qmp import Qmp
+
+STATE, MONITOR = "/run/bench.state", "/run/bench.qmp"
+
+record = _guests.find(sys.argv[1])
+(ram,) = _qemu.memory(record)
+_qemu.save(record, STATE)
+command = _qemu_argv.command(record["argv"], MONITOR, ram, os.fstat(ram).st_size, incoming=True)
+begun = time.monotonic()
+with subprocess.Popen(command, pass_fds=[ram]) as process:
+    try:
+        with Qmp(MONITOR, wait_s=_qemu.START_LIMIT_S) as monitor:
+            _qemu.load(monitor, STATE)
+            monitor.execute("cont")
+            print(time.monotonic() - begun)
+    finally:
+        process.kill()
+        os.unlink(STATE)

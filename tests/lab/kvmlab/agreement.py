@@ -1,0 +1,77 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One blackout, measured three times: by the host's stamps, by the guest's heartbeat, and from outside. Pure.
+
+They agree when no two of them differ by more than their resolutions together. Where they do not, the sentence says by how much, and
+what explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from .heartbeat import Verdict
+from .probe import Answers
+
+# Each side of the jump is held against the hardware clock to 0.01 s (plugins/module_utils/_clock.py); without that a new kernel's
+# clock may be off by a second.
+STEP_KNOWN_S = 0.02
+STEP_UNKNOWN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A blackout as somebody saw it, and by how much it may be off."""
+
+    who: str
+    seconds: float
+    resolution: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether the measures are of the same blackout, in a sentence; None when there was but one of them."""
+
+    agree: bool | None
+    text: str
+
+
+def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) -> list[Measure]:
+    """What was measured: the role's report of the guest, the verdict on its heartbeat, and the answers that a probe had."""
+    found = []
+    times = told.get("times") or {}
+    if "paused" in times and "resumed" in times:
+        known = told.get("clock_step") is not None
+        found.append(Measure("host", times["resumed"] - times["paused"], STEP_KNOWN_S if known else STEP_UNKNOWN_S))
+    if verdict.blackout_s is not None:
+        found.append(Measure("guest", verdict.blackout_s, verdict.period_s))
+    if answers and answers.count:
+        found.append(Measure("outside", answers.blackout_s, answers.resolution_s))
+    return found
+
+
+def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
+    """Compare them. late_s is for how long the guest ran without a tick: its own clock went on, so that was no pause."""
+    if len(found) < 2:
+        return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
+    listed = ", ".join(f"{measure.who} {measure.seconds:.2f} s (to {measure.resolution:.2f} s)" for measure in found)
+    apart = [pair for pair in combinations(found, 2) if _distance(*pair) > _resolution(*pair)]
+    if not apart:
+        return Agreement(True, f"{listed}: they agree")
+    one, two = max(apart, key=lambda pair: _distance(*pair) - _resolution(*pair))
+    difference = f"{listed}: {one.who} and {two.who} are {_distance(one, two):.2f} s apart"
+    if one.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two) and two.seconds > one.seconds:
+        return Agreement(False, f"{difference}, for the guest ran {late_s:.2f} s without a tick: its host gave it no processor")
+    return Agreement(False, f"{difference}, and nothing that was measured explains it")
+
+
+def _distance(one: Measure, two: Measure) -> float:
+    return abs(one.seconds - two.seconds)
+
+
+def _resolution(one: Measure, two: Measure) -> float:
+    return one.resolution + two.resolution

@@ -1,0 +1,77 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Datagrams to a guest, sent by another host of the lab: for how long the guest is silent to the outside.
+
+As a program, on that host: send a number a period, whatever comes back or not, and log each answer. It stands alone, for it is
+copied there.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+
+PORT = 7
+PERIOD_S = 0.05
+
+_LINE = re.compile(r"(?P<at>\d+\.\d+) ANSWER (?P<number>\d+) (?P<sent>\d+\.\d+)")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came back: how many answers, the longest time without one, and the round trip that is usual (median)."""
+
+    count: int = 0
+    silence_s: float = 0.0
+    round_trip_s: float = 0.0
+
+    @property
+    def blackout_s(self) -> float:
+        """The silence less the usual time between two answers."""
+        return max(0.0, self.silence_s - PERIOD_S)
+
+    @property
+    def resolution_s(self) -> float:
+        """By how much the blackout may be off: a datagram more or less, and its way there and back."""
+        return PERIOD_S + self.round_trip_s
+
+
+def read(log: str) -> Answers:
+    """Read the program's log. Pure."""
+    lines = [line for line in map(_LINE.fullmatch, log.splitlines()) if line]
+    if not lines:
+        return Answers()
+    times = [float(line["at"]) for line in lines]
+    trips = sorted(float(line["at"]) - float(line["sent"]) for line in lines)
+    silence = max((two - one for one, two in pairwise(times)), default=0.0)
+    return Answers(len(lines), silence, trips[len(trips) // 2])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Probe an address until the end of this process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((arguments[0], PORT))
+        probe.setblocking(False)
+        number, due = 0, time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                number += 1
+                with suppress(OSError):  # while nobody is there
+                    probe.send(f"{number} {now:.4f}".encode())
+                due = max(due + PERIOD_S, now)
+            elif select.select([probe], [], [], due - now)[0]:
+                with suppress(OSError):
+                    print(f"{time.monotonic():.4f} ANSWER {probe.recv(64).decode('ascii', 'replace')}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

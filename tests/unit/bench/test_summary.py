@@ -1,0 +1,106 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The bench's medians, tables and picture."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from kvmbench.plot import bars
+from kvmbench.results import Result
+from kvmbench.stand import reboot_call
+from kvmbench.summary import Figure, figure, figures, page
+from kvmlab.errors import LabError
+
+
+def results(scenario: str, **seconds: list[float]) -> list[Result]:
+    """A result for each place in the lists."""
+    return [
+        Result(scenario, 1.795e9, "c0de", "a machine", 0.5, ("7.2.13", "7.3.4"), dict(zip(seconds, values, strict=True)))
+        for values in zip(*seconds.values(), strict=True)
+    ]
+
+
+OURS = results("ours-qemu", pause=[9.0, 8.0, 13.0], floor=[5.0, 4.0, 6.0], controller=[7.0, 6.0, 8.0], retrieve=[0.25, 0.5, 0.125])
+PEERS = results("save-reboot", pause=[50.0, 40.0, 45.0], controller=[3.0, 3.0, 3.0])
+MEMORY = results("preserve-1g-thp", preserve=[0.02]) + results("ours-qemu-2g", pause=[10.0], retrieve=[1.0], **{"part: save": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3.0, 1.0, 9.0], Figure(3.0, 1.0, 9.0, 3)), ([2.0, 4.0], Figure(3.0, 2.0, 4.0, 2)), ([1.0], Figure(1.0, 1.0, 1.0, 1))],
+)
+def test_a_figure_is_the_middle_and_the_spread(values: list[float], expected: Figure) -> None:
+    assert figure(values) == expected
+    assert figure([1.0, 2.5, 3.0]).words == "2.50 (1.00 to 3.00)"
+
+
+def test_figures_are_of_a_scenario_and_of_what_was_measured() -> None:
+    found = figures(OURS + PEERS)
+    assert found["ours-qemu"]["floor"] == Figure(5.0, 4.0, 6.0, 3)
+    assert found["save-reboot"]["pause"].median == 45.0
+    assert "floor" not in found["save-reboot"]
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the row of a table that begins so."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_pauses() -> None:
+    text = page(OURS + PEERS)
+    assert cells(text, "ours-qemu")[2:] == ["9.00 (8.00 to 13.00)", "3", "1.80", "0.20", "7.0"]
+    assert cells(text, "save-reboot")[2:] == ["45.00 (40.00 to 50.00)", "3", "9.00", "1.00", "3.0"]
+    assert "6 measurements of 2026-11-18 to 2026-11-18, on a machine" in text
+    assert "kernels 7.2.13 and 7.3.4" in text and "5.00 (4.00 to 6.00) s" in text
+
+
+def test_what_was_not_measured_is_not_made_up() -> None:
+    text = page(PEERS[:1])
+    assert cells(text, "save-reboot")[2:] == ["50.00 (50.00 to 50.00)", "1", "-", "1.00", "3.0"]
+    assert "ours-qemu" not in text and "The floor" not in text and "Where the pause goes" not in text
+
+
+def test_the_parts_and_the_kernels_own_work() -> None:
+    text = page(OURS + MEMORY)
+    assert cells(text, "save") == ["save", "0.50"]
+    retrieved = [line for line in text.splitlines() if line.startswith("| RETRIEVE")]
+    assert retrieved[0].endswith("| 0.25 (0.12 to 0.50) | 2.00 | 3 |") and retrieved[1].endswith("| 1.00 (1.00 to 1.00) | 0.50 | 1 |")
+    assert "| PRESERVE | PRESERVE alone, 1024 MiB, huge pages | 0.02 (0.02 to 0.02) | 0.02 | 1 |" in text
+
+
+def test_the_picture_has_a_bar_for_each_scenario_to_scale() -> None:
+    found = figures(OURS + PEERS)
+    drawn = ElementTree.fromstring(bars({name: named["pause"] for name, named in found.items()}, found["ours-qemu"]["floor"]))
+    space = "{http://www.w3.org/2000/svg}"
+    ours, peer = (float(bar.attrib["width"]) for bar in drawn.findall(f"{space}rect")[1:])
+    assert peer / ours == pytest.approx(45 / 9, rel=0.01)
+    texts = [text.text for text in drawn.findall(f"{space}text")]
+    assert "9.0 s" in texts and "floor 5.0 s" in texts and "managed save, reboot, restore, 1 x 128 MiB" in texts
+
+
+def test_a_picture_of_nothing() -> None:
+    assert len(list(ElementTree.fromstring(bars({}, None)))) == 1
+
+
+CONSOLE = """[   10.000000] kvm-liveupdate-bench 1.000
+[   99.000000] kexec_core: Starting new kernel
+[    0.000000] Linux version 7.3.4
+[  120.250000] kvm-liveupdate-bench 2.000\r
+[  121.000000] systemd-shutdown[1]: Rebooting with kexec.
+garbage [  121.5] x
+[  130.750000] kexec_core: Starting new kernel
+"""
+
+
+def test_the_call_of_reboot_is_told_by_the_console() -> None:
+    assert reboot_call(CONSOLE, "kvm-liveupdate-bench 2.000", 5000.0) == pytest.approx(5010.5)
+
+
+@pytest.mark.parametrize("mark", ["kvm-liveupdate-bench 3.000", "garbage"])
+def test_a_console_without_the_mark_is_refused(mark: str) -> None:
+    with pytest.raises(LabError, match="does not tell of a kexec"):
+        reboot_call(CONSOLE, mark, 5000.0)

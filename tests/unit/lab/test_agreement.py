@@ -1,0 +1,58 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether three clocks speak of one blackout."""
+
+from __future__ import annotations
+
+import pytest
+from kvmlab.agreement import Measure, agreement, measures
+from kvmlab.heartbeat import Verdict
+from kvmlab.probe import Answers
+
+TOLD = {"times": {"paused": 100.0, "resumed": 110.0}, "clock_step": -0.3}
+HOST, GUEST, OUTSIDE = Measure("host", 10.0, 0.02), Measure("guest", 10.2, 0.5), Measure("outside", 10.05, 0.06)
+
+
+def test_the_three_measures() -> None:
+    verdict = Verdict(True, "", blackout_s=10.2, period_s=0.5)
+    assert measures(TOLD, verdict, Answers(200, 10.1, 0.01)) == [HOST, GUEST, Measure("outside", 10.1 - 0.05, 0.05 + 0.01)]
+
+
+@pytest.mark.parametrize("told", [{}, {"times": {"paused": 1.0}}])
+def test_what_was_not_measured_is_left_out(told: dict[str, object]) -> None:
+    assert measures(told, Verdict(False, ""), None) == []
+    assert measures(told, Verdict(False, ""), Answers()) == []
+
+
+def test_a_clock_whose_step_is_not_known_may_be_off_by_a_second() -> None:
+    (host,) = measures({**TOLD, "clock_step": None}, Verdict(False, ""), None)
+    assert host == Measure("host", 10.0, 1.0)
+
+
+def test_they_agree_within_their_resolution() -> None:
+    found = agreement([HOST, GUEST, OUTSIDE], late_s=0.0)
+    assert found.agree
+    assert found.text == "host 10.00 s (to 0.02 s), guest 10.20 s (to 0.50 s), outside 10.05 s (to 0.06 s): they agree"
+
+
+def test_a_difference_is_told() -> None:
+    found = agreement([HOST, GUEST, Measure("outside", 12.0, 0.06)], late_s=0.1)
+    assert found.agree is False
+    assert found.text.endswith("host and outside are 2.00 s apart, and nothing that was measured explains it")
+
+
+def test_a_guest_that_got_no_processor_explains_a_difference() -> None:
+    found = agreement([HOST, Measure("guest", 12.0, 0.5), Measure("outside", 12.0, 0.06)], late_s=1.95)
+    assert found.agree is False
+    assert found.text.endswith("host and outside are 2.00 s apart, for the guest ran 1.95 s without a tick: its host gave it no processor")
+
+
+def test_a_shorter_pause_is_not_explained_by_a_late_tick() -> None:
+    assert agreement([HOST, Measure("outside", 8.0, 0.06)], late_s=2.0).text.endswith("nothing that was measured explains it")
+
+
+@pytest.mark.parametrize(("found", "text"), [([], "not measured"), ([HOST], "only measured by host")])
+def test_one_clock_alone_neither_agrees_nor_not(found: list[Measure], text: str) -> None:
+    seen = agreement(found, late_s=0.0)
+    assert (seen.agree, seen.text) == (None, text)

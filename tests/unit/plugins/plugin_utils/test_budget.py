@@ -1,0 +1,56 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.budget import expected_pause, over_budget
+
+
+@pytest.mark.parametrize(
+    ("guests", "seconds"),
+    [
+        ([], None),
+        ([{"name": "stranger"}], None),
+        ([{"last_pause": None}], None),
+        ([{"last_pause": 4.0}, {"last_pause": None}, {"last_pause": 9.5}], 9.5),
+    ],
+)
+def test_the_longest_pause_of_the_last_updates_is_expected(guests, seconds):
+    assert expected_pause({"guests": guests}) == seconds
+
+
+def test_nothing_is_expected_of_a_host_that_was_not_examined():
+    assert expected_pause({}) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "pauses", "limit"),
+    [
+        (99.0, {"web": 99.0}, 0.0),
+        (None, {}, 10.0),
+        (10.0, {}, 10.0),
+        (10.0, {"web": 10.0}, 10.0),
+        (99.0, {"web": 9.0}, 10.0),
+    ],
+    ids=["no limit", "nothing known", "expected at the limit", "paused up to the limit", "better than expected"],
+)
+def test_within_the_budget(expected, pauses, limit):
+    assert over_budget(expected, pauses, limit) == ""
+
+
+def test_what_is_expected_counts_before():
+    assert over_budget(12.34, {}, 10) == (
+        "its guests would be paused for 12.3 s, as in their last update, and 10 s are allowed (hypervisor_update_blackout_max)"
+    )
+
+
+def test_what_was_measured_counts_afterwards():
+    assert over_budget(1.0, {"web": 10.1, "db": 12.0, "mail": 9.0}, 10.0) == (
+        "guests were paused for too long, 10 s are allowed (hypervisor_update_blackout_max): db for 12.0 s, web for 10.1 s"
+    )
+
+
+def test_not_all_of_many_are_named():
+    assert over_budget(None, {f"web{number}": 20.0 + number for number in range(8)}, 10.0).endswith("web3 for 23.0 s and 3 others")
