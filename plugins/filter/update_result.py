@@ -28,6 +28,11 @@ options:
     type: list
     elements: dict
     default: []
+  away:
+    description: What M(kvm.liveupdate.guest_away) returned for each guest that left or came back, in order.
+    type: list
+    elements: dict
+    default: []
   why:
     description: The message of the first failure.
     type: str
@@ -50,7 +55,8 @@ _value:
     - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) (nothing was touched), V(undone) (before the jump),
       V(failed) or V(checked); V(why) says it in a sentence.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
-    - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences.
+    - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences. One that left has
+      V(back), whether it is here again.
   type: dict
 """
 

@@ -15,6 +15,7 @@ import os
 from ._errors import LiveUpdateError
 
 __all__ = (
+    "AWAY",
     "GUESTS_RUN",
     "GUESTS_STATE",
     "IMAGE_RECORD",
@@ -34,6 +35,7 @@ IMAGE_RECORD = RUN + "/image.json"
 LOCK = RUN + "/lock"
 STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
+AWAY = STATE + "/away"
 UPDATE = STATE + "/update.json"
 
 

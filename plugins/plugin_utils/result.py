@@ -23,12 +23,18 @@ def outcome(host: dict[str, t.Any], jump: dict[str, t.Any], why: str, check_mode
 
 
 def result(
-    host: dict[str, t.Any], jump: dict[str, t.Any], guests: list[dict[str, t.Any]], why: str = "", check_mode: bool = False
+    host: dict[str, t.Any],
+    jump: dict[str, t.Any],
+    guests: list[dict[str, t.Any]],
+    why: str = "",
+    check_mode: bool = False,
+    away: t.Sequence[dict[str, t.Any]] = (),
 ) -> dict[str, t.Any]:
     """The result of one host.
 
     ``host`` is what hypervisor_info returned before the update, ``jump`` what kexec did, ``guests`` what guest did for each
-    guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
+    guest afterwards, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the update may have
+    ended anywhere.
     """
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
     end = outcome(host, jump, why, check_mode)
@@ -43,7 +49,9 @@ def result(
         "boot_id_before": boot_id,
         "boot_id_after": jump.get("boot_id_after", boot_id),
         "times": jump.get("times") or {},
-        "guests": {guest["name"]: _guest(guest, last.get(guest["name"], {}), update_id) for guest in host.get("guests") or []},
+        "guests": _with_away(
+            {guest["name"]: _guest(guest, last.get(guest["name"], {}), update_id) for guest in host.get("guests") or []}, away
+        ),
     }
 
 
@@ -54,3 +62,19 @@ def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> d
     if last and last.get("update_id") == update_id:
         found = {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
     return {**found, "warnings": warnings}
+
+
+def _with_away(guests: dict[str, dict[str, t.Any]], away: t.Sequence[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+    """The guests with what became of those that left: ``state`` is how, ``back`` whether they are here again, ``why`` says both.
+
+    A step that failed has only its message, and the loop's item, which is the guest or its name.
+    """
+    found = dict(guests)
+    for step in away:
+        item = step.get("item", "")
+        name = step.get("guest") or (item["name"] if isinstance(item, dict) else item)
+        state = step.get("left") or found.get(name, {}).get("state", "")
+        if state or step.get("failed"):
+            done = {"state": state, "back": step.get("where") == "here", "why": step.get("msg", "")}
+            found[name] = {"times": {}, "clock_step": None, "warnings": [], **found.get(name, {}), **done}
+    return found
