@@ -16,6 +16,7 @@ from ._errors import LiveUpdateError
 
 __all__ = (
     "AWAY",
+    "BOOT_DEFAULT",
     "GUESTS_RUN",
     "GUESTS_STATE",
     "IMAGE_RECORD",
@@ -36,6 +37,7 @@ LOCK = RUN + "/lock"
 STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
 AWAY = STATE + "/away"
+BOOT_DEFAULT = STATE + "/boot-default.json"
 UPDATE = STATE + "/update.json"
 
 
