@@ -67,12 +67,11 @@ def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> d
 def _with_away(guests: dict[str, dict[str, t.Any]], away: t.Sequence[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
     """The guests with what became of those that left: ``state`` is how, ``back`` whether they are here again, ``why`` says both.
 
-    A step that failed has only its message, and the loop's item, which is the guest or its name.
+    A step that failed has only its message, and the loop's item, which names the guest.
     """
     found = dict(guests)
     for step in away:
-        item = step.get("item", "")
-        name = step.get("guest") or (item["name"] if isinstance(item, dict) else item)
+        name = step.get("guest") or step["item"]["name"]
         state = step.get("left") or found.get(name, {}).get("state", "")
         if state or step.get("failed"):
             done = {"state": state, "back": step.get("where") == "here", "why": step.get("msg", "")}

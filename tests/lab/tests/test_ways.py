@@ -74,17 +74,17 @@ def test_a_kernel_is_staged_while_the_running_one_stays_the_default(controller: 
 
 
 def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
-    """Also who was sent away by an earlier run that never came to its end."""
+    """One of them was sent away by an earlier run, that never came to its end."""
     before = boot_of(host)
     since = host.heartbeat(DISK.port)[-1].arrived
     sent = controller.ask(host.name, "guest_away", name=DISK.name, state="away", way="save")
     assert sent["changed"] and sent["where"] == "saved"
     assert host.ssh(f"virsh domstate {DISK.name}").stdout.strip() == "shut off"
     nowhere = {"way": "migrate", "destination": "qemu+ssh://root@10.77.0.99/system"}
-    play = run(controller, host, other_kernel(host, kernels), {MOVER.name: nowhere})
+    play = run(controller, host, other_kernel(host, kernels), {PLAIN.name: {"way": "save"}, MOVER.name: nowhere})
     report = play.report[host.name]
     assert play.code != 0 and report["outcome"] == "undone" and "10.77.0.99" in report["why"]
-    assert report["guests"][DISK.name]["back"] and report["guests"][DISK.name]["state"] == "saved"
+    assert report["guests"][PLAIN.name]["back"] and report["guests"][PLAIN.name]["state"] == "saved"
     assert boot_of(host) == before
     for guest in LOCAL:
         verdict = final_verdict(host, guest, since)

@@ -66,9 +66,9 @@ def test_guests_that_left_say_how_and_whether_they_are_back():
         {"skipped": True, "item": {"name": "other", "way": "save"}},
     ]
     returned = [
-        {"guest": "db", "left": "saved", "where": "here", "msg": "guest db is back, it was saved", "item": "db"},
-        {"failed": True, "msg": "guest web: no such bridge", "item": "web"},
-        {"guest": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays", "item": "earlier"},
+        {"guest": "db", "left": "saved", "where": "here", "msg": "guest db is back, it was saved", "item": {"name": "db"}},
+        {"failed": True, "msg": "guest web: no such bridge", "item": {"name": "web"}},
+        {"guest": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays", "item": {"name": "earlier"}},
     ]
     host = {**HOST, "guests": [{"name": "web", "reasons": []}, {"name": "db", "reasons": [{"message": "huge pages"}]}]}
     found = result(host, JUMP, [], away=[*sent, *returned])["guests"]
