@@ -28,6 +28,11 @@ options:
     type: list
     elements: dict
     default: []
+  away:
+    description: What M(kvm.liveupdate.guest_away) returned for each guest that left or came back, in order.
+    type: list
+    elements: dict
+    default: []
   why:
     description: The message of the first failure.
     type: str
@@ -56,7 +61,8 @@ _value:
     - V(over_budget) says which pause is longer than O(blackout_max), expected before an update and measured after it; empty when none is.
     - V(expected_pause) is the longest pause that a guest had in its last update.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
-    - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences.
+    - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences. One that left has
+      V(back), whether it is here again.
   type: dict
 """
 

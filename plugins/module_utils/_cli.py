@@ -22,17 +22,18 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
-       kvm-liveupdate status                     the last update and the guests, as JSON
+       kvm-liveupdate status                     the last update, the guests and who is away, as JSON
        kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
 
 
 def _status() -> None:
     import json
 
-    from . import _guests, _holding, _paths
+    from . import _away, _guests, _holding, _paths
 
     guests = {name: {"journal": _guests.journal(name), "held": bool(_holding.held(record))} for name, record in _guests.known().items()}
-    json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests}, sys.stdout, indent=2, sort_keys=True)
+    away = {record["guest"]: record for record in _away.records()}
+    json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 
 

@@ -13,17 +13,11 @@ from __future__ import annotations
 
 import os
 
-from . import _libvirt, _libvirt_agent, _libvirt_image, _paths, _runtime
+from . import _libvirt, _libvirt_agent, _libvirt_image, _paths, _room, _runtime
 from ._errors import LiveUpdateError
 from ._libvirt_xml import with_shared_file
 
 __all__ = ("adopt", "obstacles")
-
-# Of a slow disk. The guest is paused for as long as its RAM is written and read.
-SLOWEST_MIB_S = 20
-LEAST_LIMIT_S = 300.0
-# What is in a saved state beside the RAM, with room to spare.
-BESIDE_BYTES = 256 << 20
 
 
 def adopt(record: dict) -> dict:
@@ -33,10 +27,10 @@ def adopt(record: dict) -> dict:
     """
     name = record["name"]
     size = sum(backend["size"] for backend in record["backends"])
-    problems = obstacles(_libvirt.inspect(record), size, _free(_libvirt.SAVED), _free(_runtime.RAM_DIRECTORY))
+    problems = obstacles(_libvirt.inspect(record), size, _room.free(_libvirt.SAVED), _room.free(_runtime.RAM_DIRECTORY))
     if problems:
         raise LiveUpdateError(f"domain {name} is left as it runs: {'; '.join(problems)}")
-    limit = LEAST_LIMIT_S + (size >> 20) / SLOWEST_MIB_S
+    limit = _room.limit_s(size)
     was_running = _libvirt.status(record) == "running"
     start = ("start", name, *(() if was_running else ("--paused",)))
     image = os.path.join(_libvirt.SAVED, f"{name}.save")
@@ -72,19 +66,10 @@ def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> l
     Reasons against the memory that it has are what is to be mended.
     """
     found = [f"{reason['message']} - {reason['remedy']}" for reason in reasons if not reason["code"].startswith("ram-")]
-    needed = size + BESIDE_BYTES
-    for what, wanted, free, path in (("saving it", needed, on_disk, _libvirt.SAVED), ("its RAM", size, in_memory, _runtime.RAM_DIRECTORY)):
-        if free < wanted:
-            found.append(f"{what} needs {wanted >> 20} MiB below {path}, which has {free >> 20} - make room there")
+    found += _room.shortage(size, on_disk, _libvirt.SAVED)
+    if in_memory < size:
+        found.append(f"its RAM needs {size >> 20} MiB below {_runtime.RAM_DIRECTORY}, which has {in_memory >> 20} - make room there")
     return found
-
-
-def _free(path: str) -> int:
-    try:
-        seen = os.statvfs(path)
-    except FileNotFoundError:
-        return 0
-    return seen.f_bavail * seen.f_frsize
 
 
 def _read_head(image: str) -> bytes:

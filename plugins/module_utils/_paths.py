@@ -15,6 +15,8 @@ import os
 from ._errors import LiveUpdateError
 
 __all__ = (
+    "AWAY",
+    "BOOT_DEFAULT",
     "GUESTS_RUN",
     "GUESTS_STATE",
     "IMAGE_RECORD",
@@ -34,6 +36,8 @@ IMAGE_RECORD = RUN + "/image.json"
 LOCK = RUN + "/lock"
 STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
+AWAY = STATE + "/away"
+BOOT_DEFAULT = STATE + "/boot-default.json"
 UPDATE = STATE + "/update.json"
 
 

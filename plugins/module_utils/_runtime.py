@@ -10,6 +10,7 @@ import os
 import re
 
 from . import (
+    _away,
     _cli,
     _clock,
     _errors,
@@ -47,6 +48,7 @@ COMMAND = "/usr/local/sbin/kvm-liveupdate"
 UNITS = "/etc/systemd/system"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 _MODULES = (
+    _away,
     _cli,
     _clock,
     _errors,

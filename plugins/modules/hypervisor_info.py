@@ -97,6 +97,11 @@ guests:
   returned: success
   type: list
   elements: dict
+away:
+  description: The guests that M(kvm.liveupdate.guest_away) sent away and that are not back, each with V(guest), V(way) and V(state).
+  returned: success
+  type: list
+  elements: dict
 boot_id:
   description: This boot's id.
   returned: success
@@ -128,6 +133,7 @@ last_update:
 import os
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _away,
     _guests,
     _holding,
     _host,
@@ -194,6 +200,7 @@ def examine(module):
         "changed": False,
         "reasons": reasons,
         "guests": guests,
+        "away": _away.records(),
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,

@@ -34,12 +34,13 @@ def result(
     why: str = "",
     check_mode: bool = False,
     blackout_max: float = 0.0,
+    away: t.Sequence[dict[str, t.Any]] = (),
 ) -> dict[str, t.Any]:
     """The result of one host.
 
     ``host`` is what hypervisor_info returned before the update, ``jump`` what kexec did, ``guests`` what guest did for each
-    guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
-    ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
+    guest afterwards, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the update may have
+    ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
     """
     jump = jump or {}
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
@@ -62,7 +63,7 @@ def result(
         "boot_id_before": boot_id,
         "boot_id_after": jump.get("boot_id_after", boot_id),
         "times": jump.get("times") or {},
-        "guests": fates,
+        "guests": _with_away(fates, away),
     }
 
 
@@ -73,3 +74,18 @@ def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> d
     if last and last.get("update_id") == update_id:
         found = {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
     return {**found, "warnings": warnings}
+
+
+def _with_away(guests: dict[str, dict[str, t.Any]], away: t.Sequence[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+    """The guests with what became of those that left: ``state`` is how, ``back`` whether they are here again, ``why`` says both.
+
+    A step that failed has only its message, and the loop's item, which names the guest.
+    """
+    found = dict(guests)
+    for step in away:
+        name = step.get("guest") or step["item"]["name"]
+        state = step.get("left") or found.get(name, {}).get("state", "")
+        if state or step.get("failed"):
+            done = {"state": state, "back": step.get("where") == "here", "why": step.get("msg", "")}
+            found[name] = {"times": {}, "clock_step": None, "warnings": [], **found.get(name, {}), **done}
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_agent
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_agent, _room
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_reasons import reason
 
@@ -47,7 +47,7 @@ def a_host(tmp_path, monkeypatch):
     monkeypatch.setattr(_libvirt, "virsh", host.virsh)
     monkeypatch.setattr(_libvirt, "status", lambda record: "running")
     monkeypatch.setattr(_libvirt, "inspect", lambda record: [reason("ram-anonymous", "anonymous", "mend it")])
-    monkeypatch.setattr(_libvirt_adopt, "_free", lambda path: GIB)
+    monkeypatch.setattr(_room, "free", lambda path: GIB)
     monkeypatch.setattr(_libvirt_agent, "correct_clock", lambda name: {"clock": "synchronised"})
     return host
 

@@ -59,6 +59,36 @@ def test_warnings_are_told_whatever_became_of_the_guest(guests):
     assert "<b>web</b>: its vsock &lt;connections&gt; are reset - connect again" in page({"hv1": found})
 
 
+def test_guests_that_left_say_how_and_whether_they_are_back():
+    sent = [
+        {"guest": "db", "left": "saved", "where": "saved", "msg": "guest db is saved to disk", "item": {"name": "db", "way": "save"}},
+        {"guest": "off", "left": "", "where": "off", "msg": "does not run", "item": {"name": "off", "way": "shutdown"}},
+        {"skipped": True, "item": {"name": "other", "way": "save"}},
+    ]
+    returned = [
+        {"guest": "db", "left": "saved", "where": "here", "msg": "guest db is back, it was saved", "item": {"name": "db"}},
+        {"failed": True, "msg": "guest web: no such bridge", "item": {"name": "web"}},
+        {"guest": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays", "item": {"name": "earlier"}},
+    ]
+    host = {**HOST, "guests": [{"name": "web", "reasons": []}, {"name": "db", "reasons": [{"message": "huge pages"}]}]}
+    found = result(host, JUMP, [], away=[*sent, *returned])["guests"]
+    seen = {name: (guest["state"], guest.get("back"), guest["why"]) for name, guest in found.items()}
+    assert seen == {
+        "web": ("", False, "guest web: no such bridge"),
+        "db": ("saved", True, "guest db is back, it was saved"),
+        "earlier": ("migrated", False, "guest earlier stays"),
+    }
+    assert "guest db is back, it was saved" in page({"hv1": result(host, JUMP, [], away=sent + returned)})
+
+
+def test_a_guest_that_did_not_leave_is_what_it_was():
+    sent = [{"failed": True, "msg": "guest web: still running 300 s after", "item": {"name": "web", "way": "shutdown"}}]
+    found = result(
+        HOST, {}, [], "guest web: still running", away=[*sent, {"guest": "web", "left": "", "where": "here", "msg": "is not away"}]
+    )
+    assert found["outcome"] == "undone" and found["guests"]["web"]["why"] == "guest web: still running 300 s after"
+
+
 def test_the_record_of_an_earlier_update_is_not_taken_for_this_one():
     found = result(HOST, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
     assert found["guests"]["web"]["times"] == {}

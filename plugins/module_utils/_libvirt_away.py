@@ -1,0 +1,190 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Sending libvirt domains away, and bringing them back: managed save, shutdown, live migration. PRIVATE to the collection.
+
+A domain is defined on exactly one host at any time: a migration moves its definition along, so that no second one can start it. Both
+ways of a migration are driven from here, by the updated host's own virsh and SSH keys, which speaks to libvirt at both ends; only the
+state itself goes from libvirt to libvirt.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from . import _libvirt, _libvirt_agent, _room, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles")
+
+HERE = "qemu:///system"
+AUTOSTART = "/etc/libvirt/qemu/autostart"
+SHUTDOWN_LIMIT_S = 300.0
+# For libvirt to end a migration that was cancelled.
+CANCEL_S = 60.0
+_POLL_S = 0.5
+
+
+def about(record: dict) -> dict:
+    """What of a running domain goes into its record."""
+    return {
+        "bytes": sum(backend["size"] for backend in record["backends"]),
+        "was_running": _libvirt.status(record) == "running",
+        "autostart": os.path.lexists(f"{AUTOSTART}/{record['name']}.xml"),
+    }
+
+
+def limit_s(away: dict) -> float:
+    """How long it may take to leave or to come back, unless somebody knows better."""
+    return SHUTDOWN_LIMIT_S if away["way"] == "shutdown" else _room.limit_s(away["bytes"])
+
+
+def obstacles(away: dict) -> list[str]:
+    """What keeps a running domain from leaving that way; each with its remedy."""
+    name, found = away["guest"], []
+    if not _libvirt.is_defined(name):
+        found.append(f"libvirt would not know it any more once it has left - 'virsh define' its 'virsh dumpxml {name}'")
+    if away["way"] == "shutdown" and not away["was_running"]:
+        found.append("it is paused and cannot shut down - resume it, or save it instead")
+    if away["way"] == "save":
+        found += _room.shortage(away["bytes"], _room.free(_libvirt.SAVED), _libvirt.SAVED)
+    return found
+
+
+def leave(away: dict, limit: float) -> None:
+    """Send a running domain away. After a failure it runs on, or is where the message says."""
+    {"save": _save, "shutdown": _shut_down, "migrate": _migrate_there}[away["way"]](away, limit)
+
+
+def is_back(away: dict) -> bool:
+    """Whether the domain is here again as it was."""
+    return _seen(HERE, away["guest"]) == _wanted(away)
+
+
+def come_back(away: dict, limit: float) -> str:
+    """Bring the domain back, or wait for its autostart where that was quicker. Returns what was lost of it, in words; mostly nothing."""
+    name = away["guest"]
+    if away["way"] == "migrate":
+        _migrate_back(away, limit)
+        return ""
+    started, image = _start(away, limit)
+    if away["way"] == "shutdown":
+        return ""
+    if away["was_running"]:
+        _libvirt_agent.correct_clock(name)
+    return f"its saved state was not below {_libvirt.SAVED} any more, it started clean" if started and not image else ""
+
+
+def _wanted(away: dict) -> str:
+    """A domain that was shut down starts anew, another one goes on as it was."""
+    return "running" if away["was_running"] or away["way"] == "shutdown" else "paused"
+
+
+def _save(away: dict, limit: float) -> None:
+    name = away["guest"]
+    try:
+        _libvirt.virsh("managedsave", name, limit=limit)
+    except LiveUpdateError as err:
+        _cancel(HERE, name)
+        raise LiveUpdateError(
+            f"guest {name}: {err}; it is {_seen(HERE, name)} now, 'virsh start {name}' goes on with it if it is off"
+        ) from err
+
+
+def _shut_down(away: dict, limit: float) -> None:
+    """Through the guest's agent where it has one, else by the power button: libvirt's own choice."""
+    name = away["guest"]
+    until = time.monotonic() + limit
+    _libvirt.virsh("shutdown", name)
+    while True:
+        seen = _seen(HERE, name)
+        if seen == "shut off":
+            return
+        if time.monotonic() > until:
+            raise LiveUpdateError(
+                f"guest {name}: still {seen} {limit:g} s after it was asked to shut down, and left so; it may yet go off. See on its"
+                " console whether it heeds its power button, or give it more time"
+            )
+        time.sleep(_POLL_S)
+
+
+def _migrate_there(away: dict, limit: float) -> None:
+    _migrate(away, (HERE, away["destination"]), away["migrate_uri"], limit)
+
+
+def _migrate_back(away: dict, limit: float) -> None:
+    """Never a start here: it may still run there."""
+    name, there = away["guest"], away["destination"]
+    seen = _seen(there, name)
+    if seen not in ("running", "paused"):
+        raise LiveUpdateError(
+            f"guest {name}: on {there} it is {seen}, here {_seen(HERE, name)}; only one that runs migrates back: see to it there, then run"
+            " this again"
+        )
+    _migrate(away, (there, HERE), away["back_uri"], limit)
+
+
+def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
+    """Move the domain with its definition, and see that it starts with its host there if it did here."""
+    name, (source, target) = away["guest"], ends
+    words = ("migrate", "--live", "--persistent", "--undefinesource", *(("--migrateuri", uri) if uri else ()), name, target)
+    # A virsh that is killed may leave libvirt at work: the migration is cancelled first, and virsh then ends by itself.
+    cancel = threading.Timer(limit, _cancel, (source, name))
+    cancel.start()
+    try:
+        _virsh(source, *words, limit=limit + CANCEL_S)
+        if away["autostart"]:
+            _virsh(target, "autostart", name)
+    except LiveUpdateError as err:
+        message = f"guest {name}: {err}; on {source} it is {_seen(source, name)} now, on {target} {_seen(target, name)} (limit {limit:g} s)"
+        raise LiveUpdateError(message) from err
+    finally:
+        cancel.cancel()
+
+
+def _cancel(uri: str, name: str) -> None:
+    """End what libvirt does to the domain: it runs on."""
+    try:
+        _virsh(uri, "domjobabort", name)
+    except LiveUpdateError:
+        return  # there was no job any more
+
+
+def _start(away: dict, limit: float) -> tuple[bool, bool]:
+    """Start the domain until it is as it was; returns whether that took a start, and whether there was a saved state to start from."""
+    name, until = away["guest"], time.monotonic() + limit
+    started, image, problem = False, False, ""
+    while True:
+        seen = _seen(HERE, name)
+        if seen == _wanted(away):
+            return started, image
+        if seen == "shut off" and problem:
+            raise LiveUpdateError(f"guest {name}: {problem}")
+        if time.monotonic() > until:
+            raise LiveUpdateError(f"guest {name}: not {_wanted(away)} within {limit:g} s; last seen: {seen}")
+        if seen == "shut off":
+            image = os.path.exists(os.path.join(_libvirt.SAVED, f"{name}.save"))
+            try:
+                _libvirt.virsh("start", name, limit=limit)
+                started = True
+            except LiveUpdateError as err:
+                problem = str(err)  # or its autostart was quicker: the next look tells
+        else:
+            time.sleep(_POLL_S)
+
+
+def _seen(uri: str, name: str) -> str:
+    """The domain's state at that libvirt, or why it is not known."""
+    try:
+        return _virsh(uri, "domstate", name).strip()
+    except LiveUpdateError as err:
+        return f"unknown ({err})"
+
+
+def _virsh(uri: str, *words: str, limit: float = 60.0) -> str:
+    if uri == HERE:
+        return _libvirt.virsh(*words, limit=limit)
+    return _systemd.run("virsh", "--quiet", "--connect", uri, *words, timeout=limit)

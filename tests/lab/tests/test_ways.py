@@ -1,0 +1,143 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Guests of one host that take different ways through one update: in memory, to disk, to the other host, shut down and started again.
+
+The kernel is staged ahead of it and becomes the boot default after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kvmlab.controller import GUESTS, Controller
+from kvmlab.domains import DISK, DOMAINS, PLAIN, Domain, define_domains, start_domains
+from kvmlab.host import Host
+from kvmlab.keys import keys
+from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
+from kvmlab.report import Boot
+
+WEB = GUESTS[0]
+# Without a virtio device, so that a newer QEMU takes it over and gives it back. Only one host knows it.
+MOVER = Domain("mover", 6, 128, virtio=False)
+LOCAL = (PLAIN, DISK, MOVER)
+
+
+@pytest.fixture(scope="module", name="host")
+def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iterator[Host]:
+    """The one with the older QEMU and libvirt. The other one only takes in a guest, and runs nothing of its own."""
+    names = " ".join(domain.name for domain in (*DOMAINS, MOVER))
+    units = " ".join(guest.unit for guest in GUESTS)
+    for each in (hv1, hv2):
+        each.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
+    start_guests(controller, [hv2], [WEB])
+    define_domains(controller, [hv2], LOCAL)
+    prepared = controller.play(
+        "kvm.liveupdate.setup", "--limit", hv2.name, hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=[PLAIN.name]
+    )
+    if prepared.code:
+        raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
+    start_domains(controller, [hv2], LOCAL)
+    hv2.ssh("umask 77; cat > /root/migration", stdin=keys().client.read_text())
+    yield hv2
+    hv2.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
+
+
+def run(controller: Controller, host: Host, kernel: str, ways: dict[str, dict[str, Any]], **extra: Any) -> Any:
+    """One update in which the guests take these ways."""
+    plan = {"guests": [{"name": name, "why": "the test wants it so", **way} for name, way in ways.items()]}
+    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "__hypervisor_update_plan": plan, **extra}
+    return controller.play("kvm.liveupdate.update", "--limit", host.name, **given)
+
+
+def boot_default(host: Host) -> str:
+    """What GRUB's menu says that a cold boot comes up with."""
+    return host.ssh("grep -o 'set default=\"gnulinux.*\"' /boot/grub/grub.cfg").stdout
+
+
+def other_kernel(host: Host, kernels: tuple[str, str]) -> str:
+    """The kernel that the host does not run."""
+    return next(release for release in kernels if release != boot_of(host).kernel)
+
+
+def test_a_kernel_is_staged_while_the_running_one_stays_the_default(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
+    running, kernel = boot_of(host), other_kernel(host, kernels)
+    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}"}
+    staged = controller.play("kvm.liveupdate.stage", "--limit", host.name, **asked)
+    assert staged.code == 0, staged.output
+    assert f"kernel {kernel} is there, and can take over from {running.kernel}" in staged.output
+    assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
+    again = controller.play("kvm.liveupdate.stage", "--limit", host.name, **asked)
+    assert again.recap[host.name]["changed"] == 0 and again.recap[host.name]["failed"] == 0, again.output
+
+
+def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
+    """One of them was sent away by an earlier run, that never came to its end."""
+    before = boot_of(host)
+    since = host.heartbeat(DISK.port)[-1].arrived
+    sent = controller.ask(host.name, "guest_away", name=DISK.name, state="away", way="save")
+    assert sent["changed"] and sent["where"] == "saved"
+    assert host.ssh(f"virsh domstate {DISK.name}").stdout.strip() == "shut off"
+    nowhere = {"way": "migrate", "destination": "qemu+ssh://root@10.77.0.99/system"}
+    play = run(controller, host, other_kernel(host, kernels), {PLAIN.name: {"way": "save"}, MOVER.name: nowhere})
+    report = play.report[host.name]
+    assert play.code != 0 and report["outcome"] == "undone" and "10.77.0.99" in report["why"]
+    assert report["guests"][PLAIN.name]["back"] and report["guests"][PLAIN.name]["state"] == "saved"
+    assert boot_of(host) == before
+    for guest in LOCAL:
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+    assert controller.ask(host.name, "hypervisor_info")["away"] == []
+
+
+def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: Host, kernels: tuple[str, str]) -> None:
+    before, kernel = boot_of(host), other_kernel(host, kernels)
+    left = {guest.name: host.heartbeat(guest.port)[-1] for guest in (WEB, *LOCAL)}
+    since = min(tick.arrived for tick in left.values())
+    ways = {
+        PLAIN.name: {"way": "preserve"},
+        DISK.name: {"way": "save"},
+        WEB.name: {"way": "shutdown"},
+        MOVER.name: {
+            "way": "migrate",
+            "destination": f"qemu+ssh://root@{hv1.address}/system?keyfile=/root/migration&no_verify=1",
+            "back": True,
+        },
+    }
+    uris = {"hypervisor_update_migrate_uri": f"tcp://{hv1.address}", "hypervisor_update_migrate_back_uri": f"tcp://{host.address}"}
+    play = run(controller, host, kernel, ways, **uris)
+    assert play.code == 0, play.output
+    after = boot_of(host)
+    assert after == Boot(after.boot_id, kernel) and after.boot_id != before.boot_id
+    told = {name: (guest["state"], guest.get("back")) for name, guest in play.report[host.name]["guests"].items()}
+    assert told == {
+        PLAIN.name: ("restored", None),
+        DISK.name: ("saved", True),
+        WEB.name: ("shut down", True),
+        MOVER.name: ("migrated", True),
+    }
+    for guest in (PLAIN, DISK):
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+    wait_alive(host, WEB)
+    assert host.heartbeat(WEB.port)[-1].boot_id != left[WEB.name].boot_id
+    moved_and_came_back(host, hv1, left[MOVER.name])
+    assert controller.ask(host.name, "hypervisor_info")["away"] == []
+    assert f">gnulinux-{kernel}-advanced-" in boot_default(host)
+
+
+def moved_and_came_back(host: Host, peer: Host, left: Any) -> None:
+    """It ticked on the other host meanwhile and goes on here, on the memory that it had."""
+    visit = [tick for tick in peer.heartbeat(MOVER.port) if tick.arrived > left.arrived]
+    assert visit and {tick.boot_id for tick in visit} == {left.boot_id}
+
+    def look() -> tuple[bool, str]:
+        last = host.heartbeat(MOVER.port)[-1]
+        return last.number > visit[-1].number and last.turn >= visit[-1].turn + 2, str(last)
+
+    wait_until("two passes over the memory after the way back", 180, look)
+    last = host.heartbeat(MOVER.port)[-1]
+    assert (last.boot_id, last.checksum) == (left.boot_id, left.checksum)
+    assert peer.ssh(f"virsh domstate {MOVER.name}").returncode != 0  # its definition came back as well

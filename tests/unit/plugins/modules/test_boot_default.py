@@ -1,0 +1,48 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_default, _host, _paths
+from ansible_collections.kvm.liveupdate.plugins.modules import boot_default
+
+
+@pytest.fixture(name="asked")
+def what_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_host, "kernel", lambda: {"release": "7.2.13"})
+    monkeypatch.setattr(_boot_default, "kept", lambda: "old")
+    monkeypatch.setattr(_boot_default, "change", lambda kernel, check_mode: asked.append((kernel, check_mode)) or ("old", kernel))
+    return asked
+
+
+def ask(check_mode=False, **params):
+    given = {"state": "present", "kernel": None, "only_kept": False, **params}
+    return boot_default.manage(SimpleNamespace(params=given, check_mode=check_mode))
+
+
+@pytest.mark.parametrize(
+    ("params", "kernel"),
+    [
+        ({}, "/boot/vmlinuz-7.2.13"),
+        ({"kernel": "/boot/vmlinuz-7.3.4", "only_kept": True}, "/boot/vmlinuz-7.3.4"),
+        ({"state": "absent"}, ""),
+    ],
+)
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_is_asked_for(asked, params, kernel, check_mode):
+    found = ask(check_mode, **params)
+    assert asked == [(kernel, check_mode)]
+    assert found == {"changed": True, "kept": kernel, "diff": {"before": {"kept": "old"}, "after": {"kept": kernel}}}
+
+
+def test_a_host_whose_default_was_never_kept_is_left_alone(asked, monkeypatch):
+    monkeypatch.setattr(_boot_default, "kept", lambda: "")
+    found = ask(kernel="/boot/vmlinuz-7.3.4", only_kept=True)
+    assert not found["changed"] and not asked
