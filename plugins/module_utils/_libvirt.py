@@ -307,12 +307,12 @@ def write_image(name: str, disks: list[str], image: str, running: bool) -> None:
 
 def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
-    name = record["name"]
-    if os.path.exists(_guests.state_path(name)):
-        _paths.remove(image_path(name))
+    name, image = record["name"], image_path(record["name"])
     ignore_shared(name, False)
     if running:
         virsh("resume", name)
+    if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
+        _paths.remove(image)
 
 
 def rehearse(record: dict, running: bool) -> float:  # pylint: disable=unused-argument  # suspending what is suspended does no harm
