@@ -37,7 +37,7 @@ def areas(root: str = "/") -> list[int] | None:
     """The sizes of the scratch areas in bytes, from debugfs; None where it is not mounted, or we may not read it."""
     try:
         with open(os.path.join(root, _LENGTHS), encoding="ascii") as file:
-            return [int(line, 16) for line in file]
+            return [size for size in (int(line, 16) for line in file) if size]
     except (OSError, ValueError):
         return None
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "lz4": ("lz4", "-l", "-9", "-", "-"),
     "zstd": ("zstd", "-22", "--ultra"),
 }
-GZIP = b"\x1f\x8b"
+GZIP, GZIP_NAME = b"\x1f\x8b", 8
 PACK_LIMIT_S = 300
 
 
@@ -46,12 +46,13 @@ def pack(compression: str, kernel: bytes) -> bytes:
 def replace(image: bytes, packed: bytes) -> bytes:
     """The image with another compressed kernel in it.
 
-    The code around it has the old length compiled in. With gzip, which knows where it ends, one that is not longer is filled up to that
-    length, so that the image keeps its layout, and boots.
+    The code around it has the old length compiled in. With gzip, one that is not longer is filled up to that length, so that the image
+    keeps its layout, and boots.
     """
     start, length = place(image)
-    if packed.startswith(GZIP):
-        packed = packed[:-4] + bytes(max(length - len(packed), 0)) + packed[-4:]
+    if packed.startswith(GZIP) and len(packed) < length:
+        # Into the header, as the name of a file (RFC 1952): the last bytes have to stay the last.
+        packed = packed[:3] + bytes([packed[3] | GZIP_NAME]) + packed[4:10] + b"x" * (length - len(packed) - 1) + b"\0" + packed[10:]
     changed = bytearray(image[:start] + packed + image[start + length :])
     changed += bytes(-(len(changed) - (image[0x1F1] + 1) * 512) % 16)
     struct.pack_into("<I", changed, 0x24C, len(packed))

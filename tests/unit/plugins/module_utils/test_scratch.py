@@ -12,7 +12,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @pytest.mark.parametrize(
     ("content", "sizes"),
-    [("0x8000000\n0x4000000\n", [128 * MIB, 64 * MIB]), ("", []), ("what\n", None), (None, None)],
+    [("0x8000000\n0x0\n0x4000000\n", [128 * MIB, 64 * MIB]), ("", []), ("what\n", None), (None, None)],
 )
 def test_areas(tmp_path, content, sizes):
     if content is not None:
