@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from html import escape
 
 from .scenarios import SCENARIOS
-from .summary import Figure
+from .summary import NOTICE, Figure
 
 WIDTH, LABEL, VALUE, LANE, HEAD = 900, 330, 70, 30, 12
 OURS, OTHERS, LINE, TEXT = "#2f9e6e", "#8fa3b5", "#1c2733", "#1c2733"
@@ -42,5 +42,4 @@ def bars(pauses: Mapping[str, Figure], floor: Figure | None) -> str:
             f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle" fill="#d9480f">floor {floor.median:.1f} s</text>',
         ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13" fill="{TEXT}">'
-    notice = "<!-- Copyright: kvm.liveupdate contributors, SPDX-License-Identifier: GPL-3.0-or-later -->"
-    return "\n".join([head, notice, f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>', *shapes, "</svg>\n"])
+    return "\n".join([head, f"<!--\n{NOTICE}\n-->", f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>', *shapes, "</svg>\n"])

@@ -50,7 +50,7 @@ class Stand:
         """Nothing of an earlier measurement runs, and memory files have the pages that the scenario wants."""
         pages = "always" if scenario.thp else "never"
         done = self.host.ssh(
-            "systemctl stop 'bench-*.service'; systemctl disable libvirt-guests;"
+            "systemctl stop 'bench-*.service';"
             " for name in $(virsh list --name); do virsh destroy $name; done;"
             f" echo {pages} > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
             limit_s=MODULE_LIMIT_S,

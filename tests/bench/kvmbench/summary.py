@@ -15,6 +15,8 @@ from .scenarios import SCENARIOS, Scenario
 
 PEER = "save-reboot"
 FLOOR_OF = "ours-qemu"
+# At the head of what is written; put together here, so that nobody takes it for the licence of this file.
+NOTICE = "Copyright: kvm.liveupdate contributors\n" + ": ".join(("SPDX-License-Identifier", "GPL-3.0-or-later"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def page(results: Sequence[Result]) -> str:
     first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
     kernels = sorted({kernel for result in results for kernel in result.kernels if kernel})
     parts = [
-        "<!--\nCopyright: kvm.liveupdate contributors\nSPDX-License-Identifier: GPL-3.0-or-later\n-->\n\n# The bench\n",
+        f"<!--\n{NOTICE}\n-->\n\n# The bench\n",
         f"Written by `tests/bench/run --report` from {len(results)} measurements of {first} to {last}, on {results[0].machine}.\n"
         f"The hypervisor is one of the lab's ([lab.md](lab.md)), emulated without KVM, with the kernels {' and '.join(kernels)}:\n"
         "what counts are ratios. Seconds are medians, in brackets the least and the greatest; the longest pause of the guests of\n"

@@ -20,7 +20,11 @@ STATE, MONITOR = "/run/bench.state", "/run/bench.qmp"
 
 record = _guests.find(sys.argv[1])
 (ram,) = _qemu.memory(record)
-_qemu.save(record, STATE)
+with Qmp(record["monitor"]) as old:
+    old.execute("stop")
+    old.ignore_shared(True)
+    old.execute("migrate", uri=f"file:{STATE}")
+    old.wait_migration(_qemu.SAVE_LIMIT_S)
 command = _qemu_argv.command(record["argv"], MONITOR, ram, os.fstat(ram).st_size, incoming=True)
 begun = time.monotonic()
 with subprocess.Popen(command, pass_fds=[ram]) as process:

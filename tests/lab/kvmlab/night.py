@@ -93,19 +93,19 @@ def update(
     page: Path | None = None,
     guests: Iterable[Guest] = GUESTS,
     probes: Iterable[Watch] = (),
-    **options: object,
+    **extra: Any,
 ) -> tuple[Play, dict[str, dict[str, Any]]]:
-    """Run the update playbook, with these options of its role, and report on every host and guest.
+    """Run the update playbook and report on every host and guest; the playbook writes its own page where asked to.
 
-    The playbook writes its own page where asked to.
+    probes are asked what they saw; extra are more variables of the playbook.
     """
     guests = tuple(guests)
     since = time.monotonic()
     before = {host.name: boot_of(host) for host in hosts}
     report = str(page.resolve()) if page else ""
     names = ",".join(before)
-    options.update(hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}", hypervisor_update_report=report)
-    play = controller.play("kvm.liveupdate.update", "--limit", names, **options)
+    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_report": report, **extra}
+    play = controller.play("kvm.liveupdate.update", "--limit", names, **given)
     answers: dict[str, dict[str, Answers]] = {}
     for probe in probes:
         answers.setdefault(probe.target[0], {})[probe.target[1]] = probe.answers()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 from kvmlab.controller import GUESTS, Controller
@@ -320,17 +321,52 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
-def test_the_hosts_move_under_their_guests(controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]) -> None:
-    play, hosts = update(controller, [hv1, hv2], kernels[1])
+def moved(host: dict[str, Any], kernels: tuple[str, str]) -> None:
+    """The host runs the new kernel, and its guests came over unharmed; the clocks that saw their pause agree."""
+    assert all_survived({"the host": host}), json.dumps(host, indent=1)
+    assert (host["kernel_before"], host["kernel_after"]) == kernels
+    assert host["boot_id_before"] != host["boot_id_after"]
+    for guest in host["guests"].values():
+        assert guest["same_boot_id"] and guest["ticks_contiguous"] and guest["blackout_s"] > 0
+        assert guest["checksum_before"] == guest["checksum_after"]
+        assert guest["clocks_agree"] or "its host gave it no processor" in guest["clocks"], guest["clocks"]
+
+
+def test_a_host_over_budget_is_updated_and_stops_the_rollout(
+    controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]
+) -> None:
+    before = boot_of(hv2)
+    play, hosts = update(controller, [hv1, hv2], kernels[1], hypervisor_update_blackout_max=0.5, hypervisor_update_metrics="/run")
+    assert play.code != 0
+    assert "hv1 is updated and its guests are back, but guests were paused for too long, 0.5 s are allowed" in play.output
+    moved(hosts["hv1"], kernels)
+    assert hosts["hv1"]["update_id"] == play.report["hv1"]["update_id"]
+    assert play.report["hv1"]["outcome"] == "updated" and play.report["hv1"]["over_budget"] == play.report["hv1"]["why"]
+    assert boot_of(hv2) == before and "hv2" not in play.report
+    metrics = hv1.ssh("cat /run/kvm_liveupdate.prom").stdout
+    assert 'kvm_liveupdate_last_update_outcome{outcome="updated"} 1.000' in metrics
+    for guest in GUESTS:
+        assert f'kvm_liveupdate_guest_restored{{guest="{guest.name}"}} 1.000' in metrics
+
+
+def test_the_other_host_moves_under_its_guests(controller: Controller, hv2: Host, kernels: tuple[str, str]) -> None:
+    play, hosts = update(controller, [hv2], kernels[1], hypervisor_update_blackout_max=600)
     assert play.code == 0, play.output
-    assert all_survived(hosts), json.dumps(hosts, indent=1)
-    for name, host in hosts.items():
-        assert (host["kernel_before"], host["kernel_after"]) == kernels
-        assert host["boot_id_before"] != host["boot_id_after"]
-        assert host["update_id"] == play.report[name]["update_id"]
-        for guest in host["guests"].values():
-            assert guest["same_boot_id"] and guest["ticks_contiguous"] and guest["blackout_s"] > 0
-            assert guest["checksum_before"] == guest["checksum_after"]
+    moved(hosts["hv2"], kernels)
+
+
+def test_a_host_whose_guests_would_be_paused_for_too_long_is_refused(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    """By what they had in the update before."""
+    play = controller.play(
+        f"{MODULES}.update",
+        "--limit",
+        "hv1",
+        hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[0]}",
+        hypervisor_update_blackout_max=0.5,
+    )
+    assert play.code != 0 and "hv1 is left as it is: its guests would be paused for" in play.output
+    assert play.report["hv1"]["outcome"] == "refused"
+    assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
 def test_a_second_run_changes_nothing(controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]) -> None:

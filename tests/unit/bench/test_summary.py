@@ -76,7 +76,7 @@ def test_the_picture_has_a_bar_for_each_scenario_to_scale() -> None:
     found = figures(OURS + PEERS)
     drawn = ElementTree.fromstring(bars({name: named["pause"] for name, named in found.items()}, found["ours-qemu"]["floor"]))
     space = "{http://www.w3.org/2000/svg}"
-    ours, peer = (float(bar.attrib["width"]) for bar in drawn.findall(f"{space}rect")[1:])
+    ours, peer = (float(shape.attrib["width"]) for shape in drawn.findall(f"{space}rect")[1:])
     assert peer / ours == pytest.approx(45 / 9, rel=0.01)
     texts = [text.text for text in drawn.findall(f"{space}text")]
     assert "9.0 s" in texts and "floor 5.0 s" in texts and "managed save, reboot, restore, 1 x 128 MiB" in texts

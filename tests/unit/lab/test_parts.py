@@ -112,6 +112,12 @@ def test_hosts_have_cards_of_their_own_on_the_segment() -> None:
     assert segment_mac(1) != segment_mac(2)
 
 
+@pytest.mark.parametrize(("given", "megabytes"), [({}, "2048"), ({"memory_mib": 4096}, "4096")])
+def test_a_machine_has_the_memory_that_it_was_given(given: dict[str, int], megabytes: str) -> None:
+    words = Machine(("qemu",), "disk.raw", **given).command()  # type: ignore[arg-type]
+    assert words[words.index("-m") + 1] == megabytes
+
+
 def test_a_machine_without_ssh_has_no_network() -> None:
     words = Machine(("qemu",), "disk.raw", kernel="vmlinuz", kernel_options="quiet").command()
     assert not [word for word in words if "net" in word]

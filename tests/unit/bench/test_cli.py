@@ -1,0 +1,54 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The bench's command line, as far as it needs no lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kvmbench import cli
+from kvmbench.results import Result, append, read
+from kvmbench.scenarios import Scenario
+from kvmlab.errors import LabError
+
+
+def test_the_report_is_of_the_newest_results_and_those_that_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    (tmp_path / "docs").mkdir()
+    results = tmp_path / "bench.jsonl"
+    for scenario, code, pause in (("save-reboot", "old", 99.0), ("ours-qemu", "new", 9.0), ("save-reboot", "new", 45.0)):
+        append(results, Result(scenario, 1.8e9, code, "a machine", seconds={"pause": pause}))
+    append(results, Result("ours-qemu", 1.8e9, "new", "a machine", error="the guest was silent"))
+    assert cli.main(["--report", "--results", str(results)]) == 0
+    text = (tmp_path / "docs" / "bench.md").read_text()
+    assert "from 2 measurements" in text and "45.00" in text and "99.00" not in text
+    assert (tmp_path / "docs" / "bench.svg").read_text().startswith("<svg")
+
+
+def test_without_a_measurement_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--report", "--results", str(tmp_path / "none.jsonl")]) == 1
+    assert "no measurement yet" in capsys.readouterr().err
+
+
+def test_an_unknown_scenario_is_an_error_before_anything_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--only", "ours"]) == 1
+    assert "there is no scenario 'ours'" in capsys.readouterr().err
+
+
+class Broken:
+    """A stand on which nothing goes well."""
+
+    def kernel(self) -> str:
+        return "7.2.13"
+
+    def measure(self, scenario: Scenario) -> dict[str, float]:
+        raise LabError(f"{scenario.name}: the guest was silent")
+
+
+def test_what_fails_is_kept_and_does_not_count(tmp_path: Path) -> None:
+    result = cli.one(Broken(), Scenario("one", "qemu"), "c0de", "a machine")  # type: ignore[arg-type]
+    append(tmp_path / "bench.jsonl", result)
+    (found,) = read(tmp_path / "bench.jsonl")
+    assert (found.error, found.seconds, found.kernels) == ("one: the guest was silent", {}, ("7.2.13", ""))
