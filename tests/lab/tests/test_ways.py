@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kvmlab.controller import GUESTS, Controller
+from kvmlab.controller import GUESTS, Controller, Play
 from kvmlab.domains import DISK, DOMAINS, PLAIN, Domain, define_domains, start_domains
 from kvmlab.host import Host
 from kvmlab.keys import keys
@@ -45,10 +45,9 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     hv2.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
 
 
-def run(controller: Controller, host: Host, kernel: str, ways: dict[str, dict[str, Any]], **extra: Any) -> Any:
-    """One update in which the guests take these ways."""
-    plan = {"guests": [{"name": name, "why": "the test wants it so", **way} for name, way in ways.items()]}
-    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "__hypervisor_update_plan": plan, **extra}
+def run(controller: Controller, host: Host, kernel: str, ladders: dict[str, list[Any]], **extra: Any) -> Play:
+    """One update in which these guests take ways of their own; the others stay in memory."""
+    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_guests": ladders, **extra}
     return controller.play("kvm.liveupdate.update", "--limit", host.name, **given)
 
 
@@ -76,15 +75,15 @@ def test_a_kernel_is_staged_while_the_running_one_stays_the_default(controller: 
 def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
     """One of them was sent away by an earlier run, that never came to its end."""
     before = boot_of(host)
-    since = host.heartbeat(DISK.port)[-1].arrived
-    sent = controller.ask(host.name, "guest_away", name=DISK.name, state="away", way="save")
+    since = host.heartbeat(PLAIN.port)[-1].arrived
+    sent = controller.ask(host.name, "guest_away", name=PLAIN.name, state="away", way="save")
     assert sent["changed"] and sent["where"] == "saved"
-    assert host.ssh(f"virsh domstate {DISK.name}").stdout.strip() == "shut off"
-    nowhere = {"way": "migrate", "destination": "qemu+ssh://root@10.77.0.99/system"}
-    play = run(controller, host, other_kernel(host, kernels), {PLAIN.name: {"way": "save"}, MOVER.name: nowhere})
+    assert host.ssh(f"virsh domstate {PLAIN.name}").stdout.strip() == "shut off"
+    nowhere = {"migrate": {"to": "qemu+ssh://root@10.77.0.99/system"}}
+    play = run(controller, host, other_kernel(host, kernels), {DISK.name: ["save"], MOVER.name: [nowhere]})
     report = play.report[host.name]
     assert play.code != 0 and report["outcome"] == "undone" and "10.77.0.99" in report["why"]
-    assert report["guests"][PLAIN.name]["back"] and report["guests"][PLAIN.name]["state"] == "saved"
+    assert report["guests"][DISK.name]["back"] and report["guests"][DISK.name]["state"] == "saved"
     assert boot_of(host) == before
     for guest in LOCAL:
         verdict = final_verdict(host, guest, since)
@@ -96,18 +95,15 @@ def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: H
     before, kernel = boot_of(host), other_kernel(host, kernels)
     left = {guest.name: host.heartbeat(guest.port)[-1] for guest in (WEB, *LOCAL)}
     since = min(tick.arrived for tick in left.values())
-    ways = {
-        PLAIN.name: {"way": "preserve"},
-        DISK.name: {"way": "save"},
-        WEB.name: {"way": "shutdown"},
-        MOVER.name: {
-            "way": "migrate",
-            "destination": f"qemu+ssh://root@{hv1.address}/system?keyfile=/root/migration&no_verify=1",
-            "back": True,
-        },
+    there = f"qemu+ssh://root@{hv1.address}/system?keyfile=/root/migration&no_verify=1"
+    ladders = {
+        PLAIN.name: ["preserve"],
+        DISK.name: ["save"],
+        WEB.name: ["shutdown"],
+        MOVER.name: [{"migrate": {"to": there, "back": True}}],
     }
     uris = {"hypervisor_update_migrate_uri": f"tcp://{hv1.address}", "hypervisor_update_migrate_back_uri": f"tcp://{host.address}"}
-    play = run(controller, host, kernel, ways, **uris)
+    play = run(controller, host, kernel, ladders, **uris)
     assert play.code == 0, play.output
     after = boot_of(host)
     assert after == Boot(after.boot_id, kernel) and after.boot_id != before.boot_id
