@@ -12,11 +12,14 @@ from . import _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = (
+    "describe",
+    "fill",
     "find",
     "inspect",
     "journal",
     "journal_path",
     "known",
+    "last_pause",
     "run_path",
     "start_early",
     "state_path",
@@ -47,6 +50,12 @@ def journal(name: str) -> dict:
     return _paths.read_json(journal_path(name))
 
 
+def last_pause(update: dict) -> float | None:
+    """Seconds from a guest's pause to its resume in the update of this journal; None when that did not bring it back. Pure."""
+    times = update.get("times") or {}
+    return times["resumed"] - times["paused"] if update.get("state") == "restored" else None
+
+
 def known() -> dict[str, dict]:
     """The guests that run now, by name: a record of each, as its provider wrote or found it."""
     return {record["name"]: record for provider in _providers.all_of_them() for record in provider.known()}
@@ -73,6 +82,23 @@ def strangers() -> list[dict]:
             name = unit.rpartition(".")[0] or f"pid-{pid}"
             found.append({"name": name, "unit": unit, "pid": pid, "reasons": [_providers.foreign_reason(pid)], "warnings": []})
     return found
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell guests apart by: ``memory_mib``, ``devices``, ``labels`` and ``ladder`` (_providers.py)."""
+    facts: dict = _providers.of(record).describe(record)
+    return facts
+
+
+def fill(record: dict) -> int:
+    """Bytes of the guest's RAM that it has not touched yet: holding it makes the kernel allocate them (mm/memfd_luo.c)."""
+    missing = 0
+    for ram in record["ram"]:
+        try:
+            missing += max(0, ram["size"] - os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_blocks * 512)
+        except OSError:
+            continue  # the guest ended meanwhile, or has a reason for it
+    return missing
 
 
 def inspect(record: dict) -> list[dict]:

@@ -14,7 +14,7 @@ import os
 from . import _kexec, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("boot_id", "kernel", "random_uuid", "reasons", "require_root")
+__all__ = ("boot_id", "free", "kernel", "random_uuid", "reasons", "require_root")
 
 
 def _line(root: str, path: str) -> str:
@@ -39,6 +39,17 @@ def kernel(root: str = "/") -> dict[str, str]:
         "version": _line(root, "proc/sys/kernel/version"),
         "cmdline": _kexec.current_cmdline(root),
     }
+
+
+def free(saves: str, root: str = "/") -> dict[str, int | None]:
+    """What is free on the host: ``memory_mib`` available, and ``saves_mib`` on the disk of the folder ``saves``, None where there is none."""
+    with open(os.path.join(root, "proc/meminfo"), encoding="ascii") as meminfo:
+        available = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
+    try:
+        disk = os.statvfs(os.path.join(root, saves.lstrip("/")))
+    except FileNotFoundError:
+        return {"memory_mib": available >> 10, "saves_mib": None}
+    return {"memory_mib": available >> 10, "saves_mib": disk.f_bavail * disk.f_frsize >> 20}
 
 
 def require_root() -> None:

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay", "warn")
+__all__ = ("describe", "foreign_reason", "inspect", "known", "load", "memory", "resume", "save", "status", "stay", "warn")
 
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
@@ -74,6 +74,12 @@ def inspect(record: dict) -> list[dict]:
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
     return _qemu_argv.warnings(record["argv"])
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell guests apart by; a command line has no labels."""
+    argv = record["argv"]
+    return {"memory_mib": _qemu_argv.ram_size(argv) >> 20, "devices": _qemu_argv.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

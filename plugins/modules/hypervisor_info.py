@@ -50,7 +50,9 @@ ready:
   returned: success
   type: bool
 reasons:
-  description: Why the host cannot be updated live; each with V(code), V(message) and V(remedy).
+  description:
+    - Why the host cannot be updated live; each with V(code), V(message) and V(remedy). With O(kernel) also what keeps the jump into it
+      from being proven.
   returned: success
   type: list
   elements: dict
@@ -70,13 +72,22 @@ refusals:
   sample: []
 guests:
   description:
-    - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session)
-      and its own V(reasons).
+    - Every virtual machine on the host with V(name), V(provider), V(uuid), V(unit), V(pid), V(held) (its RAM is in a session) and its own
+      V(reasons).
+    - V(memory_mib) is its RAM, V(fill_mib) what of that holding it takes beyond what it has touched so far.
+    - V(devices) are words such as V(disk:virtio), V(interface:bridge), V(hostdev) and V(tpm). V(labels) and V(ladder) are what the metadata
+      of a libvirt domain say; empty and V(null) for others.
+    - V(last_pause) is for how many seconds its last update paused it, V(null) if none did.
     - V(warnings) are what does not come over as it was, of the same shape as reasons. They do not keep a guest from being preserved.
-    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings.
+    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings. They have V(name),
+      V(unit) and V(pid), and nothing else.
   returned: success
   type: list
   elements: dict
+free:
+  description: V(memory_mib) available, and V(saves_mib) on the disk where libvirt keeps managed saves (V(null) without libvirt).
+  returned: success
+  type: dict
 boot_id:
   description: This boot's id.
   returned: success
@@ -111,6 +122,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _host,
     _image,
     _kexec,
+    _libvirt,
     _paths,
     _proof,
     _runtime,
@@ -128,8 +140,10 @@ def guest_facts(record: dict) -> dict:
         "provider": record["provider"],
         "uuid": record["uuid"],
         "pid": record["pid"],
-        "ram_mib": sum(ram["size"] for ram in record["ram"]) >> 20 if record["ram"] else None,
         "held": bool(_holding.held(record)),
+        **_guests.describe(record),
+        "fill_mib": _guests.fill(record) >> 20,
+        "last_pause": _guests.last_pause(_guests.journal(record["name"])),
         "reasons": _guests.inspect(record),
         "warnings": _guests.warn(record),
     }
@@ -168,8 +182,8 @@ def examine(module):
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
     result: dict = {
         "changed": False,
-        "reasons": reasons,
         "guests": guests,
+        "free": _host.free(_libvirt.SAVED),
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,
@@ -183,6 +197,7 @@ def examine(module):
         if not target["current"]:
             result["proof"] = prove(target["path"], module.params["cmdline"], kernel["cmdline"])
             reasons = reasons + against_target(result["proof"])
+    result["reasons"] = reasons
     result["refusals"] = refusals(reasons, guests)
     result["ready"] = not result["refusals"]
     return result

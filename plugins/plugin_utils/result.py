@@ -11,46 +11,64 @@ import typing as t
 __all__ = ("outcome", "result")
 
 
-def outcome(host: dict[str, t.Any], jump: dict[str, t.Any], why: str, check_mode: bool) -> str:
-    """``current``, ``refused``, ``checked``, ``undone``, ``failed`` or ``updated``."""
-    if (host.get("target") or {}).get("current"):
+def outcome(
+    host: dict[str, t.Any], plan: dict[str, t.Any], jump: dict[str, t.Any], why: str, check_mode: bool = False, left_out: bool = False
+) -> str:
+    """``current``, ``left_out``, ``refused``, ``checked``, ``undone``, ``failed`` or ``updated``."""
+    if left_out:
+        return "left_out"
+    if not host:
+        return "failed"
+    if host.get("failed") or host.get("unreachable") or plan.get("verdict", "refuse") == "refuse":
+        return "refused"
+    if plan["verdict"] == "current":
         return "current"
-    if not host.get("ready"):
-        return "refused" if host else "failed"
     if why:
         return "undone" if jump.get("outcome", "aborted") == "aborted" else "failed"
-    return "checked" if check_mode else "updated"
+    return "checked" if check_mode or not jump else "updated"
 
 
 def result(
-    host: dict[str, t.Any], jump: dict[str, t.Any], guests: list[dict[str, t.Any]], why: str = "", check_mode: bool = False
+    host: dict[str, t.Any],
+    plan: dict[str, t.Any] | None = None,
+    jump: dict[str, t.Any] | None = None,
+    guests: t.Sequence[dict[str, t.Any]] = (),
+    why: str = "",
+    check_mode: bool = False,
+    left_out: bool = False,
 ) -> dict[str, t.Any]:
     """The result of one host.
 
-    ``host`` is what hypervisor_info returned before the update, ``jump`` what kexec did, ``guests`` what guest did for each
-    guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
+    ``host`` is what hypervisor_info returned before the update, ``plan`` what was planned from it, ``jump`` what kexec did, ``guests`` what
+    guest did for each guest afterwards, ``why`` the first failure's message. Each may be empty: the update may have ended anywhere.
     """
+    plan, jump = plan or {}, jump or {}
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
-    end = outcome(host, jump, why, check_mode)
     update_id = (jump.get("journal") or {}).get("id", "")
     last = {update["guest"]: update for update in (guest.get("last_update") or {} for guest in guests) if update}
+    planned = {} if plan.get("verdict") == "current" else {guest["name"]: guest["why"] for guest in plan.get("guests") or []}
     return {
-        "outcome": end,
-        "why": why or ("" if end == "current" else "; ".join(host.get("refusals") or [])),
+        "outcome": outcome(host, plan, jump, why, check_mode, left_out),
+        "why": why or "; ".join(plan.get("refusals") or []),
+        "plan": plan,
+        "expected_pause": plan.get("expected_pause"),
         "update_id": update_id,
         "kernel_before": kernel,
         "kernel_after": jump.get("kernel_after", kernel),
         "boot_id_before": boot_id,
         "boot_id_after": jump.get("boot_id_after", boot_id),
         "times": jump.get("times") or {},
-        "guests": {guest["name"]: _guest(guest, last.get(guest["name"], {}), update_id) for guest in host.get("guests") or []},
+        "guests": {
+            guest["name"]: _guest(guest, planned.get(guest["name"], ""), last.get(guest["name"], {}), update_id)
+            for guest in host.get("guests") or []
+        },
     }
 
 
-def _guest(facts: dict[str, t.Any], last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:
-    """One guest: what this update did with it, or why nothing was done."""
+def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:
+    """One guest: what this update did with it, or what was planned."""
     warnings = [f"{warning['message']} - {warning['remedy']}" for warning in facts.get("warnings") or []]
-    found = {"state": "", "why": "; ".join(reason["message"] for reason in facts.get("reasons") or []), "times": {}, "clock_step": None}
+    found = {"state": "", "why": planned, "times": {}, "clock_step": None}
     if last and last.get("update_id") == update_id:
         found = {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
     return {**found, "warnings": warnings}
