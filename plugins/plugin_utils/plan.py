@@ -180,7 +180,9 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any]) -> list[str]:
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows]
-    lines += [f"{guest['name']}, to know: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]]
+    lines += [
+        f"{guest['name']}, to know: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
+    ]
     if made["verdict"] == "refuse":
         return [f"The update to {_kernel(host)} is refused.", *map(_told, host["reasons"]), *lines]
     free = {name: "an unknown number" if room["free_mib"] is None else room["free_mib"] for name, room in made["room"].items()}

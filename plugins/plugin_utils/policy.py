@@ -55,7 +55,9 @@ class Policy:
         if not isinstance(rules, (list, tuple)):
             raise PolicyError(f"hypervisor_update_policy is {rules!r}: it has to be a list of rules, {_EXAMPLE}")
         if not isinstance(guests or {}, dict):
-            raise PolicyError(f"hypervisor_update_guests is {guests!r}: it has to give ladders by the names of guests, e.g. web1: [save, refuse]")
+            raise PolicyError(
+                f"hypervisor_update_guests is {guests!r}: it has to give ladders by the names of guests, e.g. web1: [save, refuse]"
+            )
         self._rules = [_rule(rule, f"rule {number} of hypervisor_update_policy") for number, rule in enumerate(rules, start=1)]
         self._default = Ladder(read_ladder(default, "hypervisor_update_ladder"), "")
         self._guests = {
@@ -74,7 +76,9 @@ class Policy:
             try:
                 found = self._interpreter.visit(parsed, guest)
             except JMESPathError as err:
-                raise PolicyError(f"{ladder.by}: {expression!r} cannot be applied to guest {guest['name']}: {err}; mend the expression") from err
+                raise PolicyError(
+                    f"{ladder.by}: {expression!r} cannot be applied to guest {guest['name']}: {err}; mend the expression"
+                ) from err
             # False in JMESPath's own sense; 0 is true there.
             if not (found is None or found is False or (isinstance(found, (str, list, dict)) and not found)):
                 return ladder

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes, _providers
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
@@ -25,3 +28,25 @@ def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
     monkeypatch.setattr(_providers, "foreign_reason", lambda _pid: reason)
     assert _guests.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
+
+
+@pytest.mark.parametrize(
+    ("update", "seconds"),
+    [
+        ({}, None),
+        ({"state": "saved", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "lost", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "restored", "times": {"paused": 1.5, "saved": 2.0, "resumed": 9.0}}, 7.5),
+    ],
+)
+def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
+    assert _guests.last_pause(update) == seconds
+
+
+def test_holding_a_guest_fills_what_it_has_not_touched(tmp_path):
+    with open(tmp_path / "ram", "wb") as ram:
+        ram.write(b"x" * (1 << 20))
+        ram.truncate(4 << 20)
+        record = {"pid": os.getpid(), "ram": [{"fd": ram.fileno(), "size": 4 << 20}]}
+        assert _guests.fill(record) == 3 << 20
+    assert _guests.fill({"pid": os.getpid(), "ram": [{"fd": 1 << 20, "size": 4 << 20}]}) == 0  # it ended meanwhile

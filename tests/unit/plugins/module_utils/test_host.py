@@ -81,3 +81,11 @@ def test_unit_of(tmp_path, cgroup, unit):
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/cgroup").write_text(cgroup)
     assert _processes.unit_of(7, str(tmp_path)) == unit
+
+
+def test_what_is_free(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  4096000 kB\nMemFree: 1024 kB\nMemAvailable:    2048000 kB\nSwapTotal: 0 kB\n")
+    assert _host.free("/saves", str(tmp_path)) == {"memory_mib": 2000, "saves_mib": None}
+    (tmp_path / "saves").mkdir()
+    assert _host.free("/saves", str(tmp_path))["saves_mib"] > 0

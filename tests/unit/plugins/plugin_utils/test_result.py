@@ -9,8 +9,6 @@ from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import page
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result
 
 HOST = {
-    "ready": True,
-    "refusals": [],
     "boot_id": "b1",
     "kernel": {"release": "7.2.13"},
     "target": {"current": False, "release": "7.3.4"},
@@ -20,27 +18,50 @@ JUMP = {"outcome": "jumped", "journal": {"id": "u1"}, "kernel_after": "7.3.4", "
 RESTORED = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 5.0}, "clock_step": 0.1}
 
 
+WEB = {"name": "web", "way": "preserve", "why": "stays in memory"}
+GO = {"verdict": "go", "refusals": [], "guests": [WEB], "expected_pause": 3.5}
+CURRENT = {**GO, "verdict": "current"}
+REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guests": [{**WEB, "way": "refuse", "why": "stops the update"}]}
+
+
 @pytest.mark.parametrize(
-    ("host", "jump", "why", "check_mode", "end"),
+    ("host", "plan", "jump", "why", "check_mode", "end"),
     [
-        (HOST, JUMP, "", False, "updated"),
-        (HOST, {"changed": True}, "", True, "checked"),
-        ({**HOST, "target": {"current": True}}, {}, "", False, "current"),
-        ({**HOST, "target": {"current": True}, "ready": False}, {}, "", True, "current"),
-        ({**HOST, "ready": False}, {}, "", False, "refused"),
-        (HOST, {}, "the kernel could not be staged", False, "undone"),
-        (HOST, {"outcome": "aborted"}, "guest web: save", False, "undone"),
-        (HOST, {"outcome": "gone"}, "did not come back", False, "failed"),
-        (HOST, JUMP, "guest web: not back", False, "failed"),
-        ({}, {}, "", False, "failed"),
+        (HOST, GO, JUMP, "", False, "updated"),
+        (HOST, GO, {"changed": True}, "", True, "checked"),
+        (HOST, GO, {}, "", False, "checked"),
+        (HOST, CURRENT, {}, "", False, "current"),
+        (HOST, CURRENT, {}, "", True, "current"),
+        (HOST, REFUSE, {}, "", False, "refused"),
+        (HOST, {}, {}, "the policy cannot be read", False, "refused"),
+        ({"unreachable": True}, {}, {}, "no answer", False, "refused"),
+        ({"failed": True}, GO, {}, "", False, "refused"),
+        (HOST, GO, {}, "the kernel could not be staged", False, "undone"),
+        (HOST, GO, {"outcome": "aborted"}, "guest web: save", False, "undone"),
+        (HOST, GO, {"outcome": "gone"}, "did not come back", False, "failed"),
+        (HOST, GO, JUMP, "guest web: not back", False, "failed"),
+        ({}, {}, {}, "", False, "failed"),
     ],
 )
-def test_outcome(host, jump, why, check_mode, end):
-    assert outcome(host, jump, why, check_mode) == end
+def test_outcome(host, plan, jump, why, check_mode, end):
+    assert outcome(host, plan, jump, why, check_mode) == end
+
+
+@pytest.mark.parametrize(("host", "plan"), [(HOST, REFUSE), ({"unreachable": True, "msg": "no answer"}, {})])
+def test_a_host_that_is_left_out_says_so_and_why(host, plan):
+    found = result(host, plan, why="hv1 is left as it is", left_out=True)
+    assert (found["outcome"], found["why"], found["plan"]) == ("left_out", "hv1 is left as it is", plan)
+    assert "left out, nothing touched" in page({"hv1": found}) and "hv1 is left as it is" in page({"hv1": found})
+
+
+def test_the_plan_is_in_the_result_and_its_pause_on_the_page():
+    found = result(HOST, GO, check_mode=True)
+    assert found["plan"] == GO and found["expected_pause"] == 3.5
+    assert "<td>3.5 s</td>" in page({"hv1": found}) and "<b>web</b>: stays in memory" in page({"hv1": found})
 
 
 def test_an_updated_host():
-    found = result(HOST, JUMP, [{"last_update": RESTORED}])
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}])
     assert (found["kernel_before"], found["kernel_after"], found["boot_id_before"], found["boot_id_after"]) == (
         "7.2.13",
         "7.3.4",
@@ -53,25 +74,29 @@ def test_an_updated_host():
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], []])
 def test_warnings_are_told_whatever_became_of_the_guest(guests):
     warning = {"code": "vsock", "message": "its vsock <connections> are reset", "remedy": "connect again"}
-    found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, JUMP, guests)
+    found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, GO, JUMP, guests)
     assert found["guests"]["web"]["warnings"] == ["its vsock <connections> are reset - connect again"]
     assert found["outcome"] == "updated" and found["why"] == ""
     assert "<b>web</b>: its vsock &lt;connections&gt; are reset - connect again" in page({"hv1": found})
 
 
 def test_the_record_of_an_earlier_update_is_not_taken_for_this_one():
-    found = result(HOST, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
+    found = result(HOST, GO, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
     assert found["guests"]["web"]["times"] == {}
 
 
 def test_a_refused_host_says_why_and_stays_what_it_is():
-    host = {**HOST, "ready": False, "refusals": ["guest web: no - yes"], "guests": [{"name": "web", "reasons": [{"message": "no"}]}]}
-    found = result(host, {}, [])
-    assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "no")
+    found = result(HOST, REFUSE)
+    assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "stops the update")
+
+
+def test_a_host_that_is_current_has_no_plans_for_its_guests():
+    assert result(HOST, CURRENT)["guests"]["web"]["why"] == ""
 
 
 @pytest.mark.parametrize("host", [HOST, {}])
+@pytest.mark.parametrize("plan", [GO, {}])
 @pytest.mark.parametrize("jump", [JUMP, {}])
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], [{}], []])
-def test_every_result_makes_a_page(host, jump, guests):
-    assert page({"hv1": result(host, jump, guests, "a reason")}).startswith("<!doctype html>")
+def test_every_result_makes_a_page(host, plan, jump, guests):
+    assert page({"hv1": result(host, plan, jump, guests, "a reason")}).startswith("<!doctype html>")
