@@ -55,7 +55,8 @@ _value:
     - V(guests) is a list of all guests, each with V(name), V(way) (V(preserve), V(migrate), V(save), V(shutdown), V(refuse)), V(why),
       V(by) (which setting gave it its ladder; empty for the default), V(passed_over) (V(way) and V(why) of each rung that does not apply),
       V(destination) and V(back) of a migration, and V(warnings).
-    - V(steps) are what is done, in order. V(room) says for V(memory) and V(saves) (the disk of managed saves) V(needed_mib) and V(free_mib).
+    - V(steps) are what is done, in order.
+    - V(room) says for V(memory) and V(saves) (the disk of managed saves) V(needed_mib) and V(free_mib).
     - V(expected_pause) is for how many seconds a guest that stays was paused at most in its last update; V(null) when none had one.
     - V(table) is all of it for people, as lines.
   type: dict

@@ -42,7 +42,7 @@ def kernel(root: str = "/") -> dict[str, str]:
 
 
 def free(saves: str, root: str = "/") -> dict[str, int | None]:
-    """What is free on the host: ``memory_mib`` available, and ``saves_mib`` on the disk of the folder ``saves``, None where there is none."""
+    """What is free on the host: ``memory_mib`` available, and ``saves_mib`` on the disk of the folder ``saves`` (None: there is none)."""
     with open(os.path.join(root, "proc/meminfo"), encoding="ascii") as meminfo:
         available = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
     try:

@@ -7,7 +7,8 @@
 The owner says so in the domain's metadata, in one element of our name space::
 
     <metadata>
-      <kvm:liveupdate xmlns:kvm="https://galaxy.ansible.com/kvm/liveupdate" ladder="migrate save refuse" to="qemu+ssh://hv2/system" tier="gold"/>
+      <kvm:liveupdate xmlns:kvm="https://galaxy.ansible.com/kvm/liveupdate"
+                      ladder="migrate save refuse" to="qemu+ssh://hv2/system" tier="gold"/>
     </metadata>
 
 ``ladder`` are the ways that the domain may take in an update, ``to`` and ``back`` (yes, no) belong to ``migrate``; the rest are labels.

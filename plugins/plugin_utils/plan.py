@@ -19,8 +19,7 @@ __all__ = ("plan",)
 # Reasons that speak only against RAM that stays in place while QEMU ends. With them a domain can still be moved or saved by libvirt.
 _ABOUT_STAYING = frozenset(
     ("ram-anonymous", "ram-backend", "ram-gone", "ram-on-disk", "ram-hugetlb", "ram-size", "hugepages", "discard", "memory-device")
-    + ("confined", "unit", "memory-limit", "qemu-replaced")
-)
+) | {"confined", "unit", "memory-limit", "qemu-replaced"}
 # What more can be saved: the disk is written by one QEMU after the other, on one host.
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
 # With these nobody can ask the guest to shut down, or start it again.

@@ -277,7 +277,7 @@ h3{font-size:1rem;margin:1rem 0 .3rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--faint);font-weight:600}
-tr.failed td:nth-child(2),tr.refused td:nth-child(2),tr.left_out td:nth-child(2),tr.undone td:nth-child(2){color:var(--pause);font-weight:600}
+:is(tr.failed,tr.refused,tr.left_out,tr.undone) td:nth-child(2){color:var(--pause);font-weight:600}
 .why{background:var(--card);border-left:4px solid var(--pause);padding:.6rem .9rem}
 svg{width:100%;min-width:640px;font:11px system-ui,sans-serif}
 svg text{fill:var(--text)}

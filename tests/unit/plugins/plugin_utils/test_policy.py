@@ -121,5 +121,5 @@ def test_metadata_that_cannot_be_read_name_the_guest():
 def test_a_missing_library_is_named_only_when_there_are_rules(monkeypatch):
     monkeypatch.setattr(policy, "jmespath", None)
     assert ways(Policy().ladder(WEB)) == ["preserve", "refuse"]
-    with pytest.raises(PolicyError, match="rule 1 of hypervisor_update_policy needs the Python library jmespath .*: pip install jmespath"):
+    with pytest.raises(PolicyError, match=r"rule 1 of hypervisor_update_policy needs the Python library jmespath .*: pip install jmespath"):
         Policy([rule("name")])
