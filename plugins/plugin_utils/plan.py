@@ -42,7 +42,7 @@ def plan(host: dict[str, t.Any], policy: Policy) -> dict[str, t.Any]:
     ``expected_pause``  seconds, the longest pause that a guest which is preserved had in its last update; None when none has had one
     ``table``        all of it for people, line by line
     """
-    if not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
+    if not isinstance(host, dict) or not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
         raise PolicyError("this is not what hypervisor_info returns: it has no guests and reasons")
     free = host.get("free") or {}
     room = {name: {"needed_mib": 0, "free_mib": free.get(f"{name}_mib")} for name in ("memory", "saves")}
@@ -147,7 +147,7 @@ def _what(rung: Rung) -> str:
 def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]]) -> list[str]:
     """What is done, in order."""
     names = {way: [guest["name"] for guest in guests if guest["way"] == way] for way in _DONE}
-    leaving = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown")]
+    returning = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown") and guest["back"]]
     stay = f"pause and save {_few(names['preserve'])}, " if names["preserve"] else ""
     steps = [
         f"stage {_kernel(host)}",
@@ -157,7 +157,7 @@ def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]]) -> list[str]:
         f"hold the RAM of {_few(names['preserve'])}" if stay else "",
         f"stop other services, {stay}jump",
         f"resume {_few(names['preserve'])}, and prove that it is the same memory" if stay else "",
-        f"bring back {_few([guest['name'] for guest in guests if guest['name'] in leaving and guest['back']])}" if leaving else "",
+        f"bring back {_few(returning)}" if returning else "",
     ]
     return [step for step in steps if step]
 

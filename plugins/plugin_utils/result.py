@@ -49,7 +49,7 @@ def result(
     planned = {} if plan.get("verdict") == "current" else {guest["name"]: guest["why"] for guest in plan.get("guests") or []}
     return {
         "outcome": outcome(host, plan, jump, why, check_mode, left_out),
-        "why": why or "; ".join(plan.get("refusals") or []),
+        "why": why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or ""),
         "plan": plan,
         "expected_pause": plan.get("expected_pause"),
         "update_id": update_id,

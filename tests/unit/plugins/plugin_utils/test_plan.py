@@ -168,6 +168,11 @@ def test_all_five_ways_in_one_plan():
     ]
 
 
+def test_who_moves_for_good_is_not_brought_back():
+    made = plan(host(guest("a")), Policy([], [{"migrate": {"to": URI, "back": False}}]))
+    assert made["steps"] == ["stage Linux 7.3.4", f"migrate a to {URI}", "stop other services, jump"]
+
+
 def test_a_host_without_guests_just_jumps():
     made = plan(host(), Policy())
     assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4", "stop other services, jump"])
@@ -218,7 +223,7 @@ def test_many_guests_are_counted():
     assert "hold the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
 
 
-@pytest.mark.parametrize("facts", [{}, {"unreachable": True, "msg": "m"}, {"guests": []}, {"guests": {}, "reasons": []}])
+@pytest.mark.parametrize("facts", [None, {}, {"unreachable": True, "msg": "m"}, {"guests": []}, {"guests": {}, "reasons": []}])
 def test_what_is_not_known_is_not_planned(facts):
     with pytest.raises(PolicyError, match="not what hypervisor_info returns"):
         plan(facts, Policy())

@@ -90,6 +90,11 @@ def test_a_refused_host_says_why_and_stays_what_it_is():
     assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "stops the update")
 
 
+def test_a_host_that_cannot_be_examined_says_why():
+    found = result({"failed": True, "msg": "systemctl: not found"}, GO)
+    assert (found["outcome"], found["why"], found["guests"]) == ("refused", "systemctl: not found", {})
+
+
 def test_a_host_that_is_current_has_no_plans_for_its_guests():
     assert result(HOST, CURRENT)["guests"]["web"]["why"] == ""
 
