@@ -19,6 +19,10 @@ options:
     description: What M(kvm.liveupdate.hypervisor_info) returned before the update. Empty when it failed.
     type: dict
     required: true
+  plan:
+    description: What P(kvm.liveupdate.update_plan#filter) made of it. Empty when there was none.
+    type: dict
+    default: {}
   jump:
     description: What M(kvm.liveupdate.kexec) returned.
     type: dict
@@ -45,21 +49,25 @@ options:
     description: For how many seconds guests may be paused; V(0) for any.
     type: float
     default: 0
+  left_out:
+    description: Whether the host is left out of a run that goes on with others.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
 - name: Sum up
   ansible.builtin.set_fact:
-    outcome: "{{ (before | kvm.liveupdate.update_result(jump=jumped, guests=restored.results)).outcome }}"
+    outcome: "{{ (before | kvm.liveupdate.update_result(plan=planned, jump=jumped, guests=restored.results)).outcome }}"
 """
 
 RETURN = r"""
 _value:
   description:
-    - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) (nothing was touched), V(undone) (before the jump),
-      V(failed) or V(checked); V(why) says it in a sentence.
+    - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) or V(left_out) (nothing was touched), V(undone) (before
+      the jump), V(failed) or V(checked) (examined only); V(why) says it in a sentence.
     - V(over_budget) says which pause is longer than O(blackout_max), expected before an update and measured after it; empty when none is.
-    - V(expected_pause) is the longest pause that a guest had in its last update.
+    - V(plan), and its V(expected_pause) in seconds.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.
     - V(guests) by name, each with V(state), V(why), V(times), V(clock_step) and V(warnings), which are sentences. One that left has
       V(back), whether it is here again.

@@ -12,6 +12,7 @@ from . import _memory, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = (
+    "describe",
     "find",
     "inspect",
     "journal",
@@ -81,6 +82,12 @@ def strangers() -> list[dict]:
             name = unit.rpartition(".")[0] or f"pid-{pid}"
             found.append({"name": name, "unit": unit, "pid": pid, "reasons": [_providers.foreign_reason(pid)], "warnings": []})
     return found
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell guests apart by: ``memory_mib``, ``devices``, ``labels`` and ``ladder`` (_providers.py)."""
+    facts: dict = _providers.of(record).describe(record)
+    return facts
 
 
 def inspect(record: dict) -> list[dict]:

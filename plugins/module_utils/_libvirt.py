@@ -19,13 +19,14 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_describe, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
 __all__ = (
     "KEPT",
     "SAVED",
+    "describe",
     "disk_targets",
     "domain_xml",
     "end_rehearsal",
@@ -196,6 +197,15 @@ def warn(record: dict) -> list[dict]:
         return _libvirt_reasons.xml_warnings(domain_xml(record))
     except LiveUpdateError:
         return []  # a reason by itself, for inspect
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell domains apart by; when libvirt does not answer only their RAM, which their process tells."""
+    memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
+    try:
+        return {**memory, **_libvirt_describe.describe(domain_xml(record))}
+    except LiveUpdateError:
+        return {**memory, "devices": [], "labels": {}, "ladder": None}  # a reason by itself, for inspect
 
 
 def domain_xml(record: dict) -> str:

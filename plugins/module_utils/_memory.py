@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
-__all__ = ("LIMITS", "fill", "limit_reasons", "limits", "parents", "shared_limit_reasons", "spare_reasons", "swapped", "total")
+__all__ = ("LIMITS", "available", "fill", "limit_reasons", "limits", "parents", "shared_limit_reasons", "swapped", "total")
 
 _NOTE_SHIFT = 8  # 16 bytes for 4096
 # The unit properties that limit its memory; the second counts while the host boots.
@@ -35,27 +35,15 @@ def total(root: str = "/") -> int:
     return _meminfo(root)["MemTotal"]
 
 
-def spare_reasons(needs: dict[str, tuple[int, int]], root: str = "/") -> list[dict]:
-    """Why the guests that are not held yet cannot all be held: name -> what :func:`fill` gives."""
+def available(root: str = "/") -> int:
+    """The bytes in which memory can be preserved without others missing it."""
     memory = _meminfo(root)
     # What is preserved may not lie in CMA areas, and the scratch areas of KHO are such.
-    free = max(memory["MemAvailable"] - memory.get("CmaFree", 0), 0)
-    needed, in_swap = (sum(need[index] for need in needs.values()) for index in (0, 1))
-    if needed <= free:
-        return []
-    names = ", ".join(sorted(needs, key=lambda name: -needs[name][0]))
-    return [
-        {
-            "code": "memory",
-            "message": f"holding the RAM of {names} takes {needed >> 20} MiB more, of which {in_swap >> 20} MiB are swapped out now, and"
-            f" the host has {free >> 20} MiB to spare: guests would be killed for want of memory",
-            "remedy": "free memory on the host, or migrate or shut down a guest first",
-        }
-    ]
+    return max(memory["MemAvailable"] - memory.get("CmaFree", 0), 0)
 
 
-def fill(record: dict, root: str = "/") -> tuple[int, int]:
-    """How many bytes holding this guest's RAM takes that it does not take now, and how many of them are swapped out."""
+def fill(record: dict, root: str = "/") -> int:
+    """How many bytes holding this guest's RAM takes that it does not take now."""
     holes = notes = in_swap = 0
     inodes = set()
     for ram in record["ram"]:
@@ -74,7 +62,7 @@ def fill(record: dict, root: str = "/") -> tuple[int, int]:
                 in_swap = swapped(smaps, inodes)
         except OSError:
             in_swap = 0
-    return holes + in_swap + notes, in_swap
+    return holes + in_swap + notes
 
 
 def swapped(smaps: t.Iterable[str], inodes: set[int]) -> int:

@@ -13,6 +13,10 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``.
 ``warn(record)``
     what the operator has to know though the guest can be preserved: warnings of the same shape. They keep no guest from an update.
+``describe(record)``
+    what a policy may tell guests apart by: ``memory_mib`` (its RAM, None when not known), ``devices`` (words such as ``disk:virtio``,
+    ``interface:bridge``, ``hostdev``, ``tpm``), ``labels`` (by name), and ``ladder`` (the ways that its owner wants it to take in an
+    update, or None).
 ``memory(record)``
     descriptors of its RAM files, in the order of ``record["ram"]``; the caller closes them.
 ``status(record)``

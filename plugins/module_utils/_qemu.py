@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import on the boot path
 
 __all__ = (
+    "describe",
     "end_rehearsal",
     "foreign_reason",
     "inspect",
@@ -87,6 +88,12 @@ def inspect(record: dict) -> list[dict]:
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
     return _qemu_argv.warnings(record["argv"])
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell guests apart by; a command line has no labels."""
+    argv = record["argv"]
+    return {"memory_mib": _qemu_argv.ram_size(argv) >> 20, "devices": _qemu_argv.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

@@ -9,9 +9,11 @@ Pure functions. Source: qemu(1).
 
 from __future__ import annotations
 
+import json
+
 from ._errors import LiveUpdateError
 
-__all__ = ("RAM_ID", "command", "ram_size", "unpreservable", "uuid_of", "warnings")
+__all__ = ("RAM_ID", "command", "devices", "ram_size", "unpreservable", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
@@ -75,6 +77,29 @@ def unpreservable(argv: list[str]) -> dict | None:
             "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
         )
     return None
+
+
+def devices(argv: list[str]) -> list[str]:
+    """The guest's devices in words: ``device:virtio-net-pci`` (its driver), ``disk:virtio``, ``interface:tap``, ``hostdev``, ``tpm``."""
+    found = set()
+    for value in _values(argv, "device"):
+        driver = str(json.loads(value).get("driver", "")) if value.startswith("{") else value.partition(",")[0].rpartition("driver=")[2]
+        found.add("hostdev" if driver.startswith("vfio-") else f"device:{driver}")
+    for value in _values(argv, "drive"):
+        bus = _option(value, "if") or "ide"  # but for ARM's virt and the like, whose default is virtio
+        if bus != "none":  # it is the disk of a -device
+            found.add(f"disk:{bus}")
+    for value in _values(argv, "netdev", "nic"):
+        kind = str(json.loads(value).get("type", "")) if value.startswith("{") else value.partition(",")[0].rpartition("type=")[2]
+        found.add(f"interface:{kind}")
+    if _values(argv, "tpmdev"):
+        found.add("tpm")
+    return sorted(found - {"interface:none"})
+
+
+def _option(value: str, wanted: str) -> str:
+    """What ``wanted=`` says among an option's parts; empty when it is not there."""
+    return next((rest for key, _equals, rest in (part.partition("=") for part in value.split(",")) if key == wanted), "")
 
 
 def warnings(argv: list[str]) -> list[dict]:

@@ -60,7 +60,9 @@ ready:
   returned: success
   type: bool
 reasons:
-  description: Why the host cannot be updated live; each with V(code), V(message) and V(remedy).
+  description:
+    - Why the host cannot be updated live; each with V(code), V(message) and V(remedy). With O(kernel) also what keeps the jump into it
+      from being proven.
   returned: success
   type: list
   elements: dict
@@ -90,10 +92,15 @@ refusals:
   sample: []
 guests:
   description:
-    - Every virtual machine on the host with V(name), V(unit), V(pid), V(ram_mib), V(held) (its RAM is in a session)
-      and its own V(reasons). V(last_pause) is for how many seconds its last update paused it, if one did.
+    - Every virtual machine on the host with V(name), V(provider), V(uuid), V(unit), V(pid), V(held) (its RAM is in a session) and its own
+      V(reasons).
+    - V(memory_mib) is its RAM, V(fill_mib) what of that holding it takes beyond what it has touched so far.
+    - V(devices) are words such as V(disk:virtio), V(interface:bridge), V(hostdev) and V(tpm). V(labels) and V(ladder) are what the metadata
+      of a libvirt domain say; empty and V(null) for others.
+    - V(last_pause) is for how many seconds its last update paused it, V(null) if none did.
     - V(warnings) are what does not come over as it was, of the same shape as reasons. They do not keep a guest from being preserved.
-    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings.
+    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings. They have V(name),
+      V(unit) and V(pid), and nothing else.
   returned: success
   type: list
   elements: dict
@@ -102,6 +109,10 @@ away:
   returned: success
   type: list
   elements: dict
+free:
+  description: V(memory_mib) available, and V(saves_mib) on the disk where libvirt keeps managed saves.
+  returned: success
+  type: dict
 boot_id:
   description: This boot's id.
   returned: success
@@ -139,9 +150,11 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _host,
     _image,
     _kexec,
+    _libvirt,
     _memory,
     _paths,
     _proof,
+    _room,
     _runtime,
     _systemd,
     _update,
@@ -153,14 +166,16 @@ TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed
 
 def guest_facts(record: dict) -> dict:
     """One managed guest as the module returns it."""
+    held = bool(_holding.held(record))
     return {
         "name": record["name"],
         "unit": record["unit"],
         "provider": record["provider"],
         "uuid": record["uuid"],
         "pid": record["pid"],
-        "ram_mib": sum(ram["size"] for ram in record["ram"]) >> 20 if record["ram"] else None,
-        "held": bool(_holding.held(record)),
+        "held": held,
+        **_guests.describe(record),
+        "fill_mib": 0 if held else _memory.fill(record) >> 20,
         "last_pause": _guests.last_pause(_guests.journal(record["name"])),
         "reasons": _guests.inspect(record),
         "warnings": _guests.warn(record),
@@ -181,26 +196,21 @@ def refusals(reasons: list, guests: list) -> list:
     ]
 
 
-def memory_reasons(records: list, guests: list) -> list:
-    """Whether the host has the memory, and its slices the limits, to hold all of these guests."""
-    needs = {record["name"]: _memory.fill(record) for record, guest in zip(records, guests) if not guest["held"]}
-    limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
-    return _memory.spare_reasons(needs) + _memory.shared_limit_reasons(limits)
-
-
 def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
     records = list(_guests.known().values())
     guests = [guest_facts(record) for record in records]
-    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([]))) + memory_reasons(records, guests)
+    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
+    reasons += _memory.shared_limit_reasons(limits)
     guests += _guests.strangers()
     result: dict = {
         "changed": False,
-        "reasons": reasons,
         "guests": guests,
         "away": _away.records(),
+        "free": {"memory_mib": _memory.available() >> 20, "saves_mib": _room.free(_libvirt.SAVED) >> 20},
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,
@@ -215,6 +225,7 @@ def examine(module):
             cmdline = _kexec.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
             result["proof"] = _proof.prove(image, cmdline, module.params["initrd"])
             reasons = reasons + _proof.objections(result["proof"], module.params["accept_unknown"])
+    result["reasons"] = reasons
     result["refusals"] = refusals(reasons, guests)
     result["ready"] = not result["refusals"]
     return result

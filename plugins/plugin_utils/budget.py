@@ -6,18 +6,7 @@
 
 from __future__ import annotations
 
-import typing as t
-
-__all__ = ("expected_pause", "over_budget")
-
-
-def expected_pause(host: dict[str, t.Any]) -> float | None:
-    """Seconds that the guests of a host will be paused, by their last update there: the longest counts. None when none has had one.
-
-    ``host`` is what hypervisor_info returned.
-    """
-    pauses = [guest["last_pause"] for guest in host.get("guests") or [] if guest.get("last_pause") is not None]
-    return max(pauses, default=None)
+__all__ = ("over_budget",)
 
 
 def over_budget(expected: float | None, pauses: dict[str, float], limit: float) -> str:

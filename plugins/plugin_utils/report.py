@@ -35,6 +35,7 @@ _OUTCOMES = {
     "updated": "updated",
     "current": "ran the kernel already",
     "refused": "refused, nothing touched",
+    "left_out": "left out, nothing touched",
     "undone": "undone before the jump",
     "failed": "failed",
     "checked": "examined only",
@@ -291,7 +292,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--faint);font-weight:600}
 td.short{white-space:nowrap}
-tr.failed td:nth-child(2),tr.refused td:nth-child(2),tr.undone td:nth-child(2),tr.over td:nth-child(2){color:var(--pause);font-weight:600}
+:is(tr.failed,tr.refused,tr.left_out,tr.undone,tr.over) td:nth-child(2){color:var(--pause);font-weight:600}
 .why{background:var(--card);border-left:4px solid var(--pause);padding:.6rem .9rem}
 svg{width:100%;min-width:640px;font:11px system-ui,sans-serif}
 svg text{fill:var(--text)}

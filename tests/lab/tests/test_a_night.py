@@ -78,7 +78,7 @@ def test_setup_predicts_then_makes_the_hosts_capable(controller: Controller, hv1
 def test_the_guests_start(controller: Controller, hv1: Host, hv2: Host) -> None:
     start_guests(controller, [hv1, hv2])
     guests = {guest["name"]: guest for guest in controller.ask("hv1", "hypervisor_info")["guests"]}
-    assert {name: (guest["ram_mib"], guest["reasons"]) for name, guest in guests.items()} == {
+    assert {name: (guest["memory_mib"], guest["reasons"]) for name, guest in guests.items()} == {
         guest.name: (guest.ram, []) for guest in GUESTS
     }
 
@@ -89,8 +89,10 @@ def test_check_mode_says_what_would_happen_and_changes_nothing(controller: Contr
         f"{MODULES}.update", "--check", "--diff", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}"
     )
     assert play.code == 0, play.output
-    for guest in GUESTS:
-        assert f"{guest.name}: is preserved in memory" in play.output
+    plan = play.report["hv1"]["plan"]
+    assert (plan["verdict"], {guest["name"]: guest["way"] for guest in plan["guests"]}) == ("go", dict.fromkeys(("db", "web"), "preserve"))
+    for line in plan["table"]:
+        assert line in play.output
     assert play.recap["hv1"]["changed"] == 3  # stage, preserve, jump
     assert boot_of(hv1) == before
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
@@ -181,7 +183,9 @@ def test_a_machine_that_would_be_lost_stops_the_update(
     finally:
         hv1.ssh("systemctl stop stranger; echo 0 > /proc/sys/vm/nr_hugepages")
     assert play.code != 0
-    assert "stranger: cannot be preserved" in play.output and says in play.output
+    (stranger,) = [guest for guest in play.report["hv1"]["plan"]["guests"] if guest["name"] == "stranger"]
+    assert (play.report["hv1"]["outcome"], stranger["way"]) == ("refused", "refuse") and says in stranger["why"]
+    assert "guest stranger stops the update. Not preserved: " in play.output
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
@@ -321,6 +325,25 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+def test_one_host_that_is_refused_stops_the_run_before_any_is_touched_or_is_left_out(
+    controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]
+) -> None:
+    """hv2 comes after hv1, and is examined before it is updated."""
+    before = boot_of(hv1)
+    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernels[1]}"}
+    hv2.ssh("mv /dev/liveupdate /dev/liveupdate.away")
+    try:
+        stopped = controller.play(f"{MODULES}.update", **asked)
+        left_out = controller.play(f"{MODULES}.update", "--check", hypervisor_update_leave_out=True, **asked)
+    finally:
+        hv2.ssh("mv /dev/liveupdate.away /dev/liveupdate")
+    assert stopped.code != 0 and "No host was touched" in stopped.output
+    assert {name: host["outcome"] for name, host in stopped.report.items()} == {"hv1": "checked", "hv2": "refused"}
+    assert boot_of(hv1) == before and all(counts["changed"] == 0 for counts in stopped.recap.values())
+    assert left_out.code == 0, left_out.output
+    assert {name: host["outcome"] for name, host in left_out.report.items()} == {"hv1": "checked", "hv2": "left_out"}
+
+
 def moved(host: dict[str, Any], kernels: tuple[str, str]) -> None:
     """The host runs the new kernel, and its guests came over unharmed; the clocks that saw their pause agree."""
     assert all_survived({"the host": host}), json.dumps(host, indent=1)
@@ -336,13 +359,16 @@ def test_a_host_over_budget_is_updated_and_stops_the_rollout(
     controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]
 ) -> None:
     before = boot_of(hv2)
+    checked = controller.play(f"{MODULES}.update", "--check", "--diff", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}").report
     play, hosts = update(controller, [hv1, hv2], kernels[1], hypervisor_update_blackout_max=0.5, hypervisor_update_metrics="/run")
     assert play.code != 0
     assert "hv1 is updated and its guests are back, but guests were paused for too long, 0.5 s are allowed" in play.output
     moved(hosts["hv1"], kernels)
     assert hosts["hv1"]["update_id"] == play.report["hv1"]["update_id"]
     assert play.report["hv1"]["outcome"] == "updated" and play.report["hv1"]["over_budget"] == play.report["hv1"]["why"]
-    assert boot_of(hv2) == before and "hv2" not in play.report
+    assert boot_of(hv2) == before and play.report["hv2"]["outcome"] == "checked"
+    for name, host in play.report.items():
+        assert decided(host) == decided(checked[name])  # what was shown is what is done
     metrics = hv1.ssh("cat /run/kvm_liveupdate.prom").stdout
     assert 'kvm_liveupdate_last_update_outcome{outcome="updated"} 1.000' in metrics
     for guest in GUESTS:
@@ -369,13 +395,18 @@ def test_a_host_whose_guests_would_be_paused_for_too_long_is_refused(controller:
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
+def decided(host: dict[str, Any]) -> dict[str, Any]:
+    """The plan, without what a host has free at the moment."""
+    return {key: host["plan"][key] for key in ("verdict", "refusals", "guests", "steps", "expected_pause")}
+
+
 def test_a_second_run_changes_nothing(controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]) -> None:
     before = [boot_of(hv1), boot_of(hv2)]
     play = controller.play(f"{MODULES}.update", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     assert play.code == 0, play.output
     assert all(counts["changed"] == 0 for counts in play.recap.values())
     assert [boot_of(hv1), boot_of(hv2)] == before
-    assert "stays as it is" in play.output
+    assert f"The host runs Linux {kernels[1]} already and stays as it is." in play.output
 
 
 def test_nothing_is_left_of_the_update(hv1: Host) -> None:

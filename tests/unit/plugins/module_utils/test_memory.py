@@ -53,45 +53,30 @@ def test_total(guest):
 
 def test_what_holding_a_guest_takes(guest):
     record, root = guest
-    assert _memory.fill(record, root) == (48 * MIB + 64 * MIB // 256, 0)
+    assert _memory.fill(record, root) == 48 * MIB + 64 * MIB // 256
 
 
 def test_what_is_swapped_out_has_to_come_back(guest):
     record, root = guest
     with open(f"{root}/proc/meminfo", "w", encoding="ascii") as file:
         file.write(meminfo(100, swap_used_kib=8192))
-    assert _memory.fill(record, root)[1] == 0  # nobody can say
+    assert _memory.fill(record, root) == 48 * MIB + 64 * MIB // 256  # nobody can say
     with open(f"{root}/proc/7/smaps", "w", encoding="ascii") as file:
         file.write(smaps(os.stat(f"{root}/ram").st_ino))
-    assert _memory.fill(record, root) == (48 * MIB + 64 * MIB // 256 + 4 * MIB, 4 * MIB)
+    assert _memory.fill(record, root) == 48 * MIB + 64 * MIB // 256 + 4 * MIB
 
 
 def test_a_guest_that_is_gone_takes_nothing(guest):
     record, root = guest
     os.unlink(f"{root}/proc/7/fd/5")
-    assert _memory.fill(record, root) == (0, 0)
+    assert _memory.fill(record, root) == 0
 
 
-def test_memory_to_spare(guest):
-    root = guest[1]
-    assert _memory.spare_reasons({}, root) == []
-    assert _memory.spare_reasons({"a": (60 * MIB, 0), "b": (40 * MIB, 0)}, root) == []
-    assert _memory.spare_reasons({"a": (30 * MIB, 0), "b": (71 * MIB, 5 * MIB)}, root) == [
-        {
-            "code": "memory",
-            "message": "holding the RAM of b, a takes 101 MiB more, of which 5 MiB are swapped out now, and the host has 100 MiB to spare:"
-            " guests would be killed for want of memory",
-            "remedy": "free memory on the host, or migrate or shut down a guest first",
-        }
-    ]
-
-
-def test_a_kernel_without_cma(tmp_path):
+def test_what_is_available(tmp_path):
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1024 kB\n")
-    assert _memory.spare_reasons({"a": (MIB, 0)}, str(tmp_path)) == []
-    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1024 kB\nCmaFree: 2048 kB\n")
-    assert "has 0 MiB to spare" in _memory.spare_reasons({"a": (1, 0)}, str(tmp_path))[0]["message"]
+    for cma, available in (("", 1 << 20), ("CmaFree: 24 kB\n", 1000 << 10), ("CmaFree: 2048 kB\n", 0)):
+        (tmp_path / "proc/meminfo").write_text(f"MemAvailable: 1024 kB\n{cma}")
+        assert _memory.available(str(tmp_path)) == available
 
 
 @pytest.mark.parametrize(

@@ -113,3 +113,22 @@ def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
 def test_options_that_do_not_go_together_are_refused(option):
     with pytest.raises(LiveUpdateError, match="does not go together"):
         _qemu_argv.command(["qemu", option, "defer"], "/run/m", 5, MIB, incoming=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["qemu"], []),
+        (["-drive", "file=a,if=virtio", "-drive", "file=b", "-drive", "if=none,id=c"], ["disk:ide", "disk:virtio"]),
+        (["-netdev", "tap,id=n", "-nic", "user,model=virtio", "-nic", "none", "-netdev", "type=bridge"], ["bridge", "tap", "user"]),
+        (["-device", "virtio-net-pci,netdev=n", "--device", "driver=qemu-xhci,id=u"], ["device:qemu-xhci", "device:virtio-net-pci"]),
+        (
+            ["-device", '{"driver": "virtio-blk-pci", "drive": "c"}', "-netdev", '{"type": "tap"}'],
+            ["device:virtio-blk-pci", "interface:tap"],
+        ),
+        (["-device", "vfio-pci,host=1:0", "-device", "vfio-pci,host=2:0", "-tpmdev", "emulator,id=t"], ["hostdev", "tpm"]),
+    ],
+)
+def test_devices_in_words(argv, words):
+    wanted = [f"interface:{word}" if word in ("bridge", "tap", "user") else word for word in words]
+    assert _qemu_argv.devices(argv) == wanted

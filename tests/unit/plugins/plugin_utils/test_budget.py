@@ -5,24 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.budget import expected_pause, over_budget
-
-
-@pytest.mark.parametrize(
-    ("guests", "seconds"),
-    [
-        ([], None),
-        ([{"name": "stranger"}], None),
-        ([{"last_pause": None}], None),
-        ([{"last_pause": 4.0}, {"last_pause": None}, {"last_pause": 9.5}], 9.5),
-    ],
-)
-def test_the_longest_pause_of_the_last_updates_is_expected(guests, seconds):
-    assert expected_pause({"guests": guests}) == seconds
-
-
-def test_nothing_is_expected_of_a_host_that_was_not_examined():
-    assert expected_pause({}) is None
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.budget import over_budget
 
 
 @pytest.mark.parametrize(

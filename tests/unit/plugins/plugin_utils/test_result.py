@@ -9,8 +9,6 @@ from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import page
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result
 
 HOST = {
-    "ready": True,
-    "refusals": [],
     "boot_id": "b1",
     "kernel": {"release": "7.2.13"},
     "target": {"current": False, "release": "7.3.4"},
@@ -20,27 +18,50 @@ JUMP = {"outcome": "jumped", "journal": {"id": "u1"}, "kernel_after": "7.3.4", "
 RESTORED = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 5.0}, "clock_step": 0.1}
 
 
+WEB = {"name": "web", "way": "preserve", "why": "stays in memory"}
+GO = {"verdict": "go", "refusals": [], "guests": [WEB], "expected_pause": 3.5}
+CURRENT = {**GO, "verdict": "current"}
+REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guests": [{**WEB, "way": "refuse", "why": "stops the update"}]}
+
+
 @pytest.mark.parametrize(
-    ("host", "jump", "why", "check_mode", "end"),
+    ("host", "plan", "jump", "why", "check_mode", "end"),
     [
-        (HOST, JUMP, "", False, "updated"),
-        (HOST, {"changed": True}, "", True, "checked"),
-        ({**HOST, "target": {"current": True}}, {}, "", False, "current"),
-        ({**HOST, "target": {"current": True}, "ready": False}, {}, "", True, "current"),
-        ({**HOST, "ready": False}, {}, "", False, "refused"),
-        (HOST, {}, "the kernel could not be staged", False, "undone"),
-        (HOST, {"outcome": "aborted"}, "guest web: save", False, "undone"),
-        (HOST, {"outcome": "gone"}, "did not come back", False, "failed"),
-        (HOST, JUMP, "guest web: not back", False, "failed"),
-        ({}, {}, "", False, "failed"),
+        (HOST, GO, JUMP, "", False, "updated"),
+        (HOST, GO, {"changed": True}, "", True, "checked"),
+        (HOST, GO, {}, "", False, "checked"),
+        (HOST, CURRENT, {}, "", False, "current"),
+        (HOST, CURRENT, {}, "", True, "current"),
+        (HOST, REFUSE, {}, "", False, "refused"),
+        (HOST, {}, {}, "the policy cannot be read", False, "refused"),
+        ({"unreachable": True}, {}, {}, "no answer", False, "refused"),
+        ({"failed": True}, GO, {}, "", False, "refused"),
+        (HOST, GO, {}, "the kernel could not be staged", False, "undone"),
+        (HOST, GO, {"outcome": "aborted"}, "guest web: save", False, "undone"),
+        (HOST, GO, {"outcome": "gone"}, "did not come back", False, "failed"),
+        (HOST, GO, JUMP, "guest web: not back", False, "failed"),
+        ({}, {}, {}, "", False, "failed"),
     ],
 )
-def test_outcome(host, jump, why, check_mode, end):
-    assert outcome(host, jump, why, check_mode) == end
+def test_outcome(host, plan, jump, why, check_mode, end):
+    assert outcome(host, plan, jump, why, check_mode) == end
+
+
+@pytest.mark.parametrize(("host", "plan"), [(HOST, REFUSE), ({"unreachable": True, "msg": "no answer"}, {})])
+def test_a_host_that_is_left_out_says_so_and_why(host, plan):
+    found = result(host, plan, why="hv1 is left as it is", left_out=True)
+    assert (found["outcome"], found["why"], found["plan"]) == ("left_out", "hv1 is left as it is", plan)
+    assert "left out, nothing touched" in page({"hv1": found}) and "hv1 is left as it is" in page({"hv1": found})
+
+
+def test_the_plan_is_in_the_result_and_its_pause_on_the_page():
+    found = result(HOST, GO, check_mode=True)
+    assert found["plan"] == GO and found["expected_pause"] == 3.5
+    assert "<td>3.5 s</td>" in page({"hv1": found}) and "<b>web</b>: stays in memory" in page({"hv1": found})
 
 
 def test_an_updated_host():
-    found = result(HOST, JUMP, [{"last_update": RESTORED}])
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}])
     assert (found["kernel_before"], found["kernel_after"], found["boot_id_before"], found["boot_id_after"]) == (
         "7.2.13",
         "7.3.4",
@@ -53,7 +74,7 @@ def test_an_updated_host():
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], []])
 def test_warnings_are_told_whatever_became_of_the_guest(guests):
     warning = {"code": "vsock", "message": "its vsock <connections> are reset", "remedy": "connect again"}
-    found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, JUMP, guests)
+    found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, GO, JUMP, guests)
     assert found["guests"]["web"]["warnings"] == ["its vsock <connections> are reset - connect again"]
     assert found["outcome"] == "updated" and found["why"] == ""
     assert "<b>web</b>: its vsock &lt;connections&gt; are reset - connect again" in page({"hv1": found})
@@ -71,63 +92,69 @@ def test_guests_that_left_say_how_and_whether_they_are_back():
         {"guest": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays", "item": {"name": "earlier"}},
     ]
     host = {**HOST, "guests": [{"name": "web", "reasons": []}, {"name": "db", "reasons": [{"message": "huge pages"}]}]}
-    found = result(host, JUMP, [], away=[*sent, *returned])["guests"]
+    found = result(host, GO, JUMP, away=[*sent, *returned])["guests"]
     seen = {name: (guest["state"], guest.get("back"), guest["why"]) for name, guest in found.items()}
     assert seen == {
         "web": ("", False, "guest web: no such bridge"),
         "db": ("saved", True, "guest db is back, it was saved"),
         "earlier": ("migrated", False, "guest earlier stays"),
     }
-    assert "guest db is back, it was saved" in page({"hv1": result(host, JUMP, [], away=sent + returned)})
+    assert "guest db is back, it was saved" in page({"hv1": result(host, GO, JUMP, away=sent + returned)})
 
 
 def test_a_guest_that_did_not_leave_is_what_it_was():
     sent = [{"failed": True, "msg": "guest web: still running 300 s after", "item": {"name": "web", "way": "shutdown"}}]
     found = result(
-        HOST, {}, [], "guest web: still running", away=[*sent, {"guest": "web", "left": "", "where": "here", "msg": "is not away"}]
+        HOST, GO, why="guest web: still running", away=[*sent, {"guest": "web", "left": "", "where": "here", "msg": "is not away"}]
     )
     assert found["outcome"] == "undone" and found["guests"]["web"]["why"] == "guest web: still running 300 s after"
 
 
 def test_the_record_of_an_earlier_update_is_not_taken_for_this_one():
-    found = result(HOST, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
+    found = result(HOST, GO, JUMP, [{"last_update": {**RESTORED, "update_id": "u0"}}])
     assert found["guests"]["web"]["times"] == {}
 
 
 def test_a_refused_host_says_why_and_stays_what_it_is():
-    host = {**HOST, "ready": False, "refusals": ["guest web: no - yes"], "guests": [{"name": "web", "reasons": [{"message": "no"}]}]}
-    found = result(host, {}, [])
-    assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "no")
+    found = result(HOST, REFUSE)
+    assert (found["why"], found["kernel_after"], found["guests"]["web"]["why"]) == ("guest web: no - yes", "7.2.13", "stops the update")
 
 
-PAUSED = {**HOST, "guests": [{"name": "web", "reasons": [], "last_pause": 4.0}]}
+def test_a_host_that_cannot_be_examined_says_why():
+    found = result({"failed": True, "msg": "systemctl: not found"}, GO)
+    assert (found["outcome"], found["why"], found["guests"]) == ("refused", "systemctl: not found", {})
+
+
+def test_a_host_that_is_current_has_no_plans_for_its_guests():
+    assert result(HOST, CURRENT)["guests"]["web"]["why"] == ""
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_host_is_refused_before_the_jump_when_its_guests_would_be_paused_for_too_long(check_mode):
-    found = result(PAUSED, check_mode=check_mode, blackout_max=3.9)
-    assert (found["outcome"], found["why"]) == ("refused", found["over_budget"]) and "4.0 s" in found["why"]
-    assert (found["expected_pause"], found["blackout_max"]) == (4.0, 3.9)
-    assert result(PAUSED, {}, [], check_mode=check_mode, blackout_max=4.0)["outcome"] != "refused"
+    found = result(HOST, GO, check_mode=check_mode, blackout_max=3.4)
+    assert (found["outcome"], found["why"]) == ("refused", found["over_budget"]) and "3.5 s" in found["why"]
+    assert (found["expected_pause"], found["blackout_max"]) == (3.5, 3.4)
+    assert result(HOST, GO, check_mode=check_mode, blackout_max=3.5)["outcome"] != "refused"
 
 
 def test_a_host_is_updated_though_its_guests_were_paused_for_too_long():
-    found = result(PAUSED, JUMP, [{"last_update": RESTORED}], blackout_max=2.5)
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}], blackout_max=2.5)
     assert found["outcome"] == "updated" and found["why"] == found["over_budget"] and "web for 3.0 s" in found["why"]
 
 
 def test_a_failure_is_the_first_reason_whatever_the_budget():
-    found = result(PAUSED, JUMP, [{"last_update": RESTORED}], why="guest db: not back", blackout_max=2.5)
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}], why="guest db: not back", blackout_max=2.5)
     assert (found["outcome"], found["why"]) == ("failed", "guest db: not back")
 
 
 def test_a_host_on_the_kernel_already_has_no_budget():
-    found = result({**PAUSED, "target": {"current": True}}, {}, [], blackout_max=1.0)
+    found = result(HOST, CURRENT, blackout_max=1.0)
     assert (found["outcome"], found["why"], found["over_budget"]) == ("current", "", "")
 
 
 @pytest.mark.parametrize("host", [HOST, {}])
+@pytest.mark.parametrize("plan", [GO, {}])
 @pytest.mark.parametrize("jump", [JUMP, {}])
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], [{}], []])
-def test_every_result_makes_a_page(host, jump, guests):
-    assert page({"hv1": result(host, jump, guests, "a reason")}).startswith("<!doctype html>")
+def test_every_result_makes_a_page(host, plan, jump, guests):
+    assert page({"hv1": result(host, plan, jump, guests, "a reason")}).startswith("<!doctype html>")

@@ -1,0 +1,334 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import plan
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import WAYS, Policy, PolicyError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FREE = {"memory_mib": 1000, "saves_mib": 10000}
+URI = "qemu+ssh://hv2/system"
+ALL = [{"migrate": {"to": URI}}, "save", "shutdown", "refuse"]
+
+
+def reason(code):
+    return {"code": code, "message": f"it has {code}", "remedy": f"remove {code}"}
+
+
+def guest(name="web", provider="libvirt", reasons=(), **facts):
+    return {
+        "name": name,
+        "provider": provider,
+        "memory_mib": 2048,
+        "fill_mib": 100,
+        "devices": [],
+        "labels": {},
+        "ladder": None,
+        "last_pause": None,
+        "reasons": [reason(code) for code in reasons],
+        "warnings": [],
+        **facts,
+    }
+
+
+def host(*guests, **facts):
+    return {"guests": list(guests), "reasons": [], "free": FREE, "target": {"release": "7.3.4", "current": False}, **facts}
+
+
+def only(facts, ladder, **about):
+    return plan(host(facts, **about), Policy([], ladder))["guests"][0]
+
+
+STRANGER = {"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason("ram-anonymous")], "warnings": []}
+
+
+@pytest.mark.parametrize(
+    ("facts", "ladder", "way", "why"),
+    [
+        (guest(), ["preserve", "refuse"], "preserve", "stays in memory"),
+        (
+            guest(reasons=["hostdev", "vdpa"]),
+            ["preserve", "refuse"],
+            "refuse",
+            "stops the update. Not preserved: it has hostdev - remove hostdev; it has vdpa - remove vdpa",
+        ),
+        (
+            guest(fill_mib=1001),
+            ["preserve", "refuse"],
+            "refuse",
+            "stops the update. Not preserved: holding it fills 1001 MiB that it has not touched yet, and 1000 are left - stop or move other"
+            " guests first",
+        ),
+        (
+            guest(reasons=["ram-anonymous"]),
+            ["preserve", *ALL],
+            "migrate",
+            f"is migrated to {URI} and back afterwards. Not preserved: it has",
+        ),
+        (guest(), [{"migrate": {"to": URI, "back": False}}], "migrate", f"is migrated to {URI} for good"),
+        (guest(), ["migrate", "refuse"], "refuse", "stops the update. Not migrated: no destination is named - write {migrate: {to: URI"),
+        (guest(provider="qemu"), ALL[:1], "refuse", "stops the update. Not migrated: libvirt does not run it"),
+        (
+            guest(reasons=["cache-unsafe"]),
+            ALL,
+            "save",
+            "is saved to disk and goes on from there afterwards. Not migrated: it has cache-unsafe",
+        ),
+        (guest(provider="qemu"), ["save"], "refuse", "stops the update. Not saved: libvirt does not run it"),
+        (guest(memory_mib=None), ["save"], "refuse", "Not saved: its RAM or the room for it on the disk is not known"),
+        (
+            guest(memory_mib=9745),
+            ["save"],
+            "refuse",
+            "stops the update. Not saved: its RAM takes 10001 MiB on the disk of managed saves, and 10000 are left - make room there",
+        ),
+        (
+            guest(provider="qemu", reasons=["qemu-blocker"]),
+            ["preserve", *ALL],
+            "shutdown",
+            "is shut down and started again afterwards. Not pres",
+        ),
+        (guest(), ["refuse", "preserve"], "refuse", "stops the update"),
+        (STRANGER, ALL, "refuse", "stops the update. Not preserved: it has ram-anonymous - remove ram-anonymous"),
+        (
+            {**STRANGER, "reasons": []},
+            ["preserve", *ALL],
+            "refuse",
+            "stops the update. Not preserved: the host runtime does not run it - run it",
+        ),
+    ],
+)
+def test_a_guest_takes_the_first_way_that_is_open_to_it(facts, ladder, way, why):
+    found = only(facts, ladder)
+    assert found["way"] == way and why in found["why"]
+
+
+@pytest.mark.parametrize("code", ["hostdev", "qemu-blocker", "block-job", "launch-security", "shmem", "a-reason-of-tomorrow"])
+def test_what_speaks_against_moving_or_is_unknown_leaves_the_shutdown(code):
+    found = only(guest(reasons=[code]), ["preserve", *ALL])
+    assert found["way"] == "shutdown"
+    told = f"it has {code} - remove {code}"
+    assert found["passed_over"] == [{"way": way, "why": told} for way in ("preserve", "migrate", "save")]
+
+
+@pytest.mark.parametrize("code", ["ram-anonymous", "ram-hugetlb", "hugepages", "confined", "unit", "memory-device", "qemu-replaced"])
+def test_what_speaks_against_staying_only_speaks_neither_against_moving_nor_saving(code):
+    assert only(guest(reasons=[code]), ALL)["way"] == "migrate"
+    assert only(guest(reasons=[code]), ALL[1:])["way"] == "save"
+
+
+@pytest.mark.parametrize("code", ["monitor", "run-state", "not-persistent", "libvirt-job"])
+def test_who_cannot_be_asked_or_started_again_is_not_shut_down(code):
+    assert only(guest(reasons=[code]), ALL)["way"] == "refuse"
+
+
+def test_each_guest_finds_what_the_ones_before_it_have_left():
+    made = plan(
+        host(*(guest(name, fill_mib=400, memory_mib=4000) for name in "abcdef")), Policy([], ["preserve", "save", "shutdown", "refuse"])
+    )
+    assert [guest["way"] for guest in made["guests"]] == ["preserve", "preserve", "save", "save", "shutdown", "shutdown"]
+    assert made["room"] == {"memory": {"needed_mib": 800, "free_mib": 1000}, "saves": {"needed_mib": 8512, "free_mib": 10000}}
+
+
+def test_nobody_is_saved_where_the_room_is_not_known_and_who_stays_does_so_as_ever():
+    assert only(guest(), ["save"], free={})["way"] == "refuse"
+    assert only(guest(fill_mib=1 << 20), ["preserve"], free={})["way"] == "preserve"
+
+
+def test_a_setting_that_chose_the_ladder_is_named():
+    made = plan(host(guest()), Policy([{"match": "name == 'web'", "ladder": ["shutdown"]}]))
+    assert made["guests"][0]["why"] == "is shut down and started again afterwards, as rule 1 of hypervisor_update_policy says"
+    assert made["guests"][0]["by"] == "rule 1 of hypervisor_update_policy"
+
+
+def test_all_five_ways_in_one_plan():
+    policy = Policy([], ["preserve"], {"b": [{"migrate": {"to": URI, "back": False}}], "c": ["save"], "d": ["shutdown"], "e": ["refuse"]})
+    made = plan(host(*(guest(name) for name in "abcde")), policy)
+    assert [guest["way"] for guest in made["guests"]] == list(WAYS)
+    assert (made["verdict"], made["steps"]) == ("refuse", [])
+    assert made["refusals"] == ["guest e stops the update, as hypervisor_update_guests says"]
+    del policy._guests["e"]
+    made = plan(host(*(guest(name) for name in "abcde")), policy)
+    assert made["verdict"] == "go" and made["refusals"] == []
+    assert made["steps"] == [
+        "stage Linux 7.3.4",
+        f"migrate b to {URI}",
+        "save c to disk",
+        "shut down d",
+        "hold the RAM of a, e",
+        "stop other services, pause and save a, e, jump",
+        "resume a, e, and prove that it is the same memory",
+        "bring back c, d",
+    ]
+
+
+def test_who_moves_for_good_is_not_brought_back():
+    made = plan(host(guest("a")), Policy([], [{"migrate": {"to": URI, "back": False}}]))
+    assert made["steps"] == ["stage Linux 7.3.4", f"migrate a to {URI}", "stop other services, jump"]
+
+
+def test_a_host_without_guests_just_jumps():
+    made = plan(host(), Policy())
+    assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4", "stop other services, jump"])
+
+
+def test_a_reason_against_the_host_refuses_it():
+    made = plan(host(guest(), reasons=[reason("kexec-disabled")]), Policy())
+    assert made["verdict"] == "refuse" and made["refusals"] == ["it has kexec-disabled - remove kexec-disabled"]
+    assert made["table"][:2] == ["The update to Linux 7.3.4 is refused.", "it has kexec-disabled - remove kexec-disabled"]
+
+
+def test_a_host_that_runs_the_kernel_already_is_left_alone():
+    made = plan(host(guest(reasons=["hostdev"]), target={"release": "7.3.4", "current": True}), Policy())
+    assert (made["verdict"], made["refusals"], made["steps"]) == ("current", [], [])
+    assert made["table"] == ["The host runs Linux 7.3.4 already and stays as it is."]
+    assert [guest["name"] for guest in made["guests"]] == ["web"]
+
+
+@pytest.mark.parametrize(("pauses", "expected"), [([None, None], None), ([3.5, None], 3.5), ([3.5, 12.25], 12.25)])
+def test_the_expected_pause_is_the_longest_of_the_last_updates(pauses, expected):
+    guests = [guest(str(number), last_pause=pause) for number, pause in enumerate(pauses)]
+    leaves = guest("gone", last_pause=99.0)
+    assert plan(host(*guests, leaves), Policy([], ["preserve"], {"gone": ["shutdown"]}))["expected_pause"] == expected
+
+
+def test_the_table_is_for_people():
+    facts = host(
+        guest("web", last_pause=7.25, warnings=[reason("vsock")]), guest("database", reasons=["hostdev"], warnings=[reason("genid")])
+    )
+    assert plan(facts, Policy([], ["preserve", "shutdown"]))["table"] == [
+        "The update to Linux 7.3.4:",
+        "guest     way       why",
+        "web       preserve  stays in memory",
+        "database  shutdown  is shut down and started again afterwards. Not preserved: it has hostdev - remove hostdev",
+        "web, to know: it has vsock - remove vsock",
+        "1. stage Linux 7.3.4",
+        "2. shut down database",
+        "3. hold the RAM of web",
+        "4. stop other services, pause and save web, jump",
+        "5. resume web, and prove that it is the same memory",
+        "6. bring back database",
+        "It takes 100 MiB of memory of 1000 available, and 0 MiB on the disk of managed saves of 10000 free.",
+        "Expected pause: 7.2 s.",
+    ]
+
+
+def test_many_guests_are_counted():
+    assert "hold the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"unreachable": True, "msg": "m"}, {"guests": []}, {"guests": {}, "reasons": []}])
+def test_what_is_not_known_is_not_planned(facts):
+    with pytest.raises(PolicyError, match="not what hypervisor_info returns"):
+        plan(facts, Policy())
+
+
+# The same examples in every run, and no judgement about a slow machine.
+held = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+CODES = ("hostdev", "ram-anonymous", "cache-unsafe", "monitor", "qemu-blocker", "not-persistent", "of-tomorrow")
+MIGRATION = st.builds(lambda to, back: {"migrate": {"to": to, "back": back}}, st.sampled_from(("", URI)), st.booleans())
+LADDERS = st.lists(st.sampled_from(WAYS) | MIGRATION, min_size=1, max_size=6)
+MIB = st.none() | st.integers(0, 1 << 16)
+GUESTS = st.lists(
+    st.builds(
+        guest,
+        st.sampled_from("abcdef"),
+        st.sampled_from(("libvirt", "qemu", None)),
+        st.lists(st.sampled_from(CODES), max_size=3),
+        memory_mib=MIB,
+        fill_mib=MIB,
+        ladder=st.none() | LADDERS,
+        last_pause=st.none() | st.floats(0, 1e6),
+        labels=st.dictionaries(st.sampled_from(("tier", "owner")), st.text(max_size=3)),
+        devices=st.lists(st.sampled_from(("hostdev", "disk:virtio", "tpm"))),
+    )
+    | st.just(STRANGER),
+    max_size=8,
+)
+HOSTS = st.builds(
+    lambda guests, reasons, memory, saves, current: host(
+        *guests,
+        reasons=[reason(code) for code in reasons],
+        free={"memory_mib": memory, "saves_mib": saves},
+        target={"release": "7.3.4", "current": current},
+    ),
+    GUESTS,
+    st.lists(st.sampled_from(CODES), max_size=2),
+    MIB,
+    MIB,
+    st.booleans(),
+)
+MATCHES = (
+    "`true`",
+    "`false`",
+    "memory_mib > `2048`",
+    "labels.tier",
+    "contains(devices, 'tpm')",
+    "reasons[?code=='hostdev']",
+    "provider == 'qemu'",
+)
+RULES = st.lists(st.fixed_dictionaries({"match": st.sampled_from(MATCHES), "ladder": LADDERS}), max_size=4)
+SETTINGS = st.tuples(RULES, LADDERS, st.dictionaries(st.sampled_from("abc"), LADDERS))
+
+
+@held
+@given(HOSTS, SETTINGS)
+def test_every_plan_keeps_its_promises(facts, asked_for):
+    before = copy.deepcopy((facts, asked_for))
+    made = plan(facts, Policy(*asked_for))
+    assert made == plan(copy.deepcopy(facts), Policy(*copy.deepcopy(asked_for))), "the same facts, another plan"
+    assert (facts, asked_for) == before, "what was given is changed"
+    assert [guest["name"] for guest in made["guests"]] == [guest["name"] for guest in facts["guests"]], "a guest is dropped"
+    for asked, planned in zip(facts["guests"], made["guests"], strict=True):
+        way, provider, codes = planned["way"], asked.get("provider"), {found["code"] for found in asked["reasons"]}
+        assert way in WAYS and planned["why"]
+        assert provider or way == "refuse"
+        assert way != "preserve" or not codes
+        assert way not in ("migrate", "save") or (
+            provider == "libvirt" and not codes & {"hostdev", "qemu-blocker", "monitor", "of-tomorrow"}
+        )
+        assert way != "migrate" or planned["destination"] == URI
+        assert way != "shutdown" or not codes & {"monitor", "not-persistent"}
+        assert planned["way"] not in [over["way"] for over in planned["passed_over"]] or way in ("migrate", "refuse")
+    for need in made["room"].values():
+        assert need["free_mib"] is None or need["needed_mib"] <= need["free_mib"]
+    assert made["room"]["saves"]["needed_mib"] == sum(
+        asked["memory_mib"] + 256 for asked, planned in zip(facts["guests"], made["guests"], strict=True) if planned["way"] == "save"
+    )
+    refused = bool(facts["reasons"]) or any(guest["way"] == "refuse" for guest in made["guests"])
+    assert made["verdict"] == ("current" if facts["target"]["current"] else "refuse" if refused else "go")
+    assert bool(made["refusals"]) == (made["verdict"] == "refuse") and bool(made["steps"]) == (made["verdict"] == "go")
+    assert all("\n" not in line for line in made["table"])
+
+
+@held
+@given(GUESTS, RULES, LADDERS)
+def test_rules_are_tried_in_order(guests, rules, ladder):
+    """The plan with all rules is, guest by guest, the one with only the first rule that matches it."""
+    policy = Policy(rules, ladder)
+    for facts in (guest(**{**facts, "ladder": None}) for facts in guests if "provider" in facts):
+        alone = [Policy([rule], ["refuse"]).ladder(facts).by for rule in rules]
+        first = next((number for number, by in enumerate(alone, start=1) if by), None)
+        assert policy.ladder(facts).by == (f"rule {first} of hypervisor_update_policy" if first else "")
+
+
+@held
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda each: st.lists(each) | st.dictionaries(st.text(), each)
+    )
+)
+def test_whatever_else_is_given_as_a_policy_is_an_error_of_ours_or_a_policy(value):
+    for given_as in ((value,), ((), value), ((), ["refuse"], value), ([{"match": value, "ladder": ["save"]}],)):
+        try:
+            ladder = Policy(*given_as).ladder(guest())
+        except PolicyError:
+            continue
+        assert ladder.rungs
