@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 

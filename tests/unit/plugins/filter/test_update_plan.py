@@ -31,6 +31,6 @@ def test_a_mistake_is_an_error_of_the_filter():
 
 
 def test_the_kinds_of_ansible_become_those_that_jmespath_knows():
-    assert type(plain({Text("a"): [Text("b"), 1, 1.5, True, None]})) is dict
+    assert [type(item) for pair in plain({Text("a"): Text("b")}).items() for item in pair] == [str, str]
     kinds = [type(item) for item in plain((Text("b"), 1, 1.5, True, None))]
     assert kinds == [str, int, float, bool, type(None)]
