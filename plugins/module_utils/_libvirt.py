@@ -19,7 +19,7 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_describe, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -201,9 +201,11 @@ def warn(record: dict) -> list[dict]:
 
 def describe(record: dict) -> dict:
     """What a policy may tell domains apart by; when libvirt does not answer only their RAM, which their process tells."""
+    from ._libvirt_describe import describe as describe_xml  # for the modules only
+
     memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
     try:
-        return {**memory, **_libvirt_describe.describe(domain_xml(record))}
+        return {**memory, **describe_xml(domain_xml(record))}
     except LiveUpdateError:
         return {**memory, "devices": [], "labels": {}, "ladder": None}  # a reason by itself, for inspect
 

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -35,3 +38,18 @@ def test_what_is_no_size_is_refused(size):
 def test_a_host_without_libvirt_gets_nothing_for_it(monkeypatch):
     monkeypatch.setattr(_runtime, "has_libvirt", lambda: False)
     assert not [path for path in _runtime.files([], "64g") if "ram" in path or "libvirt/hooks" in path]
+
+
+def test_the_runtime_stands_alone(tmp_path):
+    """Each of its modules can be imported where there is nothing else: that is how the boot finds it."""
+    package = f"{_runtime.LIBRARY}/kvm_liveupdate/"
+    names = []
+    (tmp_path / "kvm_liveupdate").mkdir()
+    for path, (content, _mode) in _runtime.files([]).items():
+        if path.startswith(package):
+            names.append(path.removeprefix(package).removesuffix(".py"))
+            (tmp_path / "kvm_liveupdate" / path.removeprefix(package)).write_text(content, encoding="utf-8")
+    wanted = "; ".join(f"import kvm_liveupdate.{name}" for name in names if name != "__init__")
+    program = f"import sys; sys.path.insert(0, '{tmp_path}'); {wanted}"
+    done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
