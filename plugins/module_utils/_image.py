@@ -17,7 +17,7 @@ import os
 import re
 import struct
 
-from . import _decompress
+from . import _decompress, _paths
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -109,21 +109,22 @@ class _Part:
         return LiveUpdateError(f"kernel {self.path}: {why}")
 
 
-def read(path: str, config: str | None = None, root: str = "/") -> dict:
+def read(path: str, config: str | None = None, root: str = "/", keep: str = "") -> dict:
     """What the kernel image ``path`` is.
 
     ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are the boot header's
     promises, ``init_size`` the bytes in one piece that it needs to start, None where there is no such header. ``abi`` has
     the strings kho-vN, luo-vN and memfd-vN, None for one that is not there. ``config`` has the build options that matter
     here, ``n`` for one that is off and nothing for one that the kernel does not offer, from the image itself, else from the
-    file ``config``, else from where distributions put it. ``unread`` says for what could not be found out, why.
+    file ``config``, else from where distributions put it. ``unread`` says for what could not be found out, why. In the folder
+    ``keep`` lies what the contents of images have told.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as err:
         raise LiveUpdateError(f"kernel {path}: {_why(err)}; give the path of a kernel image on the host") from err
     try:
-        return _read(handle, path, config, root)
+        return _read(handle, path, config, root, keep)
     except OSError as err:
         raise LiveUpdateError(f"kernel {path}: {_why(err)}; give the path of a kernel image on the host") from err
     finally:
@@ -134,7 +135,7 @@ def _why(err: Exception) -> str:
     return getattr(err, "strerror", None) or str(err)
 
 
-def _read(handle: int, path: str, config: str | None, root: str) -> dict:
+def _read(handle: int, path: str, config: str | None, root: str, keep: str) -> dict:
     import hashlib
     import stat
 
@@ -162,10 +163,29 @@ def _read(handle: int, path: str, config: str | None, root: str) -> dict:
         "initrd": False,
         "cmdline": None,
         "uname": None,
-        **_kernel(file, _uki(file)),
+        **_contents(file, digest.hexdigest(), keep),
     }
     _add_config(image, config, root)
     return image
+
+
+def _contents(file: _Part, digest: str, keep: str) -> dict:
+    """What the bytes of the file tell.
+
+    To unpack a kernel takes a second or more, so it is done once for the same bytes and the same code; again when something was unread.
+    """
+    import hashlib
+
+    if not keep:
+        return _kernel(file, _uki(file))
+    code = hashlib.sha256(__loader__.get_source(__name__).encode()).hexdigest()  # type: ignore[name-defined]
+    path = os.path.join(keep, f"{digest[:32]}-{code[:12]}.json")
+    found = _paths.read_json(path)
+    if not found:
+        found = _kernel(file, _uki(file))
+        if not found["unread"]:
+            _paths.write_json(path, found)
+    return found
 
 
 def _kernel(file: _Part, sections: dict[str, _Part]) -> dict:

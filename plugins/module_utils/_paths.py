@@ -19,6 +19,7 @@ __all__ = (
     "BOOT_DEFAULT",
     "GUESTS_RUN",
     "GUESTS_STATE",
+    "IMAGES",
     "IMAGE_RECORD",
     "LOCK",
     "RUN",
@@ -32,6 +33,7 @@ __all__ = (
 
 RUN = "/run/kvm-liveupdate"
 GUESTS_RUN = RUN + "/guests"
+IMAGES = RUN + "/images"
 IMAGE_RECORD = RUN + "/image.json"
 LOCK = RUN + "/lock"
 STATE = "/var/lib/kvm-liveupdate"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from . import _host, _image, _kexec, _memory, _scratch
+from . import _host, _image, _kexec, _memory, _paths, _scratch
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -433,7 +433,7 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
             why.append(f"there is no {place}")
             continue
         try:
-            found = _image.read(place, root=root)
+            found = _image.read(place, root=root, keep=_paths.IMAGES if root == "/" else "")
         except LiveUpdateError as err:
             why.append(err.message)
             continue

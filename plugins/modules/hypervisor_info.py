@@ -218,7 +218,7 @@ def examine(module):
         "last_update": update_facts(boot_id, kernel["release"]),
     }
     if module.params["kernel"]:
-        image, cmdline = _image.read(module.params["kernel"]), module.params["cmdline"]
+        image, cmdline = _image.read(module.params["kernel"], keep=_paths.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
         result["target"] = {**{key: image[key] for key in TARGET}, "current": current}
         if not current:

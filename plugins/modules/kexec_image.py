@@ -65,7 +65,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -83,7 +83,7 @@ def wanted_image(params, running_cmdline: str) -> dict:
 
 def refuse_unproven(params, wanted) -> None:
     """Refuse a kernel that may not take over what the running one preserves."""
-    proof = _proof.prove(_image.read(wanted["path"]), wanted["cmdline"], wanted["initrd"])
+    proof = _proof.prove(_image.read(wanted["path"], keep=_paths.IMAGES), wanted["cmdline"], wanted["initrd"])
     reasons = _proof.objections(proof, params["accept_unknown"])
     if reasons:
         sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)

@@ -208,6 +208,27 @@ def test_a_bzimage(read, tmp_path):
     }
 
 
+def test_the_same_image_is_unpacked_once(tmp_path, monkeypatch):
+    path, keep = tmp_path / "vmlinuz", str(tmp_path / "keep")
+    path.write_bytes(bzimage())
+    first = _image.read(str(path), keep=keep)
+    assert first == _image.read(str(path))
+    monkeypatch.setattr(_image, "_kernel", None)
+    assert _image.read(str(path), keep=keep) == first
+    path.write_bytes(bzimage(compression="xz"))
+    with pytest.raises(TypeError):
+        _image.read(str(path), keep=keep)
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    path, keep = tmp_path / "vmlinuz", str(tmp_path / "keep")
+    path.write_bytes(bzimage())
+    monkeypatch.setattr(_image, "_kernel", lambda *_part: {"unread": {"abi": "zstd is not here"}, "config": {}, "release": "7.3.4"})
+    assert _image.read(str(path), keep=keep)["unread"]
+    monkeypatch.undo()
+    assert not _image.read(str(path), keep=keep)["unread"]
+
+
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_every_compression_gives_the_same(read, compression):
     found = read(bzimage(compression=compression))
