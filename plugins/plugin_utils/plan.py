@@ -178,7 +178,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any]) -> list[str]:
         return [f"The host runs {_kernel(host)} already and stays as it is."]
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows]
+    lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
     lines += [
         f"{guest['name']}, to know: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
     ]

@@ -501,7 +501,7 @@ def host(tmp_path, monkeypatch):
         put(path, b"")
         images[str(tmp_path / path)] = changes
 
-    def read(path, config=None, root="/"):
+    def read(path, config=None, root="/", **_keep):
         assert (config, root) == (None, str(tmp_path))
         if "error" in images[path]:
             raise LiveUpdateError(images[path]["error"])

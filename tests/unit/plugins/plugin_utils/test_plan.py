@@ -176,6 +176,7 @@ def test_who_moves_for_good_is_not_brought_back():
 def test_a_host_without_guests_just_jumps():
     made = plan(host(), Policy())
     assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4", "stop other services, jump"])
+    assert made["table"][:2] == ["The update to Linux 7.3.4:", "No guest runs."]
 
 
 def test_a_reason_against_the_host_refuses_it():
