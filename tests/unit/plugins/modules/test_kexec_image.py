@@ -29,7 +29,7 @@ def host(monkeypatch):
 
     monkeypatch.setattr(kexec_image, "wanted_image", lambda params, _running: IMAGE if params["state"] == "staged" else {})
     monkeypatch.setattr(_proof, "prove", prove)
-    monkeypatch.setattr(kexec_image._image, "read", lambda path: {"read": path})
+    monkeypatch.setattr(kexec_image._image, "read", lambda path, **_keep: {"read": path})
     monkeypatch.setattr(kexec_image._kexec, "current_cmdline", lambda: "")
     monkeypatch.setattr(kexec_image._kexec, "record", lambda: state.staged)
     monkeypatch.setattr(kexec_image._kexec, "loaded", lambda: bool(state.staged))
