@@ -55,7 +55,7 @@ def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) ->
 
 
 def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
-    """Compare them. late_s is for how long the guest ran without a tick: its own clock went on, so that was no pause."""
+    """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on."""
     if len(found) < 2:
         return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
     listed = ", ".join(f"{measure.who} {measure.seconds:.2f} s (to {measure.resolution:.2f} s)" for measure in found)
@@ -65,7 +65,7 @@ def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
     one, two = max(apart, key=lambda pair: _distance(*pair) - _resolution(*pair))
     difference = f"{listed}: {one.who} and {two.who} are {_distance(one, two):.2f} s apart"
     if one.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two) and two.seconds > one.seconds:
-        return Agreement(False, f"{difference}, for the guest ran {late_s:.2f} s without a tick: its host gave it no processor")
+        return Agreement(False, f"{difference}, for the guest's own clock went on for {late_s:.2f} s of its silence: it was kept waiting")
     return Agreement(False, f"{difference}, and nothing that was measured explains it")
 
 

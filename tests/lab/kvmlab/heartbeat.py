@@ -18,6 +18,8 @@ from pathlib import Path
 
 PERIOD_S = 0.5
 SILENT_S = 15.0
+# So many ticks before and after a silence tell how far the guest's clock is behind.
+NEAR = 10
 
 _LINE = re.compile(r"(?P<mono>\d+\.\d+) (?P<wall>\d+\.\d+) (?P<text>.*)")
 # Searched, not matched: the first half of a torn tick may stand before it on the same line.
@@ -53,8 +55,8 @@ class Tick:
 class Verdict:
     """Whether a guest came through, why, and the evidence.
 
-    blackout_s is the longest time without a tick, less the usual time between two, which is period_s as it arrived. late_s is for
-    how long, by its own clock, the guest ran during the longest silence beyond such a period: that it did not tick then was no pause.
+    blackout_s is the longest time without a tick, less the usual time between two, which is period_s as it arrived. late_s is how much
+    of it was no pause: the guest's own clock, which stands still in one, went on, because the guest or its tick was kept waiting.
     torn are numbers of ticks of which only a piece arrived. A guest is only said to have survived when its memory was read through
     once after the blackout.
     """
@@ -146,10 +148,22 @@ def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = No
         checksum_after=sum_after,
         blackout_s=max(0.0, after.arrived - before.arrived - PERIOD_S) if steps else None,
         period_s=period,
-        late_s=max(0.0, after.guest_monotonic - before.guest_monotonic - period) if after.boot_id == before.boot_id else 0.0,
+        late_s=_late(window, before, after),
         last_tick=last.number,
         last_tick_age_s=age,
     )
+
+
+def _late(window: Sequence[Tick], before: Tick, after: Tick) -> float:
+    """By how much a silence is longer than the guest's clock stood still in it, going by the ticks that came the quickest."""
+    if after.boot_id != before.boot_id:
+        return 0.0
+    place = window.index(after)
+    lags = [
+        [tick.arrived - tick.guest_monotonic for tick in near] for near in (window[max(0, place - NEAR) : place], window[place:][:NEAR])
+    ]
+    stood_still = min(lags[1]) - min(lags[0]) if lags[0] else 0.0
+    return max(0.0, after.arrived - before.arrived - PERIOD_S - stood_still)
 
 
 def _first_break(window: Sequence[Tick]) -> tuple[str | None, tuple[int, ...]]:

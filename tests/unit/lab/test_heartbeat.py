@@ -223,9 +223,15 @@ def test_the_usual_time_between_ticks_is_told() -> None:
     assert verdict(parse(update()), since=10).period_s == pytest.approx(PERIOD_S)
 
 
-def test_a_guest_that_ran_without_a_tick_was_late() -> None:
-    """Its own clock went on during the silence, which it does not while it is paused."""
+def test_a_silence_in_which_the_guests_clock_went_on_was_no_pause() -> None:
     ticks = parse(update())
     late = [replace(tick, guest_monotonic=tick.guest_monotonic + 1.5) if tick.number > 40 else tick for tick in ticks]
     assert verdict(ticks, since=10).late_s == pytest.approx(0.0, abs=1e-6)
     assert verdict(late, since=10).late_s == pytest.approx(1.5)
+
+
+def test_a_tick_that_was_on_its_way_for_long_was_no_pause() -> None:
+    """The first one after a blackout came a second late, those behind it in time."""
+    ticks = [replace(tick, arrived=tick.arrived + 1.0) if tick.number == 41 else tick for tick in parse(update())]
+    seen = verdict(sorted(ticks, key=lambda tick: tick.number), since=10)
+    assert seen.blackout_s == pytest.approx(11.0) and seen.late_s == pytest.approx(1.0)
