@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ("free", "limit_s", "shortage")
+__all__ = ("BESIDE_BYTES", "free", "limit_s", "shortage")
 
 # Of a slow disk or network. A guest that is saved is paused for as long as its RAM is written and read.
 SLOWEST_MIB_S = 20

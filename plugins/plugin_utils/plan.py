@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._room import BESIDE_BYTES
+
 from .policy import Policy, PolicyError, Rung
 
 __all__ = ("plan",)
@@ -24,8 +26,7 @@ _ABOUT_STAYING = frozenset(
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
 # With these nobody can ask the guest to shut down, or start it again.
 _NO_SHUTDOWN = frozenset(("monitor", "run-state", "not-persistent", "libvirt-job"))
-# Beside its RAM a saved guest has devices, and others write meanwhile.
-_BESIDE_MIB = 256
+_BESIDE_MIB = BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
 _SHOWN = 5
 

@@ -93,24 +93,32 @@ def test_the_domains_have_the_room_that_was_asked_for(hosts: list[Host]) -> None
         assert host.ssh("df --output=size,fstype -m /run/kvm-liveupdate-ram").stdout.split()[-2:] == [str(RAM_MIB), "tmpfs"]
 
 
-def test_a_running_domain_is_moved_onto_memory_that_can_be_preserved(controller: Controller, host: Host) -> None:
-    """It was started on anonymous memory, as domains usually are, and is not restarted for it."""
-    anonymous = f"virsh dumpxml --inactive {PLAIN.name} | sed '/<memoryBacking>/,/memoryBacking>$/d' > /root/anonymous.xml"
-    started = host.ssh(f"virsh destroy {PLAIN.name}; {anonymous}; virsh define /root/anonymous.xml && virsh start {PLAIN.name}")
-    assert started.returncode == 0, started.stderr
+# What domains run on before anybody thinks of live updates: anonymous memory, or a memfd.
+OTHER_MEMORY = {PLAIN: "/<memoryBacking>/,/memoryBacking>$/d", TPM: 's/<source type=.file.\\/>/<source type="memfd"\\/>/'}
+
+
+def test_running_domains_are_moved_onto_memory_that_can_be_preserved(controller: Controller, host: Host) -> None:
+    """They are not restarted for it."""
+    for domain, change in OTHER_MEMORY.items():
+        other = f"virsh dumpxml --inactive {domain.name} | sed '{change}' > /root/other-memory.xml"
+        started = host.ssh(f"virsh destroy {domain.name}; {other}; virsh define /root/other-memory.xml && virsh start {domain.name}")
+        assert started.returncode == 0, started.stderr
     time.sleep(5)  # what was still on its way is not a sign of life
-    wait_alive(host, PLAIN)
+    for domain in OTHER_MEMORY:
+        wait_alive(host, domain)
     since = time.monotonic()
     without = controller.ask(host.name, "domain_memory", "--check", name=PLAIN.name)
     predicted = controller.ask(host.name, "domain_memory", "--check", name=PLAIN.name, adopt=True)
     adopted = controller.ask(host.name, "domain_memory", name=PLAIN.name, adopt=True)
+    of_memfd = controller.ask(host.name, "domain_memory", name=TPM.name, adopt=True)
     again = controller.ask(host.name, "domain_memory", name=PLAIN.name, adopt=True)
     assert without["restart_needed"]
-    for seen in (predicted, adopted):
+    for seen in (predicted, adopted, of_memfd):
         assert seen["changed"] and not seen["restart_needed"], seen
     assert not again["changed"] and not again["restart_needed"]
-    verdict = final_verdict(host, PLAIN, since)
-    assert verdict.survived, verdict.reason
+    for domain in OTHER_MEMORY:
+        verdict = final_verdict(host, domain, since)
+        assert verdict.survived, f"{domain.name}: {verdict.reason}"
     assert not left_behind(host)
 
 
