@@ -321,7 +321,7 @@ def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
     name, image = record["name"], image_path(record["name"])
     ignore_shared(name, False)
-    if running:
+    if running and status(record) != "running":  # a save may have failed before it suspended the domain
         virsh("resume", name)
     if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
         _paths.remove(image)

@@ -137,6 +137,8 @@ def domain_to_save(tmp_path, monkeypatch, record):
 
         def virsh(self, verb, _name, *words, **_limit):
             self.asked.append(verb if verb != "qemu-monitor-command" else json.loads(words[0])["arguments"]["capabilities"][0]["state"])
+            if verb == "domstate":
+                return "paused\n" if "suspend" in self.asked else "running\n"
             if verb == "dumpxml":
                 return "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
             if verb == "snapshot-create-as":
@@ -168,7 +170,7 @@ def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(saved
     assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved.path)
     assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
     _libvirt.resume(record, running=True)
-    assert saved.asked[4:] == [False, "resume"] and not saved.path.exists()
+    assert saved.asked[4:] == [False, "domstate", "resume"] and not saved.path.exists()
 
 
 def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
@@ -177,6 +179,11 @@ def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
     assert saved.asked[-1] == "domjobabort"
     _libvirt.resume(record, running=False)
     assert saved.asked[-1] is False
+
+
+def test_a_domain_that_was_not_suspended_yet_runs_on(saved, record):
+    _libvirt.resume(record, running=True)
+    assert saved.asked == [False, "domstate"]
 
 
 def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
