@@ -251,7 +251,12 @@ def test_a_rehearsal_loads_the_state_elsewhere_and_leaves_the_guest_as_it_was(co
 
 
 ANOTHER_MACHINE = """#!/bin/sh
-exec /usr/bin/runs $(echo "$@" | sed 's/-machine q35/-machine pc/')
+for word; do
+    shift
+    case $word in q35,*) word=pc,${word#q35,} ;; esac
+    set -- "$@" "$word"
+done
+exec /usr/bin/runs "$@"
 """
 
 
