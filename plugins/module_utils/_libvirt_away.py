@@ -12,13 +12,15 @@ state itself goes from libvirt to libvirt.
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 import threading
 import time
 
 from . import _libvirt, _libvirt_agent, _room, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles")
+__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
 
 HERE = "qemu:///system"
 AUTOSTART = "/etc/libvirt/qemu/autostart"
@@ -26,6 +28,8 @@ SHUTDOWN_LIMIT_S = 300.0
 # For libvirt to end a migration that was cancelled.
 CANCEL_S = 60.0
 _POLL_S = 0.5
+# As libvirt writes it. What its owner asked for has a base label, or is not dynamic.
+_MADE_UP_LABEL = re.compile(r"^  <seclabel type='dynamic'(?:(?!<baselabel>).)*?(?:/>|</seclabel>)\n", re.MULTILINE | re.DOTALL)
 
 
 def about(record: dict) -> dict:
@@ -130,12 +134,16 @@ def _migrate_back(away: dict, limit: float) -> None:
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
     """Move the domain with its definition, and see that it starts with its host there if it did here."""
     name, (source, target) = away["guest"], ends
-    words = ("migrate", "--live", "--persistent", "--undefinesource", *(("--migrateuri", uri) if uri else ()), name, target)
+    where = ("--migrateuri", uri) if uri else ()
     # A virsh that is killed may leave libvirt at work: the migration is cancelled first, and virsh then ends by itself.
     cancel = threading.Timer(limit, _cancel, (source, name))
     cancel.start()
     try:
-        _virsh(source, *words, limit=limit + CANCEL_S)
+        with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8") as definition:
+            definition.write(portable(_virsh(source, "dumpxml", "--migratable", "--security-info", name)))
+            definition.flush()
+            words = ("--live", "--persistent", "--undefinesource", "--xml", definition.name, *where, name, target)
+            _virsh(source, "migrate", *words, limit=limit + CANCEL_S)
         if away["autostart"]:
             _virsh(target, "autostart", name)
     except LiveUpdateError as err:
@@ -143,6 +151,11 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
         raise LiveUpdateError(message) from err
     finally:
         cancel.cancel()
+
+
+def portable(xml: str) -> str:
+    """The definition without the labels that the security module of a host made up: another host may have another one. Pure."""
+    return _MADE_UP_LABEL.sub("", xml)
 
 
 def _cancel(uri: str, name: str) -> None:

@@ -49,13 +49,18 @@ class Hosts:
             self.state[uri] = "running"
         elif words[0] == "migrate":
             assert words[:4] == ("migrate", "--live", "--persistent", "--undefinesource")
-            self.calls.append(("migrateuri", words[5] if words[4] == "--migrateuri" else ""))
+            assert words[4] == "--xml"
+            with open(words[5], encoding="utf-8") as definition:
+                assert definition.read() == "<domain/>"
+            self.calls.append(("migrateuri", words[7] if words[6] == "--migrateuri" else ""))
             self.state[words[-1]] = self.state.pop(uri)
             self.autostart.discard(uri)
         elif words[0] == "autostart":
             self.autostart.add(uri)
         elif words[0] == "domjobabort":
             self.released.set()
+        elif words[0] == "dumpxml":
+            return "<domain/>"
         elif words[0] == "domstate":
             if uri not in self.state:
                 raise LiveUpdateError("failed to get domain 'app'")
@@ -234,3 +239,22 @@ def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts
 def test_limits():
     assert _libvirt_away.limit_s({**AWAY, "way": "shutdown"}) == 300
     assert _libvirt_away.limit_s({**AWAY, "way": "migrate"}) == 300 + 1024 / 20
+
+
+MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <label>libvirt-1</label>\n  </seclabel>\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "left"),
+    [
+        (MADE_UP, ""),
+        ("  <seclabel type='dynamic' model='dac' relabel='yes'/>\n" + MADE_UP, ""),
+        ("  <seclabel type='none' model='apparmor'/>\n" + MADE_UP, "  <seclabel type='none' model='apparmor'/>\n"),
+        (MADE_UP.replace("label>", "baselabel>"), MADE_UP.replace("label>", "baselabel>")),
+        (MADE_UP.replace("dynamic", "static"), MADE_UP.replace("dynamic", "static")),
+    ],
+)
+def test_what_a_security_module_made_up_stays_behind(labels, left):
+    assert (
+        _libvirt_away.portable(f"<domain>\n  <name>app</name>\n{labels}</domain>\n") == f"<domain>\n  <name>app</name>\n{left}</domain>\n"
+    )
