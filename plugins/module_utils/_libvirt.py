@@ -26,6 +26,7 @@ from ._libvirt_reasons import reason
 __all__ = (
     "KEPT",
     "SAVED",
+    "confinement",
     "describe",
     "disk_targets",
     "domain_xml",
@@ -167,7 +168,7 @@ def inspect(record: dict) -> list[dict]:
     """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
     name = record["name"]
     reasons = _libvirt_reasons.memory_reasons(record["backends"], bool(record["ram"]))
-    reasons += _libvirt_reasons.confinement_reasons(_confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
+    reasons += _libvirt_reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
     reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
@@ -218,7 +219,7 @@ def domain_xml(record: dict) -> str:
     return shown
 
 
-def _confinement(pid: int) -> str:
+def confinement(pid: int) -> str:
     """What a security module says of the process (proc(5), attr/current)."""
     try:
         with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as label:

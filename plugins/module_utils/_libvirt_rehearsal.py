@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 
-from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_run, _paths, _processes
+from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_reasons, _libvirt_run, _paths, _processes
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -82,10 +82,23 @@ def _give_memory(record: dict, other: str) -> None:
     if all(os.path.isfile(path) and not os.path.islink(path) for path in paths):
         memory = paths
     else:
+        _refuse_nameless(record)
         files = [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
         keeper = _libvirt_run.keep_open(record, files)
         memory = [f"/proc/{keeper}/fd/{fd}" for fd in files]
     _paths.write_json(_guests.run_path(other, "stand-in"), {**_libvirt.ram_places(record), "memory": memory})
+
+
+def _refuse_nameless(record: dict) -> None:
+    """AppArmor judges a file by its name. Only memory that came over a jump, and so lies on no file system that is mounted, needs none."""
+    if not _libvirt_reasons.is_apparmors(_libvirt.confinement(record["pid"])):
+        return
+    mounted = os.stat(_libvirt.ram_places(record)["directory"]).st_dev
+    if any(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev == mounted for ram in record["ram"]):
+        raise LiveUpdateError(
+            f"guest {record['name']} cannot be rehearsed: its RAM has no name since it was held for an update that was undone, and AppArmor"
+            " gives no other QEMU what has none; restart the domain once, or leave it out (hypervisor_update_rehearsal_guests)"
+        )
 
 
 def end(record: dict, running: bool) -> None:

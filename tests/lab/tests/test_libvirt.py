@@ -161,16 +161,6 @@ def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(co
     assert not again["changed"] and again["restart_needed"]
 
 
-def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
-    since = time.monotonic()
-    assert controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
-    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
-    assert controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
-    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
-    assert not left_behind(host)
-    assert final_verdict(host, PLAIN, since).survived
-
-
 def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: Host) -> None:
     """AppArmor confines the stand-ins too. The third is rehearsed when it moves again."""
     since, before = time.monotonic(), managed(host)
@@ -184,6 +174,18 @@ def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: 
     assert not host.ssh("virsh list --all --name | grep rehearsal; ls /var/lib/libvirt/qemu | grep rehearsal").stdout
     assert not left_behind(host)
     assert not leaves_out_ram(host)
+
+
+def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
+    since = time.monotonic()
+    assert controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
+    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
+    assert controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
+    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
+    nameless = controller.ask(host.name, "guest_rehearsal", name=PLAIN.name)
+    assert nameless["failed"] and "its RAM has no name since it was held" in nameless["msg"], nameless
+    assert not left_behind(host)
+    assert final_verdict(host, PLAIN, since).survived
 
 
 def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:

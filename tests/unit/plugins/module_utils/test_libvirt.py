@@ -70,7 +70,7 @@ def virsh(monkeypatch):
     fake = Virsh()
     monkeypatch.setattr(_libvirt, "virsh", fake)
     monkeypatch.setattr(_libvirt, "is_defined", lambda name: name == "app")
-    monkeypatch.setattr(_libvirt, "_confinement", lambda _pid: "")
+    monkeypatch.setattr(_libvirt, "confinement", lambda _pid: "")
     return fake
 
 

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import os
 from xml.etree import ElementTree
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt_rehearsal
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_rehearsal
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 ORIGINAL = """<domain type='kvm' id='7'>
   <name>app</name><uuid>11111111-1111-1111-1111-111111111111</uuid>
@@ -82,3 +84,19 @@ def test_a_stand_in_answers_nowhere_where_the_original_does(other):
 )
 def test_the_variables_of_the_firmware_are_found(nvram, path):
     assert _libvirt_rehearsal.nvram(f"<domain><os>{nvram}</os></domain>") == path
+
+
+@pytest.mark.parametrize(
+    ("label", "directory", "refused"),
+    [("libvirt-1 (enforce)", "/proc/self", True), ("libvirt-1 (enforce)", "/", False), ("", "/proc/self", False)],
+)
+def test_memory_that_has_lost_its_name_is_not_for_a_confined_stand_in(monkeypatch, label, directory, refused):
+    """A file of /proc stands for one on the RAM directory's file system."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        record = {"name": "app", "pid": os.getpid(), "ram": [{"fd": file.fileno()}], "backends": [{"path": f"{directory}/1-app/pc.ram"}]}
+        monkeypatch.setattr(_libvirt, "confinement", lambda _pid: label)
+        if refused:
+            with pytest.raises(LiveUpdateError, match="guest app cannot be rehearsed: its RAM has no name"):
+                _libvirt_rehearsal._refuse_nameless(record)
+        else:
+            _libvirt_rehearsal._refuse_nameless(record)
