@@ -4,7 +4,8 @@
 """One blackout, measured three times: by the host's stamps, by the guest's heartbeat, and from outside. Pure.
 
 They agree when no two of them differ by more than their resolutions together. Where they do not, the sentence says by how much, and
-what explains it.
+what explains it. The host's stamps of a libvirt domain are from before virsh was asked to pause it to after virsh had started it, which is
+at least as long as the guest stood still, and may be longer.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ STEP_UNKNOWN_S = 1.0
 
 @dataclass(frozen=True)
 class Measure:
-    """A blackout as somebody saw it, and by how much it may be off."""
+    """A blackout as somebody saw it, and by how much it may be off; ``at_most``: or the true one is shorter."""
 
     who: str
     seconds: float
     resolution: float
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) ->
     times = told.get("times") or {}
     if "paused" in times and "resumed" in times:
         known = told.get("clock_step") is not None
-        found.append(Measure("host", times["resumed"] - times["paused"], STEP_KNOWN_S if known else STEP_UNKNOWN_S))
+        found.append(Measure("host", times["resumed"] - times["paused"], STEP_KNOWN_S if known else STEP_UNKNOWN_S, "libvirt" in times))
     if verdict.blackout_s is not None:
         found.append(Measure("guest", verdict.blackout_s, verdict.period_s))
     if answers and answers.count:
@@ -58,7 +60,9 @@ def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
     """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on."""
     if len(found) < 2:
         return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
-    listed = ", ".join(f"{measure.who} {measure.seconds:.2f} s (to {measure.resolution:.2f} s)" for measure in found)
+    listed = ", ".join(
+        f"{measure.who} {'at most ' if measure.at_most else ''}{measure.seconds:.2f} s (to {measure.resolution:.2f} s)" for measure in found
+    )
     apart = [pair for pair in combinations(found, 2) if _distance(*pair) > _resolution(*pair)]
     if not apart:
         return Agreement(True, f"{listed}: they agree")
@@ -70,7 +74,8 @@ def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
 
 
 def _distance(one: Measure, two: Measure) -> float:
-    return abs(one.seconds - two.seconds)
+    longer, shorter = (one, two) if one.seconds > two.seconds else (two, one)
+    return 0.0 if longer.at_most else longer.seconds - shorter.seconds
 
 
 def _resolution(one: Measure, two: Measure) -> float:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from kvmlab.agreement import Measure, agreement, measures
 from kvmlab.heartbeat import Verdict
 from kvmlab.probe import Answers
 
-TOLD = {"times": {"paused": 100.0, "resumed": 110.0}, "clock_step": -0.3}
+TOLD: dict[str, Any] = {"times": {"paused": 100.0, "resumed": 110.0}, "clock_step": -0.3}
 HOST, GUEST, OUTSIDE = Measure("host", 10.0, 0.02), Measure("guest", 10.2, 0.5), Measure("outside", 10.05, 0.06)
 
 
@@ -52,6 +54,13 @@ def test_a_guest_that_was_kept_waiting_explains_a_difference() -> None:
 
 def test_a_shorter_pause_is_not_explained_by_a_late_tick() -> None:
     assert agreement([HOST, Measure("outside", 8.0, 0.06)], late_s=2.0).text.endswith("nothing that was measured explains it")
+
+
+def test_the_stamps_of_a_domain_are_around_its_pause() -> None:
+    (host,) = measures({**TOLD, "times": {**TOLD["times"], "libvirt": 105.0}}, Verdict(False, ""), None)
+    found = agreement([host, Measure("guest", 8.1, 0.5), Measure("outside", 8.0, 0.06)], late_s=0.0)
+    assert found.agree and found.text.startswith("host at most 10.00 s (to 0.02 s), guest 8.10 s")
+    assert agreement([host, Measure("outside", 10.5, 0.06)], late_s=0.0).agree is False
 
 
 @pytest.mark.parametrize(("found", "text"), [([], "not measured"), ([HOST], "only measured by host")])
