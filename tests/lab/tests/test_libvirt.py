@@ -234,12 +234,9 @@ def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **
         assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
 
 
-def test_a_host_with_an_fd_store_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
+def test_a_host_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
+    """PID 1 holds their memory. Where a process has to, the domains of test_ways.py move."""
     moves_under_its_domains(controller, hosts[0], beside=hosts[1])
-
-
-def test_a_host_with_resident_holders_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
-    moves_under_its_domains(controller, hosts[1], beside=hosts[0])
 
 
 def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controller, hosts: list[Host]) -> None:

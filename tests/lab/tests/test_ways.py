@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from kvmlab.controller import GUESTS, Controller, Play
-from kvmlab.domains import DISK, DOMAINS, PLAIN, Domain, define_domains, start_domains
+from kvmlab.domains import DISK, DOMAINS, PLAIN, TPM, Domain, define_domains, start_domains
 from kvmlab.host import Host
 from kvmlab.keys import keys
 from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
@@ -22,7 +22,8 @@ from kvmlab.report import Boot
 WEB = GUESTS[0]
 # Without a virtio device, so that a newer QEMU takes it over and gives it back. Only one host knows it.
 MOVER = Domain("mover", 6, 128, virtio=False)
-LOCAL = (PLAIN, DISK, MOVER)
+STAY = (PLAIN, TPM)
+LOCAL = (*STAY, DISK, MOVER)
 
 
 @pytest.fixture(scope="module", name="host")
@@ -35,7 +36,11 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     start_guests(controller, [hv2], [WEB])
     define_domains(controller, [hv2], LOCAL)
     prepared = controller.play(
-        "kvm.liveupdate.setup", "--limit", hv2.name, hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=[PLAIN.name]
+        "kvm.liveupdate.setup",
+        "--limit",
+        hv2.name,
+        hypervisor_setup_reboot_ok=True,
+        hypervisor_setup_domains=[domain.name for domain in STAY],
     )
     if prepared.code:
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
@@ -68,7 +73,7 @@ def test_a_kernel_is_staged_while_the_running_one_stays_the_default(controller: 
     assert staged.code == 0, staged.output
     assert f"kernel {kernel} is there, and can take over from {running.kernel}" in staged.output
     assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
-    again = controller.play("kvm.liveupdate.stage", "--limit", host.name, **asked)
+    again = controller.play("kvm.liveupdate.stage", "--check", "--limit", host.name, **asked)
     assert again.recap[host.name]["changed"] == 0 and again.recap[host.name]["failed"] == 0, again.output
 
 
@@ -97,7 +102,6 @@ def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: H
     since = min(tick.arrived for tick in left.values())
     there = f"qemu+ssh://root@{hv1.address}/system?keyfile=/root/migration&no_verify=1"
     ladders = {
-        PLAIN.name: ["preserve"],
         DISK.name: ["save"],
         WEB.name: ["shutdown"],
         MOVER.name: [{"migrate": {"to": there, "back": True}}],
@@ -109,12 +113,12 @@ def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: H
     assert after == Boot(after.boot_id, kernel) and after.boot_id != before.boot_id
     told = {name: (guest["state"], guest.get("back")) for name, guest in play.report[host.name]["guests"].items()}
     assert told == {
-        PLAIN.name: ("restored", None),
+        **{domain.name: ("restored", None) for domain in STAY},
         DISK.name: ("saved", True),
         WEB.name: ("shut down", True),
         MOVER.name: ("migrated", True),
     }
-    for guest in (PLAIN, DISK):
+    for guest in (*STAY, DISK):
         verdict = final_verdict(host, guest, since)
         assert verdict.survived, f"{guest.name}: {verdict.reason}"
     wait_alive(host, WEB)
