@@ -28,19 +28,18 @@ LOAD_LIMIT_S = 150.0
 _FOLDERS = "/var/lib/libvirt/qemu"
 
 
-def _name_of_stand_in(name: str) -> str:
-    return f"{name}-rehearsal"
-
-
-def _folder(name: str) -> str:
-    return os.path.join(_FOLDERS, _name_of_stand_in(name))
+def _name_of_stand_in(record: dict) -> str:
+    """A name that no domain of the operator's has: whoever has it is given the original's RAM, and destroyed at the end."""
+    return f"kvm-liveupdate-rehearsal-{record['uuid']}"
 
 
 def rehearse(record: dict) -> float:
     """Pause the domain, load its state into the stand-in; returns when it was paused. :func:`end` has to follow, whatever happens."""
-    name, other, folder = record["name"], _name_of_stand_in(record["name"]), _folder(record["name"])
+    name, other = record["name"], _name_of_stand_in(record)
+    folder = os.path.join(_FOLDERS, other)
     xml = _libvirt.domain_xml(record)
     disks = _libvirt.disk_targets(xml)
+    shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
     os.mkdir(folder, mode=0o711)
     for disk in disks:
         _make_disk(name, disk, os.path.join(folder, disk))
@@ -103,12 +102,12 @@ def _refuse_nameless(record: dict) -> None:
 
 def end(record: dict, running: bool) -> None:
     """Let the domain go on, then remove the stand-in and all that is its own."""
-    name, other = record["name"], _name_of_stand_in(record["name"])
+    other = _name_of_stand_in(record)
     _libvirt.resume(record, running)
     with contextlib.suppress(LiveUpdateError):  # it did not come that far
         _libvirt.virsh("destroy", other)
     _paths.remove(_guests.run_path(other, "stand-in"))
-    shutil.rmtree(_folder(name), ignore_errors=True)
+    shutil.rmtree(os.path.join(_FOLDERS, other), ignore_errors=True)
 
 
 def nvram(xml: str) -> str:

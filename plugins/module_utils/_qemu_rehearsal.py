@@ -47,7 +47,9 @@ def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
 def _drive(value: str) -> str:
     """What it writes goes into a file of its own, and it takes no lock on the guest's."""
     keys = [part.partition("=")[0] for part in value.split(",")]
-    return f"{value},snapshot=on,file.locking=off" if "file" in keys and "snapshot" not in keys else value
+    if "snapshot" in keys or any(key.startswith("file.") for key in keys):
+        raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file= and leave out snapshot=")
+    return f"{value},snapshot=on,file.locking=off" if "file" in keys else value
 
 
 def _netdev(value: str) -> str:

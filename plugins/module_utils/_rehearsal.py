@@ -59,6 +59,9 @@ def end(name: str) -> None:
     """Let the guest go on and remove what the rehearsal made; nothing where none is under way."""
     mark = _guests.run_path(name, "rehearsal")
     if os.path.exists(mark):
-        record = _guests.find(name)
-        _providers.of(record).end_rehearsal(record, _paths.read_json(mark)["running"])
+        try:
+            record = _guests.find(name)
+            _providers.of(record).end_rehearsal(record, _paths.read_json(mark)["running"])
+        except LiveUpdateError as err:
+            raise LiveUpdateError(f"{err}; guest {name} may stand still: 'kvm-liveupdate end-rehearsal {name}' lets it go on") from err
         _paths.remove(mark)

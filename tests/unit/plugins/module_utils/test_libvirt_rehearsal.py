@@ -8,7 +8,7 @@ import os
 from xml.etree import ElementTree
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_rehearsal
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_rehearsal, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 ORIGINAL = """<domain type='kvm' id='7'>
@@ -100,3 +100,13 @@ def test_memory_that_has_lost_its_name_is_not_for_a_confined_stand_in(monkeypatc
                 _libvirt_rehearsal._refuse_nameless(record)
         else:
             _libvirt_rehearsal._refuse_nameless(record)
+
+
+def test_only_its_own_stand_in_is_destroyed(tmp_path, monkeypatch):
+    """The operator may have a domain named like a rehearsal of another."""
+    destroyed = []
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_libvirt, "resume", lambda record, running: None)
+    monkeypatch.setattr(_libvirt, "virsh", lambda verb, name: destroyed.append((verb, name)))
+    _libvirt_rehearsal.end({"name": "app", "uuid": "11111111-1111-1111-1111-111111111111"}, running=True)
+    assert destroyed == [("destroy", "kvm-liveupdate-rehearsal-11111111-1111-1111-1111-111111111111")]

@@ -34,7 +34,17 @@ def test_what_must_not_be_there_twice_is_made_harmless(given, becomes):
     assert stand_in(given) == f"qemu {becomes} {END} {MEMORY}"
 
 
-@pytest.mark.parametrize("words", ["-blockdev raw,node-name=a", "-tpmdev emulator,id=t,chardev=c", "-hda /a", "-netdev vhost-user,id=n"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-blockdev raw,node-name=a",
+        "-tpmdev emulator,id=t,chardev=c",
+        "-hda /a",
+        "-netdev vhost-user,id=n",
+        "-drive file=/a,snapshot=off",
+        "-drive file.filename=/a",
+    ],
+)
 def test_what_cannot_be_made_harmless_is_refused(words):
     with pytest.raises(LiveUpdateError, match="cannot be rehearsed") as refused:
         stand_in(words)
