@@ -32,6 +32,8 @@ STOP_LIMIT_S = 180
 GRACE_S = 3.0
 # A kexec that was asked for ends every process long before this; only a host that stays recovers.
 RECOVER_S = 15.0
+# Between the stop of a service and the start of its socket, something may ask for the service once more.
+SOCKET_ATTEMPTS = 3
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
 
@@ -281,15 +283,37 @@ def recover() -> None:
 
 
 def _start_again(units: list[str]) -> None:
-    """Start what isolation stopped. One by one: a unit that is gone by now must not keep the others down."""
-    gone = []
+    """Start what isolation stopped: the sockets first, then the rest one by one, so that a unit that is gone does not keep others down."""
+    problems = _sockets_again(units)
     for unit in ("default.target", *stopped(units, _active_units())):
         try:
             _systemd.run("systemctl", "start", "--no-block", unit)
         except LiveUpdateError as err:
-            gone.append(str(err))
-    if gone:
-        raise LiveUpdateError("; ".join(gone))
+            problems.append(str(err))
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
+
+
+def _sockets_again(units: list[str]) -> list[str]:
+    """Start the sockets that isolation stopped; returns what went wrong.
+
+    systemd refuses the socket of a service that runs. D-Bus or a login may have started one since, so it stops for its socket.
+    """
+    problem = ""
+    for _attempt in range(SOCKET_ATTEMPTS):
+        active = _active_units()
+        sockets = [unit for unit in stopped(units, active) if unit.endswith(".socket")]
+        if not sockets:
+            return []
+        triggered = (service for seen in _systemd.show_each(sockets, "Triggers").values() for service in seen.get("Triggers", "").split())
+        try:
+            for service in sorted(set(triggered).intersection(active)):
+                _systemd.run("systemctl", "stop", service)
+            _systemd.run("systemctl", "start", *sockets)
+            return []
+        except LiveUpdateError as err:
+            problem = str(err)
+    return [problem]
 
 
 def stopped(before: list[str], now: list[str]) -> list[str]:

@@ -63,6 +63,47 @@ def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
     assert started == ["default.target", "ssh.service"]
 
 
+class Sockets:
+    """What systemctl does to one socket and its service: the socket of a service that runs is refused, and an unlucky moment starts it."""
+
+    def __init__(self, awakenings: int) -> None:
+        self.active = {"logind.service"}
+        self.awakenings = awakenings
+
+    def run(self, *command):
+        verb, *units = command[1:]
+        if verb == "list-units":
+            return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
+        if verb == "show":
+            return "Triggers=logind.service\n"
+        if verb == "stop":
+            self.active -= set(units)
+            if self.awakenings:
+                self.awakenings -= 1
+                self.active.add("logind.service")
+        elif "logind.socket" in units and "logind.service" in self.active:
+            raise LiveUpdateError("logind.socket: Device or resource busy")
+        else:
+            self.active |= {unit for unit in units if unit != "--no-block"}
+        return ""
+
+
+@pytest.mark.parametrize("awakenings", [0, 2])
+def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monkeypatch, awakenings):
+    host = Sockets(awakenings)
+    monkeypatch.setattr(_update._systemd, "run", host.run)
+    _update._start_again(["logind.service", "logind.socket"])
+    assert host.active == {"default.target", "logind.service", "logind.socket"}
+
+
+def test_a_socket_that_stays_down_is_said(monkeypatch):
+    host = Sockets(awakenings=100)
+    monkeypatch.setattr(_update._systemd, "run", host.run)
+    with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
+        _update._start_again(["logind.service", "logind.socket"])
+    assert host.awakenings == 100 - _update.SOCKET_ATTEMPTS
+
+
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
     """A domain that is saved has its RAM in the session and in its holder only."""
     released = []
