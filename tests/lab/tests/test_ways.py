@@ -96,6 +96,26 @@ def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, h
     assert controller.ask(host.name, "hypervisor_info")["away"] == []
 
 
+def test_a_host_that_undoes_its_update_gets_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
+    """The save of one that stays fails at the last moment, after another one was sent away."""
+    before = boot_of(host)
+    since = host.heartbeat(PLAIN.port)[-1].arrived
+    obstacle = f"/var/lib/libvirt/qemu/save/{PLAIN.name}.save"
+    host.ssh(f"mkdir -p {obstacle}")
+    try:
+        play = run(controller, host, other_kernel(host, kernels), {DISK.name: ["save"], WEB.name: ["shutdown"], MOVER.name: ["save"]})
+    finally:
+        host.ssh(f"rmdir {obstacle}")
+    report = play.report[host.name]
+    assert play.code != 0 and report["outcome"] == "undone" and f"guest {PLAIN.name}: save" in report["why"], play.output
+    assert all(report["guests"][guest.name]["back"] for guest in (DISK, WEB, MOVER))
+    assert boot_of(host) == before
+    for guest in LOCAL:
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+    wait_alive(host, WEB)
+
+
 def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: Host, kernels: tuple[str, str]) -> None:
     before, kernel = boot_of(host), other_kernel(host, kernels)
     left = {guest.name: host.heartbeat(guest.port)[-1] for guest in (WEB, *LOCAL)}
