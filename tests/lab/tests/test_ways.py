@@ -8,6 +8,7 @@ The kernel is staged ahead of it and becomes the boot default after it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,12 @@ def run(controller: Controller, host: Host, kernel: str, ladders: dict[str, list
     """One update in which these guests take ways of their own; the others stay in memory."""
     given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_guests": ladders, **extra}
     return controller.play("kvm.liveupdate.update", "--limit", host.name, **given)
+
+
+def ladders_to(peer: Host) -> dict[str, list[Any]]:
+    """A way of its own for each guest that does not stay; the peer takes in the one that migrates."""
+    there = f"qemu+ssh://root@{peer.address}/system?keyfile=/root/migration&no_verify=1"
+    return {DISK.name: ["save"], WEB.name: ["shutdown"], MOVER.name: [{"migrate": {"to": there, "back": True}}]}
 
 
 def boot_default(host: Host) -> str:
@@ -116,18 +123,28 @@ def test_a_host_that_undoes_its_update_gets_back_who_left(controller: Controller
     wait_alive(host, WEB)
 
 
+def test_a_guest_that_refuses_its_host_keeps_all_of_them_where_they_are(
+    controller: Controller, host: Host, hv1: Host, kernels: tuple[str, str]
+) -> None:
+    """All five ways in one plan: its table says where each would have gone, and nobody goes."""
+    before, since = boot_of(host), time.monotonic()
+    play = run(controller, host, other_kernel(host, kernels), {**ladders_to(hv1), TPM.name: ["refuse"]})
+    report = play.report[host.name]
+    assert play.code != 0 and report["outcome"] == "refused" and TPM.name in report["why"], play.output
+    ways = {guest["name"]: guest["way"] for guest in report["plan"]["guests"]}
+    assert ways == {PLAIN.name: "preserve", DISK.name: "save", WEB.name: "shutdown", MOVER.name: "migrate", TPM.name: "refuse"}
+    assert boot_of(host) == before and controller.ask(host.name, "hypervisor_info")["away"] == []
+    for guest in (WEB, *LOCAL):
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+
+
 def test_each_guest_takes_its_own_way(controller: Controller, host: Host, hv1: Host, kernels: tuple[str, str]) -> None:
     before, kernel = boot_of(host), other_kernel(host, kernels)
     left = {guest.name: host.heartbeat(guest.port)[-1] for guest in (WEB, *LOCAL)}
     since = min(tick.arrived for tick in left.values())
-    there = f"qemu+ssh://root@{hv1.address}/system?keyfile=/root/migration&no_verify=1"
-    ladders = {
-        DISK.name: ["save"],
-        WEB.name: ["shutdown"],
-        MOVER.name: [{"migrate": {"to": there, "back": True}}],
-    }
     uris = {"hypervisor_update_migrate_uri": f"tcp://{hv1.address}", "hypervisor_update_migrate_back_uri": f"tcp://{host.address}"}
-    play = run(controller, host, kernel, ladders, **uris)
+    play = run(controller, host, kernel, ladders_to(hv1), **uris)
     assert play.code == 0, play.output
     after = boot_of(host)
     assert after == Boot(after.boot_id, kernel) and after.boot_id != before.boot_id
