@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _guests, _paths, _providers, _systemd
+from . import _guests, _paths, _providers, _systemd, _update
 from ._errors import LiveUpdateError
 
 __all__ = ("UNIT", "UNIT_LIMIT_S", "end", "rehearse", "run")
@@ -36,23 +36,28 @@ def rehearse(name: str) -> dict:
 
 
 def run(name: str) -> None:
-    """What the unit does."""
+    """What the unit does. It has the host's lock itself: it may outlive who asked for it."""
     try:
-        record = _guests.find(name)
-        provider = _providers.of(record)
-        state = provider.status(record)
-        if state not in ("running", "paused"):
-            raise LiveUpdateError(f"guest {name} is {state}; it can be rehearsed when it is running or paused")
-        running = state == "running"
-        _paths.write_json(_guests.run_path(name, "rehearsal"), {"running": running})
-        try:
-            paused = provider.rehearse(record, running)
-        finally:
-            end(name)
-        _paths.write_json(_guests.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3) if running else 0.0})
+        with _update.Lock():
+            _rehearse(name)
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
         raise
+
+
+def _rehearse(name: str) -> None:
+    record = _guests.find(name)
+    provider = _providers.of(record)
+    state = provider.status(record)
+    if state not in ("running", "paused"):
+        raise LiveUpdateError(f"guest {name} is {state}; it can be rehearsed when it is running or paused")
+    running = state == "running"
+    _paths.write_json(_guests.run_path(name, "rehearsal"), {"running": running})
+    try:
+        paused = provider.rehearse(record, running)
+    finally:
+        end(name)
+    _paths.write_json(_guests.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3) if running else 0.0})
 
 
 def end(name: str) -> None:
