@@ -17,13 +17,13 @@ from kvmlab.lab import KINDS, Lab
 
 @pytest.fixture(scope="session", name="lab")
 def running_lab() -> Iterator[Lab]:
-    """A fresh host of each kind, the tests' own, taken down whatever happens. Each of several pytest workers has such a lab.
+    """A fresh host of each kind, the tests' own, taken down whatever happens.
 
     With KVM_LIVEUPDATE_KEEP_LAB set they stay, and are taken as they are the next time: for work on the tests.
     """
     keep = bool(os.environ.get("KVM_LIVEUPDATE_KEEP_LAB"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lab = Lab(cache.root() / f"lab-tests{os.environ.get('PYTEST_XDIST_WORKER', '')}")
+    lab = Lab(cache.root() / "lab-tests")
     if not keep:
         lab.down()
     try:
