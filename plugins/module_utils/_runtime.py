@@ -143,11 +143,12 @@ _BEFORE_GUESTS = (
     "systemd-modules-load.service",
     *(unit for unit in _update.KEPT if unit.endswith(".service")),
 )
-# And what brings domains back. Not their own slice: a domain that runs again would keep the others' way from going on.
+# And what brings domains back, from the security module to their QEMUs.
 _BEFORE_DOMAINS = (
     "apparmor.service",
     "dbus.service",
     "libvirtd.service",
+    "machine.slice",
     "systemd-machined.service",
     "virtlogd.service",
     "virtqemud.service",
@@ -237,7 +238,8 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
-        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (f"[Service]\n{_AHEAD}", 0o644)
+        section = unit.rpartition(".")[2].capitalize()
+        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (f"[{section}]\n{_AHEAD}", 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
         if ram_size:
