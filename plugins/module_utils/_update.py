@@ -34,6 +34,10 @@ GRACE_S = 3.0
 RECOVER_S = 15.0
 # Between the stop of a service and the start of its socket, something may ask for the service once more.
 SOCKET_ATTEMPTS = 3
+# Each of them stops and starts: all together stay below what systemd grants the unit's ExecStopPost=.
+SOCKET_LIMIT_S = 10
+# What stops with a unit (systemd.unit(5)).
+_NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
 
@@ -141,6 +145,7 @@ def jump() -> int:
             for name in update["guests"]:
                 _guests.start_early(_guests.find(name)["unit"], True)
             update["clock_ahead"] = _clock.ahead()
+            update["stopping_from"] = time.monotonic()
             _advance(update, "stopping")
             _stop_the_rest(update)
             os.sync()
@@ -266,7 +271,7 @@ def _abort(update: dict, why: str) -> None:
             undo(f"session of guest {name}", _holding.release, record)
         undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
     undo("staged kernel", _kexec.unload)
-    undo("stopped services", _start_again, update.get("units", []))
+    undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"))
     update["error"] = "; ".join(problems)
     _advance(update, "aborted")
 
@@ -282,9 +287,9 @@ def recover() -> None:
         _abort(update, f"the process that carried it out ended while it was {update['state']}")
 
 
-def _start_again(units: list[str]) -> None:
+def _start_again(units: list[str], since: float | None) -> None:
     """Start what isolation stopped: the sockets first, then the rest one by one, so that a unit that is gone does not keep others down."""
-    problems = _sockets_again(units)
+    problems = _sockets_again(units, since)
     for unit in ("default.target", *stopped(units, _active_units())):
         try:
             _systemd.run("systemctl", "start", "--no-block", unit)
@@ -294,26 +299,42 @@ def _start_again(units: list[str]) -> None:
         raise LiveUpdateError("; ".join(problems))
 
 
-def _sockets_again(units: list[str]) -> list[str]:
+def _sockets_again(units: list[str], since: float | None) -> list[str]:
     """Start the sockets that isolation stopped; returns what went wrong.
 
     systemd refuses the socket of a service that runs. D-Bus or a login may have started one since, so it stops for its socket.
     """
-    problem = ""
+    problem, sockets = "", []
     for _attempt in range(SOCKET_ATTEMPTS):
-        active = _active_units()
-        sockets = [unit for unit in stopped(units, active) if unit.endswith(".socket")]
-        if not sockets:
-            return []
-        triggered = (service for seen in _systemd.show_each(sockets, "Triggers").values() for service in seen.get("Triggers", "").split())
         try:
-            for service in sorted(set(triggered).intersection(active)):
-                _systemd.run("systemctl", "stop", service)
-            _systemd.run("systemctl", "start", *sockets)
+            active = _active_units()
+            sockets = [unit for unit in stopped(units, active) if unit.endswith(".socket")]
+            if not sockets:
+                return []
+            triggered = {unit for seen in _systemd.show_each(sockets, "Triggers").values() for unit in seen.get("Triggers", "").split()}
+            running = _systemd.show_each(sorted(triggered.intersection(active)), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
+            services = dispensable(running, active, since)
+            if services:
+                _systemd.run("systemctl", "stop", *services, timeout=SOCKET_LIMIT_S)
+            _systemd.run("systemctl", "start", *sockets, timeout=SOCKET_LIMIT_S)
             return []
         except LiveUpdateError as err:
             problem = str(err)
-    return [problem]
+    return [f"{problem}; once nothing needs the services of these sockets, stop those and start the sockets: {', '.join(sockets)}"]
+
+
+def dispensable(seen: dict[str, dict[str, str]], active: list[str], since: float | None) -> list[str]:
+    """Which of the services may stop for a moment: started after ``since`` (seconds, CLOCK_MONOTONIC), and nothing that runs stops with it.
+
+    One that ran all the time may be what a guest needs. ``since`` is None when nothing was stopped. Pure.
+    """
+    return [
+        service
+        for service, properties in seen.items()
+        if since is not None
+        and int(properties.get("ActiveEnterTimestampMonotonic") or 0) > since * 1e6
+        and not any(unit in active for name in _NEEDED_BY for unit in properties.get(name, "").split())
+    ]
 
 
 def stopped(before: list[str], now: list[str]) -> list[str]:

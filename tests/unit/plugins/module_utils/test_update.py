@@ -59,24 +59,30 @@ def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
 
     monkeypatch.setattr(_update._systemd, "run", run)
     with pytest.raises(LiveUpdateError, match=r"gone\.service not found"):
-        _update._start_again(["gone.service", "ssh.service"])
+        _update._start_again(["gone.service", "ssh.service"], 1.0)
     assert started == ["default.target", "ssh.service"]
+
+
+ISOLATED = 100.0
 
 
 class Sockets:
     """What systemctl does to one socket and its service: the socket of a service that runs is refused, and an unlucky moment starts it."""
 
-    def __init__(self, awakenings: int) -> None:
-        self.active = {"logind.service"}
+    def __init__(self, awakenings: int = 0, started: float = ISOLATED + 1, needed: str = "") -> None:
+        self.active = {"logind.service", "web.service"}
         self.awakenings = awakenings
+        self.service = f"ActiveEnterTimestampMonotonic={started * 1e6:.0f}\nRequiredBy={needed}\n"
+        self.stops = 0
 
-    def run(self, *command):
+    def run(self, *command, **_limit):
         verb, *units = command[1:]
         if verb == "list-units":
             return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
         if verb == "show":
-            return "Triggers=logind.service\n"
+            return self.service if units[-1] == "logind.service" else "Triggers=logind.service\n"
         if verb == "stop":
+            self.stops += 1
             self.active -= set(units)
             if self.awakenings:
                 self.awakenings -= 1
@@ -92,16 +98,36 @@ class Sockets:
 def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monkeypatch, awakenings):
     host = Sockets(awakenings)
     monkeypatch.setattr(_update._systemd, "run", host.run)
-    _update._start_again(["logind.service", "logind.socket"])
-    assert host.active == {"default.target", "logind.service", "logind.socket"}
+    _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+    assert host.active == {"default.target", "logind.service", "logind.socket", "web.service"}
 
 
 def test_a_socket_that_stays_down_is_said(monkeypatch):
     host = Sockets(awakenings=100)
     monkeypatch.setattr(_update._systemd, "run", host.run)
+    with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy; .* start the sockets: logind\.socket"):
+        _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+    assert host.stops == _update.SOCKET_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("host", "since"),
+    [(Sockets(started=ISOLATED - 1), ISOLATED), (Sockets(needed="web.service"), ISOLATED), (Sockets(), None)],
+    ids=["ran all the time", "a guest stops with it", "nothing was stopped"],
+)
+def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, since):
+    """The guest of a unit with Requires= on it would stop as well."""
+    monkeypatch.setattr(_update._systemd, "run", host.run)
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _update._start_again(["logind.service", "logind.socket"])
-    assert host.awakenings == 100 - _update.SOCKET_ATTEMPTS
+        _update._start_again(["logind.socket", "web.service"], since)
+    assert not host.stops and {"logind.service", "web.service"} <= host.active
+
+
+def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
+    host = Sockets(needed="absent.service")
+    monkeypatch.setattr(_update._systemd, "run", host.run)
+    _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+    assert host.stops == 1 and "logind.socket" in host.active
 
 
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
@@ -121,7 +147,7 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
     monkeypatch.setattr(_guests, "start_early", lambda unit, wanted: None)
     monkeypatch.setattr(_update._kexec, "unload", lambda: None)
-    monkeypatch.setattr(_update, "_start_again", lambda units: None)
+    monkeypatch.setattr(_update, "_start_again", lambda units, since: None)
     for name in ("app", "db"):
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
