@@ -32,7 +32,10 @@ def rehearse(name: str) -> dict:
     except LiveUpdateError as err:
         said = _systemd.show(unit, "StatusText").get("StatusText")
         raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
-    return _paths.read_json(_guests.run_path(name, "rehearsed"))
+    done = _paths.read_json(_guests.run_path(name, "rehearsed"))
+    if not done:  # the same unit served two who asked, and the other one has taken its answer
+        raise LiveUpdateError(f"guest {name}: somebody else had it rehearsed at the same time; rehearse it again")
+    return done
 
 
 def run(name: str) -> None:

@@ -74,3 +74,10 @@ def test_no_guest_is_touched_while_the_host_is_locked(host):
     with _update.Lock(), pytest.raises(LiveUpdateError, match="under way"):
         _rehearsal.run("web")
     assert provider.state == "running" and not provider.locked and "under way" in said[0]
+
+
+def test_an_answer_that_somebody_else_took_is_said(host, monkeypatch):
+    host(Provider())
+    monkeypatch.setattr(_rehearsal._systemd, "run", lambda *command, timeout: "")
+    with pytest.raises(LiveUpdateError, match=r"guest web: somebody else had it rehearsed .* rehearse it again"):
+        _rehearsal.rehearse("web")
