@@ -104,7 +104,7 @@ def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, h
 
 
 def test_a_host_that_undoes_its_update_gets_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
-    """The save of one that stays fails at the last moment, after another one was sent away."""
+    """The save of one that stays fails at the last moment, after the others were sent away."""
     before = boot_of(host)
     since = host.heartbeat(PLAIN.port)[-1].arrived
     obstacle = f"/var/lib/libvirt/qemu/save/{PLAIN.name}.save"
