@@ -23,6 +23,8 @@ __all__ = ("HOOK", "hook", "keep_open", "restore")
 
 LIBVIRT_LIMIT_S = 300
 RETRY_S = 0.5
+# Of libvirtd, and of the daemon that hosts without it have for QEMU.
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 _PR_SET_DUMPABLE = 4
 
 
@@ -153,16 +155,35 @@ def _start(name: str) -> None:
 
 
 def _wait_for_libvirt(name: str) -> None:
-    """Wait until libvirt answers about the domain; says at the limit what it last said."""
+    """Wait until libvirt answers about the domain; says at the limit what it last said.
+
+    Nothing is run before its socket listens: what polls here is ahead of the rest of the boot, which the daemon has to wait for.
+    """
     until = time.monotonic() + LIBVIRT_LIMIT_S
+    why = f"nothing listens at {' or '.join(SOCKETS)}"
     while True:
+        if any(map(_listens, SOCKETS)):
+            try:
+                _libvirt.virsh("domstate", name)
+                return
+            except LiveUpdateError as err:
+                why = str(err)
+        if time.monotonic() > until:
+            raise LiveUpdateError(f"guest {name}: libvirt does not answer within {LIBVIRT_LIMIT_S} s: {why}")
+        time.sleep(RETRY_S)
+
+
+def _listens(path: str) -> bool:
+    """Whether somebody takes connections there: the daemon, or systemd, which starts it then."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(RETRY_S)
         try:
-            _libvirt.virsh("domstate", name)
-            return
-        except LiveUpdateError as err:
-            if time.monotonic() > until:
-                raise LiveUpdateError(f"guest {name}: libvirt does not answer within {LIBVIRT_LIMIT_S} s: {err}") from err
-        time.sleep(0.2)
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
@@ -76,6 +77,33 @@ def test_the_wait_has_a_limit(domain, monkeypatch):
     monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
     with pytest.raises(LiveUpdateError, match="it is paused; its autostart did not end"):
         _libvirt_run._start("app")
+
+
+def test_nothing_runs_before_libvirt_listens(domain, tmp_path, monkeypatch):
+    """Three of them that ran virsh all the time kept a host with one processor from starting the daemon for more than a minute."""
+    path = str(tmp_path / "libvirt-sock")
+    monkeypatch.setattr(_libvirt_run, "SOCKETS", (str(tmp_path / "virtqemud-sock"), path))
+    monkeypatch.setattr(_libvirt_run, "LIBVIRT_LIMIT_S", -1)
+    domain.states = ["shut off"]
+    with pytest.raises(LiveUpdateError, match=r"nothing listens at .*virtqemud-sock or .*libvirt-sock"):
+        _libvirt_run._wait_for_libvirt("app")
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(path)
+        with pytest.raises(LiveUpdateError, match="nothing listens"):
+            _libvirt_run._wait_for_libvirt("app")
+        daemon.listen()
+        _libvirt_run._wait_for_libvirt("app")
+
+
+def test_libvirts_last_word_is_said(domain, monkeypatch):
+    def refuse(*_words):
+        raise LiveUpdateError("no such domain")
+
+    monkeypatch.setattr(_libvirt_run, "_listens", lambda path: True)
+    monkeypatch.setattr(_libvirt, "virsh", refuse)
+    monkeypatch.setattr(_libvirt_run, "LIBVIRT_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match="does not answer within -1 s: no such domain"):
+        _libvirt_run._wait_for_libvirt("app")
 
 
 @pytest.mark.parametrize("outcome", [{"clock": "synchronised", "thawed": True}, {"clock": "failed: it hangs", "thawed": False}])
