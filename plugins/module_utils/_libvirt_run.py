@@ -86,8 +86,7 @@ def restore(name: str, journal: dict) -> None:
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
     _incoming.drop(session, note)
-    _wait_for_libvirt(name)
-    if _libvirt.virsh("domstate", name).strip() == "shut off":
+    if _wait_for_libvirt(name) == "shut off":
         _libvirt.virsh("managedsave-remove", name)  # without its RAM it is of no use, and a start from it would be a disaster
         _incoming.lost(journal, why)
         _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
@@ -100,9 +99,9 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     times = {"start": started, "retrieved": time.time()}
     _offer({"name": name, **journal}, journal["hold"], files)
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
-    _wait_for_libvirt(name)
+    state = _wait_for_libvirt(name)
     times["libvirt"] = time.time()
-    _start(name)
+    _start(name, state)
     times["resumed"] = time.time()
     if not os.path.exists(_guests.run_path(name, "resumed")):
         raise LiveUpdateError(f"guest {name}: libvirt started it without asking for its memory; is the hook {HOOK} executable?")
@@ -129,8 +128,8 @@ def _correct_clock(name: str, restored: dict) -> None:
     _incoming.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
 
 
-def _start(name: str) -> None:
-    """Start the domain, or wait for its autostart where that was quicker.
+def _start(name: str, state: str) -> None:
+    """Start the domain that libvirt says is in this state, or wait for its autostart where that was quicker.
 
     What it needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
     """
@@ -138,7 +137,6 @@ def _start(name: str) -> None:
     until = time.monotonic() + _libvirt.START_LIMIT_S
     why = ""
     while True:
-        state = _libvirt.virsh("domstate", name).strip()
         has_run = os.path.exists(marker)
         if state == "running" or (has_run and state != "shut off"):
             return
@@ -147,15 +145,21 @@ def _start(name: str) -> None:
         if state == "shut off":
             try:
                 _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
-                continue
             except LiveUpdateError as err:
                 why = str(err)
                 _incoming.log(why)
-        time.sleep(RETRY_S)
+                time.sleep(RETRY_S)
+        else:
+            time.sleep(RETRY_S)
+        state = _state(name)
 
 
-def _wait_for_libvirt(name: str) -> None:
-    """Wait until libvirt answers about the domain; says at the limit what it last said.
+def _state(name: str) -> str:
+    return _libvirt.virsh("domstate", name).strip()
+
+
+def _wait_for_libvirt(name: str) -> str:
+    """Wait until libvirt answers about the domain: its state. Says at the limit what it last said.
 
     Nothing is run before its socket listens: what polls here is ahead of the rest of the boot, which the daemon has to wait for.
     """
@@ -164,8 +168,7 @@ def _wait_for_libvirt(name: str) -> None:
     while True:
         if any(map(_listens, SOCKETS)):
             try:
-                _libvirt.virsh("domstate", name)
-                return
+                return _state(name)
             except LiveUpdateError as err:
                 why = str(err)
         if time.monotonic() > until:

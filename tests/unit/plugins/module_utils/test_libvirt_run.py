@@ -43,32 +43,32 @@ def scripted_domain(tmp_path, monkeypatch):
 
 def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
     domain.states, domain.errors = ["shut off", "shut off", "running"], ["no bridge br0"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 2
 
 
 def test_an_autostart_under_way_is_waited_for(domain):
     domain.states = ["paused", "paused", "running*"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 0
 
 
 def test_an_autostart_that_was_quicker_is_no_failure(domain):
     domain.states, domain.errors = ["shut off", "running*"], ["domain is already running"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 1
 
 
 def test_a_guest_that_was_paused_comes_back_paused(domain):
     domain.states = ["shut off", "paused"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 1
 
 
 def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
     domain.states, domain.errors = ["shut off", "shut off*"], ["QEMU crashed"]
     with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
-        _libvirt_run._start("app")
+        _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 1
 
 
@@ -76,7 +76,7 @@ def test_the_wait_has_a_limit(domain, monkeypatch):
     domain.states = ["paused"]
     monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
     with pytest.raises(LiveUpdateError, match="it is paused; its autostart did not end"):
-        _libvirt_run._start("app")
+        _libvirt_run._start("app", _libvirt_run._state("app"))
 
 
 def test_nothing_runs_before_libvirt_listens(domain, tmp_path, monkeypatch):
