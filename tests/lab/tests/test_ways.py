@@ -19,6 +19,7 @@ from kvmlab.host import Host
 from kvmlab.keys import keys
 from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
 from kvmlab.report import Boot
+from kvmlab.repository import packaged
 
 WEB = GUESTS[0]
 # Without a virtio device, so that a newer QEMU takes it over and gives it back. Only one host knows it.
@@ -73,15 +74,27 @@ def other_kernel(host: Host, kernels: tuple[str, str]) -> str:
     return next(release for release in kernels if release != boot_of(host).kernel)
 
 
-def test_a_kernel_is_staged_while_the_running_one_stays_the_default(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
+def test_a_kernel_is_installed_while_the_running_one_stays_the_default(
+    controller: Controller, host: Host, kernels: tuple[str, str]
+) -> None:
+    """By its package, which is removed once in between."""
     running, kernel = boot_of(host), other_kernel(host, kernels)
-    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}"}
-    staged = controller.play("kvm.liveupdate.stage", "--limit", host.name, **asked)
-    assert staged.code == 0, staged.output
-    assert f"kernel {kernel} is there, and can take over from {running.kernel}" in staged.output
+    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_kernel_package": packaged(host, kernel)}
+
+    def stage(*options: str, **extra: str) -> Play:
+        play = controller.play("kvm.liveupdate.stage", "--limit", host.name, *options, **asked, **extra)
+        assert play.code == 0, play.output
+        return play
+
+    assert f"kernel {kernel} is there, and can take over from {running.kernel}" in stage().output
     assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
-    again = controller.play("kvm.liveupdate.stage", "--check", "--limit", host.name, **asked)
-    assert again.recap[host.name]["changed"] == 0 and again.recap[host.name]["failed"] == 0, again.output
+    assert stage("--check").recap[host.name]["changed"] == 0
+    stage(hypervisor_kernel_state="absent")
+    assert host.ssh("ls /boot/vmlinuz-*").stdout.split() == [f"/boot/vmlinuz-{running.kernel}"]
+    assert not boot_default(host)
+    assert stage("--check").recap[host.name]["changed"] > 0
+    stage()
+    assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
 
 
 def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, host: Host, kernels: tuple[str, str]) -> None:
