@@ -123,6 +123,14 @@ def _restored(journal: dict, times: dict) -> dict:
     return {**journal, "state": "restored", "boot_id_after": _host.boot_id(), "clock_step": step, "times": {**journal["times"], **now}}
 
 
+def _be_one_of_many(unit: str) -> None:
+    """The guest runs again: what other guests still wait for shall not wait for its processors too."""
+    try:
+        _systemd.run("systemctl", "set-property", "--runtime", unit, "StartupCPUWeight=", "StartupIOWeight=")
+    except LiveUpdateError as err:
+        _incoming.log(str(err))
+
+
 def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
     """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on."""
     marker = _guests.run_path(name, "resumed")
@@ -145,6 +153,7 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
         _paths.write_json(_guests.journal_path(name), restored)
         _paths.remove(_guests.state_path(name))
         _guests.start_early(journal["unit"], False)
+        _be_one_of_many(journal["unit"])
         _incoming.log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
         os._exit(0)
     except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang

@@ -101,7 +101,7 @@ ExecStopPost={COMMAND} recover
 Nice=-10
 """
 
-# While the host boots (systemd.resource-control(5)).
+# While the host boots (systemd.resource-control(5)). PID 1 also starts first what weighs most.
 _AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
 """
@@ -137,15 +137,21 @@ ExecStopPost={COMMAND} end-rehearsal %I
 TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
 """
 
-# What brings domains back, from the security module to their QEMUs, goes ahead of the rest of the boot as well.
-_AHEAD_DROPIN = {
-    unit: f"[{section}]\n{_AHEAD}"
-    for section, units in {
-        "Service": ("apparmor.service", "libvirtd.service", "virtlogd.service", "virtqemud.service"),
-        "Slice": ("machine.slice",),
-    }.items()
-    for unit in units
-}
+# What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network.
+_BEFORE_GUESTS = (
+    "systemd-remount-fs.service",
+    "systemd-modules-load.service",
+    *(unit for unit in _update.KEPT if unit.endswith(".service")),
+)
+# And what brings domains back. Not their own slice: a domain that runs again would keep the others' way from going on.
+_BEFORE_DOMAINS = (
+    "apparmor.service",
+    "dbus.service",
+    "libvirtd.service",
+    "systemd-machined.service",
+    "virtlogd.service",
+    "virtqemud.service",
+)
 
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
 RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
@@ -230,10 +236,10 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
+    for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
+        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (f"[Service]\n{_AHEAD}", 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
-        for unit, content in _AHEAD_DROPIN.items():
-            wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (content, 0o644)
         if ram_size:
             options = _RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
             wanted[RAM_SIZE] = (f"[Mount]\nOptions={options}\n", 0o644)
