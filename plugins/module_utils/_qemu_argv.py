@@ -13,7 +13,7 @@ import json
 
 from ._errors import LiveUpdateError
 
-__all__ = ("RAM_ID", "command", "devices", "ram_size", "unpreservable", "uuid_of", "warnings")
+__all__ = ("RAM_ID", "command", "devices", "ram_size", "unpreservable", "uses_kvm", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
@@ -50,6 +50,12 @@ def ram_size(argv: list[str]) -> int:
 def uuid_of(argv: list[str]) -> str:
     """The guest's UUID as given by ``-uuid``; empty when it has none."""
     return (_values(argv, "uuid") or [""])[-1].lower()
+
+
+def uses_kvm(argv: list[str]) -> bool:
+    """Whether it asks for KVM, be it with something else to fall back on."""
+    asked = _values(argv, "accel", "machine", "M")
+    return "-enable-kvm" in argv or "--enable-kvm" in argv or any("kvm" in value for value in asked)
 
 
 def unpreservable(argv: list[str]) -> dict | None:

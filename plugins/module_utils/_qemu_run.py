@@ -22,7 +22,8 @@ from ._qmp import Qmp
 __all__ = ("run",)
 
 
-KVM_LIMIT_S = 60
+KVM = "/dev/kvm"
+HOST_LIMIT_S = 60
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -31,6 +32,7 @@ def run(name: str, argv: list[str]) -> None:
     journal = _guests.journal(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
+    _wait_for_host(argv)
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
     marker = _guests.run_path(name, "resumed")
@@ -95,7 +97,6 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
             raise LiveUpdateError(f"guest {name}: {state} is not what was saved; its memory is kept, the guest is not started")
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
-    _wait_for_kvm()
     main = os.getpid()
     child = os.fork()
     if child == 0:
@@ -107,13 +108,21 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_kvm() -> None:
-    """Where KVM is a module it may still be loading; QEMU would not wait for it."""
-    until = time.monotonic() + KVM_LIMIT_S
-    while not os.path.exists("/dev/kvm"):
+def _wait_for_host(argv: list[str]) -> None:
+    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system that can be written to, and KVM.
+
+    Ordered behind the units that see to these a guest would wait longer. Without KVM at the limit, QEMU decides and says so.
+    """
+    needs_kvm, until = _qemu_argv.uses_kvm(argv), time.monotonic() + HOST_LIMIT_S
+    while True:
+        writable = os.access(_paths.STATE, os.W_OK)
+        if writable and (not needs_kvm or os.path.exists(KVM)):
+            return
         if time.monotonic() > until:
-            raise LiveUpdateError(f"/dev/kvm is not there after {KVM_LIMIT_S} s: load kvm_amd or kvm_intel, then start the unit again")
+            break
         time.sleep(0.05)
+    if not writable:
+        raise LiveUpdateError(f"{_paths.STATE} cannot be written to after {HOST_LIMIT_S} s: mount it writable, then start the unit again")
 
 
 def _restored(journal: dict, times: dict) -> dict:

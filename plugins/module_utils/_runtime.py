@@ -195,11 +195,10 @@ AllowIsolate=yes
 """
 
 # PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
-# jump nor does it wait for the ordinary boot after it.
+# jump nor does it wait for the ordinary boot after it; what it needs of that boot, the wrapper waits for.
 _GUEST_DROPIN = f"""[Unit]
 DefaultDependencies=no
 RequiresMountsFor={_paths.STATE} {COMMAND}
-After=systemd-remount-fs.service systemd-modules-load.service
 Conflicts=shutdown.target
 Before=shutdown.target
 IgnoreOnIsolate=yes

@@ -132,3 +132,18 @@ def test_options_that_do_not_go_together_are_refused(option):
 def test_devices_in_words(argv, words):
     wanted = [f"interface:{word}" if word in ("bridge", "tap", "user") else word for word in words]
     assert _qemu_argv.devices(argv) == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "uses"),
+    [
+        ("-enable-kvm", True),
+        ("--accel kvm", True),
+        ("-accel kvm -accel tcg", True),
+        ("-machine q35,accel=kvm:tcg", True),
+        ("-M pc,accel=tcg", False),
+        ("-name kvm", False),
+    ],
+)
+def test_who_uses_kvm(words, uses):
+    assert _qemu_argv.uses_kvm(["qemu-system-x86_64", *words.split()]) == uses

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu_run, _systemd
+import os
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _qemu_run, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -19,3 +22,55 @@ def test_a_guest_that_runs_again_steps_back_and_a_failure_of_that_is_only_said(m
     _qemu_run._be_one_of_many("web.service")
     assert asked == [("systemctl", "set-property", "--runtime", "web.service", "StartupCPUWeight=", "StartupIOWeight=")]
     assert "no answer from systemd" in capsys.readouterr().err
+
+
+@pytest.fixture(name="booting")
+def host_that_boots(tmp_path, monkeypatch):
+    """A host whose root file system and KVM come when the guest has waited for so many turns."""
+
+    class Booting:
+        def __init__(self):
+            self.turns, self.writable_at, self.kvm_at, self.kvm = 0, 0, 0, tmp_path / "kvm"
+            self.sleep(0)
+
+        def sleep(self, _seconds):
+            if self.turns == self.kvm_at:
+                self.kvm.touch()
+            self.turns += 1
+
+        def access(self, path, _mode):
+            return path == str(tmp_path) and self.turns > self.writable_at
+
+    made = Booting()
+    made.kvm.unlink()
+    monkeypatch.setattr(_paths, "STATE", str(tmp_path))
+    monkeypatch.setattr(_qemu_run, "KVM", str(made.kvm))
+    monkeypatch.setattr(_qemu_run.time, "sleep", made.sleep)
+    monkeypatch.setattr(os, "access", made.access)
+    return made
+
+
+KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
+
+
+def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
+    booting.writable_at, booting.kvm_at = 3, 5
+    _qemu_run._wait_for_host(KVM_GUEST)
+    assert booting.turns == 6
+    booting.kvm.unlink()
+    _qemu_run._wait_for_host(["qemu-system-x86_64"])
+    assert booting.turns == 6
+
+
+def test_a_host_without_kvm_is_qemus_business(booting, monkeypatch):
+    booting.kvm_at = -1
+    monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+    _qemu_run._wait_for_host(KVM_GUEST)
+    assert not booting.kvm.exists()
+
+
+def test_a_guest_does_not_start_where_its_journal_cannot_be_written(booting, monkeypatch):
+    booting.writable_at = 1000
+    monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match=r"cannot be written to after -1 s: mount it writable, then start the unit again"):
+        _qemu_run._wait_for_host(KVM_GUEST)
