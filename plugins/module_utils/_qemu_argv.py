@@ -13,7 +13,7 @@ import json
 
 from ._errors import LiveUpdateError
 
-__all__ = ("RAM_ID", "command", "devices", "ram_size", "unpreservable", "uses_kvm", "uuid_of", "warnings")
+__all__ = ("RAM_ID", "command", "devices", "nodes", "ram_size", "unpreservable", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
@@ -52,10 +52,17 @@ def uuid_of(argv: list[str]) -> str:
     return (_values(argv, "uuid") or [""])[-1].lower()
 
 
-def uses_kvm(argv: list[str]) -> bool:
-    """Whether it asks for KVM, be it with something else to fall back on."""
-    asked = _values(argv, "accel", "machine", "M")
-    return "-enable-kvm" in argv or "--enable-kvm" in argv or any("kvm" in value for value in asked)
+def nodes(argv: list[str]) -> list[str]:
+    """The device nodes of the host that it opens, as far as they come with a kernel module: ``/dev/kvm`` and the like."""
+    accelerators = _values(argv, "accel", "machine", "M")
+    nets = [value.replace(" ", "") for value in _values(argv, "netdev", "nic", "net")]
+    wanted = {
+        "/dev/kvm": "-enable-kvm" in argv or "--enable-kvm" in argv or any("kvm" in value for value in accelerators),
+        "/dev/net/tun": any(net.startswith(("tap", "type=tap")) or '"type":"tap"' in net for net in nets),
+        "/dev/vhost-net": any("vhost=on" in net or '"vhost":true' in net for net in nets),
+        "/dev/vhost-vsock": any("vhost-vsock" in device for device in _values(argv, "device")),
+    }
+    return [node for node, needed in wanted.items() if needed]
 
 
 def unpreservable(argv: list[str]) -> dict | None:

@@ -22,7 +22,6 @@ from ._qmp import Qmp
 __all__ = ("run",)
 
 
-KVM = "/dev/kvm"
 HOST_LIMIT_S = 60
 
 
@@ -109,14 +108,14 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
 
 
 def _wait_for_host(argv: list[str]) -> None:
-    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system that can be written to, and KVM.
+    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, and device nodes.
 
-    Ordered behind the units that see to these a guest would wait longer. Without KVM at the limit, QEMU decides and says so.
+    Behind the units that see to these a guest would wait longer. Without a node at the limit, QEMU decides and says so.
     """
-    needs_kvm, until = _qemu_argv.uses_kvm(argv), time.monotonic() + HOST_LIMIT_S
+    nodes, until = _qemu_argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
     while True:
         writable = os.access(_paths.STATE, os.W_OK)
-        if writable and (not needs_kvm or os.path.exists(KVM)):
+        if writable and all(map(os.path.exists, nodes)):
             return
         if time.monotonic() > until:
             break

@@ -135,15 +135,20 @@ def test_devices_in_words(argv, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "uses"),
+    ("words", "nodes"),
     [
-        ("-enable-kvm", True),
-        ("--accel kvm", True),
-        ("-accel kvm -accel tcg", True),
-        ("-machine q35,accel=kvm:tcg", True),
-        ("-M pc,accel=tcg", False),
-        ("-name kvm", False),
+        ("-enable-kvm", ["kvm"]),
+        ("--accel kvm", ["kvm"]),
+        ("-accel kvm -accel tcg", ["kvm"]),
+        ("-machine q35,accel=kvm:tcg", ["kvm"]),
+        ("-M pc,accel=tcg", []),
+        ("-name kvm -netdev user,id=n", []),
+        ("-netdev tap,id=n,ifname=tap0", ["net/tun"]),
+        ("-net tap", ["net/tun"]),
+        ("-nic tap,vhost=on", ["net/tun", "vhost-net"]),
+        ('-netdev {"type":"tap","id":"n","vhost":true}', ["net/tun", "vhost-net"]),
+        ("-accel kvm -device vhost-vsock-pci,guest-cid=3", ["kvm", "vhost-vsock"]),
     ],
 )
-def test_who_uses_kvm(words, uses):
-    assert _qemu_argv.uses_kvm(["qemu-system-x86_64", *words.split()]) == uses
+def test_which_device_nodes_it_opens(words, nodes):
+    assert _qemu_argv.nodes(["qemu-system-x86_64", *words.split()]) == [f"/dev/{node}" for node in nodes]

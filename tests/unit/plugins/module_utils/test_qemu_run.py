@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _qemu_run, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _qemu_argv, _qemu_run, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -44,7 +44,7 @@ def host_that_boots(tmp_path, monkeypatch):
     made = Booting()
     made.kvm.unlink()
     monkeypatch.setattr(_paths, "STATE", str(tmp_path))
-    monkeypatch.setattr(_qemu_run, "KVM", str(made.kvm))
+    monkeypatch.setattr(_qemu_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
     monkeypatch.setattr(_qemu_run.time, "sleep", made.sleep)
     monkeypatch.setattr(os, "access", made.access)
     return made
