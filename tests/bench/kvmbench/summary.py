@@ -60,6 +60,8 @@ def page(results: Sequence[Result]) -> str:
         f"The hypervisor is one of the lab's ([lab.md](lab.md)), emulated without KVM, with the kernels {' and '.join(kernels)}:\n"
         "what counts are ratios. Seconds are medians, in brackets the least and the greatest; the longest pause of the guests of\n"
         "a host counts, told by their own heartbeats. The scenarios took turns, so that what the machine did besides met all alike.\n",
+        "An ordinary reboot looks better here than on a server: the emulated host's firmware takes seconds, a server's often minutes.\n"
+        "A kexec goes without.\n",
         "## How long guests are paused\n",
         _pauses(rows, found),
         "\n![medians](bench.svg)\n",
