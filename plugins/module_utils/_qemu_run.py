@@ -50,6 +50,9 @@ def run(name: str, argv: list[str]) -> None:
 
 def _start(name: str, argv: list[str]) -> None:
     """A clean start, on fresh memory."""
+    unit = _processes.unit_of(os.getpid())
+    if unit:
+        _be_one_of_many(unit)
     reason = _qemu_argv.unpreservable(argv)
     ram = None
     if reason is None:
@@ -132,7 +135,7 @@ def _restored(journal: dict, times: dict) -> dict:
 
 
 def _be_one_of_many(unit: str) -> None:
-    """The guest runs again: what other guests still wait for shall not wait for its processors too."""
+    """The guest needs to go ahead of the rest of the boot no more: what others still wait for shall not wait for its processors too."""
     try:
         _systemd.run("systemctl", "set-property", "--runtime", unit, "StartupCPUWeight=", "StartupIOWeight=")
     except LiveUpdateError as err:

@@ -46,6 +46,8 @@ __all__ = ("DIRECTORIES", "files", "outdated")
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"
 UNITS = "/etc/systemd/system"
+# What "systemctl set-property" writes is called 50-*.conf and is to win.
+DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 _MODULES = (
     _away,
@@ -236,7 +238,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
-        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (f"[Service]\n{_AHEAD}", 0o644)
+        wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_AHEAD}", 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
         if ram_size:
@@ -246,7 +248,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
         if os.path.exists(_libvirt_reasons.APPARMOR_ABSTRACTION):
             wanted[_libvirt_reasons.APPARMOR_RULE] = (_APPARMOR, 0o644)
     for unit in guest_units:
-        wanted[f"{UNITS}/{unit}.d/50-kvm-liveupdate.conf"] = (_GUEST_DROPIN, 0o644)
+        wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (_GUEST_DROPIN, 0o644)
     return wanted
 
 

@@ -7,8 +7,19 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _qemu_argv, _qemu_run, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _processes, _qemu_argv, _qemu_run, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+
+def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
+    """With the weight that brings it back early it would keep a host with one processor from ever having booted."""
+    steps = []
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "web.service")
+    monkeypatch.setattr(_systemd, "run", lambda *words: steps.append(words[:2]))
+    monkeypatch.setattr(os, "execvp", lambda file, command: steps.append(file))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    _qemu_run._start("web", ["qemu-system-x86_64", "-m", "128", "-uuid", "a0b1"])
+    assert steps == [("systemctl", "set-property"), "qemu-system-x86_64"]
 
 
 def test_a_guest_that_runs_again_steps_back_and_a_failure_of_that_is_only_said(monkeypatch, capsys):
