@@ -58,7 +58,7 @@ def nodes(argv: list[str]) -> list[str]:
     nets = [value.replace(" ", "") for value in _values(argv, "netdev", "nic", "net")]
     wanted = {
         "/dev/kvm": "-enable-kvm" in argv or "--enable-kvm" in argv or any("kvm" in value for value in accelerators),
-        "/dev/net/tun": any(net.startswith(("tap", "type=tap")) or '"type":"tap"' in net for net in nets),
+        "/dev/net/tun": any(net.startswith(("tap", "type=tap", "bridge", "type=bridge")) or '"type":"tap"' in net for net in nets),
         "/dev/vhost-net": any("vhost=on" in net or '"vhost":true' in net for net in nets),
         "/dev/vhost-vsock": any("vhost-vsock" in device for device in _values(argv, "device")),
     }

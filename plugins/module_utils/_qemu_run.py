@@ -31,7 +31,9 @@ def run(name: str, argv: list[str]) -> None:
     journal = _guests.journal(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
-    _wait_for_host(argv)
+    lacking = _wait_for_host(journal["argv"] if journal.get("state") == "saved" else argv)
+    if lacking:
+        _incoming.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
     marker = _guests.run_path(name, "resumed")
@@ -41,6 +43,9 @@ def run(name: str, argv: list[str]) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
     if verdict == "restore" and session is not None:
+        if lacking:  # QEMU might fall back on something else, which is no place for this state
+            remedy = "mount it writable or load the kernel module, then start the unit again"
+            raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept")
         _restore(name, journal, session, started)
     _incoming.drop(session, note)
     if journal.get("state") == "saved":
@@ -110,21 +115,19 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(argv: list[str]) -> None:
+def _wait_for_host(argv: list[str]) -> list[str]:
     """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, and device nodes.
 
-    Behind the units that see to these a guest would wait longer. Without a node at the limit, QEMU decides and says so.
+    Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit.
     """
     nodes, until = _qemu_argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
     while True:
-        writable = os.access(_paths.STATE, os.W_OK)
-        if writable and all(map(os.path.exists, nodes)):
-            return
-        if time.monotonic() > until:
-            break
+        lacking = [f"no {node}" for node in nodes if not os.path.exists(node)]
+        if not os.access(_paths.STATE, os.W_OK):
+            lacking.append(f"{_paths.STATE} read-only")
+        if not lacking or time.monotonic() > until:
+            return lacking
         time.sleep(0.05)
-    if not writable:
-        raise LiveUpdateError(f"{_paths.STATE} cannot be written to after {HOST_LIMIT_S} s: mount it writable, then start the unit again")
 
 
 def _restored(journal: dict, times: dict) -> dict:

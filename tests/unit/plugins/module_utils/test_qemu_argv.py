@@ -145,6 +145,7 @@ def test_devices_in_words(argv, words):
         ("-name kvm -netdev user,id=n", []),
         ("-netdev tap,id=n,ifname=tap0", ["net/tun"]),
         ("-net tap", ["net/tun"]),
+        ("-netdev bridge,id=n,br=br0", ["net/tun"]),
         ("-nic tap,vhost=on", ["net/tun", "vhost-net"]),
         ('-netdev {"type":"tap","id":"n","vhost":true}', ["net/tun", "vhost-net"]),
         ("-accel kvm -device vhost-vsock-pci,guest-cid=3", ["kvm", "vhost-vsock"]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _processes, _qemu_argv, _qemu_run, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _incoming, _paths, _processes, _qemu_argv, _qemu_run, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -66,22 +66,42 @@ KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
 
 def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
     booting.writable_at, booting.kvm_at = 3, 5
-    _qemu_run._wait_for_host(KVM_GUEST)
+    assert _qemu_run._wait_for_host(KVM_GUEST) == []
     assert booting.turns == 6
     booting.kvm.unlink()
-    _qemu_run._wait_for_host(["qemu-system-x86_64"])
+    assert _qemu_run._wait_for_host(["qemu-system-x86_64"]) == []
     assert booting.turns == 6
 
 
-def test_a_host_without_kvm_is_qemus_business(booting, monkeypatch):
-    booting.kvm_at = -1
+@pytest.fixture(name="bare")
+def host_that_gets_no_better(booting, monkeypatch):
+    """Neither KVM nor a writable root file system, and nobody waits."""
+    booting.kvm_at, booting.writable_at = -1, 1000
     monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
-    _qemu_run._wait_for_host(KVM_GUEST)
-    assert not booting.kvm.exists()
+    return booting
 
 
-def test_a_guest_does_not_start_where_its_journal_cannot_be_written(booting, monkeypatch):
-    booting.writable_at = 1000
-    monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
-    with pytest.raises(LiveUpdateError, match=r"cannot be written to after -1 s: mount it writable, then start the unit again"):
-        _qemu_run._wait_for_host(KVM_GUEST)
+def test_what_a_host_still_lacks_at_the_limit_is_told(bare):
+    assert _qemu_run._wait_for_host(KVM_GUEST) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
+
+
+@pytest.mark.parametrize("verdict", ["restore", "cold"])
+def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_start_is_qemus_business(bare, monkeypatch, capsys, verdict):
+    """With "-accel kvm -accel tcg" QEMU would load the state of KVM into something else."""
+    done = []
+    saved = {"state": "saved", "argv": KVM_GUEST}
+    monkeypatch.setattr(_guests, "journal", lambda name: saved if verdict == "restore" else {})
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(bare.kvm.parent))
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: 7)
+    monkeypatch.setattr(_incoming, "note_of", lambda session: {})
+    monkeypatch.setattr(_incoming, "decide", lambda *facts: (verdict, "so it is"))
+    monkeypatch.setattr(_incoming, "drop", lambda *session: None)
+    monkeypatch.setattr(_qemu_run, "_restore", lambda *guest: done.append("restored"))
+    monkeypatch.setattr(_qemu_run, "_start", lambda *guest: done.append("started"))
+    if verdict == "restore":
+        with pytest.raises(LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only: .* its memory is kept"):
+            _qemu_run.run("web", ["qemu-system-x86_64"])
+    else:
+        _qemu_run.run("web", KVM_GUEST)
+    assert "the host still has no " in capsys.readouterr().err
+    assert done == ([] if verdict == "restore" else ["started"])

@@ -40,6 +40,19 @@ def test_a_host_without_libvirt_gets_nothing_for_it(monkeypatch):
     assert not [path for path in _runtime.files([], "64g") if "ram" in path or "libvirt/hooks" in path]
 
 
+def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_otherwise(monkeypatch):
+    """systemctl set-property writes 50-*.conf, and the last name wins."""
+    monkeypatch.setattr(_runtime, "has_libvirt", lambda: True)
+    ahead = {
+        path.split("/")[-2].removesuffix(".d")
+        for path, (content, _mode) in _runtime.files(["web.service"]).items()
+        if "StartupCPUWeight=10000" in content and ".d/" in path
+    }
+    assert {"web.service", "systemd-remount-fs.service", "systemd-networkd.service", "dbus.service", "libvirtd.service"} <= ahead
+    assert not [unit for unit in ahead if unit.endswith(".slice")]  # what runs in one again would hold up the others
+    assert _runtime.DROPIN < "50-StartupCPUWeight.conf"
+
+
 def test_the_runtime_stands_alone(tmp_path):
     """Each of its modules can be imported where there is nothing else: that is how the boot finds it."""
     package = f"{_runtime.LIBRARY}/kvm_liveupdate/"
