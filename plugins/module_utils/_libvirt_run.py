@@ -135,9 +135,8 @@ def _start(name: str, state: str) -> None:
     """
     marker = _guests.run_path(name, "resumed")
     until = time.monotonic() + _libvirt.START_LIMIT_S
-    why = ""
+    why, has_run = "", False
     while True:
-        has_run = os.path.exists(marker)
         if state == "running" or (has_run and state != "shut off"):
             return
         if has_run or time.monotonic() > until:
@@ -151,6 +150,7 @@ def _start(name: str, state: str) -> None:
                 time.sleep(RETRY_S)
         else:
             time.sleep(RETRY_S)
+        has_run = os.path.exists(marker)  # first: an autostart may end between the two
         state = _state(name)
 
 

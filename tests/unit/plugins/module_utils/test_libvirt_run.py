@@ -15,7 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 
 @pytest.fixture(name="domain")
 def scripted_domain(tmp_path, monkeypatch):
-    """A domain whose states come in the given order; a start either works or raises the next error."""
+    """A domain whose states come in the given order; a start either works or raises the next error. With a * it has run."""
 
     class Domain:
         def __init__(self):
@@ -24,15 +24,17 @@ def scripted_domain(tmp_path, monkeypatch):
 
         def virsh(self, verb, _name, **_limit):
             if verb == "domstate":
-                state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-                if state.endswith("*"):
-                    self.marker.touch()
-                return state.rstrip("*") + "\n"
+                return self.seen(self.states.pop(0) if len(self.states) > 1 else self.states[0]) + "\n"
             self.starts += 1
             if self.errors:
-                raise LiveUpdateError(self.errors.pop(0))
+                raise LiveUpdateError(self.seen(self.errors.pop(0)))
             self.marker.touch()
             return ""
+
+        def seen(self, text):
+            if text.endswith("*"):
+                self.marker.touch()
+            return text.rstrip("*")
 
     made = Domain()
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
@@ -59,6 +61,15 @@ def test_an_autostart_that_was_quicker_is_no_failure(domain):
     assert domain.starts == 1
 
 
+def test_an_autostart_that_ends_right_after_its_state_was_read_is_no_failure(domain):
+    domain.states, domain.errors = ["shut off*", "running"], ["domain is already running"]
+    _libvirt_run._start("app", _libvirt_run._state("app"))
+    domain.marker.unlink()
+    domain.states, domain.errors = ["paused", "shut off*", "running"], ["domain is already running"]
+    _libvirt_run._start("app", _libvirt_run._state("app"))
+    assert domain.starts == 2
+
+
 def test_a_guest_that_was_paused_comes_back_paused(domain):
     domain.states = ["shut off", "paused"]
     _libvirt_run._start("app", _libvirt_run._state("app"))
@@ -66,7 +77,7 @@ def test_a_guest_that_was_paused_comes_back_paused(domain):
 
 
 def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
-    domain.states, domain.errors = ["shut off", "shut off*"], ["QEMU crashed"]
+    domain.states, domain.errors = ["shut off"], ["QEMU crashed*"]
     with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
         _libvirt_run._start("app", _libvirt_run._state("app"))
     assert domain.starts == 1
