@@ -4,7 +4,7 @@
 
 """``kvm-liveupdate run NAME -- qemu-system-... ARGUMENTS``: the exec wrapper of a guest's unit. PRIVATE to the collection.
 
-It gives QEMU its RAM as a memfd and then *becomes* QEMU. After a jump it finds the session in what systemd hands it,
+It gives QEMU its RAM as a file without a name and then *becomes* QEMU. After a jump it finds the session in what systemd hands it,
 takes the RAM out of it (so the pages are charged to the guest's own unit), becomes QEMU waiting for a state, and a child
 loads the state and lets the guest go on. On the boot path: standard library, few imports.
 """
@@ -61,10 +61,10 @@ def _start(name: str, argv: list[str]) -> None:
     reason = _qemu_argv.unpreservable(argv)
     ram = None
     if reason is None:
+        from . import _ram_file  # not on the way back
+
         size = _qemu_argv.ram_size(argv)
-        fd = os.memfd_create(f"kvm-liveupdate:{name}", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
-        ram = {"fd": fd, "size": size}
+        ram = {"fd": _ram_file.create(name, size), "size": size}
     _exec(name, argv, ram, reason, incoming=False)
 
 

@@ -37,7 +37,7 @@ def test_what_is_no_size_is_refused(size):
 
 def test_a_host_without_libvirt_gets_nothing_for_it(monkeypatch):
     monkeypatch.setattr(_runtime, "has_libvirt", lambda: False)
-    assert not [path for path in _runtime.files([], "64g") if "ram" in path or "libvirt/hooks" in path]
+    assert not [path for path in _runtime.files([], "64g") if "ram.mount" in path or "libvirt/hooks" in path]
 
 
 def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_otherwise(monkeypatch):
