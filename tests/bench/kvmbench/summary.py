@@ -69,7 +69,8 @@ def page(results: Sequence[Result]) -> str:
     if "floor" in found.get(FLOOR_OF, {}):
         parts.append(
             "The floor is the least that this machine could do: from the call of reboot(2) to the new PID 1, and one start of a QEMU that\n"
-            f"loads the guest's state: {found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
+            "loads the guest's state, with nothing of it in memory yet, as after a jump:\n"
+            f"{found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
         )
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
