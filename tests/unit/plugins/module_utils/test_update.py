@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _paths, _update
@@ -128,6 +129,30 @@ def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     monkeypatch.setattr(_update._systemd, "run", host.run)
     _update._start_again(["logind.service", "logind.socket"], ISOLATED)
     assert host.stops == 1 and "logind.socket" in host.active
+
+
+def test_an_update_whose_kexec_does_not_come_is_undone(tmp_path, monkeypatch):
+    asked, undone, image = [], [], {"path": "/boot/vmlinuz-7.3", "initrd": None, "cmdline": ""}
+    committed = {"id": "u", "state": "committed", "boot_id": "b", "image": image, "guests": [], "on_loss": "cold", "times": {}}
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_update._host, "boot_id", lambda: "b")
+    monkeypatch.setattr(_update._kexec, "stage", lambda *_what: image)
+    monkeypatch.setattr(_update._kexec, "unload", lambda: undone.append("kernel"))
+    monkeypatch.setattr(_update, "gate", lambda guests: [])
+    monkeypatch.setattr(_update, "_active_units", lambda: ["cron.service"])
+    monkeypatch.setattr(_update, "_stop_the_rest", lambda update: None)
+    monkeypatch.setattr(_update, "_start_again", lambda units, since: undone.extend(units))
+    monkeypatch.setattr(_update.os, "kill", lambda *what: asked.append(what))
+    for limit in ("GRACE_S", "DOWN_LIMIT_S"):
+        monkeypatch.setattr(_update, limit, 0)
+    _paths.write_json(_paths.UPDATE, committed)
+    assert _update.jump() == 1
+    assert asked == [(1, signal.SIGRTMIN + 16)]
+    assert undone == ["kernel", "cron.service"]
+    update = _paths.read_json(_paths.UPDATE)
+    assert update["state"] == "aborted" and "PID 1 was asked for the kexec" in update["error"]
 
 
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
