@@ -36,10 +36,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether the measures are of the same blackout, in a sentence; None when there was but one of them."""
+    """Whether the measures are of the same blackout, in a sentence; None when there was but one of them. explained: or why they differ."""
 
     agree: bool | None
     text: str
+    explained: bool = False
 
 
 def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) -> list[Measure]:
@@ -56,8 +57,17 @@ def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) ->
     return found
 
 
-def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
-    """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on."""
+def network(told: dict[str, Any], forwarding_at: float | None) -> Measure | None:
+    """For how long the guest could not be reached because its host's bridge passed nothing on; told by the host's stamps, as its pause."""
+    paused = (told.get("times") or {}).get("paused")
+    if forwarding_at is None or paused is None:
+        return None
+    step = told.get("clock_step")
+    return Measure("network", forwarding_at - (step or 0.0) - paused, STEP_UNKNOWN_S if step is None else STEP_KNOWN_S)
+
+
+def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = None) -> Agreement:
+    """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on; cut is what :func:`network` says."""
     if len(found) < 2:
         return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
     listed = ", ".join(
@@ -68,9 +78,18 @@ def agreement(found: Sequence[Measure], late_s: float) -> Agreement:
         return Agreement(True, f"{listed}: they agree")
     one, two = max(apart, key=lambda pair: _distance(*pair) - _resolution(*pair))
     difference = f"{listed}: {one.who} and {two.who} are {_distance(one, two):.2f} s apart"
-    if one.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two) and two.seconds > one.seconds:
-        return Agreement(False, f"{difference}, for the guest's own clock went on for {late_s:.2f} s of its silence: it was kept waiting")
-    return Agreement(False, f"{difference}, and nothing that was measured explains it")
+    why = _why(one, two, late_s, cut)
+    return Agreement(False, f"{difference}, {why or 'and nothing that was measured explains it'}", bool(why))
+
+
+def _why(one: Measure, two: Measure, late_s: float, cut: Measure | None) -> str:
+    """What explains that these differ; empty when nothing does."""
+    shorter, longer = sorted((one, two), key=lambda measure: measure.seconds)
+    if shorter.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two):
+        return f"for the guest's own clock went on for {late_s:.2f} s of its silence: it was kept waiting"
+    if longer.who == "outside" and cut and cut.seconds > shorter.seconds and _distance(longer, cut) <= _resolution(longer, cut):
+        return f"for its host's network was down until {cut.seconds:.2f} s after the guest was paused"
+    return ""
 
 
 def _distance(one: Measure, two: Measure) -> float:

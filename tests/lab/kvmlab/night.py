@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from .report import Boot, host_report
 ALIVE_LIMIT_S = 240.0
 # A verdict needs one whole pass over the guest's memory after the jump.
 VERDICT_LIMIT_S = 180.0
+_CARD_FORWARDING = re.compile(r"\[ *(\d+\.\d+)\] .*br0: port \d+\(en\w+\) entered forwarding state")
 
 
 def wait_until(what: str, limit_s: float, look: Callable[[], tuple[bool, str]]) -> None:
@@ -63,6 +65,22 @@ def boot_of(host: Host) -> Boot:
     """The host's present boot."""
     boot_id, kernel = host.ssh("cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/osrelease").stdout.split()
     return Boot(boot_id, kernel)
+
+
+def forwarding_at(host: Host) -> float | None:
+    """When its bridge let the hosts' own network through, by the clock of its present boot; None when it does not say."""
+    done = host.ssh(
+        "python3 -c 'import time; print(time.time() - time.monotonic())';"
+        " journalctl --boot --dmesg --output short-monotonic --no-pager --grep 'br0: port .*entered forwarding state'"
+    )
+    return last_forwarding(done.stdout)
+
+
+def last_forwarding(said: str) -> float | None:
+    """From the time of the boot, and the kernel's lines, of which those about guests' taps do not count. Pure."""
+    booted, *lines = said.splitlines() or [""]
+    stamps = [float(found[1]) for found in map(_CARD_FORWARDING.match, lines) if found]
+    return float(booted) + stamps[-1] if stamps else None
 
 
 def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
@@ -112,5 +130,6 @@ def update(
     reports = {}
     for host in hosts:
         verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}
-        reports[host.name] = host_report(before[host.name], boot_of(host), play.report.get(host.name, {}), verdicts, answers.get(host.name))
+        told, seen = play.report.get(host.name, {}), answers.get(host.name)
+        reports[host.name] = host_report(before[host.name], boot_of(host), told, verdicts, seen, forwarding_at(host) if seen else None)
     return play, reports

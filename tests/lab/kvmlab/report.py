@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .agreement import agreement, measures
+from .agreement import agreement, measures, network
 from .heartbeat import Verdict
 from .probe import Answers
 
@@ -22,9 +22,16 @@ class Boot:
 
 
 def host_report(
-    before: Boot, after: Boot, told: dict[str, Any], verdicts: dict[str, Verdict], answers: dict[str, Answers] | None = None
+    before: Boot,
+    after: Boot,
+    told: dict[str, Any],
+    verdicts: dict[str, Verdict],
+    answers: dict[str, Answers] | None = None,
+    forwarding_at: float | None = None,
 ) -> dict[str, Any]:
     """One host: its boots, what the role reported of it, and by guest the verdict and the answers that a probe had, if there was one.
+
+    forwarding_at is when its bridge let the hosts' network through, by the clock of the boot after.
 
     A guest has only survived an update if there was one: another boot id and another kernel of the host.
     """
@@ -37,21 +44,24 @@ def host_report(
         "update_id": told.get("update_id", ""),
         "jumped": jumped,
         "guests": {
-            name: _guest_report(jumped, verdict, told.get("guests", {}).get(name, {}), (answers or {}).get(name))
+            name: _guest_report(jumped, verdict, told.get("guests", {}).get(name, {}), (answers or {}).get(name), forwarding_at)
             for name, verdict in verdicts.items()
         },
     }
 
 
-def _guest_report(jumped: bool, verdict: Verdict, told: dict[str, Any], answers: Answers | None) -> dict[str, Any]:
+def _guest_report(
+    jumped: bool, verdict: Verdict, told: dict[str, Any], answers: Answers | None, forwarding_at: float | None
+) -> dict[str, Any]:
     found = measures(told, verdict, answers)
-    clocks = agreement(found, verdict.late_s)
+    clocks = agreement(found, verdict.late_s, network(told, forwarding_at))
     return {
         "survived": jumped and verdict.survived,
         "reason": verdict.reason if jumped else "its host did not run another kernel",
         "blackout_s": None if verdict.blackout_s is None else round(verdict.blackout_s, 3),
         "blackouts_s": {measure.who: round(measure.seconds, 3) for measure in found},
         "clocks_agree": clocks.agree,
+        "clocks_explained": clocks.explained,
         "clocks": clocks.text,
         "same_boot_id": len(verdict.boot_ids) == 1,
         "ticks_contiguous": verdict.contiguous,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvmlab.agreement import Measure, agreement, measures
+from kvmlab.agreement import Measure, agreement, measures, network
 from kvmlab.heartbeat import Verdict
 from kvmlab.probe import Answers
 
@@ -46,7 +46,7 @@ def test_a_difference_is_told() -> None:
 
 def test_a_guest_that_was_kept_waiting_explains_a_difference() -> None:
     found = agreement([HOST, Measure("guest", 12.0, 0.5), Measure("outside", 12.0, 0.06)], late_s=1.95)
-    assert found.agree is False
+    assert (found.agree, found.explained) == (False, True)
     assert found.text.endswith(
         "host and outside are 2.00 s apart, for the guest's own clock went on for 1.95 s of its silence: it was kept waiting"
     )
@@ -54,6 +54,27 @@ def test_a_guest_that_was_kept_waiting_explains_a_difference() -> None:
 
 def test_a_shorter_pause_is_not_explained_by_a_late_tick() -> None:
     assert agreement([HOST, Measure("outside", 8.0, 0.06)], late_s=2.0).text.endswith("nothing that was measured explains it")
+
+
+@pytest.mark.parametrize(("up_at", "explained"), [(112.0, True), (111.0, False), (109.0, False), (114.0, False), (None, False)])
+def test_a_network_that_came_up_later_explains_what_was_seen_from_outside(up_at: float | None, explained: bool) -> None:
+    """The guest was paused at 100; by the clock after the jump, 0.3 s behind, the network was there at so much."""
+    cut = network(TOLD, None if up_at is None else up_at - 0.3)
+    found = agreement([HOST, GUEST, Measure("outside", 12.03, 0.06)], late_s=0.0, cut=cut)
+    assert (found.agree, found.explained) == (False, explained)
+    assert found.text.endswith("its host's network was down until 12.00 s after the guest was paused") is explained
+    assert found.text.endswith("nothing that was measured explains it") is not explained
+
+
+def test_a_network_does_not_keep_the_guest_itself_waiting() -> None:
+    found = agreement([HOST, Measure("guest", 12.0, 0.5), OUTSIDE], late_s=0.0, cut=Measure("network", 12.0, 0.02))
+    assert found.text.endswith("nothing that was measured explains it")
+
+
+def test_without_a_pause_or_a_network_nothing_is_said_of_it() -> None:
+    assert network({}, 112.0) is None
+    assert network(TOLD, None) is None
+    assert network({**TOLD, "clock_step": None}, 112.0) == Measure("network", 12.0, 1.0)
 
 
 def test_the_stamps_of_a_domain_are_around_its_pause() -> None:
