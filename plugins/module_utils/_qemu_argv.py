@@ -18,6 +18,7 @@ __all__ = ("RAM_ID", "command", "devices", "nodes", "ram_size", "unpreservable",
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
 DEFAULT_RAM_BYTES = 128 << 20
+_HUGE_PAGE = 2 << 20
 # QEMU's and Ubuntu's names for whichever version is the latest; without a name it is pc.
 _UNVERSIONED = ("", "pc", "q35", "ubuntu", "ubuntu-q35")
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
@@ -172,7 +173,9 @@ def command(argv: list[str], monitor: str, ram_fd: int | None, size: int, incomi
     added = ["-qmp", f"unix:{monitor},server=on,wait=off"]
     if ram_fd is not None:
         # Only a *named file* that is shared stays out of the migration stream (QEMU's migrate_ram_is_ignored), hence the path.
-        added += ["-object", f"memory-backend-file,id={RAM_ID},size={size},share=on,mem-path=/proc/self/fd/{ram_fd}"]
+        # Aligned, a huge page of the file is one for the processor too, and comes with one fault.
+        file = f"memory-backend-file,id={RAM_ID},size={size},align={_HUGE_PAGE},share=on,mem-path=/proc/self/fd/{ram_fd}"
+        added += ["-object", file]
         added += ["-machine", f"memory-backend={RAM_ID}"]
     if incoming:
         added += ["-incoming", "defer"]

@@ -97,7 +97,7 @@ def test_a_clean_start_and_a_restore_differ_only_by_the_waiting():
     argv = ["qemu", "-m", "1G", "-uuid", "A0B1"]
     cold = _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=False)
     assert cold[: len(argv)] == argv
-    assert f"memory-backend-file,id=pc.ram,size={1 << 30},share=on,mem-path=/proc/self/fd/5" in cold
+    assert f"memory-backend-file,id=pc.ram,size={1 << 30},align=2097152,share=on,mem-path=/proc/self/fd/5" in cold
     assert "memory-backend=pc.ram" in cold
     assert _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=True) == [*cold, "-incoming", "defer"]
     assert _qemu_argv.uuid_of(argv) == "a0b1"
