@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from kvmlab.controller import Controller
@@ -65,12 +66,13 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module", name="service")
-def memory_service(hv1: Host) -> str:
+def memory_service(hv1: Host) -> Iterator[str]:
     """A service with two memory files and room in its fd store."""
     hv1.ssh("cat > /root/service.py", stdin=SERVICE)
     options = "-p FileDescriptorStoreMax=4 -p FileDescriptorStorePreserve=yes -p NotifyAccess=all"
     assert hv1.ssh(f"systemd-run --unit cache {options} python3 /root/service.py").returncode == 0
-    return "cache.service"
+    yield "cache.service"
+    hv1.ssh("systemctl stop cache.service")
 
 
 def test_a_services_memory_is_preserved_and_given_up(controller: Controller, hv1: Host, service: str) -> None:
