@@ -28,7 +28,8 @@ def create(name: str, size: int) -> int:
     """The descriptor of a file of so many bytes that has no name; close-on-exec."""
     fd = _on_huge_pages()
     if fd is None:
-        _incoming.log(f"{name}: its memory is no tmpfs of its own here; its pages are as this host has them for memfds")
+        remedy = "allow the unit CAP_SYS_ADMIN and SystemCallFilter=@mount, or set the host's shmem_enabled to within_size"
+        _incoming.log(f"{name}: its memory is no tmpfs of its own here; with pages of 4 KiB its pause grows with it: {remedy}")
         fd = os.memfd_create(f"kvm-liveupdate:{name}", os.MFD_CLOEXEC)
     os.ftruncate(fd, size)
     return fd
