@@ -83,7 +83,7 @@ def _preserve(record: dict, hold_id: str) -> int:
         "session": session_name(record["uuid"]),
         "pid": record["pid"],
         "started": record["started"],
-        "inodes": _ram_inodes(record),
+        "files": _ram_files(record),
     }
     fds: list[int] = []
     session = -1
@@ -127,7 +127,7 @@ def held(record: dict) -> dict:
     hold_record = _paths.read_json(_guests.run_path(record["name"], "held"))
     if not hold_record or hold_record["pid"] != record["pid"] or hold_record["started"] != record["started"]:
         return {}
-    if hold_record["inodes"] != _ram_inodes(record):
+    if hold_record.get("files") != _ram_files(record):
         return {}
     unit = holder(record)
     lasts = FDNAME in _systemd.fdstore(unit) if unit != resident_unit(record["name"]) else _resides(unit, hold_record["session"])
@@ -145,16 +145,17 @@ def _resides(unit: str, session: str) -> bool:
         return False
 
 
-def _ram_inodes(record: dict) -> list[int]:
-    """Which files back the guest's RAM; 0 for one that is gone."""
-    return [_inode(f"/proc/{record['pid']}/fd/{ram['fd']}") for ram in record["ram"]]
+def _ram_files(record: dict) -> list[list[int]]:
+    """Which files back the guest's RAM, each as its device and inode; nothing for one that is gone."""
+    return [_identity(f"/proc/{record['pid']}/fd/{ram['fd']}") for ram in record["ram"]]
 
 
-def _inode(path: str) -> int:
+def _identity(path: str) -> list[int]:
     try:
-        return os.stat(path).st_ino
+        seen = os.stat(path)
     except OSError:
-        return 0
+        return []
+    return [seen.st_dev, seen.st_ino]
 
 
 def _note(content: dict) -> int:

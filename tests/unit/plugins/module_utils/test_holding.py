@@ -39,9 +39,17 @@ def test_a_hold_of_another_process_is_not_in_force(monkeypatch):
     assert _holding.held(RECORD) == {}
 
 
-def test_a_memory_file_that_was_exchanged_ends_the_hold(monkeypatch):
-    monkeypatch.setattr(_holding._paths, "read_json", lambda path: {"pid": 1, "started": 2, "inodes": [77]})
-    assert _holding.held({**RECORD, "ram": [{"fd": 999999, "size": 4096}]}) == {}
+@pytest.mark.parametrize("other", [(0, 0), (1, 0), (0, 1)])
+def test_a_memory_file_that_was_exchanged_ends_the_hold(tmp_path, monkeypatch, other):
+    """A file system of its own gives every guest's file the same inode."""
+    with open(tmp_path / "ram", "wb") as ram:
+        seen = os.fstat(ram.fileno())
+        mine = {**RECORD, "pid": os.getpid(), "ram": [{"fd": ram.fileno(), "size": 4096}]}
+        noted = {**mine, "files": [[seen.st_dev + other[0], seen.st_ino + other[1]]]}
+        monkeypatch.setattr(_holding._paths, "read_json", lambda path: noted)
+        monkeypatch.setattr(_systemd, "version", lambda: 262)
+        monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME])
+        assert bool(_holding.held(mine)) is (other == (0, 0))
 
 
 def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypatch):
