@@ -21,6 +21,7 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
        kvm-liveupdate hook NAME start|started    what libvirt's hook asks for
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
+       kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
        kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
        kvm-liveupdate status                     the last update, the guests and who is away, as JSON
        kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
@@ -54,7 +55,7 @@ def _hold(name: str) -> None:
 def _discard(name: str) -> None:
     import contextlib
 
-    from . import _guests, _holding, _libvirt, _paths, _systemd
+    from . import _boot_order, _guests, _holding, _libvirt, _paths, _systemd
 
     journal, state = _guests.journal(name), _guests.state_path(name)
     if not journal and not os.path.exists(state):
@@ -65,7 +66,7 @@ def _discard(name: str) -> None:
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
     holder = _holding.resident_unit(name)
-    _guests.start_early(journal.get("unit", holder), False)
+    _boot_order.start_early(journal.get("unit", holder), False)
     with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
         _systemd.run("systemctl", "stop", holder)
         _systemd.run("systemctl", "reset-failed", holder)
@@ -97,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
             from ._update import recover
 
             recover()
+        elif words == ["boot"]:
+            from ._boot_order import start_rest
+
+            start_rest()
         elif words == ["status"]:
             _status()
         elif len(words) == 2 and words[0] == "discard":

@@ -21,7 +21,6 @@ __all__ = (
     "last_pause",
     "memory_limits",
     "run_path",
-    "start_early",
     "state_path",
     "strangers",
     "warn",
@@ -148,17 +147,3 @@ def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:
             "remedy": f"list {unit} in hypervisor_setup_guest_units and run the setup playbook again, then restart the guest",
         }
     ]
-
-
-def start_early(unit: str, wanted: bool) -> None:
-    """Have the guest's unit start at the beginning of the next boot, or no longer.
-
-    The guest runs now, so it is to run after the jump whether or not its unit is enabled for an ordinary boot.
-    """
-    link = f"/etc/systemd/system/sysinit.target.wants/{unit}"
-    if not wanted:
-        _paths.remove(link)
-    elif not os.path.islink(link):
-        os.makedirs(os.path.dirname(link), exist_ok=True)
-        os.symlink(f"../{unit}", link)  # only the link's name counts
-        _paths.sync_directory(link)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _guests, _holding, _host, _luo, _paths, _systemd
+from . import _boot_order, _guests, _holding, _host, _luo, _paths, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("decide", "drop", "log", "lost", "memory", "note_of", "session_of")
@@ -91,4 +91,4 @@ def lost(journal: dict, why: str) -> None:
     """Record that the guest's memory did not come over: what was saved of it is of no use any more."""
     _paths.write_json(_guests.journal_path(journal["guest"]), {**journal, "state": "lost", "why": why})
     _paths.remove(_guests.state_path(journal["guest"]))
-    _guests.start_early(journal["unit"], False)
+    _boot_order.start_early(journal["unit"], False)

@@ -25,8 +25,9 @@ _SYS_KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294}
 _XLF_ABOVE_4G = 0x2
 _LOADED = "/sys/kernel/kexec_loaded"
 NEEDED = ("kho=on", "liveupdate=on")
-# What a boot loader adds for its own use and a kernel staged from a running one must not inherit.
-_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=")
+# What a boot loader or a jump (_boot_order.py) adds for its own use and a kernel staged from a running one must not inherit.
+GUESTS_FIRST = "systemd.unit=kvm-liveupdate-guests.target"
+_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=", GUESTS_FIRST)
 
 
 def current_cmdline(root: str = "/") -> str:
@@ -36,7 +37,7 @@ def current_cmdline(root: str = "/") -> str:
 
 
 def next_cmdline(running: str) -> str:
-    """The command line for the next kernel when none is given: the running one without the boot loader's own words."""
+    """The command line for the next kernel when none is given: the running one without what its loader added."""
     return " ".join(word for word in running.split() if not word.startswith(_LOADERS_OWN))
 
 

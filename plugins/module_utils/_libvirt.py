@@ -47,6 +47,7 @@ __all__ = (
     "write_image",
 )
 
+NEEDS_NO_BOOT = False  # they need libvirt's daemon
 KEPT = (
     "dbus.service",
     "dbus.socket",

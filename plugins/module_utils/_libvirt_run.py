@@ -16,7 +16,7 @@ import os
 import sys
 import time
 
-from . import _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")
@@ -113,7 +113,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _paths.write_json(_guests.journal_path(name), restored)
     _paths.remove(_guests.state_path(name))
     _paths.remove(_guests.run_path(name, "offer"))
-    _guests.start_early(journal["unit"], False)
+    _boot_order.start_early(journal["unit"], False)
     _incoming.log(f"{name}: {stamps['resumed'] - stamps['paused']:.3f} s after its pause")
     if journal["was_running"]:
         _correct_clock(name, restored)

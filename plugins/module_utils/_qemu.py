@@ -42,6 +42,7 @@ START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
 KEPT = ()
+NEEDS_NO_BOOT = True
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 

@@ -15,7 +15,7 @@ import os
 import time
 import zlib
 
-from . import _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
@@ -27,11 +27,18 @@ HOST_LIMIT_S = 60
 
 def run(name: str, argv: list[str]) -> None:
     """Become the guest's QEMU. Returns never; raises when the guest must not start."""
-    started = time.time()
+    try:
+        _become(name, argv, time.time())
+    except BaseException:
+        _boot_order.late(name)
+        raise
+
+
+def _become(name: str, argv: list[str], started: float) -> None:
     journal = _guests.journal(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
-    lacking = _wait_for_host(journal["argv"] if journal.get("state") == "saved" else argv)
+    lacking = _wait_for_host(name, journal["argv"] if journal.get("state") == "saved" else argv)
     if lacking:
         _incoming.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")
     session = _incoming.session_of(journal)
@@ -55,6 +62,7 @@ def run(name: str, argv: list[str]) -> None:
 
 def _start(name: str, argv: list[str]) -> None:
     """A clean start, on fresh memory."""
+    _boot_order.late(name)
     unit = _processes.unit_of(os.getpid())
     if unit:
         _be_one_of_many(unit)
@@ -115,7 +123,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(argv: list[str]) -> list[str]:
+def _wait_for_host(name: str, argv: list[str]) -> list[str]:
     """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, and device nodes.
 
     Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit.
@@ -127,6 +135,7 @@ def _wait_for_host(argv: list[str]) -> list[str]:
             lacking.append(f"{_paths.STATE} read-only")
         if not lacking or time.monotonic() > until:
             return lacking
+        _boot_order.late(name)  # what is lacking comes with the rest of the boot
         time.sleep(0.05)
 
 
@@ -166,12 +175,13 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
         restored = _restored(journal, times)
         _paths.write_json(_guests.journal_path(name), restored)
         _paths.remove(_guests.state_path(name))
-        _guests.start_early(journal["unit"], False)
+        _boot_order.start_early(journal["unit"], False)
         _be_one_of_many(journal["unit"])
         _incoming.log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
         os._exit(0)
     except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang
         _incoming.log(f"{name}: {err}")
+        _boot_order.late(name)
         if not resumed:
             _incoming.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
             os.kill(main, 9)  # SIGKILL; the module that names it is slow to import

@@ -11,6 +11,7 @@ import re
 
 from . import (
     _away,
+    _boot_order,
     _cli,
     _clock,
     _errors,
@@ -52,6 +53,7 @@ DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 _MODULES = (
     _away,
+    _boot_order,
     _cli,
     _clock,
     _errors,
@@ -198,6 +200,26 @@ After=sysinit.target
 AllowIsolate=yes
 """
 
+_GUESTS_TARGET = f"""[Unit]
+Description=Guests that a live update brings back, before the rest of the boot
+DefaultDependencies=no
+Wants={" ".join((*_boot_order.BASE, _boot_order.REST_UNIT))}
+"""
+
+# One job of the boot is under way until the next ones are there, else PID 1 would take the boot for done.
+_REST_SERVICE = f"""[Unit]
+Description=The rest of the boot, after the guests
+DefaultDependencies=no
+OnFailure=default.target
+After={" ".join(_boot_order.BASE)}
+
+[Service]
+Type=oneshot
+ExecStart={COMMAND} boot
+TimeoutStartSec={_boot_order.LIMIT_S * 2:.0f}
+CPUWeight=idle
+"""
+
 # PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
 # jump nor does it wait for the ordinary boot after it; what it needs of that boot, the wrapper waits for.
 _GUEST_DROPIN = f"""[Unit]
@@ -239,6 +261,8 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
+    wanted[f"{UNITS}/{_boot_order.TARGET}"] = (_GUESTS_TARGET, 0o644)
+    wanted[f"{UNITS}/{_boot_order.REST_UNIT}"] = (_REST_SERVICE, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
         wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_AHEAD}", 0o644)
     if has_libvirt():

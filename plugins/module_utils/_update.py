@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from . import _clock, _guests, _holding, _host, _kexec, _paths, _providers, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -142,12 +142,12 @@ def jump() -> int:
         update["units"] = _active_units()
         try:
             time.sleep(GRACE_S)
-            image = update["image"]
-            if _kexec.stage(image["path"], image["initrd"], image["cmdline"]) != image:
-                raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
+            records = [_guests.find(name) for name in update["guests"]]
+            update["first"] = [record["name"] for record in _boot_order.first(records)]
+            _stage(update["image"], bool(update["first"]))
             _check(update)
-            for name in update["guests"]:
-                _guests.start_early(_guests.find(name)["unit"], True)
+            for record in records:
+                _boot_order.start_early(record["unit"], True, ahead=record["name"] in update["first"])
             update["clock_ahead"] = _clock.ahead()
             update["stopping_from"] = time.monotonic()
             _advance(update, "stopping")
@@ -166,6 +166,13 @@ def jump() -> int:
         except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
             _abort(update, str(err) or repr(err))
             return 1
+
+
+def _stage(image: dict, guests_first: bool) -> None:
+    """Load once more what was staged, for nobody knows what was loaded since."""
+    words = _boot_order.cmdline(image["cmdline"]) if guests_first else image["cmdline"]
+    if _kexec.stage(image["path"], image["initrd"], words) != {**image, "cmdline": words}:
+        raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
 
 
 def _check(update: dict) -> None:
@@ -273,7 +280,7 @@ def _abort(update: dict, why: str) -> None:
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
             undo(f"session of guest {name}", _holding.release, record)
-        undo(f"early start of guest {name}", _guests.start_early, record["unit"], False)
+        undo(f"early start of guest {name}", _boot_order.start_early, record["unit"], False)
     undo("staged kernel", _kexec.unload)
     undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"))
     update["error"] = "; ".join(problems)

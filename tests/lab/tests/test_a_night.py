@@ -447,11 +447,11 @@ def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, 
 
 SAVE = """
 import sys; sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _guests, _holding, _host, _update
+from kvm_liveupdate import _boot_order, _guests, _holding, _host, _update
 for name, on_loss in {"web": "start", "db": "stop"}.items():
     record = _guests.find(name)
     _holding.hold(record)
-    _guests.start_early(record["unit"], True)
+    _boot_order.start_early(record["unit"], True)
     _update._save(name, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name]})
 """
 

@@ -290,11 +290,11 @@ def test_a_domain_moves_to_another_host_afterwards(hosts: list[Host]) -> None:
 
 SAVE = """
 import sys; sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _guests, _holding, _host, _update
+from kvm_liveupdate import _boot_order, _guests, _holding, _host, _update
 for name, on_loss in {"plain": "start", "disk": "stop"}.items():
     record = _guests.find(name)
     _holding.hold(record)
-    _guests.start_early(record["unit"], True)
+    _boot_order.start_early(record["unit"], True)
     _update._save(name, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name]})
 """
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _cli, _guests, _libvirt, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _cli, _libvirt, _paths, _systemd
 
 
 @pytest.fixture(name="virsh")
@@ -19,7 +19,7 @@ def virsh_calls(tmp_path, monkeypatch):
 @pytest.fixture(name="late", autouse=True)
 def no_longer_started_early(monkeypatch):
     units = []
-    monkeypatch.setattr(_guests, "start_early", lambda unit, wanted: wanted or units.append(unit))
+    monkeypatch.setattr(_boot_order, "start_early", lambda unit, wanted: wanted or units.append(unit))
     monkeypatch.setattr(_systemd, "run", lambda *_command: "")
     return units
 

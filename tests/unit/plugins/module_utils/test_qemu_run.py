@@ -55,6 +55,7 @@ def host_that_boots(tmp_path, monkeypatch):
     made = Booting()
     made.kvm.unlink()
     monkeypatch.setattr(_paths, "STATE", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_qemu_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
     monkeypatch.setattr(_qemu_run.time, "sleep", made.sleep)
     monkeypatch.setattr(os, "access", made.access)
@@ -66,10 +67,10 @@ KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
 
 def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
     booting.writable_at, booting.kvm_at = 3, 5
-    assert _qemu_run._wait_for_host(KVM_GUEST) == []
+    assert _qemu_run._wait_for_host("web", KVM_GUEST) == []
     assert booting.turns == 6
     booting.kvm.unlink()
-    assert _qemu_run._wait_for_host(["qemu-system-x86_64"]) == []
+    assert _qemu_run._wait_for_host("web", ["qemu-system-x86_64"]) == []
     assert booting.turns == 6
 
 
@@ -82,7 +83,7 @@ def host_that_gets_no_better(booting, monkeypatch):
 
 
 def test_what_a_host_still_lacks_at_the_limit_is_told(bare):
-    assert _qemu_run._wait_for_host(KVM_GUEST) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
+    assert _qemu_run._wait_for_host("web", KVM_GUEST) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
 
 
 @pytest.mark.parametrize("verdict", ["restore", "cold"])

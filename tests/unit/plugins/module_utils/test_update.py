@@ -170,7 +170,7 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update._providers, "of", lambda record: Provider)
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
-    monkeypatch.setattr(_guests, "start_early", lambda unit, wanted: None)
+    monkeypatch.setattr(_update._boot_order, "start_early", lambda unit, wanted: None)
     monkeypatch.setattr(_update._kexec, "unload", lambda: None)
     monkeypatch.setattr(_update, "_start_again", lambda units, since: None)
     for name in ("app", "db"):

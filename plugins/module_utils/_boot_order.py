@@ -1,0 +1,80 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The order in which a host boots after a jump: its guests first, then the rest. PRIVATE to the collection.
+
+Weights alone do not put a guest first: PID 1 loads every unit of the boot, and starts its sockets and mounts, before it starts a service.
+So the kernel that is jumped into is told to boot a target of its own (systemd.unit=, kernel-command-line(7)), which wants the guests and
+little else. A service beside them starts default.target as soon as they run, or are late. An ordinary boot knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import _guests, _kexec, _paths, _systemd
+
+__all__ = ("REST_UNIT", "TARGET", "alone", "cmdline", "first", "late", "start_early", "start_rest")
+
+TARGET = _kexec.GUESTS_FIRST.partition("=")[2]
+REST_UNIT = "kvm-liveupdate-boot.service"
+# What the target has beside the guests (_runtime.py).
+BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
+UNITS = "/etc/systemd/system"
+# For guests that neither run nor are late.
+LIMIT_S = 20.0
+
+
+def first(records: list[dict]) -> list[dict]:
+    """Which of these guests can come back before the rest of the boot."""
+    from . import _providers  # on the way there, not on the way back
+
+    able = [record for record in records if _providers.of(record).NEEDS_NO_BOOT]
+    seen = _systemd.show_each([record["unit"] for record in able], "After")
+    return [record for record in able if alone(seen[record["unit"]].get("After", "").split())]
+
+
+def alone(after: list[str]) -> bool:
+    """Whether a unit that comes after these waits for nothing of the boot but :data:`BASE`, the root file system and slices. Pure."""
+    return all(unit in BASE or unit == "-.mount" or unit.endswith(".slice") for unit in after)
+
+
+def cmdline(words: str) -> str:
+    """The command line for a boot of guests first; one that names another unit to boot stays as it is. Pure."""
+    named = any(word.startswith("systemd.unit=") for word in words.split())
+    return words if named else f"{words} {_kexec.GUESTS_FIRST}"
+
+
+def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
+    """Have the guest's unit start at the beginning of the next boot, or no longer; ``ahead``: of the rest of a boot of guests first.
+
+    The guest runs now, so it is to run after the jump whether or not its unit is enabled for an ordinary boot.
+    """
+    for target, wants in (("sysinit.target", wanted), (TARGET, wanted and ahead)):
+        link = f"{UNITS}/{target}.wants/{unit}"
+        if not wants:
+            _paths.remove(link)
+        elif not os.path.islink(link):
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(f"../{unit}", link)  # only the link's name counts
+            _paths.sync_directory(link)
+
+
+def late(name: str) -> None:
+    """Note that the rest of the boot need not wait for this guest: it waits for that itself, or does not come back."""
+    os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
+    os.close(os.open(_guests.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def start_rest() -> None:
+    """Wait for the guests that come first, then start the rest of the boot. Should this fail, its unit's OnFailure= starts it."""
+    names, until = _paths.read_json(_paths.UPDATE).get("first", []), time.monotonic() + LIMIT_S
+    while time.monotonic() < until and not all(map(_settled, names)):
+        time.sleep(0.05)
+    _systemd.run("systemctl", "start", "--no-block", "default.target")
+
+
+def _settled(name: str) -> bool:
+    return any(os.path.exists(_guests.run_path(name, mark)) for mark in ("resumed", "late"))

@@ -1,0 +1,88 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _kexec, _paths, _systemd
+
+
+@pytest.mark.parametrize(
+    ("after", "alone"),
+    [
+        ("-.mount system.slice systemd-remount-fs.service systemd-journald.socket systemd-modules-load.service", True),
+        ("-.mount machine-tenant.slice", True),
+        ("-.mount system.slice network.target", False),
+        ("-.mount system.slice var-lib.mount", False),
+    ],
+)
+def test_a_guest_comes_first_when_it_is_behind_nothing_else(after, alone):
+    assert _boot_order.alone(after.split()) is alone
+
+
+def test_a_guest_whose_provider_needs_the_boot_does_not_come_first(monkeypatch):
+    after = {"web.service": {"After": "-.mount"}, "mail.service": {"After": "network.target"}}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_properties: {unit: after[unit] for unit in units})
+    web, mail, domain = (
+        {"name": "web", "provider": "qemu", "unit": "web.service"},
+        {"name": "mail", "provider": "qemu", "unit": "mail.service"},
+        {"name": "db", "provider": "libvirt", "unit": "kvm-liveupdate-hold@db.service"},
+    )
+    assert _boot_order.first([web, mail, domain]) == [web]
+
+
+def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
+    told = _boot_order.cmdline("root=/dev/vda1 rw kho=on")
+    assert told == f"root=/dev/vda1 rw kho=on systemd.unit={_boot_order.TARGET}"
+    assert _boot_order.cmdline(told) == told
+    assert _kexec.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
+
+
+def test_who_boots_another_unit_has_it_so():
+    assert _boot_order.cmdline("root=/dev/vda1 systemd.unit=fleet.target") == "root=/dev/vda1 systemd.unit=fleet.target"
+
+
+def links(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.service"))
+
+
+def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(_boot_order, "UNITS", str(tmp_path))
+    ordinary, ahead = "sysinit.target.wants/web.service", f"{_boot_order.TARGET}.wants/web.service"
+    _boot_order.start_early("web.service", True, ahead=True)
+    assert links(tmp_path) == sorted([ordinary, ahead])
+    _boot_order.start_early("web.service", True)
+    assert links(tmp_path) == [ordinary]
+    _boot_order.start_early("web.service", False)
+    assert links(tmp_path) == []
+
+
+@pytest.fixture(name="booting")
+def host_that_boots(tmp_path, monkeypatch):
+    """web runs after three turns; what is started is noted with the turn."""
+    started, turns = [], []
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_systemd, "run", lambda *command: started.append((len(turns), command[-1])))
+
+    def sleep(_seconds):
+        turns.append(0)
+        if len(turns) == 3:
+            (tmp_path / "run/web.resumed").touch()
+
+    monkeypatch.setattr(_boot_order.time, "sleep", sleep)
+    _paths.write_json(_paths.UPDATE, {"first": ["db", "web"]})
+    return started
+
+
+def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
+    _boot_order.late("db")
+    _boot_order.start_rest()
+    assert booting == [(3, "default.target")]
+
+
+def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
+    monkeypatch.setattr(_boot_order, "LIMIT_S", -1)
+    _boot_order.start_rest()
+    assert booting == [(0, "default.target")]
