@@ -76,7 +76,7 @@ class Stand:
                 self._domains |= {domain.name: domain for domain in domains}
                 define_domains(self._controller, [self.host], domains)
                 self._prepare()
-            start_domains(self._controller, [self.host], domains)
+            start_domains([self.host], domains)
             return list(domains)
         guests = [Guest(f"bench-{scenario.ram}-{port}", port, scenario.ram) for port in ports]
         if any(guest.name not in self._units for guest in guests):

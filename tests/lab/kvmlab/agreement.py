@@ -66,7 +66,7 @@ def network(told: dict[str, Any], forwarding_at: float | None) -> Measure | None
     return Measure("network", forwarding_at - (step or 0.0) - paused, STEP_UNKNOWN_S if step is None else STEP_KNOWN_S)
 
 
-def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = None) -> Agreement:
+def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = None, answers: Answers | None = None) -> Agreement:
     """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on; cut is what :func:`network` says."""
     if len(found) < 2:
         return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
@@ -78,16 +78,28 @@ def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = Non
         return Agreement(True, f"{listed}: they agree")
     one, two = max(apart, key=lambda pair: _distance(*pair) - _resolution(*pair))
     difference = f"{listed}: {one.who} and {two.who} are {_distance(one, two):.2f} s apart"
-    why = _why(one, two, late_s, cut)
-    return Agreement(False, f"{difference}, {why or 'and nothing that was measured explains it'}", bool(why))
+    why = _why(one, two, late_s, cut, answers)
+    if why:
+        return Agreement(False, f"{difference}, {why}", True)
+    hints = [f"its host's network was up at {cut.seconds:.2f} s"] if cut else []
+    if answers and answers.sent_s:
+        through = answers.got_through_s(min(one.seconds, two.seconds))
+        hints.append(f"the first to come back of what was sent to it afterwards was sent at {through} s")
+    return Agreement(False, "; ".join((f"{difference}, and nothing that was measured explains it", *hints)))
 
 
-def _why(one: Measure, two: Measure, late_s: float, cut: Measure | None) -> str:
+def _why(one: Measure, two: Measure, late_s: float, cut: Measure | None, answers: Answers | None) -> str:
     """What explains that these differ; empty when nothing does."""
     shorter, longer = sorted((one, two), key=lambda measure: measure.seconds)
     if shorter.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two):
         return f"for the guest's own clock went on for {late_s:.2f} s of its silence: it was kept waiting"
-    if longer.who == "outside" and cut and cut.seconds > shorter.seconds and _distance(longer, cut) <= _resolution(longer, cut):
+    if longer.who != "outside" or not answers:
+        return ""
+    back = shorter.seconds + shorter.resolution
+    through = answers.got_through_s(back)
+    if through is not None and through - back <= longer.resolution:
+        return f"for what was sent to it from {through:.2f} s on came back, but late: it or its host was busy"
+    if through is not None and cut and cut.seconds > shorter.seconds and abs(through - cut.seconds) <= _resolution(longer, cut):
         return f"for its host's network was down until {cut.seconds:.2f} s after the guest was paused"
     return ""
 

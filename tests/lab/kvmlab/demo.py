@@ -56,7 +56,7 @@ def _night(lab: Lab, started: float) -> int:
         raise LabError("the setup playbook failed, see above")
     _step(f"start {len(UNITS)} guest as a systemd unit and {len(DOMAINS)} libvirt domains on each host")
     start_guests(controller, hosts, UNITS)
-    start_domains(controller, hosts)
+    start_domains(hosts)
     target = newest_kernel(hosts[0].ssh("ls /boot").stdout)
     _step(f"update {len(hosts)} hosts to {target}, one at a time, under their guests")
     probe = Probe(hosts[1], hosts[0], DISK)  # not the other way round: its own host's update would end it before

@@ -27,11 +27,15 @@ _LINE = re.compile(r"(?P<at>\d+\.\d+) ANSWER (?P<number>\d+) (?P<sent>\d+\.\d+)"
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back: how many answers, the longest time without one, and the round trip that is usual (median)."""
+    """What came back: how many answers, the longest time without one, and the round trip that is usual (median).
+
+    sent_s are the times at which what came back after that silence had been sent, in seconds since the silence began, in order.
+    """
 
     count: int = 0
     silence_s: float = 0.0
     round_trip_s: float = 0.0
+    sent_s: tuple[float, ...] = ()
 
     @property
     def blackout_s(self) -> float:
@@ -43,6 +47,10 @@ class Answers:
         """By how much the blackout may be off: a datagram more or less, and its way there and back."""
         return PERIOD_S + self.round_trip_s
 
+    def got_through_s(self, from_s: float) -> float | None:
+        """When the first datagram was sent that was sent from then on and came back, however late; since the silence began."""
+        return next((sent for sent in self.sent_s if sent >= from_s), None)
+
 
 def read(log: str) -> Answers:
     """Read the program's log. Pure."""
@@ -51,8 +59,9 @@ def read(log: str) -> Answers:
         return Answers()
     times = [float(line["at"]) for line in lines]
     trips = sorted(float(line["at"]) - float(line["sent"]) for line in lines)
-    silence = max((two - one for one, two in pairwise(times)), default=0.0)
-    return Answers(len(lines), silence, trips[len(trips) // 2])
+    silence, last = max(((two - one, number) for number, (one, two) in enumerate(pairwise(times))), default=(0.0, 0))
+    sent = sorted(float(line["sent"]) - times[last] for line in lines[last + 1 :])
+    return Answers(len(lines), silence, trips[len(trips) // 2], tuple(sent))
 
 
 def main(arguments: Sequence[str]) -> None:

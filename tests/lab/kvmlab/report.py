@@ -54,7 +54,7 @@ def _guest_report(
     jumped: bool, verdict: Verdict, told: dict[str, Any], answers: Answers | None, forwarding_at: float | None
 ) -> dict[str, Any]:
     found = measures(told, verdict, answers)
-    clocks = agreement(found, verdict.late_s, network(told, forwarding_at))
+    clocks = agreement(found, verdict.late_s, network(told, forwarding_at), answers)
     return {
         "survived": jumped and verdict.survived,
         "reason": verdict.reason if jumped else "its host did not run another kernel",

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from kvmlab.controller import GUESTS, Controller
+from kvmlab.controller import GUESTS, Controller, Play
 from kvmlab.heartbeat import Verdict
 from kvmlab.host import Host
 from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
@@ -82,11 +82,16 @@ def test_the_guests_start(controller: Controller, hv1: Host, hv2: Host) -> None:
     }
 
 
-def test_check_mode_says_what_would_happen_and_changes_nothing(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+@pytest.fixture(scope="module", name="shown")
+def shown_plan(controller: Controller, kernels: tuple[str, str]) -> Play:
+    """The update of hv1, only shown, when its guests run for the first time."""
+    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernels[1]}"}
+    return controller.play(f"{MODULES}.update", "--check", "--diff", "--limit", "hv1", **asked)
+
+
+def test_check_mode_says_what_would_happen_and_changes_nothing(request: pytest.FixtureRequest, hv1: Host) -> None:
     since, before = time.monotonic(), boot_of(hv1)
-    play = controller.play(
-        f"{MODULES}.update", "--check", "--diff", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}"
-    )
+    play: Play = request.getfixturevalue("shown")
     assert play.code == 0, play.output
     plan = play.report["hv1"]["plan"]
     assert (plan["verdict"], {guest["name"]: guest["way"] for guest in plan["guests"]}) == ("go", dict.fromkeys(("db", "web"), "preserve"))
@@ -162,48 +167,32 @@ def test_a_host_without_the_device_is_refused(controller: Controller, hv1: Host)
 STRANGER = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 64 -nodefaults -display none"
 
 
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        (STRANGER, "anonymous memory"),
-        (f"{STRANGER} -object memory-backend-memfd,id=m,size=64M,hugetlb=on -machine memory-backend=m", "huge pages"),
-    ],
-)
-def test_a_machine_that_would_be_lost_stops_the_update(
-    controller: Controller, hv1: Host, kernels: tuple[str, str], command: str, says: str
-) -> None:
-    """Somebody runs QEMU by hand: the jump would end it."""
-    hv1.ssh("echo 64 > /proc/sys/vm/nr_hugepages; systemctl reset-failed stranger")
-    started = hv1.ssh(f"systemd-run --unit stranger {command}")
-    assert started.returncode == 0, started.stderr
+HUGE_STRANGER = f"{STRANGER} -object memory-backend-memfd,id=m,size=64M,hugetlb=on -machine memory-backend=m"
+# Under the wrapper a guest starts as its owner wants it; only the update is refused.
+ON_HUGE_PAGES = f"/usr/local/sbin/kvm-liveupdate run big -- {STRANGER} -mem-path /dev/hugepages"
+
+
+def test_machines_that_would_be_lost_stop_the_update(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
+    """Somebody runs QEMU by hand, or a guest on huge pages: the jump would end it."""
+    commands = {"stranger": STRANGER, "huge": HUGE_STRANGER, "big": ON_HUGE_PAGES}
+    hv1.ssh("echo 80 > /proc/sys/vm/nr_hugepages")
+    for name, command in commands.items():
+        started = hv1.ssh(f"systemd-run --unit {name} {command}")
+        assert started.returncode == 0, started.stderr
+    running = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c kvm-vm"
     try:
-        wait_until("the stranger", 180, lambda: stranger_seen(controller))
+        wait_until("all machines", 180, lambda: ((seen := hv1.ssh(running).stdout.strip()) == str(len(GUESTS) + len(commands)), seen))
+        held = controller.ask("hv1", "guest", name="big", state="preserved")
         play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     finally:
-        hv1.ssh("systemctl stop stranger; echo 0 > /proc/sys/vm/nr_hugepages")
-    assert play.code != 0
-    (stranger,) = [guest for guest in play.report["hv1"]["plan"]["guests"] if guest["name"] == "stranger"]
-    assert (play.report["hv1"]["outcome"], stranger["way"]) == ("refused", "refuse") and says in stranger["why"]
-    assert "guest stranger stops the update. Not preserved: " in play.output
+        hv1.ssh(f"systemctl stop {' '.join(commands)}; echo 0 > /proc/sys/vm/nr_hugepages")
+    assert held["failed"] and "huge pages" in held["msg"]
+    assert play.code != 0 and play.report["hv1"]["outcome"] == "refused"
+    planned = {guest["name"]: guest for guest in play.report["hv1"]["plan"]["guests"]}
+    for name, says in {"stranger": "anonymous memory", "huge": "huge pages", "big": "huge pages"}.items():
+        assert planned[name]["way"] == "refuse" and says in planned[name]["why"]
+        assert f"guest {name} stops the update. Not preserved: " in play.output
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
-
-
-def stranger_seen(controller: Controller) -> tuple[bool, str]:
-    names = [guest["name"] for guest in controller.ask("hv1", "hypervisor_info")["guests"]]
-    return "stranger" in names, ", ".join(names)
-
-
-def test_a_guest_on_huge_pages_runs_but_is_not_preserved(controller: Controller, hv1: Host) -> None:
-    """Under the wrapper the guest starts as its owner wants it; only the update is refused."""
-    unit = f"/usr/local/sbin/kvm-liveupdate run big -- {STRANGER} -mem-path /dev/hugepages"
-    hv1.ssh("echo 64 > /proc/sys/vm/nr_hugepages")
-    hv1.ssh(f"systemd-run --unit big {unit}")
-    try:
-        wait_until("the guest", 180, lambda: (hv1.ssh("test -S /run/kvm-liveupdate/guests/big.qmp").returncode == 0, "no monitor"))
-        result = controller.ask("hv1", "guest", name="big", state="preserved")
-    finally:
-        hv1.ssh("systemctl stop big; echo 0 > /proc/sys/vm/nr_hugepages")
-    assert result["failed"] and "huge pages" in result["msg"]
 
 
 def test_a_guest_whose_qemu_was_upgraded_is_refused(controller: Controller, hv1: Host) -> None:
@@ -360,11 +349,9 @@ def moved(host: dict[str, Any], kernels: tuple[str, str]) -> None:
 
 
 def test_a_host_over_budget_is_updated_and_stops_the_rollout(
-    controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]
+    controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str], shown: Play
 ) -> None:
     before = boot_of(hv2)
-    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernels[1]}"}
-    checked = controller.play(f"{MODULES}.update", "--check", "--diff", "--limit", "hv1", **asked).report
     play, hosts = update(controller, [hv1, hv2], kernels[1], hypervisor_update_blackout_max=0.5, hypervisor_update_metrics="/run")
     assert play.code != 0
     assert "hv1 is updated and its guests are back, but guests were paused for too long, 0.5 s are allowed" in play.output
@@ -372,7 +359,7 @@ def test_a_host_over_budget_is_updated_and_stops_the_rollout(
     assert hosts["hv1"]["update_id"] == play.report["hv1"]["update_id"]
     assert play.report["hv1"]["outcome"] == "updated" and play.report["hv1"]["over_budget"] == play.report["hv1"]["why"]
     assert boot_of(hv2) == before and play.report["hv2"]["outcome"] == "checked"
-    assert decided(play.report["hv1"]) == decided(checked["hv1"])  # what was shown is what is done
+    assert decided(play.report["hv1"]) == decided(shown.report["hv1"])  # what was shown is what is done
     metrics = hv1.ssh("cat /run/kvm_liveupdate.prom").stdout
     assert 'kvm_liveupdate_last_update_outcome{outcome="updated"} 1.000' in metrics
     for guest in GUESTS:

@@ -50,7 +50,7 @@ def hosts_with_domains(lab: Lab, controller: Controller) -> Iterator[list[Host]]
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
     for host in hosts:
         host.ssh(f"virsh autostart {PLAIN.name}")
-    start_domains(controller, hosts)
+    start_domains(hosts)
     yield hosts
     for host in hosts:
         host.ssh(f"virsh autostart --disable {PLAIN.name}; for name in {' '.join(names)}; do virsh destroy $name; done")
@@ -252,7 +252,7 @@ def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]
         assert found.fault is None, found.fault
         assert told.synced and found.count >= told.synced
         assert found.boot_ids == (told.boot_id,)
-    start_domains(controller, hosts, [DISK])
+    start_domains(hosts, [DISK])
 
 
 def test_a_domain_is_still_libvirts_own(host: Host) -> None:

@@ -46,7 +46,7 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     )
     if prepared.code:
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
-    start_domains(controller, [hv2], LOCAL)
+    start_domains([hv2], LOCAL)
     hv2.ssh("umask 77; cat > /root/migration", stdin=keys().client.read_text())
     yield hv2
     hv2.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")

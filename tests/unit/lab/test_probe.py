@@ -30,6 +30,13 @@ def test_the_way_there_and_back_is_the_usual_one() -> None:
     assert probe.read(log([1.0, 1.05, 1.1, 9.1]) + log([9.11], trip=8.0)).round_trip_s == pytest.approx(0.01)
 
 
+def test_when_the_first_datagram_got_through() -> None:
+    """One that had waited for the guest comes back after the silence as well, and does not count."""
+    seen = probe.read(log([1.0, 1.05]) + log([9.05], trip=7.0) + log([9.1], trip=0.25) + log([9.15], trip=0.01))
+    assert [round(sent, 2) for sent in seen.sent_s] == [1.0, 7.8, 8.09]
+    assert seen.got_through_s(7.5) == pytest.approx(7.8) and seen.got_through_s(9.0) is None
+
+
 @pytest.mark.parametrize("text", ["", "Traceback (most recent call last):\n", "1.0000 ANSWER 1\n"])
 def test_without_an_answer_nothing_was_measured(text: str) -> None:
     assert probe.read(text) == probe.Answers() and probe.Answers().blackout_s == 0.0
