@@ -16,7 +16,7 @@ import time
 
 from . import _guests, _kexec, _paths, _systemd
 
-__all__ = ("REST_UNIT", "TARGET", "alone", "cmdline", "first", "late", "start_early", "start_rest")
+__all__ = ("REST_UNIT", "TARGET", "alone", "cmdline", "consoles", "first", "late", "start_early", "start_rest")
 
 TARGET = _kexec.GUESTS_FIRST.partition("=")[2]
 REST_UNIT = "kvm-liveupdate-boot.service"
@@ -41,10 +41,29 @@ def alone(after: list[str]) -> bool:
     return all(unit in BASE or unit == "-.mount" or unit.endswith(".slice") for unit in after)
 
 
-def cmdline(words: str) -> str:
-    """The command line for a boot of guests first; one that names another unit to boot stays as it is. Pure."""
-    named = any(word.startswith("systemd.unit=") for word in words.split())
-    return words if named else f"{words} {_kexec.GUESTS_FIRST}"
+def cmdline(given: str, guests_first: bool, consoles: str) -> str:
+    """The command line for the jump: the one given, and what makes this boot quick unless that says something else. Pure.
+
+    ``consoles`` are the kernel's, as /sys/class/tty/console/active has them. From the last of them, /dev/console, PID 1 wants to know what
+    kind of terminal it is and how large, and waits a second for answers that a serial line does not give (src/basic/terminal-util.c).
+    """
+    words = given.split()
+    added = []
+    if guests_first and not any(word.startswith("systemd.unit=") for word in words):
+        added.append(_kexec.GUESTS_FIRST)
+    virtual = not consoles or consoles.split()[-1].removeprefix("tty").isdigit()
+    if not virtual and not any(word.startswith(("systemd.tty.", "TERM=")) for word in words):
+        added += _kexec.CONSOLE
+    return " ".join((given, *added))
+
+
+def consoles() -> str:
+    """The kernel's consoles, the last of which is /dev/console; empty where there is none."""
+    try:
+        with open("/sys/class/tty/console/active", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:

@@ -26,8 +26,9 @@ _XLF_ABOVE_4G = 0x2
 _LOADED = "/sys/kernel/kexec_loaded"
 NEEDED = ("kho=on", "liveupdate=on")
 # What a boot loader or a jump (_boot_order.py) adds for its own use and a kernel staged from a running one must not inherit.
+_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=")
 GUESTS_FIRST = "systemd.unit=kvm-liveupdate-guests.target"
-_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=", GUESTS_FIRST)
+CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")
 
 
 def current_cmdline(root: str = "/") -> str:
@@ -38,7 +39,8 @@ def current_cmdline(root: str = "/") -> str:
 
 def next_cmdline(running: str) -> str:
     """The command line for the next kernel when none is given: the running one without what its loader added."""
-    return " ".join(word for word in running.split() if not word.startswith(_LOADERS_OWN))
+    ours = (GUESTS_FIRST, *CONSOLE)
+    return " ".join(word for word in running.split() if word not in ours and not word.startswith(_LOADERS_OWN))
 
 
 def missing_options(cmdline: str) -> list[str]:

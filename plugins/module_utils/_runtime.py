@@ -111,6 +111,10 @@ Nice=-10
 _AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
 """
+# For what most guests need not wait for, and would share their processors with.
+_NEXT = """StartupCPUWeight=2000
+StartupIOWeight=2000
+"""
 
 _HOLD_SERVICE = f"""[Unit]
 Description=Memory of guest %I, held for a live update
@@ -264,7 +268,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_boot_order.TARGET}"] = (_GUESTS_TARGET, 0o644)
     wanted[f"{UNITS}/{_boot_order.REST_UNIT}"] = (_REST_SERVICE, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
-        wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_AHEAD}", 0o644)
+        wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_NEXT if unit in _boot_order.BASE else _AHEAD}", 0o644)
     if has_libvirt():
         wanted[f"{UNITS}/{RAM_MOUNT}"] = (_RAM_MOUNT, 0o644)
         if ram_size:

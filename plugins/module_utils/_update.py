@@ -170,7 +170,7 @@ def jump() -> int:
 
 def _stage(image: dict, guests_first: bool) -> None:
     """Load once more what was staged, for nobody knows what was loaded since."""
-    words = _boot_order.cmdline(image["cmdline"]) if guests_first else image["cmdline"]
+    words = _boot_order.cmdline(image["cmdline"], guests_first, _boot_order.consoles())
     if _kexec.stage(image["path"], image["initrd"], words) != {**image, "cmdline": words}:
         raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
 

@@ -33,14 +33,22 @@ def test_a_guest_whose_provider_needs_the_boot_does_not_come_first(monkeypatch):
 
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
-    told = _boot_order.cmdline("root=/dev/vda1 rw kho=on")
-    assert told == f"root=/dev/vda1 rw kho=on systemd.unit={_boot_order.TARGET}"
-    assert _boot_order.cmdline(told) == told
+    told = _boot_order.cmdline("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
+    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_boot_order.TARGET}", *_kexec.CONSOLE))
+    assert _boot_order.cmdline(told, True, "tty0 ttyS0") == told
     assert _kexec.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
 
 
-def test_who_boots_another_unit_has_it_so():
-    assert _boot_order.cmdline("root=/dev/vda1 systemd.unit=fleet.target") == "root=/dev/vda1 systemd.unit=fleet.target"
+@pytest.mark.parametrize(
+    ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _kexec.CONSOLE), ("ttyS1", _kexec.CONSOLE)]
+)
+def test_only_a_console_that_cannot_answer_is_described(consoles, added):
+    assert _boot_order.cmdline("rw", False, consoles) == " ".join(("rw", *added))
+
+
+@pytest.mark.parametrize("words", ["systemd.unit=fleet.target TERM=vt100", "systemd.unit=fleet.target systemd.tty.rows.console=50"])
+def test_who_says_otherwise_has_it_so(words):
+    assert _boot_order.cmdline(words, True, "ttyS0") == words
 
 
 def links(root):

@@ -138,7 +138,7 @@ def test_an_update_whose_kexec_does_not_come_is_undone(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update._host, "boot_id", lambda: "b")
-    monkeypatch.setattr(_update._kexec, "stage", lambda *_what: image)
+    monkeypatch.setattr(_update._kexec, "stage", lambda _kernel, _initrd, cmdline: {**image, "cmdline": cmdline})
     monkeypatch.setattr(_update._kexec, "unload", lambda: undone.append("kernel"))
     monkeypatch.setattr(_update, "gate", lambda guests: [])
     monkeypatch.setattr(_update, "_active_units", lambda: ["cron.service"])
