@@ -112,8 +112,8 @@ _AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
 """
 # For what most guests need not wait for, and would share their processors with.
-_NEXT = """StartupCPUWeight=2000
-StartupIOWeight=2000
+_NEXT = """StartupCPUWeight=300
+StartupIOWeight=300
 """
 
 _HOLD_SERVICE = f"""[Unit]
