@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _kexec, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _guests, _kexec, _paths, _systemd
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,9 @@ def host_that_boots(tmp_path, monkeypatch):
     started, turns = [], []
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    for name in ("db", "web"):
+        _paths.write_json(_guests.journal_path(name), {"state": "saved"})
     monkeypatch.setattr(_systemd, "run", lambda *command: started.append((len(turns), command[-1])))
 
     def sleep(_seconds):
@@ -88,6 +91,13 @@ def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
     _boot_order.late("db")
     _boot_order.start_rest()
     assert booting == [(3, "default.target")]
+
+
+def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
+    for name in ("db", "web"):
+        _paths.write_json(_guests.journal_path(name), {"state": "restored"})
+    _boot_order.start_rest()
+    assert booting == [(0, "default.target")]
 
 
 def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
