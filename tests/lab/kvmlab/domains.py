@@ -66,15 +66,35 @@ def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[
 def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
     """Start domains on all these hosts at once, where they are off, and wait until each has read its memory through once."""
     domains = tuple(domains)
-    names = " ".join(domain.name for domain in domains)
-    start = f"for name in {names}; do virsh list --name | grep -qx $name || virsh start $name || exit 1; done"
     with ThreadPoolExecutor(len(hosts)) as pool:
-        done = list(pool.map(lambda host: host.ssh(start, limit_s=START_LIMIT_S), hosts))
-    for host, started in zip(hosts, done, strict=True):
-        if started.returncode:
-            raise LabError(f"{host.name}: {started.stderr.strip()}")
+        started = list(pool.map(lambda host: _start(host, domains), hosts))
+    for host, before in zip(hosts, started, strict=True):
         for domain in domains:
+            if domain.name in before:
+                _wait_started(host, domain, before[domain.name])
             wait_alive(host, domain)
+
+
+def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
+    """Start what is off: by name the boot that was last heard of on the domain's heartbeat, its own or another guest's."""
+    before = {domain.name: _last_boot(host, domain) for domain in domains}
+    start = "virsh list --name | grep -qx {0} || {{ virsh start {0} >&2 && echo {0}; }}"
+    done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before), limit_s=START_LIMIT_S)
+    if done.returncode:
+        raise LabError(f"{host.name}: {done.stderr.strip()}")
+    return {name: before[name] for name in done.stdout.split()}
+
+
+def _wait_started(host: Host, domain: Domain, before: str) -> None:
+    """Wait for another boot than that one: its last ticks may still be on their way."""
+    wait_until(
+        f"{host.name}: a tick of {domain.name}'s own", START_LIMIT_S, lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}")
+    )
+
+
+def _last_boot(host: Host, domain: Domain) -> str:
+    ticks = host.heartbeat(domain.port)
+    return ticks[-1].boot_id if ticks else ""
 
 
 def shut_down(host: Host, domain: Domain) -> None:
