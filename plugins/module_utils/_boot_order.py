@@ -12,6 +12,7 @@ little else. A service beside them starts default.target as soon as they run, or
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from . import _guests, _kexec, _paths, _systemd
@@ -82,9 +83,15 @@ def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
 
 
 def late(name: str) -> None:
-    """Note that the rest of the boot need not wait for this guest: it waits for that itself, or does not come back."""
-    os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
-    os.close(os.open(_guests.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """Note that the rest of the boot need not wait for this guest: it waits for that itself, or does not come back.
+
+    Never raises: what the guest itself needs goes on, and the rest of the boot starts at the limit.
+    """
+    try:
+        os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
+        os.close(os.open(_guests.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as err:
+        sys.stderr.write(f"kvm-liveupdate: {name}: the rest of the boot waits for it for {LIMIT_S:g} s at most: {err}\n")
 
 
 def start_rest() -> None:

@@ -93,6 +93,14 @@ def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
     assert booting == [(3, "default.target")]
 
 
+def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, capsys):
+    """Behind it a QEMU whose state did not load is ended."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "file"))
+    _boot_order.late("web")
+    assert "web: the rest of the boot waits for it" in capsys.readouterr().err
+
+
 def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
     for name in ("db", "web"):
         _paths.write_json(_guests.journal_path(name), {"state": "restored"})

@@ -66,12 +66,24 @@ KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
 
 
 def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
+    """While it waits, the rest of the boot, which brings that, does not wait for it."""
     booting.writable_at, booting.kvm_at = 3, 5
     assert _qemu_run._wait_for_host("web", KVM_GUEST) == []
     assert booting.turns == 6
+    assert os.path.exists(_guests.run_path("web", "late"))
     booting.kvm.unlink()
-    assert _qemu_run._wait_for_host("web", ["qemu-system-x86_64"]) == []
+    assert _qemu_run._wait_for_host("db", ["qemu-system-x86_64"]) == []
     assert booting.turns == 6
+    assert not os.path.exists(_guests.run_path("db", "late"))
+
+
+def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "STATE", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
+    with pytest.raises(LiveUpdateError, match="is not there: mount it first"):
+        _qemu_run.run("web", KVM_GUEST)
+    assert os.path.exists(_guests.run_path("web", "late"))
 
 
 @pytest.fixture(name="bare")

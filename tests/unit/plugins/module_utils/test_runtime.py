@@ -49,6 +49,9 @@ def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_oth
         if "StartupCPUWeight=10000" in content and ".d/" in path
     }
     assert {"web.service", "systemd-networkd.service", "dbus.service", "libvirtd.service"} <= ahead
+    for unit in ("systemd-remount-fs.service", "systemd-modules-load.service"):
+        content, _mode = _runtime.files([])[f"{_runtime.UNITS}/{unit}.d/{_runtime.DROPIN}"]
+        assert "StartupCPUWeight=300" in content  # ahead of the rest, and behind the guests that need not wait for it
     assert not [unit for unit in ahead if unit.endswith(".slice")]  # what runs in one again would hold up the others
     assert _runtime.DROPIN < "50-StartupCPUWeight.conf"
 
