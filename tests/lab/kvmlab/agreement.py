@@ -84,7 +84,9 @@ def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = Non
     hints = [f"its host's network was up at {cut.seconds:.2f} s"] if cut else []
     if answers and answers.sent_s:
         through = answers.got_through_s(min(one.seconds, two.seconds))
-        hints.append(f"the first to come back of what was sent to it afterwards was sent at {through} s")
+        hints.append(
+            "nothing sent to it afterwards came back" if through is None else f"what was sent to it from {through:.2f} s on came back"
+        )
     return Agreement(False, "; ".join((f"{difference}, and nothing that was measured explains it", *hints)))
 
 
