@@ -11,11 +11,13 @@ import os
 
 from ._errors import LiveUpdateError
 
-__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "pids", "replaced_program", "start_time", "take_fd", "unit_of")
+__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "interfaces", "pids", "replaced_program", "start_time", "take_fd", "unit_of")
 
 _SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
 SESSION_LINK = "anon_inode:[luo_session] "
 VM_LINK = "anon_inode:kvm-vm"
+_TAP_LINK = "/dev/net/tun"
+_IFF_PERSIST = 0x800  # of a tap that is there without a process (include/uapi/linux/if_tun.h)
 
 
 def pids(root: str = "/") -> list[int]:
@@ -41,6 +43,28 @@ def fd_links(pid: int, root: str = "/") -> dict[int, str]:
 def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
     """Every (pid, fd) whose link in /proc is ``link``: for a session, that is who keeps it alive."""
     return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
+
+
+def interfaces(pid: int, root: str = "/") -> list[str]:
+    """The host's network interfaces that the taps of a process need: their bridges, and of the taps those that it did not make itself.
+
+    Source: drivers/net/tun.c (fdinfo, tun_flags), sysfs.
+    """
+    found = set()
+    for fd, link in fd_links(pid, root).items():
+        if link != _TAP_LINK:
+            continue
+        try:
+            with open(os.path.join(root, f"proc/{pid}/fdinfo/{fd}"), encoding="ascii") as info:
+                tap = next(line.split()[1] for line in info if line.startswith("iff:"))
+            device = os.path.join(root, "sys/class/net", tap)
+            with open(os.path.join(device, "tun_flags"), encoding="ascii") as flags:
+                if int(flags.read(), 16) & _IFF_PERSIST:
+                    found.add(tap)
+            found.add(os.path.basename(os.readlink(os.path.join(device, "master"))))
+        except (OSError, StopIteration, IndexError):
+            continue  # gone meanwhile, without a name yet, or on no bridge
+    return sorted(found)
 
 
 def start_time(pid: int) -> int:

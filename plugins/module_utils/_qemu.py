@@ -42,7 +42,7 @@ START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
 KEPT = ()
-NEEDS_NO_BOOT = True
+DAEMONS = ()
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 
@@ -153,6 +153,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
 
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
     """
+    interfaces = _processes.interfaces(record["pid"])
     try:
         with Qmp(record["monitor"]) as monitor:
             paused = write_state(monitor, path)
@@ -162,7 +163,8 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
         os.chmod(path, 0o600)
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
-    return {"times": {"paused": paused, "saved": time.time()}, "argv": record["argv"], "state_crc32": crc}
+    times = {"paused": paused, "saved": time.time()}
+    return {"times": times, "argv": record["argv"], "interfaces": interfaces, "state_crc32": crc}
 
 
 def write_state(monitor: Qmp, path: str) -> float:

@@ -23,6 +23,7 @@ __all__ = ("run",)
 
 
 HOST_LIMIT_S = 60
+NETWORKS = "/sys/class/net"
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -38,7 +39,8 @@ def _become(name: str, argv: list[str], started: float) -> None:
     journal = _guests.journal(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
-    lacking = _wait_for_host(name, journal["argv"] if journal.get("state") == "saved" else argv)
+    back = journal if journal.get("state") == "saved" else {"argv": argv}
+    lacking = _wait_for_host(name, back["argv"], back.get("interfaces", []))
     if lacking:
         _incoming.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")
     session = _incoming.session_of(journal)
@@ -123,17 +125,23 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(name: str, argv: list[str]) -> list[str]:
-    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, and device nodes.
+def _wait_for_host(name: str, argv: list[str], interfaces: list[str]) -> list[str]:
+    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, device nodes, networks.
 
-    Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit.
+    Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
+    been made by hand, and a QEMU that cannot do without says so.
     """
     nodes, until = _qemu_argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
     while True:
         lacking = [f"no {node}" for node in nodes if not os.path.exists(node)]
         if not os.access(_paths.STATE, os.W_OK):
             lacking.append(f"{_paths.STATE} read-only")
-        if not lacking or time.monotonic() > until:
+        networks = [interface for interface in interfaces if not os.path.exists(os.path.join(NETWORKS, interface))]
+        if not (lacking or networks):
+            return []
+        if time.monotonic() > until:
+            if networks:
+                _incoming.log(f"{name}: goes on after {HOST_LIMIT_S} s without the host's network {', '.join(networks)}")
             return lacking
         _boot_order.late(name)  # what is lacking comes with the rest of the boot
         time.sleep(0.05)

@@ -30,11 +30,15 @@ _STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that every host of the lab runs; its heartbeat leaves the host on the port-th of HEARTBEATS."""
+    """A guest that every host of the lab runs; its heartbeat leaves the host on the port-th of HEARTBEATS.
+
+    bridged: whether it has a card on the host's bridge, which comes with the boot; its unit does not say that it needs that.
+    """
 
     name: str
     port: int
     ram: int
+    bridged: bool = False
 
     @property
     def unit(self) -> str:
@@ -47,7 +51,7 @@ class Guest:
         return f"/dev/{HEARTBEATS[self.port - 1]}"
 
 
-GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192))
+GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192, bridged=True))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Play:
 
 def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
     """What the playbook that runs guests wants to know of them."""
-    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram} for guest in guests]
+    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged} for guest in guests]
 
 
 def variables() -> dict[str, Any]:

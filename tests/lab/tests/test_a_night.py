@@ -349,12 +349,12 @@ def moved(host: dict[str, Any], kernels: tuple[str, str]) -> None:
 
 
 def first_in_the_boot(host: Host) -> bool:
-    """Whether all guests ran again before the ordinary boot began."""
-    resumed = "max(os.stat(path).st_mtime for path in glob.glob('/run/kvm-liveupdate/guests/*.resumed'))"
-    program = f"import glob, os, time; print({resumed} - time.time() + time.monotonic())"
-    done = host.ssh(f'python3 -c "{program}"; systemctl show -P ActiveEnterTimestampMonotonic sysinit.target')
-    guests, boot = done.stdout.split()
-    return 0 < float(guests) < int(boot) / 1e6
+    """Whether the guest that needs nothing else ran again before the ordinary boot began, and the one on a bridge once that was there."""
+    resumed = "[os.stat(f'/run/kvm-liveupdate/guests/{name}.resumed').st_mtime - time.time() + time.monotonic() for name in ('web', 'db')]"
+    begun = "systemctl show --property InactiveExitTimestampMonotonic --value sysinit.target systemd-networkd.service"
+    done = host.ssh(f'python3 -c "import os, time; print(*{resumed})"; {begun}')
+    web, db, boot, network = (float(word) for word in done.stdout.split())
+    return 0 < web < boot / 1e6 and db > network / 1e6
 
 
 def test_a_host_over_budget_is_updated_and_stops_the_rollout(

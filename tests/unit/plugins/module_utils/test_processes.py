@@ -45,3 +45,20 @@ def test_a_guest_whose_qemu_was_upgraded_is_refused():
     (reason,) = _guests.program_reasons("/usr/bin/qemu-system-x86_64")
     assert reason["code"] == "qemu-replaced" and "/usr/bin/qemu-system-x86_64 was replaced" in reason["message"]
     assert "restart the guest" in reason["remedy"]
+
+
+def test_what_the_taps_of_a_process_need(tmp_path):
+    """One that QEMU made, on a bridge; one that was there before it, on none; and one that has no name yet."""
+    fds, info = (tmp_path / "proc/7" / name for name in ("fd", "fdinfo"))
+    for folder in (fds, info):
+        folder.mkdir(parents=True)
+    for fd, (tap, flags) in {3: ("tap0", "0x5002"), 4: ("tap0", "0x5002"), 5: ("web1", "0x1802"), 6: ("", "")}.items():
+        (fds / str(fd)).symlink_to("/dev/net/tun")
+        (info / str(fd)).write_text("pos:\t0\n" + (f"iff:\t{tap}\n" if tap else ""))
+        device = tmp_path / "sys/class/net" / (tap or "none")
+        device.mkdir(parents=True, exist_ok=True)
+        (device / "tun_flags").write_text(flags + "\n")
+    (tmp_path / "sys/class/net/tap0/master").symlink_to("../br0")
+    (fds / "8").symlink_to("/dev/null")
+    assert _processes.interfaces(7, str(tmp_path)) == ["br0", "web1"]
+    assert _processes.interfaces(8, str(tmp_path)) == []

@@ -68,13 +68,24 @@ KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
 def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
     """While it waits, the rest of the boot, which brings that, does not wait for it."""
     booting.writable_at, booting.kvm_at = 3, 5
-    assert _qemu_run._wait_for_host("web", KVM_GUEST) == []
+    assert _qemu_run._wait_for_host("web", KVM_GUEST, []) == []
     assert booting.turns == 6
     assert os.path.exists(_guests.run_path("web", "late"))
     booting.kvm.unlink()
-    assert _qemu_run._wait_for_host("db", ["qemu-system-x86_64"]) == []
+    assert _qemu_run._wait_for_host("db", ["qemu-system-x86_64"], []) == []
     assert booting.turns == 6
     assert not os.path.exists(_guests.run_path("db", "late"))
+
+
+def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(booting, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_qemu_run, "NETWORKS", str(tmp_path))
+    booting.kvm_at = 5  # the bridge, this time
+    assert _qemu_run._wait_for_host("web", [], ["kvm"]) == []
+    assert booting.turns == 6
+    assert os.path.exists(_guests.run_path("web", "late"))
+    monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+    assert _qemu_run._wait_for_host("web", [], ["kvm", "br7"]) == []
+    assert "web: goes on after -1 s without the host's network br7" in capsys.readouterr().err
 
 
 def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
@@ -95,7 +106,7 @@ def host_that_gets_no_better(booting, monkeypatch):
 
 
 def test_what_a_host_still_lacks_at_the_limit_is_told(bare):
-    assert _qemu_run._wait_for_host("web", KVM_GUEST) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
+    assert _qemu_run._wait_for_host("web", KVM_GUEST, []) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
 
 
 @pytest.mark.parametrize("verdict", ["restore", "cold"])
