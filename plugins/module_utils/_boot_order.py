@@ -6,7 +6,8 @@
 
 Weights alone do not put a guest first: PID 1 loads every unit of the boot, and starts its sockets and mounts, before it starts a service.
 So the kernel that is jumped into is told to boot a target of its own (systemd.unit=, kernel-command-line(7)), which wants the guests and
-little else. A service beside them starts default.target as soon as they run, or are late. An ordinary boot knows nothing of this.
+little else. A service beside them starts what the next guests need (libvirt's daemon for its domains) and in the end default.target, each
+as soon as the guests before it run, or are late. An ordinary boot knows nothing of this.
 """
 
 from __future__ import annotations
@@ -17,24 +18,64 @@ import time
 
 from . import _guests, _kexec, _paths, _systemd
 
-__all__ = ("REST_UNIT", "TARGET", "alone", "cmdline", "consoles", "first", "late", "start_early", "start_rest")
+__all__ = ("DAEMONS_TARGET", "REST_UNIT", "TARGET", "alone", "cmdline", "consoles", "late", "plan", "start_early", "start_rest")
 
 TARGET = _kexec.GUESTS_FIRST.partition("=")[2]
+DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
 REST_UNIT = "kvm-liveupdate-boot.service"
-# What the target has beside the guests (_runtime.py).
+# What the first target has beside the guests (_runtime.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 UNITS = "/etc/systemd/system"
 # For guests that neither run nor are late.
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
-def first(records: list[dict]) -> list[dict]:
-    """Which of these guests can come back before the rest of the boot."""
+def plan(records: list[dict]) -> list[dict]:
+    """The stages of the boot after the jump, and what they need in place; none for guests that all need the ordinary boot.
+
+    Of each stage ``guests`` are waited for, then ``start`` is started.
+    """
+    units, domains = _ahead(records)
+    daemons = _daemons(domains)
+    stages = []
+    if units:
+        stages.append({"guests": [record["name"] for record in units], "start": DAEMONS_TARGET if daemons else "default.target"})
+    if daemons:
+        stages.append({"guests": [record["name"] for record in domains], "start": "default.target"})
+        dropin = f"{UNITS}/{DAEMONS_TARGET}.d/wants.conf"
+        os.makedirs(os.path.dirname(dropin), exist_ok=True)
+        _paths.write_text(dropin, "[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*_before(daemons), *daemons)), 0o644)
+    # Where no guest comes before them, nobody has to be told.
+    _link(f"{UNITS}/{TARGET}.wants/{DAEMONS_TARGET}", bool(daemons) and not units)
+    return stages
+
+
+def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Which of these guests can come back before the rest of the boot: those that need nothing of it, and those that need daemons."""
     from . import _providers  # on the way there, not on the way back
 
-    able = [record for record in records if _providers.of(record).NEEDS_NO_BOOT]
-    seen = _systemd.show_each([record["unit"] for record in able], "After")
-    return [record for record in able if alone(seen[record["unit"]].get("After", "").split())]
+    seen = _systemd.show_each([record["unit"] for record in records], "After")
+    able = [record for record in records if alone(seen[record["unit"]].get("After", "").split())]
+    needing = [bool(_providers.of(record).DAEMONS) for record in able]
+    return [record for record, needs in zip(able, needing) if not needs], [record for record, needs in zip(able, needing) if needs]
+
+
+def _daemons(records: list[dict]) -> list[str]:
+    """The units of the daemons that these guests need, of which those are in use that run."""
+    from . import _providers
+
+    known = sorted({unit for record in records for unit in _providers.of(record).DAEMONS})
+    return [unit for unit, seen in _systemd.show_each(known, "ActiveState").items() if seen.get("ActiveState") == "active"]
+
+
+def _before(daemons: list[str]) -> list[str]:
+    """What an ordinary boot starts before these: they are to find the same as ever."""
+    return sorted(_tree("--after", *daemons) & _tree("default.target") - set(daemons))
+
+
+def _tree(*words: str) -> set[str]:
+    listed = _systemd.run("systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *words)
+    return {line.strip() for line in listed.splitlines() if line.strip()}
 
 
 def alone(after: list[str]) -> bool:
@@ -72,14 +113,18 @@ def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
 
     The guest runs now, so it is to run after the jump whether or not its unit is enabled for an ordinary boot.
     """
-    for target, wants in (("sysinit.target", wanted), (TARGET, wanted and ahead)):
-        link = f"{UNITS}/{target}.wants/{unit}"
-        if not wants:
-            _paths.remove(link)
-        elif not os.path.islink(link):
-            os.makedirs(os.path.dirname(link), exist_ok=True)
-            os.symlink(f"../{unit}", link)  # only the link's name counts
-            _paths.sync_directory(link)
+    _link(f"{UNITS}/sysinit.target.wants/{unit}", wanted)
+    _link(f"{UNITS}/{TARGET}.wants/{unit}", wanted and ahead)
+
+
+def _link(path: str, wanted: bool) -> None:
+    """Have a target want a unit, or no longer."""
+    if not wanted:
+        _paths.remove(path)
+    elif not os.path.islink(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(f"../{os.path.basename(path)}", path)  # only the link's name counts
+        _paths.sync_directory(path)
 
 
 def late(name: str) -> None:
@@ -95,14 +140,14 @@ def late(name: str) -> None:
 
 
 def start_rest() -> None:
-    """Wait for the guests that come first, then start the rest of the boot. Should this fail, its unit's OnFailure= starts it."""
-    # Whoever took over the command line of this boot for another one has no guest to wait for.
-    names = [name for name in _paths.read_json(_paths.UPDATE).get("first", []) if _guests.journal(name).get("state") == "saved"]
+    """Carry out the stages of :func:`plan`. Should this fail, its unit's OnFailure= starts the rest of the boot."""
     until = time.monotonic() + LIMIT_S
-    while time.monotonic() < until and not all(map(_settled, names)):
-        time.sleep(0.05)
-    _systemd.run("systemctl", "start", "--no-block", "default.target")
+    for stage in _paths.read_json(_paths.UPDATE).get("stages", []):
+        while time.monotonic() < until and not all(map(_settled, stage["guests"])):
+            time.sleep(0.05)
+        _systemd.run("systemctl", "start", "--no-block", stage["start"])
 
 
 def _settled(name: str) -> bool:
-    return any(os.path.exists(_guests.run_path(name, mark)) for mark in ("resumed", "late"))
+    """Whether the guest runs again, is late, or was not saved: whoever took over the command line for another boot waits for nobody."""
+    return os.path.exists(_guests.run_path(name, "late")) or _guests.journal(name).get("state") != "saved"

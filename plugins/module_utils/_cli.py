@@ -18,7 +18,7 @@ __all__ = ("main",)
 
 USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
        kvm-liveupdate hold NAME                  hold the guest's memory (kvm-liveupdate-hold@.service)
-       kvm-liveupdate hook NAME start|started    what libvirt's hook asks for
+       kvm-liveupdate hook NAME                  give the domain that libvirt starts its memory (libvirt's hook)
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
@@ -82,10 +82,10 @@ def main(argv: list[str] | None = None) -> int:
             run(words[1], words[3:])
         elif len(words) == 2 and words[0] == "hold":
             _hold(words[1])
-        elif len(words) == 3 and words[0] == "hook":
+        elif len(words) == 2 and words[0] == "hook":
             from ._libvirt_run import hook
 
-            hook(words[1], words[2])
+            hook(words[1])
         elif len(words) == 2 and words[0] in ("rehearse", "end-rehearsal"):
             from . import _rehearsal
 

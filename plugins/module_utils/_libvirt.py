@@ -47,7 +47,8 @@ __all__ = (
     "write_image",
 )
 
-NEEDS_NO_BOOT = False  # they need libvirt's daemon
+# Before it starts a domain, libvirt waits for a lock of logind's.
+DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
 KEPT = (
     "dbus.service",
     "dbus.socket",

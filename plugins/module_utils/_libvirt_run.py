@@ -11,7 +11,6 @@ for its RAM file. Then the domain is started as ever: its managed save is loaded
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ __all__ = ("HOOK", "hook", "keep_open", "restore")
 
 LIBVIRT_LIMIT_S = 300
 RETRY_S = 0.5
+POLL_S = 0.1
 # Of libvirtd, and of the daemon that hosts without it have for QEMU.
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 _PR_SET_DUMPABLE = 4
@@ -74,7 +74,14 @@ def _keep(record: dict, tell: int, files: list[int]) -> None:
 
 def restore(name: str, journal: dict) -> None:
     """What the holder's unit does after a jump: bring the domain back, or let it go as the update asked."""
-    started = time.time()
+    try:
+        _restore(name, journal, time.time())
+    except BaseException:
+        _boot_order.late(name)
+        raise
+
+
+def _restore(name: str, journal: dict, started: float) -> None:
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
     verdict, why = _incoming.decide(journal, note, os.path.exists(_guests.run_path(name, "resumed")))
@@ -82,11 +89,12 @@ def restore(name: str, journal: dict) -> None:
     if verdict == "restore" and session is not None:
         _bring_back(name, journal, session, started)
         return
+    _boot_order.late(name)
     _systemd.notify("READY=1")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
     _incoming.drop(session, note)
-    if _wait_for_libvirt(name) == "shut off":
+    if _wait_for_answer(name) == "shut off":
         _libvirt.virsh("managedsave-remove", name)  # without its RAM it is of no use, and a start from it would be a disaster
         _incoming.lost(journal, why)
         _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
@@ -99,12 +107,15 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     times = {"start": started, "retrieved": time.time()}
     _offer({"name": name, **journal}, journal["hold"], files)
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
-    state = _wait_for_libvirt(name)
-    times["libvirt"] = time.time()
-    _start(name, state)
-    times["resumed"] = time.time()
-    if not os.path.exists(_guests.run_path(name, "resumed")):
-        raise LiveUpdateError(f"guest {name}: libvirt started it without asking for its memory; is the hook {HOOK} executable?")
+    _wait_for_socket(name)
+    times["resumed"] = _start(name)
+    try:
+        times["libvirt"] = os.stat(_guests.run_path(name, "placed")).st_mtime
+        times["loaded"] = os.stat(_guests.run_path(name, "resumed")).st_mtime
+    except OSError as err:
+        raise LiveUpdateError(
+            f"guest {name}: libvirt started it without asking for its memory; is the hook {HOOK} executable? ({err})"
+        ) from err
     _luo.finish(session)
     _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}")
     step = _clock.step(journal.get("clock_ahead"), _clock.ahead())
@@ -128,52 +139,65 @@ def _correct_clock(name: str, restored: dict) -> None:
     _incoming.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
 
 
-def _start(name: str, state: str) -> None:
-    """Start the domain that libvirt says is in this state, or wait for its autostart where that was quicker.
+def _start(name: str) -> float:
+    """Start the domain, or wait for its autostart where that was quicker; returns when it went on.
 
-    What it needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
+    Nobody asks before whether libvirt is there: virsh waits until the daemon answers, and each call takes its time.
+    What the domain needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
     """
     marker = _guests.run_path(name, "resumed")
     until = time.monotonic() + _libvirt.START_LIMIT_S
-    why, has_run = "", False
+    why = "its autostart did not end"
     while True:
-        if state == "running" or (has_run and state != "shut off"):
-            return
-        if has_run or time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name}: it is {state}; {why or 'its autostart did not end'}")
-        if state == "shut off":
+        has_run = os.path.exists(marker)
+        if not has_run:
             try:
                 _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+                return time.time()
             except LiveUpdateError as err:
                 why = str(err)
                 _incoming.log(why)
-                time.sleep(RETRY_S)
-        else:
-            time.sleep(RETRY_S)
-        has_run = os.path.exists(marker)  # first: an autostart may end between the two
+                _boot_order.late(name)  # what is lacking may come with the rest of the boot
         state = _state(name)
+        if state == "running" or (has_run and state not in ("shut off", "")):
+            return time.time()
+        if (has_run and state == "shut off") or time.monotonic() > until:
+            raise LiveUpdateError(f"guest {name}: it is {state or 'not known to libvirt'}; {why}")
+        time.sleep(RETRY_S)
 
 
 def _state(name: str) -> str:
-    return _libvirt.virsh("domstate", name).strip()
+    """The domain's state in libvirt's words; empty when libvirt does not answer."""
+    try:
+        return _libvirt.virsh("domstate", name).strip()
+    except LiveUpdateError as err:
+        _incoming.log(str(err))
+        return ""
 
 
-def _wait_for_libvirt(name: str) -> str:
-    """Wait until libvirt answers about the domain: its state. Says at the limit what it last said.
+def _wait_for_answer(name: str) -> str:
+    """Wait until libvirt says in which state the domain is, with a limit."""
+    _wait_for_socket(name)
+    until = time.monotonic() + LIBVIRT_LIMIT_S
+    while True:
+        state = _state(name)
+        if state:
+            return state
+        if time.monotonic() > until:
+            raise LiveUpdateError(f"guest {name}: libvirt does not say its state within {LIBVIRT_LIMIT_S} s; see the lines before")
+        time.sleep(RETRY_S)
 
-    Nothing is run before its socket listens: what polls here is ahead of the rest of the boot, which the daemon has to wait for.
+
+def _wait_for_socket(name: str) -> None:
+    """Wait until libvirt's socket listens, with a limit.
+
+    Nothing is run before: what polls here is ahead of the rest of the boot, which the daemon has to wait for.
     """
     until = time.monotonic() + LIBVIRT_LIMIT_S
-    why = f"nothing listens at {' or '.join(SOCKETS)}"
-    while True:
-        if any(map(_listens, SOCKETS)):
-            try:
-                return _state(name)
-            except LiveUpdateError as err:
-                why = str(err)
+    while not any(map(_listens, SOCKETS)):
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name}: libvirt does not answer within {LIBVIRT_LIMIT_S} s: {why}")
-        time.sleep(RETRY_S)
+            raise LiveUpdateError(f"guest {name}: nothing listens at {' or '.join(SOCKETS)} within {LIBVIRT_LIMIT_S} s")
+        time.sleep(POLL_S)
 
 
 def _listens(path: str) -> bool:
@@ -192,16 +216,15 @@ def _listens(path: str) -> bool:
 HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"
 
 
-def hook(name: str, operation: str) -> None:
+def hook(name: str) -> None:
     """Libvirt asks before it starts the domain: give it its RAM, or refuse. Its answer to an error is not to start the domain."""
     stand_in = _paths.read_json(_guests.run_path(name, "stand-in"))
     state = _paths.read_json(_guests.state_path(name))
-    if operation == "start" and stand_in:
+    if stand_in:
         _place(name, stand_in, stand_in["memory"])
-    elif operation == "start" and state:
+    elif state:
         _place(name, state, _offered(name, state))
-    elif operation == "started" and state:
-        os.close(os.open(_guests.run_path(name, "resumed"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _paths.write_json(_guests.run_path(name, "placed"), {})  # its time is when QEMU started
 
 
 def _offered(name: str, state: dict) -> list[str]:
@@ -228,10 +251,9 @@ def _place(name: str, places: dict, memory: list[str]) -> None:
 
 def _ram_directory(name: str, base: str, xml: str) -> str:
     """The directory that libvirt has just made for the domain's RAM files: its number, a dash, and a form of its name."""
-    from xml.etree import ElementTree
-
-    number = ElementTree.fromstring(xml).get("id", "")
-    found = glob.glob(os.path.join(glob.escape(base), f"{number}-*"))
-    if not number or len(found) != 1:
+    # <domain type='kvm' id='7'>, as libvirt writes it; an XML parser takes longer to import than the rest of the hook runs.
+    number = xml.partition("<domain")[2].partition(">")[0].partition(" id='")[2].partition("'")[0]
+    found = [entry for entry in os.listdir(base) if number and entry.startswith(f"{number}-")]
+    if len(found) != 1:
         raise LiveUpdateError(f"guest {name}: no directory for its RAM below {base} (domain number {number!r}, found {found})")
-    return found[0]
+    return os.path.join(base, found[0])

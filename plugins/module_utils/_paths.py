@@ -29,6 +29,7 @@ __all__ = (
     "remove",
     "sync_directory",
     "write_json",
+    "write_text",
 )
 
 RUN = "/run/kvm-liveupdate"
@@ -64,13 +65,17 @@ def sync_directory(path: str) -> None:
 
 
 def write_json(path: str, record: dict) -> None:
-    """Write a record whole or not at all, durable when this returns, readable by root only."""
+    """Write a record as :func:`write_text` does, readable by root only."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n", 0o600)
+
+
+def write_text(path: str, text: str, mode: int) -> None:
+    """Write a file whole or not at all, durable when this returns."""
     part = f"{path}.{os.getpid()}.part"
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, sort_keys=True)
-            file.write("\n")
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -33,8 +33,8 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     let it go on and remove all that is left of ``rehearse``, also of one that failed half-way.
 ``KEPT``
     units that run on until the guests are saved.
-``NEEDS_NO_BOOT``
-    whether its guests come back without a service that the boot starts.
+``DAEMONS``
+    units of services without one of which its guests do not come back; the boot starts them.
 """
 
 from __future__ import annotations

@@ -158,6 +158,7 @@ _BEFORE_DOMAINS = (
     "apparmor.service",
     "dbus.service",
     "libvirtd.service",
+    "systemd-logind.service",
     "systemd-machined.service",
     "virtlogd.service",
     "virtqemud.service",
@@ -186,9 +187,11 @@ WantedBy=libvirtd.service virtqemud.service
 # Libvirt calls its hooks often; of interest are a domain that an update has saved and the stand-in of one that is rehearsed. Python is
 # named because AppArmor's profile of libvirtd lets it run programs of /usr/bin only.
 _HOOK = f"""#!/bin/sh
-[ -e "{_paths.GUESTS_STATE}/$1.state" ] || [ -e "{_paths.GUESTS_RUN}/$1.stand-in" ] || exit 0
+state="{_paths.GUESTS_STATE}/$1.state" run="{_paths.GUESTS_RUN}/$1"
+[ -e "$state" ] || [ -e "$run.stand-in" ] || exit 0
 case "$2/$3" in
-    start/begin | started/begin) exec /usr/bin/python3 -IS {COMMAND} hook "$1" "$2" ;;
+    start/begin) exec /usr/bin/python3 -IS {COMMAND} hook "$1" ;;
+    started/begin) [ ! -e "$state" ] || : > "$run.resumed" ;;
 esac
 """
 
@@ -210,6 +213,12 @@ DefaultDependencies=no
 Wants={" ".join((*_boot_order.BASE, _boot_order.REST_UNIT))}
 """
 
+# The jump names the daemons, and what comes before them in an ordinary boot, in a drop-in.
+_DAEMONS_TARGET = """[Unit]
+Description=What guests that a live update brings back need of the boot
+DefaultDependencies=no
+"""
+
 # One job of the boot is under way until the next ones are there, else PID 1 would take the boot for done.
 _REST_SERVICE = f"""[Unit]
 Description=The rest of the boot, after the guests
@@ -221,7 +230,6 @@ After={" ".join(_boot_order.BASE)}
 Type=oneshot
 ExecStart={COMMAND} boot
 TimeoutStartSec={_boot_order.LIMIT_S * 2:.0f}
-CPUWeight=idle
 """
 
 # PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
@@ -266,6 +274,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
     wanted[f"{UNITS}/{_boot_order.TARGET}"] = (_GUESTS_TARGET, 0o644)
+    wanted[f"{UNITS}/{_boot_order.DAEMONS_TARGET}"] = (_DAEMONS_TARGET, 0o644)
     wanted[f"{UNITS}/{_boot_order.REST_UNIT}"] = (_REST_SERVICE, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
         wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_NEXT if unit in _boot_order.BASE else _AHEAD}", 0o644)

@@ -143,11 +143,12 @@ def jump() -> int:
         try:
             time.sleep(GRACE_S)
             records = [_guests.find(name) for name in update["guests"]]
-            update["first"] = [record["name"] for record in _boot_order.first(records)]
-            _stage(update["image"], bool(update["first"]))
+            update["stages"] = _boot_order.plan(records)
+            _stage(update["image"], bool(update["stages"]))
             _check(update)
+            ahead = [name for stage in update["stages"] for name in stage["guests"]]
             for record in records:
-                _boot_order.start_early(record["unit"], True, ahead=record["name"] in update["first"])
+                _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
             update["clock_ahead"] = _clock.ahead()
             update["stopping_from"] = time.monotonic()
             _advance(update, "stopping")

@@ -21,15 +21,57 @@ def test_a_guest_comes_first_when_it_is_behind_nothing_else(after, alone):
     assert _boot_order.alone(after.split()) is alone
 
 
-def test_a_guest_whose_provider_needs_the_boot_does_not_come_first(monkeypatch):
-    after = {"web.service": {"After": "-.mount"}, "mail.service": {"After": "network.target"}}
-    monkeypatch.setattr(_systemd, "show_each", lambda units, *_properties: {unit: after[unit] for unit in units})
-    web, mail, domain = (
-        {"name": "web", "provider": "qemu", "unit": "web.service"},
-        {"name": "mail", "provider": "qemu", "unit": "mail.service"},
-        {"name": "db", "provider": "libvirt", "unit": "kvm-liveupdate-hold@db.service"},
-    )
-    assert _boot_order.first([web, mail, domain]) == [web]
+WEB, MAIL = ({"name": name, "provider": "qemu", "unit": f"{name}.service"} for name in ("web", "mail"))
+DB = {"name": "db", "provider": "libvirt", "unit": "kvm-liveupdate-hold@db.service"}
+AFTER = {"web.service": "-.mount", "mail.service": "-.mount network.target", DB["unit"]: "-.mount system.slice systemd-remount-fs.service"}
+# As systemctl prints them: what libvirtd is ordered after, and what the boot starts.
+ORDERED = "\n  ".join(
+    ("libvirtd.service", "dbus.service", "  basic.target", "iscsid.service", "systemd-machined.service", "  dbus.service")
+)
+BOOT = "\n    ".join(("default.target", "basic.target", "dbus.service", "libvirtd.service", "ssh.service", "systemd-machined.service"))
+
+
+@pytest.fixture(name="systemd")
+def host_with_libvirtd(tmp_path, monkeypatch):
+    """A host whose libvirtd runs unless it is taken out; unit files are below the path that this is."""
+    active = {"libvirtd.service"}
+
+    def show_each(units, name):
+        return {unit: {name: AFTER[unit] if name == "After" else "active" if unit in active else "inactive"} for unit in units}
+
+    monkeypatch.setattr(_systemd, "show_each", show_each)
+    monkeypatch.setattr(_systemd, "run", lambda *words: ORDERED if words[-2:] == ("--after", "libvirtd.service") else BOOT)
+    monkeypatch.setattr(_boot_order, "UNITS", str(tmp_path))
+    return active
+
+
+def links(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink())
+
+
+def test_units_come_first_and_domains_next(systemd, tmp_path):
+    stages = _boot_order.plan([WEB, MAIL, DB])
+    assert stages == [{"guests": ["web"], "start": _boot_order.DAEMONS_TARGET}, {"guests": ["db"], "start": "default.target"}]
+    wants = (tmp_path / f"{_boot_order.DAEMONS_TARGET}.d/wants.conf").read_text().splitlines()
+    assert wants == [
+        "[Unit]",
+        *(f"Wants={unit}" for unit in ("basic.target", "dbus.service", "systemd-machined.service", "libvirtd.service")),
+    ]
+    assert links(tmp_path) == []
+
+
+def test_daemons_are_not_told_to_start_where_no_unit_comes_first(systemd, tmp_path):
+    link = f"{_boot_order.TARGET}.wants/{_boot_order.DAEMONS_TARGET}"
+    assert _boot_order.plan([MAIL, DB]) == [{"guests": ["db"], "start": "default.target"}]
+    assert links(tmp_path) == [link]
+    _boot_order.plan([WEB, DB])
+    assert links(tmp_path) == []
+
+
+def test_domains_come_with_the_boot_where_no_daemon_is_known(systemd, tmp_path):
+    systemd.clear()
+    assert _boot_order.plan([WEB, DB]) == [{"guests": ["web"], "start": "default.target"}]
+    assert _boot_order.plan([MAIL, DB]) == [] and links(tmp_path) == []
 
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
@@ -51,10 +93,6 @@ def test_who_says_otherwise_has_it_so(words):
     assert _boot_order.cmdline(words, True, "ttyS0") == words
 
 
-def links(root):
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*.service"))
-
-
 def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
     monkeypatch.setattr(_boot_order, "UNITS", str(tmp_path))
     ordinary, ahead = "sysinit.target.wants/web.service", f"{_boot_order.TARGET}.wants/web.service"
@@ -68,29 +106,31 @@ def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
 
 @pytest.fixture(name="booting")
 def host_that_boots(tmp_path, monkeypatch):
-    """web runs after three turns; what is started is noted with the turn."""
+    """Units web and db, then the domain mail; web runs after three turns, mail after five. What is started is noted with the turn."""
     started, turns = [], []
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
-    for name in ("db", "web"):
+    for name in ("db", "web", "mail"):
         _paths.write_json(_guests.journal_path(name), {"state": "saved"})
     monkeypatch.setattr(_systemd, "run", lambda *command: started.append((len(turns), command[-1])))
 
     def sleep(_seconds):
         turns.append(0)
-        if len(turns) == 3:
-            (tmp_path / "run/web.resumed").touch()
+        back = {3: "web", 5: "mail"}.get(len(turns))
+        if back:
+            _paths.write_json(_guests.journal_path(back), {"state": "restored"})
 
     monkeypatch.setattr(_boot_order.time, "sleep", sleep)
-    _paths.write_json(_paths.UPDATE, {"first": ["db", "web"]})
+    stages = [{"guests": ["web", "db"], "start": _boot_order.DAEMONS_TARGET}, {"guests": ["mail"], "start": "default.target"}]
+    _paths.write_json(_paths.UPDATE, {"stages": stages})
     return started
 
 
 def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
     _boot_order.late("db")
     _boot_order.start_rest()
-    assert booting == [(3, "default.target")]
+    assert booting == [(3, _boot_order.DAEMONS_TARGET), (5, "default.target")]
 
 
 def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, capsys):
@@ -102,13 +142,13 @@ def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, cap
 
 
 def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
-    for name in ("db", "web"):
+    for name in ("db", "web", "mail"):
         _paths.write_json(_guests.journal_path(name), {"state": "restored"})
     _boot_order.start_rest()
-    assert booting == [(0, "default.target")]
+    assert booting == [(0, _boot_order.DAEMONS_TARGET), (0, "default.target")]
 
 
 def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
     monkeypatch.setattr(_boot_order, "LIMIT_S", -1)
     _boot_order.start_rest()
-    assert booting == [(0, "default.target")]
+    assert booting == [(0, _boot_order.DAEMONS_TARGET), (0, "default.target")]

@@ -24,7 +24,10 @@ def scripted_domain(tmp_path, monkeypatch):
 
         def virsh(self, verb, _name, **_limit):
             if verb == "domstate":
-                return self.seen(self.states.pop(0) if len(self.states) > 1 else self.states[0]) + "\n"
+                state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+                if isinstance(state, LiveUpdateError):
+                    raise state
+                return self.seen(state) + "\n"
             self.starts += 1
             if self.errors:
                 raise LiveUpdateError(self.seen(self.errors.pop(0)))
@@ -44,77 +47,83 @@ def scripted_domain(tmp_path, monkeypatch):
 
 
 def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
-    domain.states, domain.errors = ["shut off", "shut off", "running"], ["no bridge br0"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
+    domain.states, domain.errors = ["shut off"], ["no bridge br0"]
+    _libvirt_run._start("app")
     assert domain.starts == 2
+
+
+def test_a_start_that_works_asks_for_nothing_else(domain):
+    domain.states = ["not to be asked for"]
+    _libvirt_run._start("app")
+    assert domain.starts == 1 and domain.states == ["not to be asked for"]
+
+
+def test_a_domain_that_libvirt_does_not_know_yet_is_started_when_it_does(domain):
+    domain.states, domain.errors = [LiveUpdateError("no connection")], ["no connection", "no connection"]
+    _libvirt_run._start("app")
+    assert domain.starts == 3
 
 
 def test_an_autostart_under_way_is_waited_for(domain):
-    domain.states = ["paused", "paused", "running*"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
-    assert domain.starts == 0
+    domain.states, domain.errors = ["paused", "paused*", "running"], ["it is being started", "it is being started"]
+    _libvirt_run._start("app")
+    assert domain.states == ["running"] and domain.starts == 2
 
 
 def test_an_autostart_that_was_quicker_is_no_failure(domain):
-    domain.states, domain.errors = ["shut off", "running*"], ["domain is already running"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
+    domain.states, domain.errors = ["running*"], ["domain is already running"]
+    _libvirt_run._start("app")
+    domain.errors = ["domain is already running*"]
+    _libvirt_run._start("app")
     assert domain.starts == 1
-
-
-def test_an_autostart_that_ends_right_after_its_state_was_read_is_no_failure(domain):
-    domain.states, domain.errors = ["shut off*", "running"], ["domain is already running"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
-    domain.marker.unlink()
-    domain.states, domain.errors = ["paused", "shut off*", "running"], ["domain is already running"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
-    assert domain.starts == 2
 
 
 def test_a_guest_that_was_paused_comes_back_paused(domain):
-    domain.states = ["shut off", "paused"]
-    _libvirt_run._start("app", _libvirt_run._state("app"))
-    assert domain.starts == 1
+    domain.states = ["paused*"]
+    domain.marker.touch()
+    _libvirt_run._start("app")
+    assert domain.starts == 0
 
 
 def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
     domain.states, domain.errors = ["shut off"], ["QEMU crashed*"]
     with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
-        _libvirt_run._start("app", _libvirt_run._state("app"))
+        _libvirt_run._start("app")
     assert domain.starts == 1
 
 
-def test_the_wait_has_a_limit(domain, monkeypatch):
-    domain.states = ["paused"]
+@pytest.mark.parametrize(("state", "said"), [("paused", "it is paused; no"), (LiveUpdateError("gone"), "it is not known to libvirt; no")])
+def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
+    domain.states, domain.errors = [state], ["no"] * 2
     monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
-    with pytest.raises(LiveUpdateError, match="it is paused; its autostart did not end"):
-        _libvirt_run._start("app", _libvirt_run._state("app"))
+    with pytest.raises(LiveUpdateError, match=said):
+        _libvirt_run._start("app")
 
 
-def test_nothing_runs_before_libvirt_listens(domain, tmp_path, monkeypatch):
+def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):
     """Three of them that ran virsh all the time kept a host with one processor from starting the daemon for more than a minute."""
     path = str(tmp_path / "libvirt-sock")
     monkeypatch.setattr(_libvirt_run, "SOCKETS", (str(tmp_path / "virtqemud-sock"), path))
     monkeypatch.setattr(_libvirt_run, "LIBVIRT_LIMIT_S", -1)
-    domain.states = ["shut off"]
     with pytest.raises(LiveUpdateError, match=r"nothing listens at .*virtqemud-sock or .*libvirt-sock"):
-        _libvirt_run._wait_for_libvirt("app")
+        _libvirt_run._wait_for_socket("app")
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind(path)
         with pytest.raises(LiveUpdateError, match="nothing listens"):
-            _libvirt_run._wait_for_libvirt("app")
+            _libvirt_run._wait_for_socket("app")
         daemon.listen()
-        _libvirt_run._wait_for_libvirt("app")
+        _libvirt_run._wait_for_socket("app")
 
 
-def test_libvirts_last_word_is_said(domain, monkeypatch):
-    def refuse(*_words):
-        raise LiveUpdateError("no such domain")
-
+def test_an_answer_of_libvirt_is_waited_for(domain, monkeypatch):
+    """Without its state the image of a domain whose memory is lost would not be removed."""
     monkeypatch.setattr(_libvirt_run, "_listens", lambda path: True)
-    monkeypatch.setattr(_libvirt, "virsh", refuse)
+    domain.states = [LiveUpdateError("no connection"), "shut off"]
+    assert _libvirt_run._wait_for_answer("app") == "shut off"
     monkeypatch.setattr(_libvirt_run, "LIBVIRT_LIMIT_S", -1)
-    with pytest.raises(LiveUpdateError, match="does not answer within -1 s: no such domain"):
-        _libvirt_run._wait_for_libvirt("app")
+    domain.states = [LiveUpdateError("no connection")]
+    with pytest.raises(LiveUpdateError, match="does not say its state within -1 s"):
+        _libvirt_run._wait_for_answer("app")
 
 
 @pytest.mark.parametrize("outcome", [{"clock": "synchronised", "thawed": True}, {"clock": "failed: it hangs", "thawed": False}])
@@ -139,7 +148,7 @@ def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
         _paths.write_json(str(tmp_path / "app.state"), {"directory": str(tmp_path / "ram"), "files": ["pc.ram"], "hold": "h"})
         pid = os.getpid()
         _paths.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": _processes.start_time(pid), "hold": hold, "fds": [fd]})
-        _libvirt_run.hook("app", "start")
+        _libvirt_run.hook("app")
         return directory / "pc.ram"
 
     return call
