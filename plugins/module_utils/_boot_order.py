@@ -28,6 +28,7 @@ BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remo
 UNITS = "/etc/systemd/system"
 # For guests that neither run nor are late.
 LIMIT_S = 60.0
+POLL_S = 0.1
 
 
 def plan(records: list[dict]) -> list[dict]:
@@ -144,7 +145,7 @@ def start_rest() -> None:
     until = time.monotonic() + LIMIT_S
     for stage in _paths.read_json(_paths.UPDATE).get("stages", []):
         while time.monotonic() < until and not all(map(_settled, stage["guests"])):
-            time.sleep(0.05)
+            time.sleep(POLL_S)
         _systemd.run("systemctl", "start", "--no-block", stage["start"])
 
 
