@@ -17,10 +17,10 @@ import time
 import typing as t
 from html import escape
 
-__all__ = ("blackout", "page", "parts", "short_names")
+__all__ = ("PARTS", "blackout", "page", "parts", "short_names")
 
 # The steps of a guest's blackout: the part's name, where its first and its last stamp stand (host or guest), and the stamps.
-_PARTS = (
+PARTS = (
     ("save", ("guest", "paused"), ("guest", "saved")),
     ("leave the old kernel", ("guest", "saved"), ("host", "kernel")),
     ("new kernel", ("host", "kernel"), ("host", "userspace")),
@@ -59,7 +59,7 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
         return []
     found: list[tuple[str, float]] = []
     begun, names = stamps["guest"]["paused"], []
-    for name, _first, (where, stamp) in _PARTS:
+    for name, _first, (where, stamp) in PARTS:
         if stamp == "libvirt" and stamp not in stamps[where]:
             continue  # only domains wait for it
         names.append(name)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import PARTS
+
 from .results import Result
 from .scenarios import SCENARIOS, Scenario
 
@@ -103,11 +105,12 @@ def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> st
 
 
 def _breakdown(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
-    names = list(dict.fromkeys(name for scenario in rows for name in found[scenario.name] if name.startswith("part: ")))
+    names = {name.removeprefix("part: ") for scenario in rows for name in found[scenario.name] if name.startswith("part: ")}
+    order = [name for name, *_stamps in PARTS]
     lines = []
-    for name in names:
-        cells = (found[scenario.name].get(name) for scenario in rows)
-        lines.append((name.removeprefix("part: "), *("-" if cell is None else f"{cell.median:.2f}" for cell in cells)))
+    for name in sorted(names, key=lambda joined: [order.index(part) for part in joined.split(" + ")]):
+        cells = (found[scenario.name].get(f"part: {name}") for scenario in rows)
+        lines.append((name, *("-" if cell is None else f"{cell.median:.2f}" for cell in cells)))
     return _table(("part, median seconds", *(scenario.name for scenario in rows)), lines)
 
 

@@ -72,6 +72,16 @@ def test_the_parts_and_the_kernels_own_work() -> None:
     assert "| PRESERVE | PRESERVE alone, 1024 MiB, huge pages | 0.02 (0.02 to 0.02) | 0.02 | 1 |" in text
 
 
+def test_the_parts_stand_in_the_order_of_the_pause() -> None:
+    """A domain has one more, and two in one where a stamp is missing."""
+    unit = results("ours-qemu", pause=[9.0], **{"part: start QEMU": [2.0], "part: save": [1.0]})
+    domain = results("ours-libvirt", pause=[9.0], **{"part: start QEMU + load the devices": [3.0], "part: wait for libvirt": [4.0]})
+    text = page(unit + domain)
+    table = text[text.index("Where the pause goes") :].splitlines()
+    first = [line.split(" | ")[0].removeprefix("| ") for line in table if line.startswith("| ")]
+    assert first[2:6] == ["save", "wait for libvirt", "start QEMU", "start QEMU + load the devices"]
+
+
 def test_the_picture_has_a_bar_for_each_scenario_to_scale() -> None:
     found = figures(OURS + PEERS)
     drawn = ElementTree.fromstring(bars({name: named["pause"] for name, named in found.items()}, found["ours-qemu"]["floor"]))
