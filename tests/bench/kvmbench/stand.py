@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ class Stand:
         """A live update to the other kernel, and with one QEMU the floor beside it."""
         found: dict[str, float] = {}
         if scenario.name == "ours-qemu":
+            found["slower"] = self._run_there("work.py") / run_here("work.py")
             found["floor: QEMU"] = self._run_there("bare.py", guests[0].name)
             self.host.ssh(f"systemctl stop {guests[0].unit}")
             start_guests(self._controller, [self.host], guests)
@@ -158,6 +161,12 @@ class Stand:
     def kernel(self) -> str:
         """The kernel that the host runs."""
         return boot_of(self.host).kernel
+
+
+def run_here(program: str) -> float:
+    """Run one of the bench's programs on this machine."""
+    done = subprocess.run([sys.executable, str(BENCH / "on_host" / program)], capture_output=True, text=True, check=True, timeout=60)
+    return float(done.stdout)
 
 
 def reboot_call(console: str, mark: str, at: float) -> float:

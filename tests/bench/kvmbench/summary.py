@@ -64,6 +64,7 @@ def page(results: Sequence[Result]) -> str:
         "a host counts, told by their own heartbeats. The scenarios took turns, so that what the machine did besides met all alike.\n",
         "An ordinary reboot looks better here than on a server: the emulated host's firmware takes seconds, a server's often minutes.\n"
         "A kexec goes without.\n",
+        *_speed(found),
         "## How long guests are paused\n",
         _pauses(rows, found),
         "\n![medians](bench.svg)\n",
@@ -81,6 +82,16 @@ def page(results: Sequence[Result]) -> str:
     if memory:
         parts += ["## The kernel's own work\n", _memory(memory, found)]
     return "\n".join(parts)
+
+
+def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
+    slower = found.get(FLOOR_OF, {}).get("slower")
+    if not slower:
+        return []
+    return [
+        f"The hypervisor's processor is slower than this machine's by a factor of {slower.median:.0f} (a loop in Python, on both):\n"
+        "whatever is work of the processor weighs that much more here than on a server; firmware, disks and waits do not.\n"
+    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

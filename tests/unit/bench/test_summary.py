@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from kvmbench.plot import bars
 from kvmbench.results import Result
-from kvmbench.stand import reboot_call
+from kvmbench.stand import reboot_call, run_here
 from kvmbench.summary import Figure, figure, figures, page
 from kvmlab.errors import LabError
 
@@ -61,7 +61,15 @@ def test_the_table_of_pauses() -> None:
 def test_what_was_not_measured_is_not_made_up() -> None:
     text = page(PEERS[:1])
     assert cells(text, "save-reboot")[2:] == ["50.00 (50.00 to 50.00)", "1", "-", "1.00", "3.0"]
-    assert "ours-qemu" not in text and "The floor" not in text and "Where the pause goes" not in text
+    assert "ours-qemu" not in text and "The floor" not in text and "Where the pause goes" not in text and "factor" not in text
+
+
+def test_how_slow_the_emulated_processor_is_is_said() -> None:
+    assert "by a factor of 27 (" in page(results("ours-qemu", pause=[9.0, 9.0, 9.0], slower=[26.0, 27.2, 31.0]))
+
+
+def test_the_piece_of_work_tells_its_seconds() -> None:
+    assert 0 < run_here("work.py") < 60
 
 
 def test_the_parts_and_the_kernels_own_work() -> None:
