@@ -157,12 +157,13 @@ def _start(name: str) -> float:
             except LiveUpdateError as err:
                 why = str(err)
                 _incoming.log(why)
-                _boot_order.late(name)  # what is lacking may come with the rest of the boot
         state = _state(name)
         if state == "running" or (has_run and state not in ("shut off", "")):
             return time.time()
         if (has_run and state == "shut off") or time.monotonic() > until:
             raise LiveUpdateError(f"guest {name}: it is {state or 'not known to libvirt'}; {why}")
+        if state == "shut off":
+            _boot_order.late(name)  # what it lacks may come with the rest of the boot
         time.sleep(RETRY_S)
 
 

@@ -233,9 +233,15 @@ def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **
         assert play.report[host.name]["guests"][domain.name]["state"] == "restored"
 
 
+def begun(host: Host, unit: str) -> int:
+    """When the unit began to start, in microseconds of this boot."""
+    return int(host.ssh(f"systemctl show --property InactiveExitTimestampMonotonic --value {unit}").stdout)
+
+
 def test_a_host_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
-    """PID 1 holds their memory. Where a process has to, the domains of test_ways.py move."""
+    """PID 1 holds their memory. Where a process has to, the domains of test_ways.py move. An ordinary boot starts sshd before libvirt."""
     moves_under_its_domains(controller, hosts[0], beside=hosts[1])
+    assert 0 < begun(hosts[0], "libvirtd.service") < begun(hosts[0], "ssh.service")
 
 
 def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controller, hosts: list[Host]) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -50,6 +50,7 @@ def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
     domain.states, domain.errors = ["shut off"], ["no bridge br0"]
     _libvirt_run._start("app")
     assert domain.starts == 2
+    assert os.path.exists(_guests.run_path("app", "late"))  # the rest of the boot, which may bring that, does not wait for it
 
 
 def test_a_start_that_works_asks_for_nothing_else(domain):
@@ -68,6 +69,7 @@ def test_an_autostart_under_way_is_waited_for(domain):
     domain.states, domain.errors = ["paused", "paused*", "running"], ["it is being started", "it is being started"]
     _libvirt_run._start("app")
     assert domain.states == ["running"] and domain.starts == 2
+    assert not os.path.exists(_guests.run_path("app", "late"))
 
 
 def test_an_autostart_that_was_quicker_is_no_failure(domain):
