@@ -147,10 +147,13 @@ ExecStopPost={COMMAND} end-rehearsal %I
 TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
 """
 
-# What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network.
+# What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network, whose
+# cards udev brings.
 _BEFORE_GUESTS = (
     "systemd-remount-fs.service",
     "systemd-modules-load.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
     *(unit for unit in _update.KEPT if unit.endswith(".service")),
 )
 # And what brings domains back. Not their own slice: a domain that runs again would keep the others' way from going on.
