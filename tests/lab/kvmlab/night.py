@@ -21,6 +21,15 @@ from .report import Boot, host_report
 ALIVE_LIMIT_S = 240.0
 # A verdict needs one whole pass over the guest's memory after the jump.
 VERDICT_LIMIT_S = 180.0
+# When the stamps of the kernel's log were zero: their clock was seen a second away from CLOCK_MONOTONIC.
+_KERNEL_LOG_BEGAN = """
+import os, time
+log = os.open("/dev/kmsg", os.O_RDWR | os.O_NONBLOCK)
+os.lseek(log, 0, os.SEEK_END)
+os.write(log, b"kvm-liveupdate-lab looks at the clock\\n")
+now = time.time()
+print(now - int(os.read(log, 8192).split(b",")[2]) / 1e6)
+"""
 _CARD_FORWARDING = re.compile(r"\[ *(\d+\.\d+)\] .*br0: port \d+\(en\w+\) entered forwarding state")
 
 
@@ -70,17 +79,17 @@ def boot_of(host: Host) -> Boot:
 def forwarding_at(host: Host) -> float | None:
     """When its bridge let the hosts' own network through, by the clock of its present boot; None when it does not say."""
     done = host.ssh(
-        "python3 -c 'import time; print(time.time() - time.monotonic())';"
+        f"python3 -c '{_KERNEL_LOG_BEGAN}';"
         " journalctl --boot --dmesg --output short-monotonic --no-pager --grep 'br0: port .*entered forwarding state'"
     )
     return last_forwarding(done.stdout)
 
 
 def last_forwarding(said: str) -> float | None:
-    """From the time of the boot, and the kernel's lines, of which those about guests' taps do not count. Pure."""
-    booted, *lines = said.splitlines() or [""]
+    """From the time when the kernel's log began, and its lines, of which those about guests' taps do not count. Pure."""
+    began, *lines = said.splitlines() or [""]
     stamps = [float(found[1]) for found in map(_CARD_FORWARDING.match, lines) if found]
-    return float(booted) + stamps[-1] if stamps else None
+    return float(began) + stamps[-1] if stamps else None
 
 
 def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
