@@ -143,7 +143,8 @@ def late(name: str) -> None:
 def start_rest() -> None:
     """Carry out the stages of :func:`plan`. Should this fail, its unit's OnFailure= starts the rest of the boot."""
     until = time.monotonic() + LIMIT_S
-    for stage in _paths.read_json(_paths.UPDATE).get("stages", []):
+    # Whoever took over the command line of this boot for another one may have an update without stages, or none.
+    for stage in _paths.read_json(_paths.UPDATE).get("stages") or [{"guests": [], "start": "default.target"}]:
         while time.monotonic() < until and not all(map(_settled, stage["guests"])):
             time.sleep(POLL_S)
         _systemd.run("systemctl", "start", "--no-block", stage["start"])

@@ -148,6 +148,14 @@ def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
     assert booting == [(0, _boot_order.DAEMONS_TARGET), (0, "default.target")]
 
 
+@pytest.mark.parametrize("update", [{}, {"stages": []}])
+def test_the_rest_of_the_boot_starts_where_no_update_asked_for_stages(booting, update):
+    """With a command line that was taken over from the boot after a jump."""
+    _paths.write_json(_paths.UPDATE, update)
+    _boot_order.start_rest()
+    assert booting == [(0, "default.target")]
+
+
 def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
     monkeypatch.setattr(_boot_order, "LIMIT_S", -1)
     _boot_order.start_rest()
