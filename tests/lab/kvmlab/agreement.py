@@ -22,7 +22,7 @@ from .probe import Answers
 # clock may be off by a second.
 STEP_KNOWN_S = 0.02
 STEP_UNKNOWN_S = 1.0
-# Until the new kernel has refined what it takes for its processor's frequency, its clock may run that much too fast or too slow.
+# The clock of a host that boots was seen 1.1 % off against another one's, perhaps until its kernel has refined its processor's frequency.
 DRIFT = 0.02
 
 

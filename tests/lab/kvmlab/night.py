@@ -21,7 +21,7 @@ from .report import Boot, host_report
 ALIVE_LIMIT_S = 240.0
 # A verdict needs one whole pass over the guest's memory after the jump.
 VERDICT_LIMIT_S = 180.0
-# When the stamps of the kernel's log were zero: their clock was seen a second away from CLOCK_MONOTONIC.
+# When the stamps of the kernel's log were zero: their clock is not CLOCK_MONOTONIC, 0.05 s off were seen.
 _KERNEL_LOG_BEGAN = """
 import os, time
 log = os.open("/dev/kmsg", os.O_RDWR | os.O_NONBLOCK)
