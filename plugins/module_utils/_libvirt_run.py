@@ -185,7 +185,10 @@ def _wait_for_answer(name: str) -> str:
         if state:
             return state
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name}: libvirt does not say its state within {LIBVIRT_LIMIT_S} s; see the lines before")
+            raise LiveUpdateError(
+                f"guest {name}: libvirt does not say its state within {LIBVIRT_LIMIT_S} s; the lines before tell why: mend that, then"
+                f" 'systemctl start {_holding.resident_unit(name)}' tries again"
+            )
         time.sleep(RETRY_S)
 
 

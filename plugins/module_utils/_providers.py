@@ -34,7 +34,7 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
 ``KEPT``
     units that run on until the guests are saved.
 ``DAEMONS``
-    units of services without one of which its guests do not come back; the boot starts them.
+    units of the services that bring its guests back; a host uses those that run on it. Empty where a guest needs none.
 """
 
 from __future__ import annotations

@@ -9,7 +9,16 @@ import os
 import socket
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _libvirt, _libvirt_agent, _libvirt_run, _paths, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _incoming,
+    _libvirt,
+    _libvirt_agent,
+    _libvirt_run,
+    _paths,
+    _processes,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -126,6 +135,20 @@ def test_an_answer_of_libvirt_is_waited_for(domain, monkeypatch):
     domain.states = [LiveUpdateError("no connection")]
     with pytest.raises(LiveUpdateError, match="does not say its state within -1 s"):
         _libvirt_run._wait_for_answer("app")
+
+
+def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_systemd, "notify", lambda state: None)
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: None)
+    saved = {"guest": "app", "state": "saved", "hold": "h", "on_loss": "stop"}
+    with pytest.raises(LiveUpdateError, match="its memory did not come over"):
+        _libvirt_run.restore("app", saved)
+    assert os.path.exists(_guests.run_path("app", "late"))
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        _libvirt_run.restore("db", saved)
+    assert os.path.exists(_guests.run_path("db", "late"))
 
 
 @pytest.mark.parametrize("outcome", [{"clock": "synchronised", "thawed": True}, {"clock": "failed: it hangs", "thawed": False}])

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 MOUNT = f"/etc/systemd/system/{_runtime.RAM_MOUNT}"
@@ -69,3 +70,21 @@ def test_the_runtime_stands_alone(tmp_path):
     program = f"import sys; sys.path.insert(0, '{tmp_path}'); {wanted}"
     done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
+    """What says that the memory is no longer what the state belongs to. Where that cannot be written libvirt must not go on."""
+    for folder in ("state", "run"):
+        (tmp_path / folder).mkdir()
+    script = _runtime._HOOK.replace(_paths.GUESTS_STATE, str(tmp_path / "state")).replace(_paths.GUESTS_RUN, str(tmp_path / "run"))
+
+    def hook(name, *words):
+        return subprocess.run(["sh", "-c", script, "hook", name, *words], check=False, capture_output=True).returncode
+
+    (tmp_path / "state/app.state").touch()
+    (tmp_path / "run/db.stand-in").touch()
+    assert [hook(name, "started", "begin") for name in ("app", "db", "web")] == [0, 0, 0]
+    assert hook("app", "stopped", "end") == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["app.resumed", "db.stand-in"]
+    shutil.rmtree(tmp_path / "run")
+    assert hook("app", "started", "begin") != 0
