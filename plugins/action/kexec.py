@@ -16,17 +16,20 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# One look: the boot id, the kernel's release and version, when it and its PID 1 started, and the update's journal.
+# One look: the boot id, the kernel's release and version, its first moments, and the update's journal.
 LOOK = (
     "cd /proc/sys/kernel; cat random/boot_id osrelease version;"
-    " systemctl show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp; cat /var/lib/kvm-liveupdate/update.json"
+    " systemctl show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp,UnitsLoadFinishTimestamp;"
+    " cat /var/lib/kvm-liveupdate/update.json"
 )
-STAMP = re.compile(r"^(Kernel|Userspace)Timestamp=\w+ (\S+ \S+) UTC$", re.MULTILINE)
+STAMP = re.compile(r"^(\w+)Timestamp=\w+ (\S+ \S+) UTC$", re.MULTILINE)
+# When the kernel and PID 1 started, and when that had loaded its units (org.freedesktop.systemd1(5)).
+STAMPS = {"Kernel": "kernel", "Userspace": "userspace", "UnitsLoadFinish": "units"}
 PAUSE_S = 2.0
 
 
 class Look(t.NamedTuple):
-    """What a host is seen to be: ``kernel`` is its release and version, ``started`` when it and PID 1 did (seconds since the epoch)."""
+    """What a host is seen to be: ``kernel`` is its release and version, ``started`` its first moments (:data:`STAMPS`, since the epoch)."""
 
     boot_id: str
     kernel: tuple[str, str]
@@ -43,7 +46,7 @@ def read_look(output: str) -> Look | None:
     if len(lines) < 3 or not UUID.fullmatch(lines[0].strip()):
         return None
     rest = "\n".join(lines[3:])
-    started = {stamp[1].lower(): _epoch(stamp[2]) for stamp in STAMP.finditer(rest)}
+    started = {STAMPS[stamp[1]]: _epoch(stamp[2]) for stamp in STAMP.finditer(rest) if stamp[1] in STAMPS}
     try:
         journal = json.loads(rest[rest.index("{") :])
     except ValueError:

@@ -90,8 +90,8 @@ outcome:
 times:
   description:
     - When the update was V(committed), V(stopping) other services, past the last V(gate), V(saving) the guests and V(jumping), and when
-      the new V(kernel) and its PID 1 (V(userspace)) started, in seconds since the epoch on the host's clock, which steps by up to a
-      second at the jump.
+      the new V(kernel) and its PID 1 (V(userspace)) started and that had loaded its V(units), in seconds since the epoch on the host's
+      clock, which steps by up to a second at the jump.
   returned: when the host came back
   type: dict
 elapsed:

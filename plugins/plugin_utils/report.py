@@ -24,7 +24,8 @@ PARTS = (
     ("save", ("guest", "paused"), ("guest", "saved")),
     ("leave the old kernel", ("guest", "saved"), ("host", "kernel")),
     ("new kernel", ("host", "kernel"), ("host", "userspace")),
-    ("systemd until the restore", ("host", "userspace"), ("guest", "start")),
+    ("systemd loads its units", ("host", "userspace"), ("host", "units")),
+    ("start the restore", ("host", "units"), ("guest", "start")),
     ("take back the memory", ("guest", "start"), ("guest", "retrieved")),
     ("wait for libvirt", ("guest", "retrieved"), ("guest", "libvirt")),
     ("start QEMU", ("guest", "retrieved"), ("guest", "qemu")),
@@ -73,7 +74,7 @@ def _host_times(host: dict[str, t.Any]) -> dict[str, float]:
     """The host's stamps, those of the new kernel set back by the step of its clock that its guests measured (_clock.py)."""
     step = next((guest["clock_step"] for guest in host["guests"].values() if guest.get("clock_step") is not None), 0.0)
     times = host.get("times") or {}
-    return {name: at - step if name in ("kernel", "userspace") else at for name, at in times.items()}
+    return {name: at - step if name in ("kernel", "userspace", "units") else at for name, at in times.items()}
 
 
 def quantile(values: list[float], part: float) -> float:

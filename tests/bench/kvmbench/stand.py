@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
 from kvmlab.controller import Controller, Guest, Play
@@ -105,10 +104,12 @@ class Stand:
         slowest = max(told["guests"].values(), key=lambda guest: guest["times"]["resumed"] - guest["times"]["paused"])
         found |= {f"part: {name}": seconds for name, seconds in parts(told, slowest)}
         found["retrieve"] = sum(guest["times"]["retrieved"] - guest["times"]["start"] for guest in told["guests"].values())
-        jump = self._jump(told, slowest, marked)
-        found |= {"jump": jump}
+        called = self._reboot_call(marked)
+        booted = {name: at - (slowest["clock_step"] or 0.0) for name, at in told["times"].items()}
+        found |= {"jump": booted["userspace"] - called}
+        found |= {"systemd": called - slowest["times"]["saved"] + booted["units"] - booted["userspace"]}
         if "floor: QEMU" in found:
-            found |= {"floor": jump + found["floor: QEMU"]}
+            found |= {"floor": found["jump"] + found["floor: QEMU"]}
         return found
 
     def _reboot(self, scenario: Scenario, guests: list[Guest]) -> dict[str, float]:
@@ -146,11 +147,10 @@ class Stand:
         done = self.host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {mark} > /dev/kmsg; date +%s.%N")
         return mark, float(done.stdout)
 
-    def _jump(self, told: dict[str, Any], guest: dict[str, Any], marked: tuple[str, float]) -> float:
-        """From the call of reboot(2) to the new PID 1, on the host's clock with its step taken off."""
+    def _reboot_call(self, marked: tuple[str, float]) -> float:
+        """When systemd called reboot(2) at the last jump, on the old kernel's clock."""
         console = (self.host.folder / "console.log").read_text(encoding="utf-8", errors="replace")
-        called = reboot_call(console, *marked)
-        return float(told["times"]["userspace"]) - (guest["clock_step"] or 0.0) - called
+        return reboot_call(console, *marked)
 
     def _other_kernel(self) -> str:
         running = boot_of(self.host).kernel

@@ -75,6 +75,7 @@ def page(results: Sequence[Result]) -> str:
             "loads the guest's state, with nothing of it in memory yet, as after a jump:\n"
             f"{found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
         )
+        parts += _systemd(found[FLOOR_OF])
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
         parts += ["## Where the pause goes\n", _breakdown(live, found)]
@@ -91,6 +92,18 @@ def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
     return [
         f"The hypervisor's processor is slower than this machine's by a factor of {slower.median:.0f} (a loop in Python, on both):\n"
         "whatever is work of the processor weighs that much more here than on a server; firmware, disks and waits do not.\n"
+    ]
+
+
+def _systemd(named: dict[str, Figure]) -> list[str]:
+    """What the floor does not have in it, and yet is no work of ours."""
+    if "systemd" not in named:
+        return []
+    least = (named["floor"].median + named["systemd"].median) / named["floor"].median
+    return [
+        f"Beside the floor {named['systemd'].words} s of each of these pauses are systemd's own: from the guest's last save until it\n"
+        "calls reboot(2), and from its start as the new PID 1 until it has loaded its units, before it starts any of them.\n"
+        f"Together they are {least:.2f} x floor: less is out of reach for whoever leaves the end and the beginning to systemd.\n"
     ]
 
 

@@ -68,6 +68,12 @@ def test_how_slow_the_emulated_processor_is_is_said() -> None:
     assert "by a factor of 27 (" in page(results("ours-qemu", pause=[9.0, 9.0, 9.0], slower=[26.0, 27.2, 31.0]))
 
 
+def test_systemds_own_share_is_said() -> None:
+    text = page(results("ours-qemu", pause=[9.0], floor=[4.0], systemd=[2.0]))
+    assert "Beside the floor 2.00 (2.00 to 2.00) s" in text and "Together they are 1.50 x floor" in text
+    assert "Beside the floor" not in page(OURS)
+
+
 def test_the_piece_of_work_tells_its_seconds() -> None:
     assert 0 < run_here("work.py") < 60
 

@@ -10,13 +10,16 @@ from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, _verdi
 BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 SEEN = BOOT, ("7.3.4", "#1 SMP")
 STARTED = "KernelTimestamp=Tue 2026-11-24 09:19:46.303854 UTC\nUserspaceTimestamp=Tue 2026-11-24 09:19:47.500000 UTC\n"
+LOADED = "UnitsLoadFinishTimestamp=Tue 2026-11-24 09:19:48.250000 UTC\n"
 STAMPS = {"kernel": 1795511986.303854, "userspace": 1795511987.5}
+ALL_STAMPS = {**STAMPS, "units": 1795511988.25}
 
 
 @pytest.mark.parametrize(
     ("output", "look"),
     [
         (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}" + '{"id": "u",\n "state": "jumping"}', Look(*SEEN, STAMPS, {"id": "u", "state": "jumping"})),
+        (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}{LOADED}" + '{"id": "u"}', Look(*SEEN, ALL_STAMPS, {"id": "u"})),
         (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"id": "u"}', Look(*SEEN, {}, {"id": "u"})),
         (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}", Look(*SEEN, STAMPS, {})),
         (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"torn', Look(*SEEN, {}, {})),

@@ -12,7 +12,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.kvm.liveupdate.plugins.filter.report_page import report_page
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import report
 
-HOST_TIMES = {"committed": 100.0, "stopping": 103.0, "saving": 106.0, "jumping": 107.0, "kernel": 108.0, "userspace": 111.0}
+HOST_TIMES = {"committed": 100.0, "stopping": 103.0, "saving": 106.0, "jumping": 107.0, "kernel": 108.0, "userspace": 111.0, "units": 112.5}
 GUEST_TIMES = {"paused": 106.1, "saved": 106.6, "start": 115.0, "retrieved": 115.5, "qemu": 117.0, "loaded": 117.2, "resumed": 117.25}
 UPDATED = {
     "outcome": "updated",
@@ -72,7 +72,8 @@ def test_the_parts_sum_up_to_the_pause():
         "save",
         "leave the old kernel",
         "new kernel",
-        "systemd until the restore",
+        "systemd loads its units",
+        "start the restore",
         "take back the memory",
         "start QEMU",
         "load the devices",
@@ -86,16 +87,17 @@ def test_the_step_of_the_clock_is_taken_off_the_new_kernels_stamps():
     host["guests"]["web"]["clock_step"] = -0.4
     lengths = dict(report.parts(host, host["guests"]["web"]))
     assert lengths["leave the old kernel"] == pytest.approx(1.8) and lengths["new kernel"] == pytest.approx(3.0)
+    assert lengths["systemd loads its units"] == pytest.approx(1.5)
     assert sum(lengths.values()) == pytest.approx(11.15)
 
 
-@pytest.mark.parametrize("missing", ["kernel", "userspace", "saved", "start", "retrieved", "qemu", "loaded"])
+@pytest.mark.parametrize("missing", ["kernel", "userspace", "units", "saved", "start", "retrieved", "qemu", "loaded"])
 def test_a_stamp_that_is_missing_joins_two_parts(missing):
     host = copy.deepcopy(UPDATED)
     host["times"].pop(missing, None)
     host["guests"]["web"]["times"].pop(missing, None)
     found = report.parts(host, host["guests"]["web"])
-    assert len(found) == 7 and any(" + " in name for name, _length in found)
+    assert len(found) == 8 and any(" + " in name for name, _length in found)
     assert sum(length for _name, length in found) == pytest.approx(11.15)
 
 
