@@ -32,7 +32,9 @@ def _status() -> None:
 
     from . import _away, _guests, _holding, _paths
 
-    guests = {name: {"journal": _guests.journal(name), "held": bool(_holding.held(record))} for name, record in _guests.known().items()}
+    running, journals = _guests.known(), _guests.journals()
+    held = {name for name, record in running.items() if _holding.held(record)}
+    guests = {name: {"running": name in running, "held": name in held, "journal": journals.get(name, {})} for name in {*running, *journals}}
     away = {record["guest"]: record for record in _away.records()}
     json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")

@@ -11,15 +11,21 @@ import os
 from . import _memory, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = (
     "describe",
     "find",
     "inspect",
     "journal",
     "journal_path",
+    "journals",
     "known",
     "last_pause",
     "memory_limits",
+    "not_back",
     "run_path",
     "state_path",
     "strangers",
@@ -49,6 +55,15 @@ def journal(name: str) -> dict:
     return _paths.read_json(journal_path(name))
 
 
+def journals() -> dict[str, dict]:
+    """What the last update did with each guest that it had, by the guest's name."""
+    try:
+        files = sorted(os.listdir(_paths.GUESTS_STATE))
+    except FileNotFoundError:
+        return {}
+    return {name: journal(name) for name in (file.removesuffix(".json") for file in files if file.endswith(".json"))}
+
+
 def last_pause(update: dict) -> float | None:
     """Seconds from a guest's pause to its resume in the update of this journal; None when that did not bring it back. Pure."""
     times = update.get("times") or {}
@@ -66,9 +81,25 @@ def find(name: str) -> dict:
     if name not in guests:
         raise LiveUpdateError(
             f"guest {name!r}: no such guest runs on this host; it runs: {', '.join(guests) or 'none under our wrapper'}."
-            " A guest's name is the first argument of 'kvm-liveupdate run' in its unit"
+            " A guest's name is the first argument of 'kvm-liveupdate run' in its unit, or that of its libvirt domain"
         )
     return guests[name]
+
+
+def not_back(running: t.Iterable[str]) -> list[dict]:
+    """Which guests an update saved that it has not brought back, as reasons against the next one.
+
+    The session of such a guest may have its memory still, and does not come over another jump.
+    """
+    return [
+        {
+            "code": "not-back",
+            "message": f"guest {name} was saved by an update and does not run; its memory may still be kept, and would be lost",
+            "remedy": f"'systemctl start {saved['unit']}' tries to bring it back, 'kvm-liveupdate discard {name}' gives up what was saved",
+        }
+        for name, saved in journals().items()
+        if saved.get("state") == "saved" and name not in running
+    ]
 
 
 def strangers() -> list[dict]:

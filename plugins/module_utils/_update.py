@@ -77,10 +77,11 @@ def gate(guests: list[str]) -> list[str]:
     if not _kexec.record():
         problems.append("no kernel is staged by kvm.liveupdate.kexec_image in this boot (an image loaded otherwise carries no memory over)")
     running = _guests.known()
-    problems += [f"guest {name} does not run any more" for name in guests if name not in running]
+    problems += [f"guest {name} does not run any more; run the update again" for name in guests if name not in running]
+    problems += [f"{reason['message']}: {reason['remedy']}" for reason in _guests.not_back(running)]
     for name, record in running.items():
         if name not in guests:
-            problems.append(f"guest {name} runs but is not part of this update; it would be lost")
+            problems.append(f"guest {name} runs but is not part of this update and would be lost; run the update again to plan for it")
         elif not _holding.held(record):
             problems.append(f"guest {name}: its RAM is not held in a session; preserve it with kvm.liveupdate.guest")
     problems += [

@@ -26,6 +26,7 @@ _ABOUT_STAYING = frozenset(
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
 # With these nobody can ask the guest to shut down, or start it again.
 _NO_SHUTDOWN = frozenset(("monitor", "run-state", "not-persistent", "libvirt-job"))
+_NOT_BACK = "not-back"
 _BESIDE_MIB = BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
 _SHOWN = 5
@@ -34,7 +35,7 @@ _SHOWN = 5
 def plan(host: dict[str, t.Any], policy: Policy) -> dict[str, t.Any]:
     """The plan of one host. ``host`` is what hypervisor_info returned.
 
-    ``verdict``      ``go``, ``refuse``, or ``current``: it runs the kernel already and nothing is done
+    ``verdict``      ``go``, ``refuse``, or ``current``: it runs the kernel already, all guests are back, and nothing is done
     ``refusals``     why it is refused: sentences with their remedies
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (who wants it so), ``passed_over`` (``way`` and ``why`` of the
                      rungs above), ``destination`` and ``back`` of a migration, ``warnings`` (sentences)
@@ -48,14 +49,15 @@ def plan(host: dict[str, t.Any], policy: Policy) -> dict[str, t.Any]:
     free = host.get("free") or {}
     room = {name: {"needed_mib": 0, "free_mib": free.get(f"{name}_mib")} for name in ("memory", "saves")}
     guests = [_guest(facts, policy, room) for facts in host["guests"]]
-    refusals = [_told(reason) for reason in host["reasons"]]
-    refusals += [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse"]
     current = bool((host.get("target") or {}).get("current"))
-    verdict = "current" if current else "refuse" if refusals else "go"
+    # A host on the new kernel is not done with while a guest waits to be brought back.
+    refusals = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    refusals += [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
+    verdict = "refuse" if refusals else "current" if current else "go"
     pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
     made = {
         "verdict": verdict,
-        "refusals": [] if current else refusals,
+        "refusals": refusals,
         "guests": guests,
         "steps": _steps(host, guests) if verdict == "go" else [],
         "room": room,

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _cli, _libvirt, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _cli, _guests, _holding, _libvirt, _paths, _systemd
 
 
 @pytest.fixture(name="virsh")
@@ -31,6 +33,20 @@ def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_p
     assert virsh == [("managedsave-remove", "app")]
     assert not (tmp_path / "app.state").exists()
     assert late == ["kvm-liveupdate-hold@app.service"]
+
+
+def test_the_status_tells_of_guests_that_are_not_back(tmp_path, monkeypatch, capsys, virsh):
+    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "no-update"))
+    monkeypatch.setattr(_paths, "AWAY", str(tmp_path / "nobody"))
+    monkeypatch.setattr(_guests, "known", lambda: {"db": {"name": "db"}})
+    monkeypatch.setattr(_holding, "held", lambda _record: {"hold": "h"})
+    assert _cli.main(["status"]) == 0
+    assert not virsh
+    assert json.loads(capsys.readouterr().out)["guests"] == {
+        "db": {"running": True, "held": True, "journal": {}},
+        "web": {"running": False, "held": False, "journal": {"state": "saved", "unit": "web.service"}},
+    }
 
 
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _processes, _providers
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
@@ -26,6 +26,19 @@ def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
     monkeypatch.setattr(_providers, "foreign_reason", lambda _pid: reason)
     assert _guests.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
+
+
+def test_who_was_saved_and_does_not_run_is_a_reason_against_another_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    for name, state in {"web": "saved", "db": "saved", "old": "restored", "gone": "lost"}.items():
+        (tmp_path / f"{name}.json").write_text(f'{{"state": "{state}", "unit": "{name}.service"}}')
+    (tmp_path / "web.state").write_text("QEVM")
+    assert list(_guests.journals()) == ["db", "gone", "old", "web"]
+    (reason,) = _guests.not_back({"db": {}})
+    assert reason["code"] == "not-back" and "guest web " in reason["message"]
+    assert "'systemctl start web.service'" in reason["remedy"] and "discard web" in reason["remedy"]
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path / "never-written"))
+    assert _guests.not_back({}) == []
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,17 @@ def test_outcome(update, boot_id, release, outcome):
     assert _update.outcome(update, boot_id, release) == outcome
 
 
+def test_a_jump_is_refused_while_a_guest_waits_to_be_brought_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_update._kexec, "record", lambda: {"path": "/boot/vmlinuz-7.3"})
+    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_guests, "strangers", list)
+    assert _update.gate([]) == []
+    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
+    (problem,) = _update.gate([])
+    assert "guest web was saved by an update and does not run" in problem and "systemctl start web.service" in problem
+
+
 def test_what_is_kept_runs_already_and_keeps_its_sockets():
     """systemd refuses to start the socket of a service that runs: stopped, it would be lost until a reboot."""
     seen = {

@@ -192,6 +192,13 @@ def test_a_host_that_runs_the_kernel_already_is_left_alone():
     assert [guest["name"] for guest in made["guests"]] == ["web"]
 
 
+def test_a_host_on_the_kernel_with_a_guest_that_is_not_back_is_not_done_with():
+    facts = host(guest(reasons=["hostdev"]), reasons=[reason("not-back"), reason("memory-limit")])
+    made = plan({**facts, "target": {"release": "7.3.4", "current": True}}, Policy())
+    assert (made["verdict"], made["refusals"]) == ("refuse", ["it has not-back - remove not-back"])
+    assert len(plan(facts, Policy())["refusals"]) == 3
+
+
 @pytest.mark.parametrize(("pauses", "expected"), [([None, None], None), ([3.5, None], 3.5), ([3.5, 12.25], 12.25)])
 def test_the_expected_pause_is_the_longest_of_the_last_updates(pauses, expected):
     guests = [guest(str(number), last_pause=pause) for number, pause in enumerate(pauses)]
