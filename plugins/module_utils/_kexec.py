@@ -17,7 +17,7 @@ import struct
 from . import _paths
 from ._errors import LiveUpdateError
 
-__all__ = ("current_cmdline", "describe", "loaded", "missing_options", "next_cmdline", "record", "stage", "unload")
+__all__ = ("current_cmdline", "describe", "initrd_of", "loaded", "missing_options", "next_cmdline", "record", "stage", "unload")
 
 _UNLOAD = 0x1
 _NO_INITRAMFS = 0x4
@@ -25,6 +25,8 @@ _SYS_KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294}
 _XLF_ABOVE_4G = 0x2
 _LOADED = "/sys/kernel/kexec_loaded"
 NEEDED = ("kho=on", "liveupdate=on")
+# As Debian, Fedora and openSUSE name the initial RAM disk of a release.
+_INITRDS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
 # What a boot loader or a jump (_boot_order.py) adds for its own use and a kernel staged from a running one must not inherit.
 _LOADERS_OWN = ("BOOT_IMAGE=", "initrd=")
 GUESTS_FIRST = "systemd.unit=kvm-liveupdate-guests.target"
@@ -91,6 +93,17 @@ def describe(path: str) -> dict:
         "size": len(data),
         "sha256": sha256(data).hexdigest(),
     }
+
+
+def initrd_of(kernel: str, release: str, given: str | None) -> str | None:
+    """The path of a kernel's initial RAM disk: the one given, no one for ``none``, else the one that lies beside the kernel.
+
+    By that name a boot loader would take it too: a kernel whose root file system is behind a module panics without it.
+    """
+    if given:
+        return None if given == "none" else given
+    beside = (os.path.join(os.path.dirname(kernel), name.format(release)) for name in _INITRDS)
+    return next((path for path in beside if release and os.path.isfile(path)), None)
 
 
 def loaded(root: str = "/") -> bool:

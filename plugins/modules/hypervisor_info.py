@@ -28,7 +28,9 @@ options:
       - Path on the host of the kernel to be updated to. RV(target) describes it, RV(proof) tells whether it can take over.
     type: path
   initrd:
-    description: Path on the host of its initial RAM disk, for which there has to be room too.
+    description:
+      - Path on the host of its initial RAM disk, for which there has to be room too; V(none) for a kernel that is to run without.
+      - The default is that of O(kvm.liveupdate.kexec_image#module:initrd).
     type: path
   cmdline:
     description: The command line that it is to run with. By default the running kernel's, without the boot loader's own words.
@@ -132,7 +134,7 @@ image:
 target:
   description:
     - The kernel at O(kernel), with V(path), V(kind), V(release), V(version), V(size), V(sha256), the strings by which it knows what is
-      handed to it (V(abi)), V(signed), and V(current) (it is the running one).
+      handed to it (V(abi)), V(signed), its V(initrd) (null for none), and V(current) (it is the running one).
   returned: when O(kernel) is given
   type: dict
 last_update:
@@ -221,10 +223,11 @@ def examine(module):
     if module.params["kernel"]:
         image, cmdline = _image.read(module.params["kernel"], keep=_paths.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
-        result["target"] = {**{key: image[key] for key in TARGET}, "current": current}
+        initrd = _kexec.initrd_of(image["path"], image["release"], module.params["initrd"])
+        result["target"] = {**{key: image[key] for key in TARGET}, "initrd": initrd, "current": current}
         if not current:
             cmdline = _kexec.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
-            result["proof"] = _proof.prove(image, cmdline, module.params["initrd"])
+            result["proof"] = _proof.prove(image, cmdline, initrd)
             reasons = reasons + _proof.objections(result["proof"], module.params["accept_unknown"])
     result["reasons"] = reasons
     result["refusals"] = refusals(reasons, guests)

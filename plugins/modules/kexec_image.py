@@ -33,7 +33,10 @@ options:
     description: Path of the kernel image on the host. Required with O(state=staged).
     type: path
   initrd:
-    description: Path of the initial RAM disk on the host. Without it the kernel is staged without one.
+    description:
+      - Path of the initial RAM disk on the host.
+      - By default the one that lies beside the kernel, by the name that distributions give it (C(initrd.img-RELEASE),
+        C(initramfs-RELEASE.img) or C(initrd-RELEASE)), if there is one. V(none) stages the kernel without.
     type: path
   cmdline:
     description:
@@ -75,7 +78,7 @@ def wanted_image(params, running_cmdline: str) -> dict:
     if params["state"] == "unloaded":
         return {}
     image = _kexec.describe(params["kernel"])
-    initrd = params["initrd"]
+    initrd = _kexec.initrd_of(image["path"], image["release"], params["initrd"])
     cmdline = params["cmdline"] if params["cmdline"] is not None else _kexec.next_cmdline(running_cmdline)
     image.update(initrd=initrd, initrd_sha256=_kexec.file_digest(initrd) if initrd else None, cmdline=cmdline)
     return image

@@ -153,7 +153,7 @@ def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]]) -> list[str]:
     returning = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown") and guest["back"]]
     stay = f"pause and save {_few(names['preserve'])}, " if names["preserve"] else ""
     steps = [
-        f"stage {_kernel(host)}",
+        f"stage {_kernel(host)} with {(host.get('target') or {}).get('initrd') or 'no initial RAM disk'}",
         *(f"migrate {guest['name']} to {guest['destination']}" for guest in guests if guest["way"] == "migrate"),
         f"save {_few(names['save'])} to disk" if names["save"] else "",
         f"shut down {_few(names['shutdown'])}" if names["shutdown"] else "",

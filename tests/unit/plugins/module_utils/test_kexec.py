@@ -79,6 +79,17 @@ def test_the_next_command_line_drops_the_boot_loaders_own_words():
     assert _kexec.next_cmdline("BOOT_IMAGE=/boot/vmlinuz-1 root=/dev/vda rw initrd=\\x kho=on") == "root=/dev/vda rw kho=on"
 
 
+@pytest.mark.parametrize("name", ["initrd.img-7.3.4", "initramfs-7.3.4.img", "initrd-7.3.4"])
+def test_the_initrd_is_the_one_that_a_boot_loader_would_take(tmp_path, name):
+    kernel, beside = str(tmp_path / "vmlinuz-7.3.4"), tmp_path / name
+    assert _kexec.initrd_of(kernel, "7.3.4", None) is None
+    beside.write_bytes(b"")
+    assert _kexec.initrd_of(kernel, "7.3.4", None) == _kexec.initrd_of(kernel, "7.3.4", "") == str(beside)
+    assert _kexec.initrd_of(kernel, "7.2.13", None) is None
+    assert _kexec.initrd_of(kernel, "7.3.4", "none") is None
+    assert _kexec.initrd_of(kernel, "7.3.4", "/boot/mine") == "/boot/mine"
+
+
 @pytest.mark.parametrize(("content", "answer"), [("0\n", False), ("1\n", True)])
 def test_loaded(tmp_path, content, answer):
     (tmp_path / "sys/kernel").mkdir(parents=True)

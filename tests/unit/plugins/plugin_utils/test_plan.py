@@ -157,7 +157,7 @@ def test_all_five_ways_in_one_plan():
     made = plan(host(*(guest(name) for name in "abcde")), policy)
     assert made["verdict"] == "go" and made["refusals"] == []
     assert made["steps"] == [
-        "stage Linux 7.3.4",
+        "stage Linux 7.3.4 with no initial RAM disk",
         f"migrate b to {URI}",
         "save c to disk",
         "shut down d",
@@ -170,12 +170,12 @@ def test_all_five_ways_in_one_plan():
 
 def test_who_moves_for_good_is_not_brought_back():
     made = plan(host(guest("a")), Policy([], [{"migrate": {"to": URI, "back": False}}]))
-    assert made["steps"] == ["stage Linux 7.3.4", f"migrate a to {URI}", "stop other services, jump"]
+    assert made["steps"] == ["stage Linux 7.3.4 with no initial RAM disk", f"migrate a to {URI}", "stop other services, jump"]
 
 
 def test_a_host_without_guests_just_jumps():
     made = plan(host(), Policy())
-    assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4", "stop other services, jump"])
+    assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4 with no initial RAM disk", "stop other services, jump"])
     assert made["table"][:2] == ["The update to Linux 7.3.4:", "No guest runs."]
 
 
@@ -183,6 +183,11 @@ def test_a_reason_against_the_host_refuses_it():
     made = plan(host(guest(), reasons=[reason("kexec-disabled")]), Policy())
     assert made["verdict"] == "refuse" and made["refusals"] == ["it has kexec-disabled - remove kexec-disabled"]
     assert made["table"][:2] == ["The update to Linux 7.3.4 is refused.", "it has kexec-disabled - remove kexec-disabled"]
+
+
+def test_the_plan_names_the_initial_ram_disk():
+    target = {"release": "7.3.4", "initrd": "/boot/initrd.img-7.3.4", "current": False}
+    assert plan(host(guest(), target=target), Policy())["steps"][0] == "stage Linux 7.3.4 with /boot/initrd.img-7.3.4"
 
 
 def test_a_host_that_runs_the_kernel_already_is_left_alone():
@@ -216,7 +221,7 @@ def test_the_table_is_for_people():
         "web       preserve  stays in memory",
         "database  shutdown  is shut down and started again afterwards. Not preserved: it has hostdev - remove hostdev",
         "web, to know: it has vsock - remove vsock",
-        "1. stage Linux 7.3.4",
+        "1. stage Linux 7.3.4 with no initial RAM disk",
         "2. shut down database",
         "3. hold the RAM of web",
         "4. stop other services, pause and save web, jump",
