@@ -39,7 +39,10 @@ def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
 
 
 def session_of(journal: dict) -> int | None:
-    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name."""
+    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name; None when there is none.
+
+    Raises where that cannot be told: a guest must not start clean because nobody could look for its memory.
+    """
     session = _systemd.listen_fds().get(_holding.FDNAME)
     if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _host.boot_id():
         return session
@@ -47,6 +50,9 @@ def session_of(journal: dict) -> int | None:
         session = _luo.retrieve_session(journal["session"])
     except LiveUpdateError as err:
         log(str(err))
+        if not _luo.is_gone(err):
+            again = f"mend that, then 'systemctl start {journal['unit']}' tries again; its memory is kept"
+            raise LiveUpdateError(f"guest {journal['guest']}: {err}: {again}") from err
         return None
     _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_holding.FDNAME}", (session,))  # a crash from here on loses nothing
     return session
@@ -73,7 +79,10 @@ def memory(journal: dict, session: int) -> list[int]:
     files = [_luo.retrieve_fd(session, _holding.RAM_TOKEN + index) for index in range(len(journal["sizes"]))]
     sizes = [os.fstat(fd).st_size for fd in files]
     if sizes != journal["sizes"]:
-        raise LiveUpdateError(f"guest {journal['guest']}: the memory that came over has {sizes} bytes, not {journal['sizes']}")
+        raise LiveUpdateError(
+            f"guest {journal['guest']}: the memory that came over has {sizes} bytes, not {journal['sizes']};"
+            f" 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+        )
     return files
 
 

@@ -27,6 +27,7 @@ __all__ = (
     "create_session",
     "finish",
     "get_name",
+    "is_gone",
     "is_incoming",
     "preserve_fd",
     "retrieve_fd",
@@ -34,6 +35,7 @@ __all__ = (
 )
 
 DEVICE = "/dev/liveupdate"
+_CLASS = "/sys/class/misc/liveupdate"  # there whenever the kernel has the device, also where a unit's own /dev has not
 # The kernel takes 63 bytes; systemd before kernel 7.2 reads names through /proc, which cuts them after 38.
 NAME_MAX = 38
 BUSY_LIMIT_S = 10.0
@@ -83,7 +85,7 @@ _SENTENCES = {
 def _error(verb: str, what: str, err: OSError) -> LiveUpdateError:
     sentence = _SENTENCES.get((verb, err.errno or 0), os.strerror(err.errno or 0))
     name = errno.errorcode.get(err.errno or 0, str(err.errno))
-    return LiveUpdateError(f"{verb} {what}: {sentence} ({name})", errno=name)
+    return LiveUpdateError(f"{verb} {what}: {sentence} ({name})", errno=name, verb=verb)
 
 
 def _ioctl(verb: str, what: str, fd: int, request: int, arguments: bytearray) -> None:
@@ -126,6 +128,15 @@ def create_session(name: str, device: str = DEVICE) -> int:
 def retrieve_session(name: str, device: str = DEVICE) -> int:
     """Return the descriptor of the incoming session ``name``; it can be had once."""
     return _named("retrieve session", _RETRIEVE_SESSION, name, device)
+
+
+def is_gone(err: LiveUpdateError, known: str = _CLASS) -> bool:
+    """Whether :func:`retrieve_session` failed because this kernel has no such session, now or later; any other failure may pass.
+
+    EIO: it could not read what was handed over. ENOENT: it has no such session, or no live update at all.
+    """
+    name = err.details.get("errno")
+    return name == "EIO" or (name == "ENOENT" and (err.details.get("verb") != "open" or not os.path.exists(known)))
 
 
 def preserve_fd(session: int, fd: int, token: int) -> None:

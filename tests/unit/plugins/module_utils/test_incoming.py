@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _host, _incoming, _luo, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 
 SAVED = {"state": "saved", "guest": "web1", "hold": "h1", "on_loss": "start"}
@@ -34,6 +36,22 @@ SAVED = {"state": "saved", "guest": "web1", "hold": "h1", "on_loss": "start"}
 def test_decide(journal, note, resumed, verdict, why):
     assert decide(journal, note, resumed)[0] == verdict
     assert why in decide(journal, note, resumed)[1]
+
+
+@pytest.mark.parametrize(("code", "lost"), [("ENOENT", True), ("EIO", True), ("EPERM", False), ("EBUSY", False), ("EINVAL", False)])
+def test_memory_that_nobody_could_look_for_is_not_taken_for_lost(monkeypatch, code, lost):
+    def retrieve(_name):
+        raise LiveUpdateError(f"retrieve session kvm-1: no ({code})", errno=code, verb="retrieve session")
+
+    monkeypatch.setattr(_luo, "retrieve_session", retrieve)
+    monkeypatch.setattr(_systemd, "listen_fds", dict)
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    journal = {**SAVED, "boot_id": "before", "session": "kvm-1", "unit": "web1.service"}
+    if lost:
+        assert _incoming.session_of(journal) is None
+    else:
+        with pytest.raises(LiveUpdateError, match=rf"guest web1: .*\({code}\).* 'systemctl start web1.service' tries again"):
+            _incoming.session_of(journal)
 
 
 def test_a_restore_needs_the_same_hold_and_a_memory_that_has_not_run():

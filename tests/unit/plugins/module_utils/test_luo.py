@@ -107,6 +107,32 @@ def test_no_device_names_the_remedy():
         _luo.create_session("x", "/nonexistent/liveupdate")
 
 
+@pytest.mark.parametrize(
+    ("details", "device", "gone"),
+    [
+        ({"errno": "ENOENT", "verb": "retrieve session"}, True, True),
+        ({"errno": "ENOENT", "verb": "open"}, False, True),
+        ({"errno": "ENOENT", "verb": "open"}, True, False),  # a unit's own /dev (PrivateDevices=)
+        ({"errno": "EIO", "verb": "open"}, True, True),
+        ({"errno": "EPERM", "verb": "open"}, True, False),
+        ({"errno": "EBUSY", "verb": "open"}, True, False),
+        ({"errno": "EINVAL", "verb": "retrieve session"}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_only_a_kernel_that_has_no_such_session_means_that_it_is_gone(tmp_path, details, device, gone):
+    known = tmp_path / "liveupdate"
+    if device:
+        known.touch()
+    assert _luo.is_gone(LiveUpdateError("no", **details), str(known)) is gone
+
+
+def test_the_error_tells_what_was_tried(kernel):
+    with pytest.raises(LiveUpdateError) as caught:
+        _luo.retrieve_session("x", "/nonexistent/liveupdate")
+    assert caught.value.details == {"errno": "ENOENT", "verb": "open"}
+
+
 def test_a_device_that_stays_busy_is_given_up(kernel, monkeypatch):
     def busy(path, flags):
         raise OSError(errno.EBUSY, "")
