@@ -323,9 +323,15 @@ def write_image(name: str, disks: list[str], image: str, running: bool) -> None:
 def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
     name, image = record["name"], image_path(record["name"])
-    ignore_shared(name, False)
-    if running and status(record) != "running":  # a save may have failed before it suspended the domain
-        virsh("resume", name)
+    suspended = status(record) != "running"  # a save may have failed before that
+    if suspended:
+        with contextlib.suppress(LiveUpdateError):  # a save that was cut off may be under way: QEMU refuses the following meanwhile
+            virsh("domjobabort", name)
+    try:
+        ignore_shared(name, False)
+    finally:
+        if running and suspended:
+            virsh("resume", name)
     if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
         _paths.remove(image)
 

@@ -84,7 +84,8 @@ def restore(name: str, journal: dict) -> None:
 def _restore(name: str, journal: dict, started: float) -> None:
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
-    verdict, why = _incoming.decide(journal, note, os.path.exists(_guests.run_path(name, "resumed")))
+    ran = os.path.exists(_guests.run_path(name, "resumed"))
+    verdict, why = _incoming.decide(journal, note, ran)
     _incoming.log(f"{name}: {verdict}: {why}")
     if verdict == "restore" and session is not None:
         _bring_back(name, journal, session, started)
@@ -93,8 +94,15 @@ def _restore(name: str, journal: dict, started: float) -> None:
     _systemd.notify("READY=1")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
+    state = _wait_for_answer(name)
+    if state == "shut off" and ran and os.path.exists(journal["image"]):
+        # Libvirt takes the image away once the domain runs. Where it could not, nobody knows whether it ran for a moment.
+        raise LiveUpdateError(
+            f"guest {name}: its memory came over and was given to a QEMU that libvirt ended before it counted as started; neither is it"
+            f" brought back from it again nor started clean. 'kvm-liveupdate discard {name}' gives its memory up"
+        )
     _incoming.drop(session, note)
-    if _wait_for_answer(name) == "shut off":
+    if state == "shut off":
         _libvirt.virsh("managedsave-remove", name)  # without its RAM it is of no use, and a start from it would be a disaster
         _incoming.lost(journal, why)
         _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
@@ -108,7 +116,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _offer({"name": name, **journal}, journal["hold"], files)
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
     _wait_for_socket(name)
-    times["resumed"] = _start(name)
+    times["resumed"] = _start(name, journal["image"])
     try:
         times["libvirt"] = os.stat(_guests.run_path(name, "placed")).st_mtime
         times["loaded"] = os.stat(_guests.run_path(name, "resumed")).st_mtime
@@ -139,8 +147,8 @@ def _correct_clock(name: str, restored: dict) -> None:
     _incoming.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
 
 
-def _start(name: str) -> float:
-    """Start the domain, or wait for its autostart where that was quicker; returns when it went on.
+def _start(name: str, image: str) -> float:
+    """Start the domain, or wait for its autostart where that was quicker; returns when it went on. Its saved ``image`` is gone then.
 
     Nobody asks before whether libvirt is there: virsh waits until the daemon answers, and each call takes its time.
     What the domain needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
@@ -153,18 +161,26 @@ def _start(name: str) -> float:
         if not has_run:
             try:
                 _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
-                return time.time()
+                return _started(image)
             except LiveUpdateError as err:
                 why = str(err)
                 _incoming.log(why)
         state = _state(name)
-        if state == "running" or (has_run and state not in ("shut off", "")):
-            return time.time()
+        # Libvirt says "paused" of one that it is still starting. It takes the image away when the start is over, and not if it fails.
+        if state == "running" or (has_run and state not in ("shut off", "") and not os.path.exists(image)):
+            return _started(image)
         if (has_run and state == "shut off") or time.monotonic() > until:
             raise LiveUpdateError(f"guest {name}: it is {state or 'not known to libvirt'}; {why}")
         if state == "shut off":
             _boot_order.late(name)  # what it lacks may come with the rest of the boot
         time.sleep(RETRY_S)
+
+
+def _started(image: str) -> float:
+    """Remove the image of a domain that is back if libvirt did not, or not yet: without its RAM no other start may find it."""
+    went_on = time.time()
+    _paths.remove(image)
+    return went_on
 
 
 def _state(name: str) -> str:

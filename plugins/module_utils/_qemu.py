@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 import zlib
 
@@ -26,6 +27,7 @@ __all__ = (
     "describe",
     "end_rehearsal",
     "foreign_reason",
+    "go_on",
     "inspect",
     "known",
     "load",
@@ -41,6 +43,8 @@ __all__ = (
 START_LIMIT_S = 120.0
 SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
+GO_ON_LIMIT_S = 10.0
+UNDO_LIMIT_S = 30.0
 KEPT = ()
 DAEMONS = ()
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
@@ -180,9 +184,32 @@ def write_state(monitor: Qmp, path: str) -> float:
 def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from."""
     with Qmp(record["monitor"]) as monitor:
-        monitor.ignore_shared(False)  # left on, a later migration or save would leave out the RAM
-        if running and monitor.status() in ("paused", "postmigrate", "finish-migrate"):
+        try:
+            if monitor.status() != "running":
+                monitor.end_migration(UNDO_LIMIT_S)  # a save that was cut off may be under way: QEMU refuses the following meanwhile
+            monitor.ignore_shared(False)  # left on, a later migration or save would leave out the RAM
+        finally:
+            if running and monitor.status() in ("paused", "postmigrate"):
+                monitor.execute("cont")
+
+
+def go_on(monitor: Qmp) -> bool:
+    """Let a loaded guest run; False when QEMU refused to, so that it has not run. Any other failure is an error.
+
+    Only now QEMU opens the disks for writing, and what locks them may need a moment to let go.
+    """
+    limit = time.monotonic() + GO_ON_LIMIT_S
+    while True:
+        try:
             monitor.execute("cont")
+            return True
+        except LiveUpdateError as err:
+            if "refused" not in err.details or monitor.status() != "paused":
+                raise
+            if time.monotonic() > limit:
+                sys.stderr.write(f"kvm-liveupdate: {err}\n")
+                return False
+        time.sleep(0.1)
 
 
 def load(monitor: Qmp, path: str) -> None:

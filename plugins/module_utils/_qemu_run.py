@@ -67,6 +67,7 @@ def _start(name: str, argv: list[str]) -> None:
     _boot_order.late(name)
     unit = _processes.unit_of(os.getpid())
     if unit:
+        _boot_order.start_early(unit, False)  # where a power cut came before its save, nothing else would take that back
         _be_one_of_many(unit)
     reason = _qemu_argv.unpreservable(argv)
     ram = None
@@ -111,7 +112,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     state = _guests.state_path(name)
     with open(state, "rb") as file:
         if zlib.crc32(file.read()) != journal["state_crc32"]:
-            raise LiveUpdateError(f"guest {name}: {state} is not what was saved; its memory is kept, the guest is not started")
+            raise LiveUpdateError(f"guest {name}: {state} is not what was saved: 'kvm-liveupdate discard {name}' lets it start clean")
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
@@ -171,11 +172,13 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
             times["qemu"] = time.time()
             _qemu.load(monitor, _guests.state_path(name))
             times["loaded"] = time.time()
-            # From here on the memory is no longer what the state belongs to. This boot's /run is as lasting as the memory.
+            # From here on the memory may be no longer what the state belongs to. This boot's /run is as lasting as the memory.
             os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             resumed = True
-            if journal["was_running"]:
-                monitor.execute("cont")
+            if journal["was_running"] and not _qemu.go_on(monitor):
+                _paths.remove(marker)
+                resumed = False
+                raise LiveUpdateError(f"QEMU does not let it run within {_qemu.GO_ON_LIMIT_S:g} s: mend what the line before names")
             times["resumed"] = time.time()
             status = monitor.status()
         _luo.finish(session)

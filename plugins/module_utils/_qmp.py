@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ("Qmp",)
 
 ANSWER_LIMIT_S = 60.0
+# Of a migration (qapi/migration.json, MigrationStatus).
+_OVER = ("none", "completed", "failed", "cancelled")
 
 
 class Qmp:
@@ -67,7 +69,10 @@ class Qmp:
         return dict(json.loads(line))
 
     def execute(self, command: str, **arguments: object) -> object:
-        """Run one command and return what it returns; events in between are passed over. Underscores become dashes."""
+        """Run one command and return what it returns; events in between are passed over. Underscores become dashes.
+
+        An error that is QEMU's own answer has the detail ``refused``; without it nobody knows what QEMU did.
+        """
         message: dict = {"execute": command}
         if arguments:
             message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
@@ -78,7 +83,7 @@ class Qmp:
         while True:
             answer = self._read()
             if "error" in answer:
-                raise LiveUpdateError(f"monitor {self._path}: {command}: {answer['error'].get('desc', answer['error'])}")
+                raise LiveUpdateError(f"monitor {self._path}: {command}: {answer['error'].get('desc', answer['error'])}", refused=command)
             if "return" in answer:
                 return answer["return"]
 
@@ -94,6 +99,15 @@ class Qmp:
     def ignore_shared(self, state: bool) -> None:
         """Leave shared, file-backed RAM out of the migration stream, or not: QEMU's x-ignore-shared."""
         self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
+
+    def end_migration(self, limit_s: float) -> None:
+        """See that no migration is under way, and cancel one that is."""
+        limit = time.monotonic() + limit_s
+        while self.query("query-migrate").get("status", "none") not in _OVER or self.status() == "finish-migrate":
+            if time.monotonic() > limit:
+                raise LiveUpdateError(f"monitor {self._path}: a migration does not end within {limit_s:g} s although it was cancelled")
+            self.execute("migrate_cancel")
+            time.sleep(0.05)
 
     def wait_migration(self, limit_s: float) -> dict:
         """Wait until the migration that was started ends well; anything else is an error with QEMU's own words."""

@@ -170,7 +170,7 @@ def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(saved
     assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved.path)
     assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
     _libvirt.resume(record, running=True)
-    assert saved.asked[4:] == [False, "domstate", "resume"] and not saved.path.exists()
+    assert saved.asked[4:] == ["domstate", "domjobabort", False, "resume"] and not saved.path.exists()
 
 
 def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
@@ -183,7 +183,19 @@ def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
 
 def test_a_domain_that_was_not_suspended_yet_runs_on(saved, record):
     _libvirt.resume(record, running=True)
-    assert saved.asked == [False, "domstate"]
+    assert saved.asked == ["domstate", False]
+
+
+def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(saved, record, monkeypatch):
+    saved.asked = ["suspend"]
+
+    def refuse(_name, _state):
+        raise LiveUpdateError("a migration is in progress")
+
+    monkeypatch.setattr(_libvirt, "ignore_shared", refuse)
+    with pytest.raises(LiveUpdateError, match="in progress"):
+        _libvirt.resume(record, running=True)
+    assert saved.asked[-1] == "resume"
 
 
 def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):

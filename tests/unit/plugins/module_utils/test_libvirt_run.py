@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
@@ -29,6 +30,7 @@ def scripted_domain(tmp_path, monkeypatch):
     class Domain:
         def __init__(self):
             self.states, self.errors, self.starts = [], [], 0
+            self.image = str(tmp_path / "app.save")
             self.marker = tmp_path / "app.resumed"
 
         def virsh(self, verb, _name, **_limit):
@@ -57,49 +59,75 @@ def scripted_domain(tmp_path, monkeypatch):
 
 def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
     domain.states, domain.errors = ["shut off"], ["no bridge br0"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.starts == 2
     assert os.path.exists(_guests.run_path("app", "late"))  # the rest of the boot, which may bring that, does not wait for it
 
 
 def test_a_start_that_works_asks_for_nothing_else(domain):
     domain.states = ["not to be asked for"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.starts == 1 and domain.states == ["not to be asked for"]
 
 
 def test_a_domain_that_libvirt_does_not_know_yet_is_started_when_it_does(domain):
     domain.states, domain.errors = [LiveUpdateError("no connection")], ["no connection", "no connection"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.starts == 3
 
 
 def test_an_autostart_under_way_is_waited_for(domain):
     domain.states, domain.errors = ["paused", "paused*", "running"], ["it is being started", "it is being started"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.states == ["running"] and domain.starts == 2
     assert not os.path.exists(_guests.run_path("app", "late"))
 
 
 def test_an_autostart_that_was_quicker_is_no_failure(domain):
     domain.states, domain.errors = ["running*"], ["domain is already running"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     domain.errors = ["domain is already running*"]
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.starts == 1
 
 
 def test_a_guest_that_was_paused_comes_back_paused(domain):
     domain.states = ["paused*"]
     domain.marker.touch()
-    _libvirt_run._start("app")
+    _libvirt_run._start("app", domain.image)
     assert domain.starts == 0
+
+
+def test_a_domain_that_is_being_started_is_not_back_yet(domain):
+    """Libvirt says paused, and takes the image away when the start is over."""
+    image = Path(domain.image)
+    image.touch()
+    domain.states, domain.errors = ["paused*", "paused*", "running"], ["it is being started"]
+    _libvirt_run._start("app", domain.image)
+    assert domain.states == ["running"] and not image.exists()
+
+
+def test_a_start_that_libvirt_took_back_after_the_memory_was_given_is_the_operators(domain, monkeypatch, tmp_path):
+    """Whether the domain ran for a moment nobody knows: neither its state nor a clean start is right by itself."""
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_systemd, "notify", lambda state: None)
+    monkeypatch.setattr(_libvirt_run, "_listens", lambda path: True)
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: None)
+    dropped = []
+    monkeypatch.setattr(_incoming, "drop", lambda *session: dropped.append(session))
+    domain.states = ["shut off*"]
+    domain.marker.touch()
+    Path(domain.image).touch()
+    saved = {"guest": "app", "state": "saved", "hold": "h", "on_loss": "start", "image": domain.image, "unit": "u"}
+    with pytest.raises(LiveUpdateError, match=r"guest app: its memory came over .*'kvm-liveupdate discard app'"):
+        _libvirt_run.restore("app", saved)
+    assert not dropped and not domain.starts and Path(domain.image).exists()
 
 
 def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
     domain.states, domain.errors = ["shut off"], ["QEMU crashed*"]
     with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
-        _libvirt_run._start("app")
+        _libvirt_run._start("app", domain.image)
     assert domain.starts == 1
 
 
@@ -108,7 +136,7 @@ def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
     domain.states, domain.errors = [state], ["no"] * 2
     monkeypatch.setattr(_libvirt, "START_LIMIT_S", -1)
     with pytest.raises(LiveUpdateError, match=said):
-        _libvirt_run._start("app")
+        _libvirt_run._start("app", domain.image)
 
 
 def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):

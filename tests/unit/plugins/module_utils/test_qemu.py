@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu import largest_mapping
+from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
 
 SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Size:                132 kB
@@ -39,3 +44,73 @@ def test_the_largest_writable_mapping_is_the_ram(backing, page):
 
 def test_a_process_without_memory():
     assert largest_mapping([]) == ("", 0)
+
+
+class Machine(Qmp):
+    """A QEMU that answers from a script: of each command the answers in their order, the last one for ever; an error is raised."""
+
+    def __init__(self, **script):
+        self._path, self.script, self.asked = "/run/qmp", script, []
+
+    def execute(self, command, **arguments):
+        self.asked.append(command)
+        answers = self.script.get(command.replace("-", "_"), [{}])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+REFUSED = LiveUpdateError('cont: Failed to get "write" lock', refused="cont")
+PAUSED, RUNNING = {"status": "paused"}, {"status": "running"}
+
+
+@pytest.mark.parametrize(("limit", "goes_on"), [(10.0, True), (-1.0, False)])
+def test_a_disk_that_is_still_locked_is_waited_for_and_then_the_guest_has_not_run(monkeypatch, capsys, limit, goes_on):
+    monkeypatch.setattr(_qemu, "GO_ON_LIMIT_S", limit)
+    machine = Machine(cont=[REFUSED, REFUSED, {}], query_status=[PAUSED])
+    assert _qemu.go_on(machine) is goes_on
+    assert ("write" in capsys.readouterr().err) is not goes_on
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (LiveUpdateError("cont: no answer within 60 s"), PAUSED),
+        (REFUSED, RUNNING),
+        (REFUSED, LiveUpdateError("QEMU closed the connection")),
+    ],
+)
+def test_a_guest_that_may_have_run_is_not_said_to_have_not(answer, status):
+    with pytest.raises(LiveUpdateError):
+        _qemu.go_on(Machine(cont=[answer], query_status=[status]))
+
+
+def resumed(monkeypatch, machine, running=True):
+    monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    _qemu.resume({"name": "web", "monitor": "/run/qmp"}, running)
+    return machine.asked
+
+
+def test_a_save_that_was_cut_off_is_ended_before_the_guest_runs_on(monkeypatch):
+    machine = Machine(query_status=[PAUSED], query_migrate=[{"status": "active"}, {"status": "cancelling"}, {"status": "cancelled"}])
+    asked = resumed(monkeypatch, machine)
+    assert "migrate_cancel" in asked
+    assert asked.index("migrate_cancel") < asked.index("migrate-set-capabilities") < asked.index("cont")
+
+
+def test_a_guest_that_runs_keeps_the_migration_that_somebody_else_began(monkeypatch):
+    assert "migrate_cancel" not in resumed(monkeypatch, Machine(query_status=[RUNNING], query_migrate=[{"status": "active"}]))
+
+
+def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
+    machine = Machine(query_status=[{"status": "postmigrate"}], migrate_set_capabilities=[LiveUpdateError("in progress")])
+    with pytest.raises(LiveUpdateError, match="in progress"):
+        resumed(monkeypatch, machine)
+    assert machine.asked[-1] == "cont"
+
+
+def test_a_migration_that_does_not_end_is_told():
+    with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
+        Machine(query_migrate=[{"status": "active"}]).end_migration(-1)

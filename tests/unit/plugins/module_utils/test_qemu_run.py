@@ -4,10 +4,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import types
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _incoming, _paths, _processes, _qemu_argv, _qemu_run, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _clock,
+    _guests,
+    _host,
+    _incoming,
+    _luo,
+    _paths,
+    _processes,
+    _qemu,
+    _qemu_argv,
+    _qemu_run,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -129,3 +144,54 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
         _qemu_run.run("web", KVM_GUEST)
     assert "the host still has no " in capsys.readouterr().err
     assert done == ([] if verdict == "restore" else ["started"])
+
+
+@pytest.fixture(name="loads")
+def guest_whose_state_is_loaded(tmp_path, monkeypatch):
+    """Runs the loader beside a QEMU that lets the guest run, or refuses; returns what it ended with, and whom it killed."""
+    killed = []
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    monitor = contextlib.nullcontext(types.SimpleNamespace(status=lambda: "running"))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_qemu_run, "Qmp", lambda *_socket, **_wait: monitor)
+    monkeypatch.setattr(_qemu, "load", lambda *_state: None)
+    monkeypatch.setattr(_luo, "finish", lambda _session: None)
+    monkeypatch.setattr(_systemd, "notify", lambda *_state, **_pid: None)
+    monkeypatch.setattr(_systemd, "run", lambda *_command: "")
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    monkeypatch.setattr(_clock, "ahead", lambda: None)
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    (tmp_path / "web.state").touch()
+    journal = {"state": "saved", "was_running": True, "unit": "web.service", "times": {"paused": 1.0}}
+
+    def load(goes_on):
+        monkeypatch.setattr(_qemu, "go_on", goes_on)
+        with pytest.raises(Ended) as ended:
+            _qemu_run._load("web", journal, 5, 77, {})
+        return ended.value.args[0], killed, sorted(path.name for path in tmp_path.iterdir())
+
+    return load
+
+
+def test_a_guest_that_runs_again_is_no_longer_saved(loads):
+    assert loads(lambda _monitor: True) == (0, [], ["web.json", "web.resumed"])
+
+
+def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(loads):
+    assert loads(lambda _monitor: False) == (1, [(77, 9)], ["web.late", "web.state"])
+
+
+def test_a_guest_that_may_have_run_is_neither_ended_nor_brought_back_once_more(loads):
+    def silent(_monitor):
+        raise LiveUpdateError("no answer")
+
+    assert loads(silent) == (1, [], ["web.late", "web.resumed", "web.state"])
