@@ -63,7 +63,7 @@ def _discard(name: str) -> None:
     if not journal and not os.path.exists(state):
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
-    if journal.get("provider") == "libvirt" or (not journal and _libvirt.is_defined(name)):
+    if journal.get("provider", "libvirt") == "libvirt" and _libvirt.is_defined(name):
         _libvirt.virsh("managedsave-remove", name)
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
@@ -72,6 +72,9 @@ def _discard(name: str) -> None:
     with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
         _systemd.run("systemctl", "stop", holder)
         _systemd.run("systemctl", "reset-failed", holder)
+    for unit in {holder, journal.get("unit", holder)}:
+        if _holding.FDNAME in _systemd.fdstore(unit) and name not in _guests.known():
+            _systemd.forget_fd(unit, 0, _holding.FDNAME)  # else its memory stays taken beside that of its next start
 
 
 def main(argv: list[str] | None = None) -> int:

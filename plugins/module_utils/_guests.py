@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import _memory, _paths, _processes, _providers, _systemd
+from . import _luo, _memory, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -123,10 +123,12 @@ def describe(record: dict) -> dict:
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
     reasons: list[dict] = _providers.of(record).inspect(record)
+    shown = _systemd.show(record["unit"], *_UNIT_PROPERTIES)
     return (
         reasons
         + program_reasons(_processes.replaced_program(record["pid"]))
-        + unit_reasons(record["unit"], _systemd.show(record["unit"], *_UNIT_PROPERTIES))
+        + unit_reasons(record["unit"], shown)
+        + (start_reasons(record["unit"], record["pid"], shown) if record["provider"] == "qemu" else [])
         + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), memory_limits(record))
     )
 
@@ -161,7 +163,26 @@ def warn(record: dict) -> list[dict]:
     return warnings
 
 
-_UNIT_PROPERTIES = ("MainPID", "FileDescriptorStoreMax", *_UNIT_NEEDS)
+def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]:
+    """What would keep the unit of a QEMU with this ``pid`` from finding its memory after the jump."""
+    if properties.get("MainPID") != str(pid):
+        message = f"its QEMU, process {pid}, is not the main process of {unit}, which alone is handed its memory"
+        remedy = "let ExecStart= run kvm-liveupdate itself, or what runs it exec it, and restart the guest"
+    elif _denied(properties) and _systemd.version() < _systemd.LUO_VERSION:
+        message = f"its unit {unit} may not open {_luo.DEVICE}, where it has to ask for its memory"
+        remedy = f"add DeviceAllow={_luo.DEVICE} rw to it and restart the guest; from systemd {_systemd.LUO_VERSION} on it need not ask"
+    else:
+        return []
+    return [{"code": "unit", "message": message, "remedy": remedy}]
+
+
+def _denied(properties: dict[str, str]) -> bool:
+    """Whether the unit has a list of devices without the one for live updates (systemd.resource-control(5))."""
+    listed = properties.get("DeviceAllow", "")
+    return (properties.get("DevicePolicy", "auto") != "auto" or bool(listed)) and _luo.DEVICE not in listed
+
+
+_UNIT_PROPERTIES = ("MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:

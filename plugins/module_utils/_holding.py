@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 
-from . import _guests, _host, _luo, _paths, _processes, _providers, _systemd
+from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "hold", "read_note", "release", "reside", "session_name")
@@ -114,6 +114,7 @@ def reside(name: str) -> None:
         session = _preserve(_guests.find(name), _host.random_uuid())
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
+        _boot_order.start_early(resident_unit(name), False)  # a boot after a power cut may have started it, with nothing to hold
         raise
     if _systemd.version() >= _systemd.LUO_VERSION:
         _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))

@@ -56,8 +56,12 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
 
 
 def version() -> int:
-    """systemd's major version, as ``systemctl --version`` prints it first."""
-    return int(run("systemctl", "--version").split()[1])
+    """The major version of the PID 1 that runs; what is installed may be newer (org.freedesktop.systemd1(5), Version)."""
+    text = run("systemctl", "show", "--property=Version", "--value").strip()
+    digits = text[: len(text) - len(text.lstrip("0123456789"))]
+    if not digits:
+        raise LiveUpdateError(f"systemd says that its version is {text!r}, which begins with no number; is it PID 1 here?")
+    return int(digits)
 
 
 def escape(name: str) -> str:

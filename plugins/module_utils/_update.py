@@ -34,6 +34,8 @@ GRACE_S = 3.0
 # A kexec that was asked for ends every process long before this; only a host that stays recovers.
 RECOVER_S = 15.0
 DOWN_LIMIT_S = 120.0
+# While the guests run on.
+SYNC_LIMIT_S = 300.0
 # Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started.
 _KEXEC_SIGNAL = 16
 # Between the stop of a service and the start of its socket, something may ask for the service once more.
@@ -42,6 +44,9 @@ SOCKET_ATTEMPTS = 3
 SOCKET_LIMIT_S = 10
 # What stops with a unit (systemd.unit(5)).
 _NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
+# And what a unit stops with, the other way round; and what it cannot do without, which isolation leaves where the unit stays.
+_STOPS_WITH = ("PartOf", "StopPropagatedFrom")
+_NEEDS = ("Requires", "Requisite", "BindsTo")
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
 
@@ -145,16 +150,18 @@ def jump() -> int:
             time.sleep(GRACE_S)
             records = [_guests.find(name) for name in update["guests"]]
             update["stages"] = _boot_order.plan(records)
-            _stage(update["image"], bool(update["stages"]))
+            update["loaded"] = _stage(update["image"], bool(update["stages"]))
             _check(update)
             ahead = [name for stage in update["stages"] for name in stage["guests"]]
+            update["early"] = [record["unit"] for record in records]
+            _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
             for record in records:
                 _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
             update["clock_ahead"] = _clock.ahead()
             update["stopping_from"] = time.monotonic()
             _advance(update, "stopping")
             _stop_the_rest(update)
-            os.sync()
+            _write_out(SYNC_LIMIT_S)
             _check(update)
             update["times"]["gate"] = time.time()
             update["records"] = {name: _guests.find(name) for name in update["guests"]}
@@ -170,15 +177,32 @@ def jump() -> int:
             return 1
 
 
-def _stage(image: dict, guests_first: bool) -> None:
-    """Load once more what was staged, for nobody knows what was loaded since."""
+def _stage(image: dict, guests_first: bool) -> dict:
+    """Load once more what was staged, for nobody knows what was loaded since; returns its record."""
     words = _boot_order.cmdline(image["cmdline"], guests_first, _boot_order.consoles())
-    if _kexec.stage(image["path"], image["initrd"], words) != {**image, "cmdline": words}:
+    loaded = _kexec.stage(image["path"], image["initrd"], words)
+    if loaded != {**image, "cmdline": words}:
         raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
+    return loaded
+
+
+def _write_out(limit_s: float) -> None:
+    """Have the file systems written out: sync(2), which waits for one that does not answer for as long as it likes."""
+    child = os.fork()
+    if child == 0:
+        os.sync()
+        os._exit(0)
+    until = time.monotonic() + limit_s
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > until:
+            raise LiveUpdateError(f"the file systems are not written out within {limit_s:g} s; does one of them (NFS?) not answer?")
+        time.sleep(0.01)
 
 
 def _check(update: dict) -> None:
     problems = gate(update["guests"])
+    if _kexec.record() != update["loaded"]:
+        problems.append(f"somebody staged something else than {update['loaded']['path']} meanwhile; run the update again")
     if problems:
         raise LiveUpdateError("; ".join(problems))
 
@@ -193,6 +217,7 @@ def _stop_the_rest(update: dict) -> None:
     """Stop every unit that neither the guests nor the early boot need; the guests run on."""
     guests = [_guests.find(name)["unit"] for name in update["guests"]]
     often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *update["keep_units"]]
+    often += _bound_to(guests)
     seen = _systemd.show_each(often, "ActiveState", "TriggeredBy")
     directory = f"/run/systemd/system/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
@@ -200,6 +225,19 @@ def _stop_the_rest(update: dict) -> None:
         file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *kept(seen, update["units"]))))
     _systemd.run("systemctl", "daemon-reload")
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
+
+
+def _bound_to(units: list[str]) -> list[str]:
+    """The units whose stop would stop one of these, or one that they require, although nobody stops that itself."""
+    found: list[str] = []
+    asked: set[str] = set()
+    while units:
+        asked.update(units)
+        shown = _systemd.show_each(units, *_STOPS_WITH, *_NEEDS)
+        found += [unit for properties in shown.values() for name in _STOPS_WITH for unit in properties.get(name, "").split()]
+        needed = {unit for properties in shown.values() for name in (*_STOPS_WITH, *_NEEDS) for unit in properties.get(name, "").split()}
+        units = sorted(needed - asked)
+    return found
 
 
 def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
@@ -266,7 +304,10 @@ def _abort(update: dict, why: str) -> None:
             problems.append(f"not undone: {what}: {err}")
             return False
 
-    records = update.get("records") or {name: record for name, record in _guests.known().items() if name in update["guests"]}
+    records = dict(update.get("records") or {})
+    if not records:
+        undo("search for the guests", lambda: records.update(_guests.known()))
+        records = {name: record for name, record in records.items() if name in update["guests"]}
 
     def run_on(name: str) -> bool:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
@@ -282,7 +323,8 @@ def _abort(update: dict, why: str) -> None:
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
             undo(f"session of guest {name}", _holding.release, record)
-        undo(f"early start of guest {name}", _boot_order.start_early, record["unit"], False)
+    for unit in update.get("early", ()):
+        undo(f"early start of {unit}", _boot_order.start_early, unit, False)
     undo("staged kernel", _kexec.unload)
     undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"))
     update["error"] = "; ".join(problems)

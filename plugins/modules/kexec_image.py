@@ -68,7 +68,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _paths, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _paths, _proof, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -102,10 +102,11 @@ def manage(module):
     if wanted and changed:
         refuse_unproven(module.params, wanted)
     if changed and not module.check_mode:
-        if wanted:
-            _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
-        else:
-            _kexec.unload()
+        with _update.Lock():  # one that is under way jumps into what it was told to
+            if wanted:
+                _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
+            else:
+                _kexec.unload()
     return {"changed": changed, "image": wanted, "diff": {"before": staged, "after": wanted}}
 
 

@@ -18,6 +18,16 @@ def virsh_calls(tmp_path, monkeypatch):
     return calls
 
 
+@pytest.fixture(name="stored", autouse=True)
+def what_units_store(monkeypatch):
+    """The units that hold a session; what is forgotten leaves them."""
+    stored = set()
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit in stored else [])
+    monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, _name: pid or stored.discard(unit))
+    monkeypatch.setattr(_guests, "known", dict)
+    return stored
+
+
 @pytest.fixture(name="late", autouse=True)
 def no_longer_started_early(monkeypatch):
     units = []
@@ -53,6 +63,15 @@ def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
     assert _cli.main(["discard", "app"]) == 1
     assert "nothing is saved" in capsys.readouterr().err
     assert not virsh
+
+
+def test_a_domain_that_is_gone_can_be_given_up_with_its_memory(tmp_path, monkeypatch, virsh, stored):
+    """It was undefined, or migrated: libvirt would answer with an error for ever, and its host would be refused for ever."""
+    (tmp_path / "app.json").write_text('{"provider": "libvirt", "state": "saved", "unit": "kvm-liveupdate-hold@app.service"}')
+    stored.update(("kvm-liveupdate-hold@app.service", "web.service"))
+    monkeypatch.setattr(_libvirt, "is_defined", lambda name: False)
+    assert _cli.main(["discard", "app"]) == 0
+    assert not virsh and not list(tmp_path.iterdir()) and stored == {"web.service"}
 
 
 def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, virsh, late):

@@ -4,7 +4,22 @@
 
 from __future__ import annotations
 
+import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+
+@pytest.mark.parametrize(("said", "version"), [("262 (262-1)\n", 262), ("257.9-1~deb13u1\n", 257), ("255\n", 255)])
+def test_the_version_is_that_of_the_pid_1_that_runs(monkeypatch, said, version):
+    """After an upgrade without its re-execution, what is installed is another one."""
+    monkeypatch.setattr(_systemd, "run", lambda *command: said if command[1] == "show" else "systemd 999\n")
+    assert _systemd.version() == version
+
+
+def test_a_version_that_is_none_is_an_error(monkeypatch):
+    monkeypatch.setattr(_systemd, "run", lambda *command: "v262\n")
+    with pytest.raises(LiveUpdateError, match="'v262'"):
+        _systemd.version()
 
 
 def test_properties_of_several_units_belong_to_the_unit_that_was_asked_for(monkeypatch):

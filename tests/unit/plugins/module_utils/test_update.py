@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _paths, _update
@@ -142,33 +144,79 @@ def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     assert host.stops == 1 and "logind.socket" in host.active
 
 
-def test_an_update_whose_kexec_does_not_come_is_undone(tmp_path, monkeypatch):
-    asked, undone, image = [], [], {"path": "/boot/vmlinuz-7.3", "initrd": None, "cmdline": ""}
+@pytest.fixture(name="jumping")
+def host_that_jumps(tmp_path, monkeypatch):
+    """A host without guests that carries out an update, but for the kexec; tells what was asked of PID 1, and what was undone."""
+    image = {"path": "/boot/vmlinuz-7.3", "initrd": None, "cmdline": ""}
+    host = SimpleNamespace(asked=[], undone=[], loaded={})
     committed = {"id": "u", "state": "committed", "boot_id": "b", "image": image, "guests": [], "on_loss": "cold", "times": {}}
+
+    def stage(_kernel, _initrd, cmdline):
+        host.loaded = {**image, "cmdline": cmdline}
+        return dict(host.loaded)
+
     monkeypatch.setattr(_paths, "RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update._host, "boot_id", lambda: "b")
-    monkeypatch.setattr(_update._kexec, "stage", lambda _kernel, _initrd, cmdline: {**image, "cmdline": cmdline})
-    monkeypatch.setattr(_update._kexec, "unload", lambda: undone.append("kernel"))
+    monkeypatch.setattr(_update._kexec, "stage", stage)
+    monkeypatch.setattr(_update._kexec, "record", lambda: host.loaded)
+    monkeypatch.setattr(_update._kexec, "unload", lambda: host.undone.append("kernel"))
     monkeypatch.setattr(_update, "gate", lambda guests: [])
     monkeypatch.setattr(_update, "_active_units", lambda: ["cron.service"])
     monkeypatch.setattr(_update, "_stop_the_rest", lambda update: None)
-    monkeypatch.setattr(_update, "_start_again", lambda units, since: undone.extend(units))
-    monkeypatch.setattr(_update.os, "kill", lambda *what: asked.append(what))
+    monkeypatch.setattr(_update, "_start_again", lambda units, since: host.undone.extend(units))
+    monkeypatch.setattr(_update.os, "kill", lambda *what: host.asked.append(what))
     for limit in ("GRACE_S", "DOWN_LIMIT_S"):
         monkeypatch.setattr(_update, limit, 0)
     _paths.write_json(_paths.UPDATE, committed)
+    return host
+
+
+def test_an_update_whose_kexec_does_not_come_is_undone(jumping):
     assert _update.jump() == 1
-    assert asked == [(1, signal.SIGRTMIN + 16)]
-    assert undone == ["kernel", "cron.service"]
+    assert jumping.asked == [(1, signal.SIGRTMIN + 16)]
+    assert jumping.undone == ["kernel", "cron.service"]
     update = _paths.read_json(_paths.UPDATE)
     assert update["state"] == "aborted" and "PID 1 was asked for the kexec" in update["error"]
 
 
+@pytest.mark.parametrize("loaded", [{}, {"path": "/boot/vmlinuz-of-somebody-else"}])
+def test_a_kernel_that_somebody_else_staged_meanwhile_is_not_jumped_into(jumping, monkeypatch, loaded):
+    monkeypatch.setattr(_update, "_stop_the_rest", lambda update: setattr(jumping, "loaded", loaded))
+    assert _update.jump() == 1
+    assert not jumping.asked and "somebody staged something else than /boot/vmlinuz-7.3" in _paths.read_json(_paths.UPDATE)["error"]
+
+
+def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
+    _update._write_out(30.0)
+    monkeypatch.setattr(_update.os, "sync", lambda: time.sleep(2))
+    with pytest.raises(LiveUpdateError, match=r"not written out within 0\.1 s"):
+        _update._write_out(0.1)
+
+
+def test_what_a_guests_unit_stops_with_is_kept(monkeypatch):
+    """Isolation does not stop a guest, but what stops with others would stop with them; and so on through what it requires."""
+    units = {
+        "web.service": {"PartOf": "vms.target", "Requires": "-.mount net.service", "StopPropagatedFrom": ""},
+        "net.service": {"BindsTo": "card.device", "StopPropagatedFrom": "switch.service"},
+        "vms.target": {"PartOf": "site.target"},
+    }
+    asked = []
+
+    def show_each(names, *properties):
+        assert {"PartOf", "StopPropagatedFrom", "Requires"} <= set(properties)
+        asked.extend(names)
+        return {name: units.get(name, {}) for name in names}
+
+    monkeypatch.setattr(_update._systemd, "show_each", show_each)
+    assert sorted(_update._bound_to(["web.service"])) == ["site.target", "switch.service", "vms.target"]
+    assert len(asked) == len(set(asked))
+
+
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
     """A domain that is saved has its RAM in the session and in its holder only."""
-    released = []
+    released, late = [], []
 
     class Provider:
         @staticmethod
@@ -181,15 +229,16 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update._providers, "of", lambda record: Provider)
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
-    monkeypatch.setattr(_update._boot_order, "start_early", lambda unit, wanted: None)
+    monkeypatch.setattr(_update._boot_order, "start_early", lambda unit, wanted: wanted or late.append(unit))
     monkeypatch.setattr(_update._kexec, "unload", lambda: None)
     monkeypatch.setattr(_update, "_start_again", lambda units, since: None)
     for name in ("app", "db"):
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
     records = {name: {"name": name, "unit": f"{name}.service"} for name in ("app", "db")}
-    _update._abort({"id": "u", "times": {}, "records": records, "running": ["app", "db"]}, "db cannot be saved")
-    assert released == ["db"]
+    early = ["app.service", "db.service", "gone.service"]  # the last one's guest ended meanwhile
+    _update._abort({"id": "u", "times": {}, "records": records, "running": ["app", "db"], "early": early}, "db cannot be saved")
+    assert released == ["db"] and late == early
     assert (tmp_path / "app.state").exists() and not (tmp_path / "db.state").exists()
     assert not (tmp_path / "app.json").exists()
     error = _paths.read_json(_paths.UPDATE)["error"]
@@ -208,6 +257,27 @@ def test_what_a_unit_lacks_is_named(key):
     (reason,) = _guests.unit_reasons("web1.service", {**GOOD, key: "no" if key != "FileDescriptorStoreMax" else "0"})
     assert f"{key}=" in reason["message"]
     assert "hypervisor_setup_guest_units" in reason["remedy"]
+
+
+OWN = {"MainPID": "7", "DevicePolicy": "auto", "DeviceAllow": ""}
+
+
+@pytest.mark.parametrize(
+    ("properties", "version", "says"),
+    [
+        ({}, 257, ""),
+        ({"DeviceAllow": "/dev/kvm rw /dev/liveupdate rw"}, 257, ""),
+        ({"DeviceAllow": "/dev/kvm rw"}, 262, ""),
+        ({"DeviceAllow": "/dev/kvm rw"}, 257, "may not open /dev/liveupdate"),
+        ({"DevicePolicy": "closed"}, 260, "may not open /dev/liveupdate"),
+        ({"MainPID": "6"}, 262, "process 7, is not the main process of web1.service"),
+    ],
+)
+def test_a_unit_that_would_not_find_its_guests_memory_is_told_before(monkeypatch, properties, version, says):
+    monkeypatch.setattr(_guests._systemd, "version", lambda: version)
+    found = _guests.start_reasons("web1.service", 7, {**OWN, **properties})
+    assert [reason["code"] for reason in found] == ["unit"] * bool(says)
+    assert all(says in reason["message"] for reason in found)
 
 
 def test_session_names_fit():
