@@ -17,7 +17,7 @@ from . import _libvirt, _libvirt_agent, _libvirt_image, _paths, _room, _runtime
 from ._errors import LiveUpdateError
 from ._libvirt_xml import with_shared_file
 
-__all__ = ("adopt", "obstacles")
+__all__ = ("adopt", "obstacles", "refuse")
 
 
 def adopt(record: dict) -> dict:
@@ -25,12 +25,9 @@ def adopt(record: dict) -> dict:
 
     Whatever fails, the domain is started again as it was.
     """
+    refuse(record)
     name = record["name"]
-    size = sum(backend["size"] for backend in record["backends"])
-    problems = obstacles(_libvirt.inspect(record), size, _room.free(_libvirt.SAVED), _room.free(_runtime.RAM_DIRECTORY))
-    if problems:
-        raise LiveUpdateError(f"domain {name} is left as it runs: {'; '.join(problems)}")
-    limit = _room.limit_s(size)
+    limit = _room.limit_s(_size(record))
     was_running = _libvirt.status(record) == "running"
     start = ("start", name, *(() if was_running else ("--paused",)))
     image = os.path.join(_libvirt.SAVED, f"{name}.save")
@@ -58,6 +55,17 @@ def adopt(record: dict) -> dict:
         raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
     _paths.remove(head)
     return _libvirt_agent.correct_clock(name) if was_running else {}
+
+
+def refuse(record: dict) -> None:
+    """Raise when the domain cannot be adopted."""
+    problems = obstacles(_libvirt.inspect(record), _size(record), _room.free(_libvirt.SAVED), _room.free(_runtime.RAM_DIRECTORY))
+    if problems:
+        raise LiveUpdateError(f"domain {record['name']} is left as it runs: {'; '.join(problems)}")
+
+
+def _size(record: dict) -> int:
+    return sum(backend["size"] for backend in record["backends"])
 
 
 def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> list[str]:

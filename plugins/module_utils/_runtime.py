@@ -268,6 +268,9 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
 
     ``ram_size`` is how large the domains' RAM may become all together, as tmpfs(5) writes it; empty leaves what is set.
     """
+    for unit in guest_units:
+        if not unit.endswith(".service"):
+            raise LiveUpdateError(f"guest unit {unit!r}: not the name of a service unit; write {unit}.service")
     if ram_size and not re.fullmatch(r"[1-9][0-9]*[kKmMgG%]?", ram_size):
         raise LiveUpdateError(f"ram_size {ram_size!r}: not a size; use bytes, or k, m, g or % (of the host's RAM) behind a whole number")
     package = f"{LIBRARY}/kvm_liveupdate"

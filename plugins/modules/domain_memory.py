@@ -99,7 +99,9 @@ def manage(module) -> dict:
     restart = name in running and bool(_libvirt_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"
     adopted = restart and module.params["adopt"]
-    if adopted and not module.check_mode:
+    if adopted and module.check_mode:
+        _libvirt_adopt.refuse(running[name])
+    elif adopted:
         with _update.Lock():
             _libvirt_adopt.adopt(running[name])
     if adopted:

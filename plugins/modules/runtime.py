@@ -84,11 +84,14 @@ def write(wanted: dict, paths: list) -> None:
         _systemd.run("systemctl", "reload", _runtime.RAM_MOUNT)  # what it holds stays
 
 
-def erase(paths: list) -> None:
-    """Remove the files."""
-    running = list(_guests.known())
+def refuse_to_erase(running: list) -> None:
+    """Guests that run need what would be removed."""
     if running:
         raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
+
+
+def erase(paths: list) -> None:
+    """Remove the files."""
     if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
         _systemd.run("systemctl", "disable", "--now", _runtime.RAM_MOUNT)
     for path in paths:
@@ -101,6 +104,8 @@ def manage(module):
     present = module.params["state"] == "present"
     wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
     paths = _runtime.outdated(wanted) if present else [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)]
+    if paths and not present:
+        refuse_to_erase(list(_guests.known()))
     if paths and not module.check_mode:
         with _update.Lock():
             if present:

@@ -108,7 +108,7 @@ def _stamps(host: dict[str, t.Any]) -> list[float]:
 def _tiles(hosts: dict[str, dict[str, t.Any]]) -> str:
     """The figures that count, large."""
     pauses = [pause for host in hosts.values() for guest in host["guests"].values() if (pause := blackout(guest)) is not None]
-    updated = sum(host["outcome"] == "updated" for host in hosts.values())
+    updated = sum(host["outcome"] in ("updated", "current") for host in hosts.values())
     tiles = [("hosts on the new kernel", f"{updated} of {len(hosts)}"), ("guests carried over", str(len(pauses)))]
     if pauses:
         tiles += [("median pause", f"{statistics.median(pauses):.1f} s"), ("95 % at most", f"{quantile(pauses, 0.95):.1f} s")]

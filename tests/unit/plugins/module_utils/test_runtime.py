@@ -88,3 +88,9 @@ def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["app.resumed", "db.stand-in"]
     shutil.rmtree(tmp_path / "run")
     assert hook("app", "started", "begin") != 0
+
+
+def test_a_unit_without_its_suffix_is_refused():
+    """A drop-in below web1.d would apply to nothing."""
+    with pytest.raises(LiveUpdateError, match=r"'web1': not the name of a service unit; write web1\.service"):
+        _runtime.files(["db1.service", "web1"])

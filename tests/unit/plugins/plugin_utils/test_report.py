@@ -114,9 +114,9 @@ def test_a_guest_that_was_not_carried_over_has_no_pause():
 
 
 def test_the_page_is_whole_and_needs_nothing_else():
-    parsed = outline({"hv1": UPDATED, "hv2": REFUSED})
+    parsed = outline({"hv1": UPDATED, "hv2": REFUSED, "hv3": {**REFUSED, "outcome": "current", "why": ""}})
     assert parsed.open == [] and parsed.fetched == []
-    assert "1 of 2" in parsed.text and "11.2 s" in parsed.text and "refused, nothing touched" in parsed.text
+    assert "2 of 3" in parsed.text and "11.2 s" in parsed.text and "refused, nothing touched" in parsed.text
 
 
 def test_what_hosts_say_is_text_not_markup():
