@@ -113,6 +113,9 @@ def _verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, 
     wanted = update["image"]["release"], update["image"]["version"]
     if look.kernel != wanted:
         came, planned = " ".join(look.kernel), " ".join(wanted)
-        message = f"the host came back with kernel {came}, not {planned}: it was booted cold, and its guests' memory is gone"
+        message = (
+            f"the host came back with kernel {came}, not {planned}: it was booted cold, and its guests' memory is gone; its console and"
+            " 'journalctl -b -1' may say why. Guests start clean, those with on_loss=stop after 'kvm-liveupdate discard NAME'"
+        )
         return {**found, **_failure("rebooted", message)}
     return {**found, "outcome": "jumped"}

@@ -216,7 +216,10 @@ def _wait_for_socket(name: str) -> None:
     until = time.monotonic() + LIBVIRT_LIMIT_S
     while not any(map(_listens, SOCKETS)):
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name}: nothing listens at {' or '.join(SOCKETS)} within {LIBVIRT_LIMIT_S} s")
+            raise LiveUpdateError(
+                f"guest {name}: nothing listens at {' or '.join(SOCKETS)} within {LIBVIRT_LIMIT_S} s; start libvirt's daemon, then"
+                f" 'systemctl start {_holding.resident_unit(name)}' tries again"
+            )
         time.sleep(POLL_S)
 
 

@@ -25,7 +25,7 @@ attributes:
     support: full
 options:
   name:
-    description: The guest's name, as given to C(kvm-liveupdate run) in its unit.
+    description: The guest's name, as given to C(kvm-liveupdate run) in its unit, or the name of the libvirt domain.
     type: str
     required: true
   state:

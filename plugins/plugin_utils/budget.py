@@ -20,7 +20,10 @@ def over_budget(expected: float | None, pauses: dict[str, float], limit: float) 
     if not pauses:
         if expected is None or expected <= limit:
             return ""
-        return f"its guests would be paused for {expected:.1f} s, as in their last update, and {allowed}"
+        return (
+            f"its guests would be paused for {expected:.1f} s, as in their last update, and {allowed}: allow more, or give the"
+            " guests that cannot wait another ladder (hypervisor_update_guests)"
+        )
     longest = sorted(((pause, name) for name, pause in pauses.items() if pause > limit), reverse=True)
     if not longest:
         return ""

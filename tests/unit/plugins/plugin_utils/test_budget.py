@@ -25,7 +25,8 @@ def test_within_the_budget(expected, pauses, limit):
 
 def test_what_is_expected_counts_before():
     assert over_budget(12.34, {}, 10) == (
-        "its guests would be paused for 12.3 s, as in their last update, and 10 s are allowed (hypervisor_update_blackout_max)"
+        "its guests would be paused for 12.3 s, as in their last update, and 10 s are allowed (hypervisor_update_blackout_max):"
+        " allow more, or give the guests that cannot wait another ladder (hypervisor_update_guests)"
     )
 
 
