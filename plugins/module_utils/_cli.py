@@ -44,6 +44,8 @@ def _hold(name: str) -> None:
     from . import _guests, _host
 
     journal = _guests.journal(name)
+    if journal.get("state") != "saved":
+        journal = _guests.cut_off(name) or journal
     if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _host.boot_id():
         from ._libvirt_run import restore
 

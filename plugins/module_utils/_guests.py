@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
 __all__ = (
+    "cut_off",
     "describe",
     "find",
     "inspect",
@@ -62,6 +63,22 @@ def journals() -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     return {name: journal(name) for name in (file.removesuffix(".json") for file in files if file.endswith(".json"))}
+
+
+def cut_off(name: str) -> dict:
+    """As a journal: that the host went down after a domain's state was written and before its journal was; empty for any other guest.
+
+    The state alone keeps every start of the domain away. By its empty ``hold`` the journal fits no memory: it may have run on since.
+    """
+    update = _paths.read_json(_paths.UPDATE)
+    record = (update.get("records") or {}).get(name, {})
+    if record.get("provider") != "libvirt" or not os.path.exists(state_path(name)):
+        return {}
+    from . import _holding, _libvirt  # a domain's business
+
+    known = {"provider": "libvirt", "unit": record["unit"], "session": _holding.session_name(record["uuid"])}
+    asked = {key: update[key] for key in ("boot_id", "on_loss")}
+    return {**known, **asked, "state": "saved", "guest": name, "hold": "", "image": _libvirt.image_path(name)}
 
 
 def last_pause(update: dict) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _processes, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
@@ -39,6 +40,25 @@ def test_who_was_saved_and_does_not_run_is_a_reason_against_another_update(tmp_p
     assert "'systemctl start web.service'" in reason["remedy"] and "discard web" in reason["remedy"]
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path / "never-written"))
     assert _guests.not_back({}) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "state", "cut"), [("libvirt", True, True), ("libvirt", False, False), ("qemu", True, False), (None, True, False)]
+)
+def test_a_domain_whose_host_went_down_before_its_journal_was_written_is_lost(tmp_path, monkeypatch, provider, state, cut):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update"))
+    records = {"app": {"provider": provider, "unit": "hold.service", "uuid": "a-b"}} if provider else {}
+    _paths.write_json(_paths.UPDATE, {"boot_id": "before", "on_loss": "start", "guests": ["app"], "records": records})
+    if state:
+        (tmp_path / "app.state").write_text('{"hold": "h"}')
+    journal = _guests.cut_off("app")
+    assert bool(journal) is cut
+    if cut:
+        assert (journal["boot_id"], journal["unit"], journal["session"]) == ("before", "hold.service", "kvm-ab")
+        for note in (None, {"hold": "h"}, {}):  # whatever came over, it may have run on
+            assert decide(journal, note, False)[0] == "cold"
+            assert decide({**journal, "on_loss": "stop"}, note, False)[0] == "refuse"
 
 
 @pytest.mark.parametrize(
