@@ -121,7 +121,8 @@ def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
 def _link(path: str, wanted: bool) -> None:
     """Have a target want a unit, or no longer."""
     if not wanted:
-        _paths.remove(path)
+        if os.path.islink(path):  # where there is none, a root file system that is read-only is no matter
+            _paths.remove(path)
     elif not os.path.islink(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(f"../{os.path.basename(path)}", path)  # only the link's name counts
