@@ -87,7 +87,8 @@ def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
     """Properties of several units, by the names that were asked for; an unknown unit has empty or inactive ones."""
     if not units:
         return {}
-    text = run("systemctl", "show", "--property=" + ",".join(properties), "--", *units)
+    # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
+    text = run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *units)
     shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
     return dict(zip(units, shown))
 
