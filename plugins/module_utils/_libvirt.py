@@ -48,6 +48,7 @@ __all__ = (
 )
 
 # Before it starts a domain, libvirt waits for a lock of logind's.
+SAVES_SLOWLY = True  # several calls of virsh
 DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
 KEPT = (
     "dbus.service",

@@ -31,6 +31,8 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     pause it and load what is saved of it into another QEMU that never runs; returns when it was paused. It never changes the memory.
 ``end_rehearsal(record, running)``
     let it go on and remove all that is left of ``rehearse``, also of one that failed half-way.
+``SAVES_SLOWLY``
+    whether ``save`` takes seconds: quick ones are begun when such are done.
 ``KEPT``
     units that run on until the guests are saved.
 ``DAEMONS``

@@ -45,6 +45,7 @@ SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
 GO_ON_LIMIT_S = 10.0
 UNDO_LIMIT_S = 30.0
+SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)

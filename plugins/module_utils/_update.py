@@ -152,7 +152,8 @@ def jump() -> int:
             update["stages"] = _boot_order.plan(records)
             update["loaded"] = _stage(update["image"], bool(update["stages"]))
             _check(update)
-            ahead = [name for stage in update["stages"] for name in stage["guests"]]
+            # What the next stage needs brings its guests' units: in the first one they would only share its processors.
+            ahead = update["stages"][0]["guests"] if update["stages"] else []
             update["early"] = [record["unit"] for record in records]
             _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
             for record in records:
@@ -251,10 +252,12 @@ def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
 
 
 def _save_all(update: dict) -> None:
-    """Pause and save all guests at once; every error counts."""
-    errors = [str(job.exception()) for job in _at_once(_save, update["guests"], update) if job.exception()]
-    if errors:
-        raise LiveUpdateError("; ".join(errors))
+    """Pause and save all guests at once, but those that are quick to save last: they would only wait, paused. Every error counts."""
+    slow = [name for name, record in update["records"].items() if _providers.of(record).SAVES_SLOWLY]
+    for names in (slow, [name for name in update["guests"] if name not in slow]):
+        errors = [str(job.exception()) for job in _at_once(_save, names, update) if job.exception()]
+        if errors:
+            raise LiveUpdateError("; ".join(errors))
 
 
 def _at_once(step: t.Callable[..., t.Any], names: t.Sequence[str], *arguments: object) -> list[Future]:

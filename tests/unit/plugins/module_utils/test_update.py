@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -186,6 +187,28 @@ def test_a_kernel_that_somebody_else_staged_meanwhile_is_not_jumped_into(jumping
     monkeypatch.setattr(_update, "_stop_the_rest", lambda update: setattr(jumping, "loaded", loaded))
     assert _update.jump() == 1
     assert not jumping.asked and "somebody staged something else than /boot/vmlinuz-7.3" in _paths.read_json(_paths.UPDATE)["error"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_guests_that_are_quick_to_save_are_paused_last(monkeypatch, fails):
+    begun, all_paused = [], threading.Barrier(2, timeout=10)
+
+    def save(name, _update):
+        begun.append(name)
+        if name != "web":
+            all_paused.wait()  # at once
+        if fails and name == "app":
+            raise LiveUpdateError("app cannot be saved")
+
+    monkeypatch.setattr(_update, "_save", save)
+    records = {"web": {"provider": "qemu"}, "app": {"provider": "libvirt"}, "db": {"provider": "libvirt"}}
+    update = {"guests": list(records), "records": records}
+    if fails:
+        with pytest.raises(LiveUpdateError, match="app cannot be saved"):
+            _update._save_all(update)
+    else:
+        _update._save_all(update)
+    assert sorted(begun[:2]) == ["app", "db"] and begun[2:] == ([] if fails else ["web"])
 
 
 def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
