@@ -18,7 +18,19 @@ import time
 
 from . import _guests, _kexec, _paths, _systemd
 
-__all__ = ("DAEMONS_TARGET", "REST_UNIT", "TARGET", "alone", "cmdline", "consoles", "late", "plan", "start_early", "start_rest")
+__all__ = (
+    "DAEMONS_TARGET",
+    "REST_UNIT",
+    "TARGET",
+    "alone",
+    "cmdline",
+    "consoles",
+    "late",
+    "not_early",
+    "plan",
+    "start_early",
+    "start_rest",
+)
 
 TARGET = _kexec.GUESTS_FIRST.partition("=")[2]
 DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
@@ -118,11 +130,18 @@ def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
     _link(f"{UNITS}/{TARGET}.wants/{unit}", wanted and ahead)
 
 
+def not_early(unit: str) -> None:
+    """As :func:`start_early` with ``wanted`` false, in passing: a root file system that is read-only is no matter."""
+    try:
+        start_early(unit, False)
+    except OSError as err:
+        sys.stderr.write(f"kvm-liveupdate: {unit} is started early by the next boot too: {err}\n")
+
+
 def _link(path: str, wanted: bool) -> None:
     """Have a target want a unit, or no longer."""
     if not wanted:
-        if os.path.islink(path):  # where there is none, a root file system that is read-only is no matter
-            _paths.remove(path)
+        _paths.remove(path)
     elif not os.path.islink(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(f"../{os.path.basename(path)}", path)  # only the link's name counts

@@ -41,11 +41,13 @@ def _status() -> None:
 
 
 def _hold(name: str) -> None:
-    from . import _guests, _host
+    from . import _guests, _host, _paths
 
     journal = _guests.journal(name)
-    if journal.get("state") != "saved":
-        journal = _guests.cut_off(name) or journal
+    cut_off = _guests.cut_off(name) if journal.get("state") != "saved" else {}
+    if cut_off and cut_off["boot_id"] != _host.boot_id():
+        journal = cut_off
+        _paths.write_json(_guests.journal_path(name), journal)
     if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _host.boot_id():
         from ._libvirt_run import restore
 
@@ -65,18 +67,19 @@ def _discard(name: str) -> None:
     if not journal and not os.path.exists(state):
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
-    if journal.get("provider", "libvirt") == "libvirt" and _libvirt.is_defined(name):
+    if (journal.get("provider") == "libvirt" or not journal) and _libvirt.is_defined(name):
         _libvirt.virsh("managedsave-remove", name)
+    holder = _holding.resident_unit(name)
+    unit = journal.get("unit", holder)
+    for ended in (holder,) if name in _guests.known() else (holder, unit):
+        with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
+            _systemd.run("systemctl", "stop", ended)
+            _systemd.run("systemctl", "reset-failed", ended)
+        if _holding.FDNAME in _systemd.fdstore(ended):
+            _systemd.forget_fd(ended, 0, _holding.FDNAME)  # else its memory stays taken beside that of its next start
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
-    holder = _holding.resident_unit(name)
-    _boot_order.start_early(journal.get("unit", holder), False)
-    with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
-        _systemd.run("systemctl", "stop", holder)
-        _systemd.run("systemctl", "reset-failed", holder)
-    for unit in {holder, journal.get("unit", holder)}:
-        if _holding.FDNAME in _systemd.fdstore(unit) and name not in _guests.known():
-            _systemd.forget_fd(unit, 0, _holding.FDNAME)  # else its memory stays taken beside that of its next start
+    _boot_order.start_early(unit, False)
 
 
 def main(argv: list[str] | None = None) -> int:

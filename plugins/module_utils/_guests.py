@@ -185,9 +185,9 @@ def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]
     if properties.get("MainPID") != str(pid):
         message = f"its QEMU, process {pid}, is not the main process of {unit}, which alone is handed its memory"
         remedy = "let ExecStart= run kvm-liveupdate itself, or what runs it exec it, and restart the guest"
-    elif _denied(properties) and _systemd.version() < _systemd.LUO_VERSION:
-        message = f"its unit {unit} may not open {_luo.DEVICE}, where it has to ask for its memory"
-        remedy = f"add DeviceAllow={_luo.DEVICE} rw to it and restart the guest; from systemd {_systemd.LUO_VERSION} on it need not ask"
+    elif _denied(properties):
+        message = f"its unit {unit} may not open {_luo.DEVICE}, where it asks for its memory"
+        remedy = f"add DeviceAllow={_luo.DEVICE} rw to it and restart the guest"
     else:
         return []
     return [{"code": "unit", "message": message, "remedy": remedy}]
@@ -195,8 +195,8 @@ def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]
 
 def _denied(properties: dict[str, str]) -> bool:
     """Whether the unit has a list of devices without the one for live updates (systemd.resource-control(5))."""
-    listed = properties.get("DeviceAllow", "")
-    return (properties.get("DevicePolicy", "auto") != "auto" or bool(listed)) and _luo.DEVICE not in listed
+    listed = properties.get("DeviceAllow", "").split()
+    return (properties.get("DevicePolicy", "auto") != "auto" or bool(listed)) and not {_luo.DEVICE, "char-misc", "char-*"} & set(listed)
 
 
 _UNIT_PROPERTIES = ("MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)

@@ -114,7 +114,7 @@ def reside(name: str) -> None:
         session = _preserve(_guests.find(name), _host.random_uuid())
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
-        _boot_order.start_early(resident_unit(name), False)  # a boot after a power cut may have started it, with nothing to hold
+        _boot_order.not_early(resident_unit(name))  # a boot after a power cut may have started it, with nothing to hold
         raise
     if _systemd.version() >= _systemd.LUO_VERSION:
         _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))

@@ -102,7 +102,7 @@ def initrd_of(kernel: str, release: str, given: str | None) -> str | None:
     """
     if given:
         return None if given == "none" else given
-    beside = (os.path.join(os.path.dirname(kernel), name.format(release)) for name in _INITRDS)
+    beside = (os.path.join(os.path.dirname(os.path.realpath(kernel)), name.format(release)) for name in _INITRDS)
     return next((path for path in beside if release and os.path.isfile(path)), None)
 
 

@@ -63,6 +63,7 @@ KEPT = (
     "virtqemud.socket",
 )
 SAVE_LIMIT_S = 120.0
+UNDO_LIMIT_S = 30.0
 START_LIMIT_S = 300.0
 _PIDS = "/run/libvirt/qemu"
 SAVED = "/var/lib/libvirt/qemu/save"
@@ -329,12 +330,25 @@ def resume(record: dict, running: bool) -> None:
         with contextlib.suppress(LiveUpdateError):  # a save that was cut off may be under way: QEMU refuses the following meanwhile
             virsh("domjobabort", name)
     try:
-        ignore_shared(name, False)
+        _save_with_ram_again(name)
     finally:
         if running and suspended:
             virsh("resume", name)
-    if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
-        _paths.remove(image)
+        if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
+            _paths.remove(image)
+
+
+def _save_with_ram_again(name: str) -> None:
+    """Have later saves of the domain include its RAM. A job that was told to end may need a moment, and QEMU refuses this meanwhile."""
+    until = time.monotonic() + UNDO_LIMIT_S
+    while True:
+        try:
+            ignore_shared(name, False)
+            return
+        except LiveUpdateError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.5)
 
 
 def rehearse(record: dict, running: bool) -> float:  # pylint: disable=unused-argument  # suspending what is suspended does no harm

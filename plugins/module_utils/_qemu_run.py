@@ -67,7 +67,7 @@ def _start(name: str, argv: list[str]) -> None:
     _boot_order.late(name)
     unit = _processes.unit_of(os.getpid())
     if unit:
-        _boot_order.start_early(unit, False)  # where a power cut came before its save, nothing else would take that back
+        _boot_order.not_early(unit)  # where a power cut came before its save, nothing else would take that back
         _be_one_of_many(unit)
     reason = _qemu_argv.unpreservable(argv)
     ram = None

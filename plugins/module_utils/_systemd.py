@@ -79,8 +79,16 @@ def escape(name: str) -> str:
 
 def show(unit: str, *properties: str) -> dict[str, str]:
     """Properties of a unit as ``systemctl show`` prints them."""
-    text = run("systemctl", "show", "--property=" + ",".join(properties), "--", unit)
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return _properties(run("systemctl", "show", "--property=" + ",".join(properties), "--", unit))
+
+
+def _properties(text: str) -> dict[str, str]:
+    """What is printed a line each; some have a line for each of their values (DeviceAllow), which are put together. Pure."""
+    found: dict[str, str] = {}
+    for key, equals, value in (line.partition("=") for line in text.splitlines()):
+        if equals:
+            found[key] = f"{found[key]} {value}" if key in found else value
+    return found
 
 
 def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
@@ -89,8 +97,7 @@ def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
         return {}
     # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
     text = run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *units)
-    shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
-    return dict(zip(units, shown))
+    return dict(zip(units, map(_properties, text.split("\n\n"))))
 
 
 def fdstore(unit: str) -> list[str]:

@@ -10,6 +10,7 @@ while the guests run on, then pause and save all guests, then jump. Until the la
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -36,6 +37,7 @@ RECOVER_S = 15.0
 DOWN_LIMIT_S = 120.0
 # While the guests run on.
 SYNC_LIMIT_S = 300.0
+_MANY_FDS = 4096
 # Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started.
 _KEXEC_SIGNAL = 16
 # Between the stop of a service and the start of its socket, something may ask for the service once more.
@@ -73,6 +75,7 @@ class Lock:
             time.sleep(0.1)
 
     def __exit__(self, *_exception: object) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that hangs may have it open still
         os.close(self._fd)
 
 
@@ -99,6 +102,8 @@ def gate(guests: list[str]) -> list[str]:
 def commit(guests: list[str], keep_units: list[str], on_loss: str) -> dict:
     """Write the update's journal and start the jump. From here on the host acts alone."""
     problems = gate(guests)
+    if _systemd.show(JUMP_UNIT, "ActiveState").get("ActiveState") not in ("inactive", "failed"):
+        problems.append(f"{JUMP_UNIT} has not ended since the last update; 'systemctl status {JUMP_UNIT}' shows what it waits for")
     if problems:
         raise LiveUpdateError("the jump is refused, nothing was stopped: " + "; ".join(problems), problems=problems)
     update = {
@@ -191,6 +196,7 @@ def _write_out(limit_s: float) -> None:
     """Have the file systems written out: sync(2), which waits for one that does not answer for as long as it likes."""
     child = os.fork()
     if child == 0:
+        os.closerange(3, _MANY_FDS)  # it may outlive this process
         os.sync()
         os._exit(0)
     until = time.monotonic() + limit_s
@@ -218,14 +224,24 @@ def _stop_the_rest(update: dict) -> None:
     """Stop every unit that neither the guests nor the early boot need; the guests run on."""
     guests = [_guests.find(name)["unit"] for name in update["guests"]]
     often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *update["keep_units"]]
-    often += _bound_to(guests)
     seen = _systemd.show_each(often, "ActiveState", "TriggeredBy")
     directory = f"/run/systemd/system/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
         file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *kept(seen, update["units"]))))
+    # Not wanted: with that all that it wants itself would be started.
+    update["in_place"] = kept(_systemd.show_each(_bound_to(guests), "ActiveState", "TriggeredBy"), update["units"])
+    for unit in update["in_place"]:
+        path = _in_place(unit)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _paths.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _systemd.run("systemctl", "daemon-reload")
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
+
+
+def _in_place(unit: str) -> str:
+    """The drop-in of a unit that isolation passes over, for this boot only."""
+    return f"/run/systemd/system/{unit}.d/40-kvm-liveupdate.conf"
 
 
 def _bound_to(units: list[str]) -> list[str]:
@@ -314,8 +330,11 @@ def _abort(update: dict, why: str) -> None:
 
     def run_on(name: str) -> bool:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
-        if undo(f"pause of guest {name}", _providers.of(records[name]).resume, records[name], name in update.get("running", ())):
+        if undo(f"save of guest {name}", _providers.of(records[name]).resume, records[name], name in update.get("running", ())):
             return True
+        with contextlib.suppress(Exception):  # as in undo
+            if _providers.of(records[name]).status(records[name]) == "running":
+                return True
         keeps = "its memory and state are kept: mend that, start it by its own means, then"
         problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
         return False
@@ -328,6 +347,8 @@ def _abort(update: dict, why: str) -> None:
             undo(f"session of guest {name}", _holding.release, record)
     for unit in update.get("early", ()):
         undo(f"early start of {unit}", _boot_order.start_early, unit, False)
+    for unit in update.get("in_place", ()):
+        undo(f"drop-in of {unit}", _paths.remove, _in_place(unit))
     undo("staged kernel", _kexec.unload)
     undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"))
     update["error"] = "; ".join(problems)

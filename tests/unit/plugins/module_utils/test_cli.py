@@ -7,7 +7,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _cli, _guests, _holding, _libvirt, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _cli,
+    _guests,
+    _holding,
+    _host,
+    _libvirt,
+    _libvirt_run,
+    _paths,
+    _systemd,
+)
 
 
 @pytest.fixture(name="virsh")
@@ -23,7 +33,14 @@ def what_units_store(monkeypatch):
     """The units that hold a session; what is forgotten leaves them."""
     stored = set()
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit in stored else [])
-    monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, _name: pid or stored.discard(unit))
+    ended = set()
+
+    def forget(unit, pid, _name):
+        assert not pid and {("stop", unit), ("reset-failed", unit)} <= ended, "systemd cleans what has ended only"
+        stored.discard(unit)
+
+    monkeypatch.setattr(_systemd, "run", lambda *command: ended.add(command[1:]) or "")
+    monkeypatch.setattr(_systemd, "forget_fd", forget)
     monkeypatch.setattr(_guests, "known", dict)
     return stored
 
@@ -32,7 +49,6 @@ def what_units_store(monkeypatch):
 def no_longer_started_early(monkeypatch):
     units = []
     monkeypatch.setattr(_boot_order, "start_early", lambda unit, wanted: wanted or units.append(unit))
-    monkeypatch.setattr(_systemd, "run", lambda *_command: "")
     return units
 
 
@@ -74,9 +90,24 @@ def test_a_domain_that_is_gone_can_be_given_up_with_its_memory(tmp_path, monkeyp
     assert not virsh and not list(tmp_path.iterdir()) and stored == {"web.service"}
 
 
-def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, virsh, late):
-    (tmp_path / "web.json").write_text('{"provider": "qemu", "state": "saved", "unit": "web.service"}')
+def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, monkeypatch, virsh, late, stored):
+    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
     (tmp_path / "web.state").write_text("QEVM")
+    monkeypatch.setattr(_libvirt, "is_defined", lambda name: True)  # one of libvirt's has its name
+    stored.add("web.service")
     assert _cli.main(["discard", "web"]) == 0
-    assert not virsh and not list(tmp_path.iterdir())
+    assert not virsh and not list(tmp_path.iterdir()) and not stored
     assert late == ["web.service"]
+
+
+@pytest.mark.parametrize("boot", ["before", "now"])
+def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(tmp_path, monkeypatch, virsh, boot):
+    done = []
+    cut_off = {"provider": "libvirt", "state": "saved", "guest": "app", "boot_id": boot}
+    monkeypatch.setattr(_guests, "cut_off", lambda name: cut_off)
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    monkeypatch.setattr(_libvirt_run, "restore", lambda name, journal: done.append(journal))
+    monkeypatch.setattr(_holding, "reside", lambda name: done.append(name))
+    assert _cli.main(["hold", "app"]) == 0 and not virsh
+    assert done == ([cut_off] if boot == "before" else ["app"])
+    assert _guests.journals() == ({"app": cut_off} if boot == "before" else {})

@@ -86,6 +86,10 @@ def test_the_initrd_is_the_one_that_a_boot_loader_would_take(tmp_path, name):
     beside.write_bytes(b"")
     assert _kexec.initrd_of(kernel, "7.3.4", None) == _kexec.initrd_of(kernel, "7.3.4", "") == str(beside)
     assert _kexec.initrd_of(kernel, "7.2.13", None) is None
+    link = tmp_path / "links" / "vmlinuz"
+    link.parent.mkdir()
+    link.symlink_to(kernel)
+    assert _kexec.initrd_of(str(link), "7.3.4", None) == str(beside)
     assert _kexec.initrd_of(kernel, "7.3.4", "none") is None
     assert _kexec.initrd_of(kernel, "7.3.4", "/boot/mine") == "/boot/mine"
 

@@ -186,16 +186,26 @@ def test_a_domain_that_was_not_suspended_yet_runs_on(saved, record):
     assert saved.asked == ["domstate", False]
 
 
-def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(saved, record, monkeypatch):
+def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(saved, record, monkeypatch, tmp_path):
     saved.asked = ["suspend"]
 
     def refuse(_name, _state):
         raise LiveUpdateError("a migration is in progress")
 
     monkeypatch.setattr(_libvirt, "ignore_shared", refuse)
+    monkeypatch.setattr(_libvirt, "UNDO_LIMIT_S", -1)
+    (tmp_path / "app.state").touch()
+    saved.path.touch()
     with pytest.raises(LiveUpdateError, match="in progress"):
         _libvirt.resume(record, running=True)
-    assert saved.asked[-1] == "resume"
+    assert saved.asked[-1] == "resume" and not saved.path.exists()
+
+
+def test_a_job_that_was_told_to_end_may_need_a_moment(saved, record, monkeypatch):
+    saved.asked, answers = ["suspend"], [LiveUpdateError("a migration is in progress")]
+    monkeypatch.setattr(_libvirt, "ignore_shared", lambda name, _state: answers and (_ for _ in ()).throw(answers.pop()))
+    _libvirt.resume(record, running=True)
+    assert not answers and saved.asked[-1] == "resume"
 
 
 def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):

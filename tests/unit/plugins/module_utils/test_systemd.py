@@ -22,6 +22,12 @@ def test_a_version_that_is_none_is_an_error(monkeypatch):
         _systemd.version()
 
 
+def test_a_property_with_a_line_for_each_value_has_all_of_them(monkeypatch):
+    lines = "DeviceAllow=/dev/liveupdate rw\nDeviceAllow=/dev/kvm rw\nDevicePolicy=auto\n"
+    monkeypatch.setattr(_systemd, "run", lambda *command: lines)
+    assert _systemd.show("web.service", "DeviceAllow") == {"DeviceAllow": "/dev/liveupdate rw /dev/kvm rw", "DevicePolicy": "auto"}
+
+
 def test_properties_of_several_units_belong_to_the_unit_that_was_asked_for(monkeypatch):
     asked = []
 
