@@ -107,7 +107,7 @@ def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(t
     monkeypatch.setattr(_guests, "cut_off", lambda name: cut_off)
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
     monkeypatch.setattr(_libvirt_run, "restore", lambda name, journal: done.append(journal))
-    monkeypatch.setattr(_holding, "reside", lambda name: done.append(name))
+    monkeypatch.setattr(_holding, "reside", done.append)
     assert _cli.main(["hold", "app"]) == 0 and not virsh
     assert done == ([cut_off] if boot == "before" else ["app"])
     assert _guests.journals() == ({"app": cut_off} if boot == "before" else {})

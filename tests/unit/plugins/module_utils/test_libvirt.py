@@ -203,7 +203,12 @@ def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(saved, record,
 
 def test_a_job_that_was_told_to_end_may_need_a_moment(saved, record, monkeypatch):
     saved.asked, answers = ["suspend"], [LiveUpdateError("a migration is in progress")]
-    monkeypatch.setattr(_libvirt, "ignore_shared", lambda name, _state: answers and (_ for _ in ()).throw(answers.pop()))
+
+    def refuse_once(_name, _state):
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(_libvirt, "ignore_shared", refuse_once)
     _libvirt.resume(record, running=True)
     assert not answers and saved.asked[-1] == "resume"
 
