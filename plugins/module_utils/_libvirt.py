@@ -47,8 +47,8 @@ __all__ = (
     "write_image",
 )
 
-# Before it starts a domain, libvirt waits for a lock of logind's.
 SAVES_SLOWLY = True  # several calls of virsh
+# Before it starts a domain, libvirt waits for a lock of logind's.
 DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
 KEPT = (
     "dbus.service",
