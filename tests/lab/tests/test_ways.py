@@ -35,7 +35,6 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     units = " ".join(guest.unit for guest in GUESTS)
     for each in (hv1, hv2):
         each.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
-    start_guests(controller, [hv2], [WEB])
     define_domains(controller, [hv2], LOCAL)
     prepared = controller.play(
         "kvm.liveupdate.setup",
@@ -46,6 +45,7 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     )
     if prepared.code:
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
+    start_guests(controller, [hv2], [WEB])
     start_domains([hv2], LOCAL)
     hv2.ssh("umask 77; cat > /root/migration", stdin=keys().client.read_text())
     yield hv2
