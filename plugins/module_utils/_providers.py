@@ -32,7 +32,7 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
 ``end_rehearsal(record, running)``
     let it go on and remove all that is left of ``rehearse``, also of one that failed half-way.
 ``SAVES_SLOWLY``
-    whether ``save`` takes seconds: quick ones are begun when such are done.
+    whether ``save`` takes seconds: guests that are quick to save are paused after these.
 ``KEPT``
     units that run on until the guests are saved.
 ``DAEMONS``

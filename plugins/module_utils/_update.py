@@ -29,6 +29,7 @@ __all__ = ("Lock", "commit", "gate", "jump", "outcome", "recover")
 
 JUMP_UNIT = "kvm-liveupdate-jump.service"
 JUMP_TARGET = "kvm-liveupdate.target"
+_UNITS = "/run/systemd/system"  # drop-ins for this boot only
 STOP_LIMIT_S = 180
 # The commit's answer has to leave the host before its SSH session is stopped.
 GRACE_S = 3.0
@@ -225,7 +226,7 @@ def _stop_the_rest(update: dict) -> None:
     guests = [_guests.find(name)["unit"] for name in update["guests"]]
     often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *update["keep_units"]]
     seen = _systemd.show_each(often, "ActiveState", "TriggeredBy")
-    directory = f"/run/systemd/system/{JUMP_TARGET}.d"
+    directory = f"{_UNITS}/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
         file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *kept(seen, update["units"]))))
@@ -241,7 +242,7 @@ def _stop_the_rest(update: dict) -> None:
 
 def _in_place(unit: str) -> str:
     """The drop-in of a unit that isolation passes over, for this boot only."""
-    return f"/run/systemd/system/{unit}.d/40-kvm-liveupdate.conf"
+    return f"{_UNITS}/{unit}.d/40-kvm-liveupdate.conf"
 
 
 def _bound_to(units: list[str]) -> list[str]:

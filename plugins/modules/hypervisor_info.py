@@ -207,7 +207,7 @@ def examine(module):
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
     limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
     reasons += _memory.shared_limit_reasons(limits)
-    reasons += _guests.not_back(limits)
+    reasons += _guests.not_back([record["name"] for record in records])
     guests += _guests.strangers()
     result: dict = {
         "changed": False,

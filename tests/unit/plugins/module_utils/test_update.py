@@ -237,6 +237,29 @@ def test_what_a_guests_unit_stops_with_is_kept(monkeypatch):
     assert len(asked) == len(set(asked))
 
 
+def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, monkeypatch):
+    """Wanted instead, it would start whatever it wants itself."""
+    ran = []
+    monkeypatch.setattr(_update, "_UNITS", str(tmp_path))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_guests, "find", lambda name: {"unit": f"{name}.service"})
+    monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target", "idle.target"])
+    monkeypatch.setattr(
+        _update._systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
+    )
+    monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]))
+    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": []}
+    _update._stop_the_rest(update)
+    assert ran == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
+    assert "IgnoreOnIsolate=yes" in (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").read_text()
+    assert (tmp_path / f"{_update.JUMP_TARGET}.d/kept.conf").read_text() == "[Unit]\nWants=web.service\n"
+    for step in (_update._kexec, "unload"), (_update, "_start_again"):
+        monkeypatch.setattr(*step, lambda *_nothing: None)
+    monkeypatch.setattr(_guests, "known", dict)
+    _update._abort(update, "enough")
+    assert not (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").exists()
+
+
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
     """A domain that is saved has its RAM in the session and in its holder only."""
     released, late = [], []

@@ -7,7 +7,7 @@ from __future__ import annotations
 import types
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _proof, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec_image
 
@@ -16,7 +16,7 @@ UNKNOWN = {"code": "abi-luo-unread", "message": "which luo-vN it speaks is not k
 
 
 @pytest.fixture
-def host(monkeypatch):
+def host(tmp_path, monkeypatch):
     """A host that has ``staged`` and that proves ``verdict``; returns what was done to it."""
     done = []
     state = types.SimpleNamespace(staged={}, verdict="proven", done=done)
@@ -27,6 +27,8 @@ def host(monkeypatch):
         reasons = [] if state.verdict == "proven" else [{**UNKNOWN, "verdict": state.verdict}]
         return {"pair": "a-b", "there": {"verdict": state.verdict, "reasons": reasons}, "back": {}}
 
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(kexec_image, "wanted_image", lambda params, _running: IMAGE if params["state"] == "staged" else {})
     monkeypatch.setattr(_proof, "prove", prove)
     monkeypatch.setattr(kexec_image._image, "read", lambda path, **_keep: {"read": path})
@@ -59,6 +61,14 @@ def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, chec
         run(accepted, check_mode=check_mode)
     assert host.done == ["prove"]
     assert ("a-b" in caught.value.message) == (verdict == "unknown")
+
+
+@pytest.mark.parametrize("state", ["staged", "unloaded"])
+def test_nothing_is_staged_or_unloaded_under_an_update(host, state):
+    host.staged = {} if state == "staged" else IMAGE
+    with _update.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+        run(state=state)
+    assert not {"stage", "unload"} & set(host.done)
 
 
 def test_an_unknown_pair_that_is_accepted_is_staged(host):
