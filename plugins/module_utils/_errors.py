@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The collection's one error class. PRIVATE to the collection."""
+"""The collection's one error class, and reasons. PRIVATE to the collection."""
 
 from __future__ import annotations
 
-__all__ = ("LiveUpdateError",)
+__all__ = ("LiveUpdateError", "reason", "told")
 
 
 class LiveUpdateError(Exception):
@@ -20,3 +20,13 @@ class LiveUpdateError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+
+
+def reason(code: str, message: str, remedy: str) -> dict:
+    """Why something is refused, or a warning: a ``code`` for programs, a ``message`` and its ``remedy`` for people."""
+    return {"code": code, "message": message, "remedy": remedy}
+
+
+def told(why: dict) -> str:
+    """A reason as a sentence."""
+    return f"{why['message']} - {why['remedy']}"
