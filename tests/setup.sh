@@ -8,6 +8,7 @@
 #   ensure_packages FILE...    install the Debian packages named in FILE, one a line, "#" comments
 #   ensure_venv                export VENV, PATH (its bin first) and ANSIBLE_COLLECTIONS_PATH (holds this checkout)
 #   bounded SECONDS COMMAND    run a program without stdin, interrupt it at the limit
+#   say_how_long WHAT SECONDS PATTERN:SECONDS...   a line that says what will be done and about how long that takes
 #   say MESSAGE, die MESSAGE   a line of progress; a last line and exit 1
 #
 # Call the ensure functions plainly, not in a condition. PYTHON=/path/to/python3 overrides the choice of the interpreter.
@@ -23,6 +24,7 @@ export LC_ALL=C.UTF-8
 unset PYTHONPATH PYTHONHOME
 
 APT_LIMIT=1800
+PACE_US=1000000
 PIP_LIMIT=1800
 LOCK_LIMIT=3600
 
@@ -33,6 +35,29 @@ say() {
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 1
+}
+
+# How slow this machine is at present, in percent of the quiet one on which the seconds of say_how_long were taken: a moment's counting.
+pace() {
+    local begun=$EPOCHREALTIME ended count
+    for ((count = 0; count < 300000; count++)); do :; done
+    ended=$EPOCHREALTIME
+    echo $(((${ended/[.,]/} - ${begun/[.,]/}) * 100 / PACE_US))
+}
+
+# The seconds of each pattern that matches nothing in the cache are added to those that are always needed.
+say_how_long() {
+    local what=$1 seconds=$2 percent part prepared=
+    shift 2
+    for part; do
+        if compgen -G "$CACHE/${part%:*}" >/dev/null; then
+            prepared=' (some of it is prepared already)'
+        else
+            seconds=$((seconds + ${part##*:}))
+        fi
+    done
+    percent=$(pace)
+    say "$what: about $(((seconds * percent / 100 + 59) / 60)) minutes$prepared, by the pace of this machine ($percent % of the time of a quiet one)"
 }
 
 child=

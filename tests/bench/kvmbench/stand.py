@@ -5,26 +5,22 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
+from kvmlab import limits, pace
 from kvmlab.controller import Controller, Guest, Play
 from kvmlab.domains import Domain, define_domains, start_domains
 from kvmlab.errors import LabError
 from kvmlab.lab import Lab
-from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive
+from kvmlab.night import boot_of, final_verdict, other_kernel, start_guests, wait_alive
 
 from .scenarios import Scenario
 
 BENCH = Path(__file__).parent.parent
 # Room for a guest of 2 GiB.
 MEMORY_MIB = 4096
-MODULE_LIMIT_S = 300.0
-_STAMPED = re.compile(r"^\[ *(?P<at>\d+\.\d+)\](?:\[.*?\])? (?P<text>.*)$")
 
 
 class Stand:
@@ -54,7 +50,7 @@ class Stand:
             "systemctl stop 'bench-*.service';"
             " for name in $(virsh list --name); do virsh destroy $name; done;"
             f" echo {pages} > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
-            limit_s=MODULE_LIMIT_S,
+            limit_s=limits.MODULE,
         )
         if done.returncode:
             raise LabError(f"{self.host.name}: {done.stderr.strip()}")
@@ -90,13 +86,13 @@ class Stand:
         """A live update to the other kernel, and with one QEMU the floor beside it."""
         found: dict[str, float] = {}
         if scenario.name == "ours-qemu":
-            found["slower"] = self._run_there("work.py") / run_here("work.py")
+            found["slower"] = pace.slower(self.host)
             found["floor: QEMU"] = self._run_there("bare.py", guests[0].name)
             self.host.ssh(f"systemctl stop {guests[0].unit}")
             start_guests(self._controller, [self.host], guests)
-        marked = self._mark()
+        marked = pace.mark(self.host)
         since = time.monotonic()
-        kernel = f"/boot/vmlinuz-{self._other_kernel()}"
+        kernel = f"/boot/vmlinuz-{other_kernel(self.host)}"
         play = self._controller.play("kvm.liveupdate.update", "--limit", self.host.name, hypervisor_update_kernel=kernel)
         _succeeded(play, "update")
         told = play.report[self.host.name]
@@ -104,7 +100,7 @@ class Stand:
         slowest = max(told["guests"].values(), key=lambda guest: guest["times"]["resumed"] - guest["times"]["paused"])
         found |= {f"part: {name}": seconds for name, seconds in parts(told, slowest)}
         found["retrieve"] = sum(guest["times"]["retrieved"] - guest["times"]["start"] for guest in told["guests"].values())
-        called = self._reboot_call(marked)
+        called = pace.kexec_at(self.host, marked)
         booted = {name: at - (slowest["clock_step"] or 0.0) for name, at in told["times"].items()}
         found |= {"jump": booted["userspace"] - called}
         found |= {"systemd": called - slowest["times"]["saved"] + booted["units"] - booted["userspace"]}
@@ -115,7 +111,7 @@ class Stand:
     def _reboot(self, scenario: Scenario, guests: list[Guest]) -> dict[str, float]:
         """What one does without live update."""
         shutdown = "shutdown" if scenario.way == "shutdown-reboot" else "suspend"
-        kernel = f"/boot/vmlinuz-{self._other_kernel()}" if scenario.way == "save-kexec" else ""
+        kernel = f"/boot/vmlinuz-{other_kernel(self.host)}" if scenario.way == "save-kexec" else ""
         since = time.monotonic()
         play = self._controller.play(str(BENCH / "reboot.yml"), "--limit", self.host.name, bench_on_shutdown=shutdown, bench_kernel=kernel)
         _succeeded(play, "reboot")
@@ -136,51 +132,14 @@ class Stand:
     def _run_there(self, program: str, *words: str) -> float:
         """Run one of the bench's programs on the host; it prints a number of seconds."""
         text = (BENCH / "on_host" / program).read_text()
-        done = self.host.ssh(f"python3 - {' '.join(words)}", limit_s=MODULE_LIMIT_S, stdin=text)
+        done = self.host.ssh(f"python3 - {' '.join(words)}", limit_s=limits.MODULE, stdin=text)
         if done.returncode:
             raise LabError(f"{self.host.name}: {program}: {done.stderr.strip()}")
         return float(done.stdout)
 
-    def _mark(self) -> tuple[str, float]:
-        """Write a line to the kernel's log, and tell when: it relates the stamps on the console to the host's clock."""
-        mark = f"kvm-liveupdate-bench {time.time():.3f}"
-        done = self.host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {mark} > /dev/kmsg; date +%s.%N")
-        return mark, float(done.stdout)
-
-    def _reboot_call(self, marked: tuple[str, float]) -> float:
-        """When systemd called reboot(2) at the last jump, on the old kernel's clock."""
-        console = (self.host.folder / "console.log").read_text(encoding="utf-8", errors="replace")
-        return reboot_call(console, *marked)
-
-    def _other_kernel(self) -> str:
-        running = boot_of(self.host).kernel
-        found = self.host.ssh("cd /boot; ls vmlinuz-*").stdout.split()
-        (other,) = [release for release in (name.removeprefix("vmlinuz-") for name in found) if release != running]
-        return other
-
     def kernel(self) -> str:
         """The kernel that the host runs."""
         return boot_of(self.host).kernel
-
-
-def run_here(program: str) -> float:
-    """Run one of the bench's programs on this machine."""
-    done = subprocess.run([sys.executable, str(BENCH / "on_host" / program)], capture_output=True, text=True, check=True, timeout=60)
-    return float(done.stdout)
-
-
-def reboot_call(console: str, mark: str, at: float) -> float:
-    """When a kernel said that it starts the next one, just before it does; ``at`` is when the mark was written. Pure."""
-    marked = None
-    for line in console.splitlines():
-        stamped = _STAMPED.match(line)
-        if not stamped:
-            continue
-        if marked is None and stamped["text"] == mark:
-            marked = float(stamped["at"])
-        elif marked is not None and stamped["text"].endswith("Starting new kernel"):
-            return at + float(stamped["at"]) - marked
-    raise LabError(f"the console does not tell of a kexec after {mark!r}")
 
 
 def _succeeded(play: Play, what: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from . import limits
 from .disk import remove_file
 from .errors import LabError
 from .machine import Machine
@@ -20,7 +21,6 @@ from .run import die_with_parent, end_group, say, tail
 SCRIPT = "lab-install-boot-loader"
 DONE = "lab: the boot loader is installed"
 ROOT_DEVICE = "/dev/vda1"
-LIMIT_S = 600.0
 
 
 def script(file_system_id: str, default_release: str) -> str:
@@ -59,7 +59,7 @@ def install(emulator: tuple[str, ...], disk: Path, kernel: Path, log: Path) -> N
         )
         started = time.monotonic()
         try:
-            machine.wait(LIMIT_S)
+            machine.wait(limits.HOST_ANSWERS)
         except subprocess.TimeoutExpired:
             pass
         finally:

@@ -10,6 +10,8 @@ import struct
 import subprocess
 import zlib
 
+from . import limits
+
 # How the kernel build compresses (scripts/Makefile.lib, scripts/xz_wrap.sh). All but gzip leave it to the build to append the size.
 COMMANDS = {
     "gzip": ("gzip", "-n", "-f", "-9"),
@@ -21,7 +23,6 @@ COMMANDS = {
     "zstd": ("zstd", "-22", "--ultra"),
 }
 GZIP, GZIP_NAME = b"\x1f\x8b", 8
-PACK_LIMIT_S = 300
 
 
 def place(image: bytes) -> tuple[int, int]:
@@ -39,7 +40,7 @@ def unpack(image: bytes) -> bytes:
 
 def pack(compression: str, kernel: bytes) -> bytes:
     """The kernel compressed as the build does."""
-    done = subprocess.run(COMMANDS[compression], input=kernel, capture_output=True, timeout=PACK_LIMIT_S, check=True)
+    done = subprocess.run(COMMANDS[compression], input=kernel, capture_output=True, timeout=limits.TOOL, check=True)
     return done.stdout if compression == "gzip" else done.stdout + len(kernel).to_bytes(4, "little")
 
 

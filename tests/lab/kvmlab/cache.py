@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from . import limits
 from .errors import LabError
 from .run import say
 
-LOCK_LIMIT_S = 3600.0
 PARTIAL = ".partial"
 
 
@@ -78,7 +78,7 @@ def artefact(kind: str, inputs: Mapping[str, str], build: Callable[[Path, Path],
 
 
 @contextmanager
-def locked(name: str, limit_s: float = LOCK_LIMIT_S) -> Iterator[None]:
+def locked(name: str, limit_s: float = limits.LOCK) -> Iterator[None]:
     """Hold the lock of this name; the kernel releases it if this process dies."""
     folder = root() / "locks"
     folder.mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from . import limits
 from .errors import LabError
 from .host import Host
 from .lab import KINDS, Lab, build
@@ -91,7 +92,7 @@ def status(options: argparse.Namespace) -> int:
 def _kernel(host: Host) -> str:
     """The running kernel, if the host answers at once."""
     try:
-        done = host.ssh("uname -r", limit_s=20)
+        done = host.ssh("uname -r", limit_s=limits.LOGIN)
     except subprocess.TimeoutExpired:
         return "unknown (no answer)"
     return done.stdout.strip() or f"unknown ({done.stderr.strip()})"

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .errors import LabError
 from .lab import Lab
 from .machine import HEARTBEATS
 
 HERE = Path(__file__).parent.parent
-PLAY_LIMIT_S = 1500.0
-MODULE_LIMIT_S = 600.0
 
 _RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
 _STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
@@ -104,7 +103,7 @@ class Controller:
                 if self._show:
                     sys.stdout.write(line)
                     sys.stdout.flush()
-            code = process.wait(PLAY_LIMIT_S)
+            code = process.wait(limits.PLAYBOOK)
         except BaseException:
             process.kill()
             process.wait()
@@ -120,7 +119,7 @@ class Controller:
         if arguments:
             command += ["-a", json.dumps(arguments)]
         done = subprocess.run(
-            command, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MODULE_LIMIT_S, check=False
+            command, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limits.MODULE, check=False
         )
         headline, arrow, answer = done.stdout.partition("=> ")
         if not arrow:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+from . import limits
 from .errors import LabError
 from .run import run_logged
 
@@ -16,7 +17,6 @@ SIZE_MIB = 6144
 FIRST_SECTOR = 2048  # one mebibyte in front of the partition, where GRUB puts its core
 SIGNATURE = 0x4C414231
 FILE_SYSTEM_ID = "6b766d6c-7570-4461-a65f-6c6162000001"
-MAKE_LIMIT_S = 900.0
 
 
 def make(tree: Path, target: Path, log: Path) -> None:
@@ -27,7 +27,7 @@ def make(tree: Path, target: Path, log: Path) -> None:
         stream.truncate(SIZE_MIB * 1024 * 1024)
     command = ("mke2fs", "-q", "-F", "-t", "ext4", "-U", FILE_SYSTEM_ID, "-L", "lab", "-m", "0", "-d", tree)
     place = ("-E", f"offset={FIRST_SECTOR * 512},root_owner=0:0", target, f"{sectors // 2}k")
-    run_logged((*command, *place), what="mke2fs", log=log, limit_s=MAKE_LIMIT_S)
+    run_logged((*command, *place), what="mke2fs", log=log, limit_s=limits.TOOL)
 
 
 def partition_table(first: int, sectors: int) -> bytes:
@@ -59,7 +59,7 @@ def _debugfs(disk: Path, *steps: str) -> str:
     """Run debugfs on the partition, in the disk's folder: its own little language has no quotes for paths."""
     command = ("debugfs", "-w", "-f", "-", f"{disk.name}?offset={FIRST_SECTOR * 512}")
     text = "".join(step + "\n" for step in steps)
-    done = subprocess.run(command, cwd=disk.parent, input=text, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=disk.parent, input=text, capture_output=True, text=True, timeout=limits.TOOL, check=False)
     if done.returncode != 0:
         raise LabError(f"debugfs failed on {disk}: {done.stderr.strip()}")
     return done.stdout

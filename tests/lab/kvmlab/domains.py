@@ -17,15 +17,9 @@ from typing import Any
 from . import echo, probe
 from .controller import Controller, Guest, lab_playbook
 from .errors import LabError
-from .heartbeat import SILENT_S
 from .host import Host
 from .night import wait_alive, wait_until
 from .records import Records, check
-
-START_LIMIT_S = 240.0
-SHUTDOWN_LIMIT_S = 120.0
-CONNECT_LIMIT_S = 120.0
-CLOCK_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
     """Start what is off: by name the boot that was last heard of on the domain's heartbeat, its own or another guest's."""
     before = {domain.name: _last_boot(host, domain) for domain in domains}
     start = "virsh list --name | grep -qx {0} || {{ virsh start {0} >&2 && echo {0}; }}"
-    done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before), limit_s=START_LIMIT_S)
+    done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before))
     if done.returncode:
         raise LabError(f"{host.name}: {done.stderr.strip()}")
     return {name: before[name] for name in done.stdout.split()}
@@ -87,9 +81,7 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
 
 def _wait_started(host: Host, domain: Domain, before: str) -> None:
     """Wait for another boot than that one: its last ticks may still be on their way."""
-    wait_until(
-        f"{host.name}: a tick of {domain.name}'s own", START_LIMIT_S, lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}")
-    )
+    wait_until(f"{host.name}: a tick of {domain.name}'s own", lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"))
 
 
 def _last_boot(host: Host, domain: Domain) -> str:
@@ -107,7 +99,7 @@ def shut_down(host: Host, domain: Domain) -> None:
         state = host.ssh(f"virsh domstate {domain.name}").stdout.strip()
         return state == "shut off", state
 
-    wait_until(f"{host.name}: domain {domain.name} shut down", SHUTDOWN_LIMIT_S, look)
+    wait_until(f"{host.name}: domain {domain.name} shut down", look)
 
 
 def records(host: Host, domain: Domain) -> Records:
@@ -133,7 +125,7 @@ def wait_for_clock(host: Host, domain: Domain) -> None:
         clock = json.loads(done.stdout).get("clock", "not tried yet") if done.returncode == 0 else done.stderr.strip()
         return clock == "synchronised", clock
 
-    wait_until(f"{host.name}: the clock of {domain.name} corrected", CLOCK_LIMIT_S, look)
+    wait_until(f"{host.name}: the clock of {domain.name} corrected", look)
 
 
 def clock_lag(host: Host, domain: Domain) -> float:
@@ -146,7 +138,7 @@ def clock_lag(host: Host, domain: Domain) -> float:
         last = host.heartbeat(domain.port)[-1]
         return last.arrived > since, f"tick {last.number}"
 
-    wait_until(f"{host.name}: a tick of {domain.name}", SILENT_S, look)
+    wait_until(f"{host.name}: a tick of {domain.name}", look)
     tick = host.heartbeat(domain.port)[-1]
     if tick.guest_wall is None:
         raise LabError(f"{host.name}: {domain.name} does not tell its time of day")
@@ -200,7 +192,7 @@ class Connection(_Program):
             seen = self.echoes()
             return seen.count > 0, seen.reason
 
-        wait_until(f"{self._client.name}: an echo from {self._address}", CONNECT_LIMIT_S, look)
+        wait_until(f"{self._client.name}: an echo from {self._address}", look)
 
     def echoes(self) -> echo.Echoes:
         """What became of it until now."""
@@ -224,7 +216,7 @@ class Probe(_Program):
         def look() -> tuple[bool, str]:
             return self.answers().count > 0, "no answer"
 
-        wait_until(f"{self._client.name}: an answer from {self._address}", CONNECT_LIMIT_S, look)
+        wait_until(f"{self._client.name}: an answer from {self._address}", look)
 
     def answers(self) -> probe.Answers:
         """What came back until now."""

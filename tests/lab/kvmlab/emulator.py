@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .errors import LabError
 from .run import run_logged, say
 
@@ -46,7 +46,7 @@ def command(root_tar: Path) -> tuple[str, ...]:
 
     def unpack(folder: Path, log: Path) -> None:
         members = [f"./{name}" for name in (LIBRARIES, PROGRAM, *DATA)]
-        run_logged(("tar", "-C", folder, "--no-same-owner", "-xf", root_tar, *members), what="unpack QEMU", log=log, limit_s=600)
+        run_logged(("tar", "-C", folder, "--no-same-owner", "-xf", root_tar, *members), what="unpack QEMU", log=log, limit_s=limits.TOOL)
         program = folder / PROGRAM
         try:
             program.write_bytes(mended(program.read_bytes()))

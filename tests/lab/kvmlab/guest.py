@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .run import run_logged
 
 SOURCE = Path(__file__).parent.parent / "guest" / "init.c"
@@ -21,7 +21,7 @@ def initramfs() -> Path:
 
     def build(folder: Path, log: Path) -> None:
         program = folder / "init"
-        run_logged((*COMPILE, "-o", program, SOURCE), what="compile the guest's init", log=log, limit_s=120)
+        run_logged((*COMPILE, "-o", program, SOURCE), what="compile the guest's init", log=log, limit_s=limits.TOOL)
         packed = cpio({"init": program.read_bytes()})
         (folder / "initramfs").write_bytes(gzip.compress(packed, mtime=0))
         program.unlink()

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from . import limits
+
 PERIOD_S = 0.5
-SILENT_S = 15.0
 # So many ticks before and after a silence tell how far the guest's clock is behind.
 NEAR = 10
 
@@ -184,7 +185,7 @@ def _first_break(window: Sequence[Tick]) -> tuple[str | None, tuple[int, ...]]:
 
 def _doubt(window: Sequence[Tick], before: Tick, sum_before: str | None, sum_after: str | None, age: float | None) -> str | None:
     """What is still missing for a guest whose ticks go on."""
-    if age is not None and age > SILENT_S:
+    if age is not None and age > limits.SILENCE:
         return f"silent: nothing for {age:.1f} s after tick {window[-1].number}"
     sums = {tick.checksum for tick in window if tick.turn > 0}
     if len(sums) > 1:

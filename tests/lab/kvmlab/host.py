@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from . import limits
 from .disk import replace_file
 from .errors import LabError
 from .heartbeat import Tick, Verdict, read_ticks, verdict
@@ -23,9 +24,6 @@ from .machine import HEARTBEATS, MEMORY_MIB, SEGMENT_IN, SEGMENT_OUT, Machine, s
 from .process import Record, read_record
 from .run import say, tail
 
-STARTED_LIMIT_S = 20.0
-SSH_LIMIT_S = 300.0
-STOP_LIMIT_S = 30.0
 PROGRESS_EVERY_S = 10.0
 # What only this host has of its network; the bridge itself is in hostfs.
 SEGMENT_CARD = """[Match]
@@ -127,10 +125,10 @@ class Host:
     def ensure_stopped(self, forget: bool) -> None:
         """Wait for the end of its supervisor, force it after a limit; then forget its disk."""
         record = self.record
-        if record and not record.wait_gone(STOP_LIMIT_S):
-            say(f"{self.name}: did not end within {STOP_LIMIT_S:.0f} s, killing it")
+        if record and not record.wait_gone(limits.HOST_ENDS):
+            say(f"{self.name}: did not end within {limits.HOST_ENDS:.0f} s, killing it")
             record.send(signal.SIGKILL)  # QEMU goes with it: it asked the kernel to
-            if not record.wait_gone(STOP_LIMIT_S):
+            if not record.wait_gone(limits.HOST_ENDS):
                 raise LabError(f"{self.name}: process {record.pid} cannot be ended")
         if forget:
             sockets = (*(f"{name}.sock" for name in ("qmp", *HEARTBEATS)), SEGMENT_IN, SEGMENT_OUT)
@@ -141,12 +139,12 @@ class Host:
         """The command line that logs in and runs words there."""
         return ["ssh", "-F", str(self.folder.parent / "ssh_config"), self.name, *words]
 
-    def ssh(self, command: str, limit_s: float = 120.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def ssh(self, command: str, limit_s: float = limits.HOST_COMMAND, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a shell command on the host."""
         words = self.ssh_command("--", command)
         return subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=limit_s, check=False)
 
-    def wait_ssh(self, limit_s: float = SSH_LIMIT_S, not_boot_id: str | None = None) -> str:
+    def wait_ssh(self, limit_s: float = limits.HOST_ANSWERS, not_boot_id: str | None = None) -> str:
         """Wait until the host answers, and answer with its boot id, which must not be not_boot_id."""
         started = time.monotonic()
         next_line = started + PROGRESS_EVERY_S
@@ -155,7 +153,7 @@ class Host:
             if self.record is None:
                 raise LabError(f"{self.name} ended while it was waited for.\n{self.last_words()}")
             try:
-                done = self.ssh("cat /proc/sys/kernel/random/boot_id", limit_s=30)
+                done = self.ssh("cat /proc/sys/kernel/random/boot_id", limit_s=limits.LOGIN)
                 seen = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
                 boot_id = done.stdout.strip()
                 if done.returncode == 0 and boot_id:
@@ -163,14 +161,14 @@ class Host:
                         return boot_id
                     seen = f"still boot {boot_id}"
             except subprocess.TimeoutExpired:
-                seen = "login took more than 30 s"
+                seen = f"login took more than {limits.LOGIN:.0f} s"
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + PROGRESS_EVERY_S
                 say(f"  {self.name}: {time.monotonic() - started:.0f} s, {tail(self.folder / 'console.log', 1).strip()[:100]}")
             time.sleep(0.5)
         raise LabError(f"{self.name} did not answer on SSH within {limit_s:.0f} s ({seen}).\n{self.last_words()}")
 
-    def reboot_hard(self, limit_s: float = SSH_LIMIT_S) -> str:
+    def reboot_hard(self, limit_s: float = limits.HOST_ANSWERS) -> str:
         """A power cut: RAM is lost, what was not written to the disk too. Returns the new boot id."""
         record = self.record
         if record is None:
@@ -208,7 +206,7 @@ class Host:
     def _make_disk(self, image: Path) -> None:
         """Copy the image, sparse, and give it the host's name and addresses."""
         partial = self.folder / "disk.partial"
-        subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, partial], check=True, timeout=600)
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, partial], check=True, timeout=limits.TOOL)
         replace_file(partial, "/etc/hostname", self.name + "\n")
         replace_file(partial, "/etc/systemd/network/05-segment.network", SEGMENT_CARD.format(mac=segment_mac(self.number)))
         replace_file(partial, "/etc/systemd/network/05-bridge.network", SEGMENT_BRIDGE.format(address=self.address))
@@ -227,7 +225,7 @@ class Host:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        until = time.monotonic() + STARTED_LIMIT_S
+        until = time.monotonic() + limits.HOST_ENDS
         while self.record is None:
             if process.poll() is not None or time.monotonic() > until:
                 raise LabError(f"{self.name}: its supervisor did not start.\n{self.last_words()}")

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from . import bootloader, cache, disk
+from . import bootloader, cache, disk, limits
 from .errors import LabError
 from .kernel import Kernel
 from .keys import Keys, public
@@ -61,7 +61,7 @@ def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, k
     recipe = b"".join(Path(module).read_bytes() for module in (__file__, bootloader.__file__, disk.__file__))
     return {
         "rootfs": root_tar.parent.name,
-        "kernels": " ".join(kernel.folder.name for kernel in kernels),
+        "kernels": " ".join(str(kernel.folder.relative_to(cache.root())) for kernel in kernels),
         "guest": initramfs.parent.name,
         "keys": public(keys.client) + " " + public(keys.host),
         "hostfs": hashlib.sha256(json.dumps(host_files()).encode()).hexdigest(),
@@ -85,7 +85,7 @@ def image(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
         os.umask(0o022)  # the folders made here are the hosts' own
         tree = folder / "tree"
         tree.mkdir()
-        run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=600)
+        run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=limits.TOOL)
         _lay_over(tree, kernels, initramfs, keys)
         _write(tree / bootloader.SCRIPT, bootloader.script(disk.FILE_SYSTEM_ID, kernels[0].release), 0o755)
         _enable(tree, log)
@@ -119,7 +119,7 @@ def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
 def _enable(tree: Path, log: Path) -> None:
     """Enable and mask units with the tree's own systemctl, turn generators off, and leave out AppArmor's other profiles."""
     for verb, units in (("enable", ENABLED), ("mask", MASKED)):
-        run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=120)
+        run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=limits.TOOL)
     generators = tree / "etc/systemd/system-generators"
     generators.mkdir(parents=True)
     for name in GENERATORS_OFF:

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .errors import LabError
-from .packages import Resolution, Source, candidates, download
+from .packages import DEFAULT_SERIES, Resolution, Source, candidates, download, newest
 from .run import run_logged, say, tail
 
 FRAGMENT = Path(__file__).parent.parent / "kernel.config"
 OBJECTS = 1870  # about as many as this configuration compiles; for progress only
-BUILD_LIMIT_S = 3 * 3600.0
 
 ABI_FOLDER = "include/linux/kho/abi"
 ABI_NAMES = {
@@ -29,27 +28,6 @@ ABI_NAMES = {
     "memfd.h": "MEMFD_LUO_FH_COMPATIBLE",
 }
 
-# Without one of these the lab would come up and then fail in a way that is hard to read.
-REQUIRED = (
-    "KEXEC_FILE",
-    "KEXEC_HANDOVER",
-    "KEXEC_HANDOVER_DEBUGFS",
-    "LIVEUPDATE",
-    "LIVEUPDATE_MEMFD",
-    "RELOCATABLE",
-    "KVM",
-    "KVM_AMD",
-    "MEMFD_CREATE",
-    "MSDOS_PARTITION",
-    "EXT4_FS",
-    "VIRTIO_BLK",
-    "VIRTIO_NET",
-    "SERIAL_8250_CONSOLE",
-    "SERIAL_8250_PNP",
-    "DEVTMPFS_MOUNT",
-    "BLK_DEV_INITRD",
-)
-
 # Fixed, so that the same source gives the same image.
 BUILD_ENV = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
@@ -57,12 +35,12 @@ BUILD_ENV = {
     "KBUILD_BUILD_HOST": "lab",
     "LC_ALL": "C",
 }
-CONFIGURE = (
-    ("make", "allnoconfig"),
-    ("scripts/kconfig/merge_config.sh", "-m", ".config", "lab.config"),
-    ("make", "olddefconfig"),
-)
+CONFIGURE = ("make", "KCONFIG_ALLCONFIG=lab.config", "allnoconfig")
 COMPILE = ("make", "bzImage")
+# Not read by a build with this configuration, and slow to unpack.
+LEFT_OUT = ("*/Documentation", "*/drivers/gpu/drm/*/*.[ch]", "*/sound/*.[ch]", "*/tools/testing")
+# The twin of a kernel: the same source under another name, as a distribution's update that mends one fault.
+TWIN = "-before"
 
 
 @dataclass(frozen=True)
@@ -70,7 +48,11 @@ class Kernel:
     """A built kernel in the cache."""
 
     folder: Path
-    release: str
+
+    @property
+    def release(self) -> str:
+        """What uname -r says when it runs."""
+        return (self.folder / "release").read_text().strip()
 
     @property
     def image(self) -> Path:
@@ -90,10 +72,19 @@ def pair(resolution: Resolution) -> tuple[Kernel, Kernel]:
     for old, new in tried:
         abis = abi(old), abi(new)
         if abis[0] == abis[1]:
-            return build(old), build(new)
+            return build(old), build(new, twin=True)
         refused.append(f"{old.version} has {', '.join(abis[0].values())} but {new.version} has {', '.join(abis[1].values())}")
     seen = "; ".join(refused) or "found " + (", ".join(source.version for source in resolution.sources) or "no kernel source")
     raise LabError(f"no two kernels with the same live update ABI at {resolution.mirror}: {seen}")
+
+
+def twins(resolution: Resolution) -> tuple[Kernel, Kernel]:
+    """Two kernels of one source, old and new, for half of the work of :func:`pair`: the new one there is the new one here."""
+    if not resolution.sources:
+        raise LabError(f"no kernel source at {resolution.mirror}")
+    default = [source for source in resolution.sources if source.series == DEFAULT_SERIES[-1]]
+    kernel = build((default or [newest(resolution.sources)])[0], twin=True)
+    return Kernel(kernel.folder / "twin"), kernel
 
 
 def abi(source: Source) -> dict[str, str]:
@@ -101,7 +92,7 @@ def abi(source: Source) -> dict[str, str]:
     inputs = {"package": source.package, "version": source.version}
 
     def read(folder: Path, log: Path) -> None:
-        tree = _unpack(source, folder, log, only=f"*/{ABI_FOLDER}")
+        tree = _unpack(source, folder, log, "--wildcards", f"*/{ABI_FOLDER}")
         strings = abi_strings({name: (tree / ABI_FOLDER / name).read_text() for name in ABI_NAMES}, source.version)
         shutil.rmtree(folder / "work")
         (folder / "abi.json").write_text(json.dumps(strings, indent=1) + "\n")
@@ -122,13 +113,14 @@ def abi_strings(headers: Mapping[str, str], where: str) -> dict[str, str]:
     return found
 
 
-def inputs_of(source: Source) -> dict[str, str]:
+def inputs_of(source: Source, twin: bool) -> dict[str, str]:
     """Everything that decides what the kernel image is."""
     return {
+        "twin": TWIN if twin else "",
         "package": source.package,
         "version": source.version,
         "fragment": options_of(FRAGMENT.read_text()),
-        "recipe": json.dumps([BUILD_ENV, CONFIGURE, COMPILE]),
+        "recipe": json.dumps([BUILD_ENV, CONFIGURE, COMPILE, LEFT_OUT]),
     }
 
 
@@ -137,46 +129,46 @@ def options_of(fragment: str) -> str:
     return "\n".join(sorted(line for line in fragment.splitlines() if line.startswith("CONFIG_")))
 
 
-def build(source: Source) -> Kernel:
-    """The kernel of one source package."""
+def build(source: Source, twin: bool = False) -> Kernel:
+    """The kernel of one source package, and its twin beside it where that is wanted, too."""
 
     def make(folder: Path, log: Path) -> None:
-        say(f"kernel {source.version}: building, 8 to 20 minutes of two cores")
-        tree = _unpack(source, folder, log)
+        say(f"kernel {source.version}: building, 5 to 20 minutes of two cores")
+        tree = _unpack(source, folder, log, "--wildcards", *(f"--exclude={name}" for name in LEFT_OUT))
         (tree / "lab.config").write_text(FRAGMENT.read_text())
         what = f"kernel {source.version}"
-        for command in CONFIGURE:
-            run_logged(command, what=f"{what} configure", log=log, limit_s=600, cwd=tree, env=BUILD_ENV)
-        missing = missing_options((tree / ".config").read_text())
+        run_logged(CONFIGURE, what=f"{what} configure", log=log, limit_s=limits.TOOL, cwd=tree, env=BUILD_ENV)
+        missing = missing_options((tree / ".config").read_text(), FRAGMENT.read_text())
         if missing:
             raise LabError(f"{what}: kernel.config does not bring about {', '.join(missing)}")
         counter = _ObjectCounter(log)
         jobs = f"-j{os.cpu_count() or 1}"
-        run_logged(("nice", *COMPILE, jobs), what=what, log=log, limit_s=BUILD_LIMIT_S, cwd=tree, env=BUILD_ENV, progress=counter.text)
-        shutil.copy(tree / "arch/x86/boot/bzImage", folder / "bzImage")
-        shutil.copy(tree / ".config", folder / "config")
-        shutil.copy(tree / "include/config/kernel.release", folder / "release")
+        for place, suffix in ((folder, ""), (folder / "twin", TWIN))[: 1 + twin]:
+            command = ("nice", *COMPILE, f"LOCALVERSION={suffix}", jobs)
+            run_logged(command, what=what + suffix, log=log, limit_s=limits.BUILD, cwd=tree, env=BUILD_ENV, progress=counter.text)
+            place.mkdir(exist_ok=True)
+            shutil.copy(tree / "arch/x86/boot/bzImage", place / "bzImage")
+            shutil.copy(tree / ".config", place / "config")
+            shutil.copy(tree / "include/config/kernel.release", place / "release")
         shutil.rmtree(folder / "work")
 
-    found = cache.artefact("kernel", inputs_of(source), make)
-    return Kernel(found, (found / "release").read_text().strip())
+    return Kernel(cache.artefact("kernel", inputs_of(source, twin), make))
 
 
-def missing_options(config: str) -> list[str]:
-    """The options the lab needs that this configuration does not have."""
-    return [option for option in REQUIRED if not re.search(rf"^CONFIG_{option}=y$", config, re.MULTILINE)]
+def missing_options(config: str, fragment: str) -> list[str]:
+    """The options of the fragment that this configuration does not have: a kernel drops what it does not know or what lacks another one."""
+    return sorted(set(options_of(fragment).splitlines()) - set(config.splitlines()))
 
 
-def _unpack(source: Source, folder: Path, log: Path, only: str | None = None) -> Path:
-    """Unpack the kernel's tree below folder/work and return it."""
+def _unpack(source: Source, folder: Path, log: Path, *selection: str) -> Path:
+    """Unpack the kernel's tree below folder/work, or what tar's options select of it, and return it."""
     work = folder / "work"
     work.mkdir()
     kept = cache.artefact("deb", {"package": source.package, "version": source.version}, lambda to, log: _fetch(source, to, log))
     (deb,) = kept.glob("*.deb")
-    run_logged(("dpkg-deb", "-x", deb, work), what=f"unpack {deb.name}", log=log, limit_s=600)
+    run_logged(("dpkg-deb", "-x", deb, work), what=f"unpack {deb.name}", log=log, limit_s=limits.TOOL)
     (tar,) = (work / "usr/src").glob("linux-source-*.tar.xz")
-    selection = ("--wildcards", only) if only else ()
-    run_logged(("tar", "-C", work, "-xJf", tar, *selection), what=f"unpack {tar.name}", log=log, limit_s=1200)
+    run_logged(("tar", "-C", work, "-xJf", tar, *selection), what=f"unpack {tar.name}", log=log, limit_s=limits.TOOL)
     shutil.rmtree(work / "usr")
     (tree,) = work.glob("linux-source-*")
     return tree

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .run import run_logged
 
 
@@ -40,6 +40,6 @@ def keys() -> Keys:
     def build(folder: Path, log: Path) -> None:
         for name in ("client", "host"):
             command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"kvm-liveupdate-lab-{name}", "-f", folder / name)
-            run_logged(command, what="ssh-keygen", log=log, limit_s=60)
+            run_logged(command, what="ssh-keygen", log=log, limit_s=limits.TOOL)
 
     return Keys(cache.artefact("ssh", {"type": "ed25519"}, build))

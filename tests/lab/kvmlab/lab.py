@@ -36,10 +36,13 @@ class Parts:
     kernels: tuple[kernel.Kernel, kernel.Kernel]
 
 
-def build(kinds: Sequence[str] = KINDS) -> Parts:
-    """Build what is not in the cache yet. An image is made for each kind of host: the Debian release that it runs."""
+def build(kinds: Sequence[str] = KINDS, twins: bool = False) -> Parts:
+    """Build what is not in the cache yet. An image is made for each kind of host: the Debian release that it runs.
+
+    twins: with two kernels of one source instead of two series.
+    """
     resolution = packages.resolve()
-    kernels = kernel.pair(resolution)
+    kernels = kernel.twins(resolution) if twins else kernel.pair(resolution)
     both_keys = keys()
     program = emulator.command(rootfs.tar(emulator.SUITE, resolution))
     images = {
@@ -87,9 +90,9 @@ class Lab:
         known = ", ".join(host.name for host in self.hosts()) or "none: start some with tests/lab/lab up"
         raise LabError(f"no host {name} (there is {known})")
 
-    def up(self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB) -> list[Host]:
+    def up(self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB, twins: bool = False) -> list[Host]:
         """Bring up hv1, hv2 and so on, of these kinds, with so much memory; those that run already stay as they are."""
-        parts = build(kinds)
+        parts = build(kinds, twins)
         if not any(host.record for host in self.hosts()):
             for kind in ("deb", "emulator", "image", "rootfs"):
                 cache.prune(kind, GENERATIONS_KEPT)
@@ -120,7 +123,7 @@ class Lab:
 
     def down(self) -> list[Host]:
         """End all hosts and forget their disks; the logs stay."""
-        with cache.locked(self._lock, limit_s=600):
+        with cache.locked(self._lock):
             ended = self.hosts()
             self._end(ended, forget={host.name for host in ended})
             self.inventory.unlink(missing_ok=True)

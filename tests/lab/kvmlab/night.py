@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import limits
 from .controller import GUESTS, Controller, Guest, Play, described, lab_playbook
 from .errors import LabError
 from .heartbeat import Verdict
@@ -18,9 +19,6 @@ from .host import Host
 from .probe import Answers
 from .report import Boot, host_report
 
-ALIVE_LIMIT_S = 240.0
-# A verdict needs one whole pass over the guest's memory after the jump.
-VERDICT_LIMIT_S = 180.0
 # When the stamps of the kernel's log were zero: their clock is not CLOCK_MONOTONIC, 0.05 s off were seen.
 _KERNEL_LOG_BEGAN = """
 import os, time
@@ -33,7 +31,7 @@ print(now - int(os.read(log, 8192).split(b",")[2]) / 1e6)
 _CARD_FORWARDING = re.compile(r"\[ *(\d+\.\d+)\] .*br0: port \d+\(en\w+\) entered forwarding state")
 
 
-def wait_until(what: str, limit_s: float, look: Callable[[], tuple[bool, str]]) -> None:
+def wait_until(what: str, look: Callable[[], tuple[bool, str]], limit_s: float = limits.HAPPENS) -> None:
     """Look until it is so; says at the limit what was last seen."""
     until = time.monotonic() + limit_s
     while True:
@@ -67,13 +65,21 @@ def wait_alive(host: Host, guest: Guest) -> None:
         age = time.monotonic() - ticks[-1].arrived
         return ticks[-1].turn >= 2 and age < 5, f"tick {ticks[-1].number}, pass {ticks[-1].turn}, {age:.0f} s ago"
 
-    wait_until(f"{host.name}: guest {guest.name} alive", ALIVE_LIMIT_S, look)
+    wait_until(f"{host.name}: guest {guest.name} alive", look)
 
 
 def boot_of(host: Host) -> Boot:
     """The host's present boot."""
     boot_id, kernel = host.ssh("cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/osrelease").stdout.split()
     return Boot(boot_id, kernel)
+
+
+def other_kernel(host: Host) -> str:
+    """The release of the kernel in /boot that the host does not run."""
+    running = boot_of(host).kernel
+    releases = [name.removeprefix("vmlinuz-") for name in host.ssh("cd /boot; ls vmlinuz-*").stdout.split()]
+    (other,) = [release for release in releases if release != running]
+    return other
 
 
 def forwarding_at(host: Host) -> float | None:
@@ -94,7 +100,7 @@ def last_forwarding(said: str) -> float | None:
 
 def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
     """The verdict once it is favourable or nothing more is to be expected."""
-    until = time.monotonic() + VERDICT_LIMIT_S
+    until = time.monotonic() + limits.HAPPENS
     while True:
         verdict = host.verdict(guest.port, since)
         if verdict.survived or len(verdict.boot_ids) > 1 or time.monotonic() > until:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .errors import LabError
 from .run import run_logged, say
 
@@ -24,8 +24,6 @@ HOST_SUITES = ("forky", "trixie")
 SUITES = (*KERNEL_SUITES, *HOST_SUITES)
 DEFAULT_SERIES = ("7.2", "7.3")
 FRESH_S = 24 * 3600.0
-UPDATE_LIMIT_S = 600.0
-DOWNLOAD_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,11 @@ def newest_sources(rows: Iterable[tuple[str, str, str]]) -> tuple[Source, ...]:
     return tuple(sorted(found, key=lambda source: version_key(source.series), reverse=True))
 
 
+def newest(sources: Iterable[Source]) -> Source:
+    """The source of the newest series."""
+    return max(sources, key=lambda source: version_key(source.series))
+
+
 def candidates(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
     """Pairs (old, new) of kernels to try in turn: the default pair if it is there, else the newest first."""
     by_series = {source.series: source for source in sources}
@@ -117,12 +120,12 @@ def download(source: Source, folder: Path, log: Path) -> Path:
     command = [*_apt("apt-get"), "-q", "download", wanted]
     with cache.locked("apt"):
         try:
-            run_logged(command, what=f"download {wanted}", log=log, limit_s=DOWNLOAD_LIMIT_S, cwd=folder)
+            run_logged(command, what=f"download {wanted}", log=log, limit_s=limits.DOWNLOAD, cwd=folder)
         except LabError:
             say(f"  {wanted}: not available with the present package lists, fetching new lists")
             _update()
             _record().unlink(missing_ok=True)  # if the mirror has moved on, the next run asks it what there is
-            run_logged(command, what=f"download {wanted}", log=log, limit_s=DOWNLOAD_LIMIT_S, cwd=folder)
+            run_logged(command, what=f"download {wanted}", log=log, limit_s=limits.DOWNLOAD, cwd=folder)
     found = list(folder.glob(f"{source.package}_*.deb"))
     if len(found) != 1:
         raise LabError(f"download of {wanted} left {len(found)} files in {folder}")
@@ -177,7 +180,7 @@ def _update() -> None:
     log = cache.root() / "logs" / "apt-update.log"
     log.unlink(missing_ok=True)
     command = [*_apt("apt-get"), "-q", "-o", "APT::Update::Error-Mode=any", "update"]
-    run_logged(command, what="apt-get update (private lists)", log=log, limit_s=UPDATE_LIMIT_S)
+    run_logged(command, what="apt-get update (private lists)", log=log, limit_s=limits.DOWNLOAD)
 
 
 def _date_of(suite: str) -> str:
@@ -211,7 +214,7 @@ def _apt(tool: str) -> list[str]:
 
 def _output(tool: str, *words: str) -> str:
     """What a query of apt prints."""
-    done = subprocess.run([*_apt(tool), *words], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*_apt(tool), *words], capture_output=True, text=True, timeout=limits.TOOL, check=False)
     if done.returncode != 0:
         raise LabError(f"{tool} {words[0]} failed: {done.stderr.strip()}")
     return done.stdout
@@ -219,6 +222,6 @@ def _output(tool: str, *words: str) -> str:
 
 def network_settings() -> list[str]:
     """This machine's own apt settings for proxies and certificates, as NAME "VALUE" lines."""
-    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, timeout=limits.TOOL, check=False)
     wanted = re.compile(r'^Acquire::(http|https)::[^ ]*(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)[^ ]* ".+";$', re.IGNORECASE)
     return [line for line in done.stdout.splitlines() if wanted.match(line)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import cache
+from . import cache, limits
 from .errors import LabError
 from .packages import KEYRING, Resolution, mirror, network_settings
 from .run import run_logged, say
@@ -49,7 +49,6 @@ APT_OPTIONS = (
     # A mirror that lags serves a signed index past its date; the signature is still checked.
     'Acquire::Check-Valid-Until "false"',
 )
-BUILD_LIMIT_S = 3600.0
 
 
 def packages_of(suite: str) -> tuple[str, ...]:
@@ -80,6 +79,6 @@ def tar(suite: str, resolution: Resolution) -> Path:
         # Proxies of this machine are no business of the hosts.
         command.append('--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap')
         command += [suite, str(folder / "root.tar"), f"deb [signed-by={KEYRING}] {mirror()} {suite} main"]
-        run_logged(command, what=f"root file system of {suite}", log=log, limit_s=BUILD_LIMIT_S)
+        run_logged(command, what=f"root file system of {suite}", log=log, limit_s=limits.BUILD)
 
     return cache.artefact("rootfs", inputs_of(suite, resolution), build) / "root.tar"

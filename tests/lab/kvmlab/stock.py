@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, packages
+from . import cache, limits, packages
 from .errors import LabError
 from .run import run_logged, say
 
@@ -62,7 +62,7 @@ def folder(stock: Stock) -> Path:
         for name in stock.packages:
             (work / name).mkdir(parents=True)
             deb = packages.download(packages.Source(name, stock.version), work / name, log)
-            run_logged(("dpkg-deb", "-x", deb, work / "tree"), what=f"unpack {deb.name}", log=log, limit_s=600)
+            run_logged(("dpkg-deb", "-x", deb, work / "tree"), what=f"unpack {deb.name}", log=log, limit_s=limits.TOOL)
         for kind, inside in (("vmlinuz", f"boot/vmlinuz-{stock.release}"), ("config", f"boot/config-{stock.release}")):
             places = (work / "tree" / inside, work / "tree/usr/lib/modules" / stock.release / kind)
             place = next((place for place in places if place.is_file()), None)

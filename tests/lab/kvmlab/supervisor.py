@@ -18,11 +18,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from . import limits
 from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT
 from .process import Record, write_record
 from .run import die_with_parent
 
-CONNECT_LIMIT_S = 60.0
 QUIT_LIMIT_S = 10.0
 POLL_S = 0.25
 # QEMU's ends.
@@ -145,7 +145,7 @@ class Supervisor:
 
     def _watch(self, qemu: subprocess.Popen[bytes]) -> int:
         """Log heartbeats until QEMU is gone, by itself or because it was asked for."""
-        connect_until = time.monotonic() + CONNECT_LIMIT_S
+        connect_until = time.monotonic() + limits.HOST_ENDS
         while qemu.poll() is None:
             if self._stop:
                 quit_qemu(qemu)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from kvmlab import limits
 from kvmlab.controller import GUESTS, Controller, Play
 from kvmlab.heartbeat import Verdict
 from kvmlab.host import Host
@@ -35,6 +36,7 @@ def sessions(host: Host) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.beyond
 def test_a_host_without_the_options_is_told_what_is_missing(controller: Controller, hv2: Host) -> None:
     """hv2 arrives as a host that nobody has prepared: without kho=on and liveupdate=on on its command line."""
     hv2.ssh("sed -i 's/ kho=on//; s/ liveupdate=on//' /etc/default/grub /etc/default/grub.d/*.cfg; update-grub; systemctl reboot")
@@ -53,11 +55,11 @@ def boot_of_after_reboot(host: Host, without: str):
     """The host's boot once its command line lacks a word."""
 
     def look() -> tuple[bool, str]:
-        done = host.ssh("cat /proc/cmdline", limit_s=30)
+        done = host.ssh("cat /proc/cmdline", limit_s=limits.LOGIN)
         return done.returncode == 0 and without not in done.stdout, done.stdout + done.stderr
 
     time.sleep(5)
-    wait_until(f"{host.name} without {without}", 300, look)
+    wait_until(f"{host.name} without {without}", look)
     return boot_of(host)
 
 
@@ -142,6 +144,7 @@ def test_an_unknown_guest_is_refused_with_the_known_ones(controller: Controller)
     assert result["failed"] and "'mail'" in result["msg"] and "db, web" in result["msg"]
 
 
+@pytest.mark.beyond
 def test_who_is_not_root_is_refused(controller: Controller, hv1: Host) -> None:
     """Somebody logs in as himself and forgets become."""
     hv1.ssh(
@@ -172,6 +175,7 @@ HUGE_STRANGER = f"{STRANGER} -object memory-backend-memfd,id=m,size=64M,hugetlb=
 ON_HUGE_PAGES = f"/usr/local/sbin/kvm-liveupdate run big -- {STRANGER} -mem-path /dev/hugepages"
 
 
+@pytest.mark.beyond
 def test_machines_that_would_be_lost_stop_the_update(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
     """Somebody runs QEMU by hand, or a guest on huge pages: the jump would end it."""
     commands = {"stranger": STRANGER, "huge": HUGE_STRANGER, "big": ON_HUGE_PAGES}
@@ -181,7 +185,7 @@ def test_machines_that_would_be_lost_stop_the_update(controller: Controller, hv1
         assert started.returncode == 0, started.stderr
     running = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c kvm-vm"
     try:
-        wait_until("all machines", 180, lambda: ((seen := hv1.ssh(running).stdout.strip()) == str(len(GUESTS) + len(commands)), seen))
+        wait_until("all machines", lambda: ((seen := hv1.ssh(running).stdout.strip()) == str(len(GUESTS) + len(commands)), seen))
         held = controller.ask("hv1", "guest", name="big", state="preserved")
         play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     finally:
@@ -293,7 +297,7 @@ def test_a_guest_that_cannot_be_saved_undoes_the_update(controller: Controller, 
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
     assert not sessions(hv1)
     assert not hv1.ssh("ls /var/lib/kvm-liveupdate/guests; ls /etc/systemd/system/sysinit.target.wants/{web,db}.service").stdout
-    wait_until("the stopped services", 240, lambda: (running <= active_units(hv1), f"without {running - active_units(hv1)}"))
+    wait_until("the stopped services", lambda: (running <= active_units(hv1), f"without {running - active_units(hv1)}"))
 
 
 def active_units(host: Host) -> set[str]:
@@ -302,6 +306,7 @@ def active_units(host: Host) -> set[str]:
     return {line.split()[0] for line in listing.splitlines() if "user" not in line.split()[0]}
 
 
+@pytest.mark.beyond
 def test_killing_what_carries_out_the_update_loses_nothing(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
     """kill -9 between the commit and the pause: the sessions are PID 1's, the guests run on, and the host undoes the rest."""
     since, before = time.monotonic(), boot_of(hv1)
@@ -310,7 +315,7 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     assert sessions(hv1) == held
     killer = "until systemctl is-active kvm-liveupdate-jump; do sleep 0.1; done; systemctl kill --signal=KILL kvm-liveupdate-jump"
     hv1.ssh(f"systemd-run --unit killer sh -c '{killer}'")
-    result = controller.ask("hv1", "kexec", guests=[guest.name for guest in GUESTS], timeout=300)
+    result = controller.ask("hv1", "kexec", guests=[guest.name for guest in GUESTS])
     assert result["failed"] and "undone before the jump" in result["msg"] and "ended while it was committed" in result["msg"]
     assert boot_of(hv1) == before
     assert not sessions(hv1)
@@ -318,6 +323,7 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+@pytest.mark.beyond
 def test_one_host_that_is_refused_stops_the_run_before_any_is_touched_or_is_left_out(
     controller: Controller, hv1: Host, hv2: Host, kernels: tuple[str, str]
 ) -> None:
@@ -376,6 +382,7 @@ def test_a_host_over_budget_is_updated_and_stops_the_rollout(
         assert f'kvm_liveupdate_guest_restored{{guest="{guest.name}"}} 1.000' in metrics
 
 
+@pytest.mark.beyond
 def test_a_host_whose_guests_would_be_paused_for_too_long_is_refused(controller: Controller, hv1: Host, kernels: tuple[str, str]) -> None:
     """By what they had in the update before."""
     play = controller.play(
@@ -462,7 +469,7 @@ def test_a_power_cut_after_the_save_never_resumes_stale_state(hv2: Host) -> None
     assert hv2.ssh("ls /var/lib/kvm-liveupdate/guests/{web,db}.state").returncode == 0
     boot_before = hv2.heartbeat(WEB.port)[-1].boot_id
     hv2.reboot_hard()
-    wait_until("the guest's clean start", 240, lambda: (hv2.heartbeat(WEB.port)[-1].boot_id != boot_before, "its old boot id"))
+    wait_until("the guest's clean start", lambda: (hv2.heartbeat(WEB.port)[-1].boot_id != boot_before, "its old boot id"))
     journal = json.loads(hv2.ssh("cat /var/lib/kvm-liveupdate/guests/web.json").stdout)
     assert journal["state"] == "lost" and "did not come over" in journal["why"]
     assert hv2.ssh("ls /var/lib/kvm-liveupdate/guests/web.state").returncode != 0

@@ -97,6 +97,7 @@ def test_the_domains_have_the_room_that_was_asked_for(hosts: list[Host]) -> None
 OTHER_MEMORY = {PLAIN: "/<memoryBacking>/,/memoryBacking>$/d", TPM: 's/<source type=.file.\\/>/<source type="memfd"\\/>/'}
 
 
+@pytest.mark.beyond
 def test_running_domains_are_moved_onto_memory_that_can_be_preserved(controller: Controller, host: Host) -> None:
     """They are not restarted for it."""
     for domain, change in OTHER_MEMORY.items():
@@ -131,6 +132,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.beyond
 def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(controller: Controller, host: Host) -> None:
     changes = (
         f"s,<name>plain<,<name>other<,; s,<uuid>.*</uuid>,,; s,{PLAIN.tty},/dev/null,; s,/plain.console,/other.console,;"
@@ -161,6 +163,7 @@ def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(co
     assert not again["changed"] and again["restart_needed"]
 
 
+@pytest.mark.beyond
 def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: Host) -> None:
     """AppArmor confines the stand-in too. Another one is rehearsed when it moves again, on memory that came over a jump."""
     since, before = time.monotonic(), managed(host)
@@ -244,6 +247,7 @@ def test_a_host_moves_under_its_domains(controller: Controller, hosts: list[Host
     assert 0 < begun(hosts[0], "libvirtd.service") < begun(hosts[0], "ssh.service")
 
 
+@pytest.mark.beyond
 def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controller, hosts: list[Host]) -> None:
     """The way back. Their RAM is no file of the tmpfs any more. One of them is rehearsed before."""
     moves_under_its_domains(controller, hosts[0], beside=hosts[1], hypervisor_update_rehearsal="canary")
@@ -264,7 +268,7 @@ def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]
 def test_a_domain_is_still_libvirts_own(host: Host) -> None:
     """An ordinary managed save has the RAM in it again, and a start from it goes on. A reset is a reset."""
     since = time.monotonic()
-    done = host.ssh(f"virsh managedsave {PLAIN.name} && virsh start {PLAIN.name}", limit_s=300)
+    done = host.ssh(f"virsh managedsave {PLAIN.name} && virsh start {PLAIN.name}")
     assert done.returncode == 0, done.stderr
     verdict = final_verdict(host, PLAIN, since)
     assert verdict.survived, verdict.reason
@@ -274,6 +278,7 @@ def test_a_domain_is_still_libvirts_own(host: Host) -> None:
     assert len(host.verdict(PLAIN.port, since).boot_ids) == 2
 
 
+@pytest.mark.beyond
 def test_a_domain_moves_to_another_host_afterwards(hosts: list[Host]) -> None:
     """A live migration, towards the newer QEMU, takes the RAM along: what left it out of the save is off."""
     to, away = hosts
@@ -281,14 +286,14 @@ def test_a_domain_moves_to_another_host_afterwards(hosts: list[Host]) -> None:
     away.ssh("umask 77; cat > /root/migration", stdin=keys().client.read_text())
     left = away.heartbeat(TPM.port)[-1]
     target = f"'qemu+ssh://root@{to.address}/system?keyfile=/root/migration&no_verify=1'"
-    moved = away.ssh(f"virsh migrate --live --dname moved --migrateuri tcp://{to.address} {TPM.name} {target}", limit_s=300)
+    moved = away.ssh(f"virsh migrate --live --dname moved --migrateuri tcp://{to.address} {TPM.name} {target}")
     assert moved.returncode == 0, moved.stderr
 
     def look() -> tuple[bool, str]:
         last = to.heartbeat(TPM.port)[-1]
         return last.boot_id == left.boot_id and last.turn >= left.turn + 2, str(last)
 
-    wait_until("two passes over the memory on the other host", 180, look)
+    wait_until("two passes over the memory on the other host", look)
     arrived = to.heartbeat(TPM.port)[-1]
     to.ssh("virsh destroy moved")
     assert arrived.number > left.number and arrived.checksum == left.checksum
@@ -314,7 +319,7 @@ def test_a_power_cut_after_the_save_never_starts_a_domain_on_other_memory(hosts:
     assert done.returncode == 0, done.stderr
     boot_before = host.heartbeat(PLAIN.port)[-1].boot_id
     host.reboot_hard()
-    wait_until("the clean start", 300, lambda: (host.heartbeat(PLAIN.port)[-1].boot_id != boot_before, "its old boot id"))
+    wait_until("the clean start", lambda: (host.heartbeat(PLAIN.port)[-1].boot_id != boot_before, "its old boot id"))
     journal = json.loads(host.ssh(f"cat /var/lib/kvm-liveupdate/guests/{PLAIN.name}.json").stdout)
     assert journal["state"] == "lost" and "did not come over" in journal["why"]
     refused = host.ssh(f"virsh start {DISK.name}")

@@ -14,6 +14,8 @@ from kvmlab.host import Host
 from kvmlab.night import start_guests, update, wait_alive
 from kvmlab.report import all_survived
 
+pytestmark = pytest.mark.beyond
+
 # The other tests make five updates of hosts. 20 of guests take about half an hour on two cores.
 GUEST_UPDATES = int(os.environ.get("KVM_LIVEUPDATE_GUEST_UPDATES", "0"))
 

@@ -21,6 +21,8 @@ from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive, wait_
 from kvmlab.report import Boot
 from kvmlab.repository import packaged
 
+pytestmark = pytest.mark.beyond
+
 WEB = GUESTS[0]
 # Without a virtio device, so that a newer QEMU takes it over and gives it back. Only one host knows it.
 MOVER = Domain("mover", 6, 128, virtio=False)
@@ -187,7 +189,7 @@ def moved_and_came_back(host: Host, peer: Host, left: Any) -> None:
         last = host.heartbeat(MOVER.port)[-1]
         return last.number > visit[-1].number and last.turn >= visit[-1].turn + 2, str(last)
 
-    wait_until("two passes over the memory after the way back", 180, look)
+    wait_until("two passes over the memory after the way back", look)
     last = host.heartbeat(MOVER.port)[-1]
     assert (last.boot_id, last.checksum) == (left.boot_id, left.checksum)
     assert peer.ssh(f"virsh domstate {MOVER.name}").returncode != 0  # its definition came back as well

@@ -10,9 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from kvmbench.plot import bars
 from kvmbench.results import Result
-from kvmbench.stand import reboot_call, run_here
 from kvmbench.summary import Figure, figure, figures, page
-from kvmlab.errors import LabError
 
 
 def results(scenario: str, **seconds: list[float]) -> list[Result]:
@@ -74,10 +72,6 @@ def test_systemds_own_share_is_said() -> None:
     assert "Beside the floor" not in page(OURS)
 
 
-def test_the_piece_of_work_tells_its_seconds() -> None:
-    assert 0 < run_here("work.py") < 60
-
-
 def test_the_parts_and_the_kernels_own_work() -> None:
     text = page(OURS + MEMORY)
     assert cells(text, "save") == ["save", "0.50"]
@@ -108,23 +102,3 @@ def test_the_picture_has_a_bar_for_each_scenario_to_scale() -> None:
 
 def test_a_picture_of_nothing() -> None:
     assert len(list(ElementTree.fromstring(bars({}, None)))) == 1
-
-
-CONSOLE = """[   10.000000] kvm-liveupdate-bench 1.000
-[   99.000000] kexec_core: Starting new kernel
-[    0.000000] Linux version 7.3.4
-[  120.250000] kvm-liveupdate-bench 2.000\r
-[  121.000000] systemd-shutdown[1]: Rebooting with kexec.
-garbage [  121.5] x
-[  130.750000] kexec_core: Starting new kernel
-"""
-
-
-def test_the_call_of_reboot_is_told_by_the_console() -> None:
-    assert reboot_call(CONSOLE, "kvm-liveupdate-bench 2.000", 5000.0) == pytest.approx(5010.5)
-
-
-@pytest.mark.parametrize("mark", ["kvm-liveupdate-bench 3.000", "garbage"])
-def test_a_console_without_the_mark_is_refused(mark: str) -> None:
-    with pytest.raises(LabError, match="does not tell of a kexec"):
-        reboot_call(CONSOLE, mark, 5000.0)

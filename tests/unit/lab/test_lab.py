@@ -30,7 +30,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     for name in ("client", "host"):
         (tmp_path / f"{name}.pub").write_text("ssh-ed25519 AAAA lab\n")
     parts = Parts(("qemu",), {"forky": tmp_path / "forky.raw", "trixie": tmp_path / "trixie.raw"}, Keys(tmp_path), ())  # type: ignore[arg-type]
-    monkeypatch.setattr(lab_module, "build", lambda kinds: parts)
+    monkeypatch.setattr(lab_module, "build", lambda kinds, twins: parts)
 
     def start(host: Host, kind: str, emulator: tuple[str, ...], image: Path, _memory_mib: int) -> None:
         host.folder.mkdir(parents=True, exist_ok=True)

@@ -79,8 +79,13 @@ def abi(version: str) -> dict[str, str]:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was built; nothing really is."""
     series: list[str] = []
+
+    def build(source: packages.Source, twin: bool = False) -> kernel.Kernel:
+        series.append(source.series)
+        return kernel.Kernel(Path(f"kernel-{source.series}{'-and-twin' if twin else ''}"))
+
     monkeypatch.setattr(kernel, "abi", lambda source: abi("6" if source.series >= "7.4" else "5"))
-    monkeypatch.setattr(kernel, "build", lambda source: series.append(source.series))
+    monkeypatch.setattr(kernel, "build", build)
     return series
 
 
@@ -103,6 +108,15 @@ def test_a_mirror_without_a_pair_is_refused(built: list[str]) -> None:
         kernel.pair(resolution(*sources("7.3")))
 
 
+def test_twins_are_of_the_default_series_and_share_its_build_with_the_pair(built: list[str]) -> None:
+    old, new = kernel.twins(resolution(*sources("7.4"), NEW, OLD))
+    assert (old.folder, new.folder) == (Path("kernel-7.3-and-twin/twin"), Path("kernel-7.3-and-twin"))
+    assert kernel.pair(resolution(NEW, OLD))[1] == new
+    built.clear()
+    kernel.twins(resolution(*sources("7.5", "7.10")))
+    assert built == ["7.10"]
+
+
 HEADERS = {
     "kexec_handover.h": ' * KHO_FDT_COMPATIBLE to\n#define KHO_FDT_COMPATIBLE "kho-v4"\n',
     "luo.h": '#define LUO_ABI_COMPATIBLE\t"luo-v5"\n#define LUO_ABI_COMPAT_LEN\tALIGN(sizeof(LUO_ABI_COMPATIBLE), 8)\n',
@@ -116,17 +130,13 @@ def test_the_abi_is_read_from_the_headers() -> None:
         kernel.abi_strings({**HEADERS, "luo.h": "#define LUO_ABI_COMPATIBLE LUO_V5\n"}, "7.2")
 
 
-def test_the_fragment_asks_for_everything_the_lab_requires() -> None:
-    # What the kernel's own dependencies and defaults bring along need not be in the fragment.
-    brought = {"MSDOS_PARTITION", "SERIAL_8250_PNP"}
-    assert set(kernel.missing_options(kernel.FRAGMENT.read_text())) <= brought
-
-
-def test_an_option_as_a_module_or_off_is_missing() -> None:
-    config = "".join(f"CONFIG_{option}=y\n" for option in kernel.REQUIRED)
-    assert kernel.missing_options(config) == []
-    assert kernel.missing_options(config.replace("CONFIG_LIVEUPDATE=y", "# CONFIG_LIVEUPDATE is not set")) == ["LIVEUPDATE"]
-    assert kernel.missing_options(config.replace("CONFIG_KVM_AMD=y", "CONFIG_KVM_AMD=m")) == ["KVM_AMD"]
+def test_an_option_that_the_kernel_drops_or_makes_a_module_is_missing() -> None:
+    fragment = "# why\nCONFIG_KVM=y\nCONFIG_LIVEUPDATE=y\nCONFIG_TUN=y\n"
+    assert kernel.missing_options("CONFIG_KVM=y\nCONFIG_LIVEUPDATE=y\nCONFIG_TUN=y\nCONFIG_MORE=y\n", fragment) == []
+    assert kernel.missing_options("CONFIG_KVM=m\n# CONFIG_LIVEUPDATE is not set\nCONFIG_TUN=y\n", fragment) == [
+        "CONFIG_KVM=y",
+        "CONFIG_LIVEUPDATE=y",
+    ]
 
 
 def test_a_comment_is_no_reason_to_build_a_kernel_again() -> None:

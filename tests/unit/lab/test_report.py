@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 from kvmlab.controller import read_recap, read_report
-from kvmlab.demo import newest_kernel
 from kvmlab.heartbeat import Verdict
 from kvmlab.probe import Answers
 from kvmlab.report import Boot, all_survived, host_report, table
@@ -71,7 +70,3 @@ def test_the_table():
     lines = table({"hv1": host_report(BEFORE, AFTER, TOLD, {"web": ALIVE})}).splitlines()
     assert lines[0].split() == ["host", "kernel", "before", "kernel", "after", "guest", "survived", "blackout", "clocks", "agree"]
     assert lines[2].split() == ["hv1", "7.2.13", "7.3.4", "web", "yes", "9.9", "s", "yes"]
-
-
-def test_the_newest_kernel_is_the_highest_number():
-    assert newest_kernel("config-7.3.4 vmlinuz-7.3.4 vmlinuz-7.2.13 vmlinuz-7.10.1 grub") == "7.10.1"
