@@ -1,0 +1,193 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What happens to guests when somebody else acts on them, or on their host, in the worst moment of an update.
+
+The host runs a QEMU unit and two libvirt domains. Domains are saved before units; so while the unit's QEMU is stopped (SIGSTOP) the
+update waits between the save of the domains and that of the unit, and somebody else has time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kvmlab.controller import GUESTS, Controller, Play
+from kvmlab.domains import DISK, PLAIN, Domain, define_domains, records, shut_down, start_domains
+from kvmlab.host import Host
+from kvmlab.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_alive, wait_until
+from kvmlab.report import all_survived
+
+pytestmark = pytest.mark.beyond
+
+WEB = GUESTS[0]
+# A number is a name, too. libvirt gives the first domain that it starts the id 1.
+NUMBERED = Domain("1", PLAIN.port, PLAIN.ram)
+DOMAINS = (NUMBERED, DISK)
+EVERYBODY = (WEB, *DOMAINS)
+
+
+@pytest.fixture(scope="module", name="host")
+def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -> Iterator[Host]:
+    units = " ".join(guest.unit for guest in GUESTS)
+    for each in (hv1, hv2):
+        each.ssh(f"systemctl stop {units}; for name in $(virsh list --name); do virsh destroy $name; done")
+    define_domains(controller, [hv1], DOMAINS)
+    prepared = controller.play("kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=[d.name for d in DOMAINS])
+    assert prepared.code == 0, prepared.output
+    hv1.ssh("systemctl restart libvirtd")  # so that ids begin at 1
+    start_domains([hv1], [DISK])
+    start_domains([hv1], [NUMBERED])
+    start_guests(controller, [hv1], [WEB])
+    yield hv1
+    hv1.ssh(f"systemctl stop {units}; for name in {DISK.name} {NUMBERED.name}; do virsh destroy $name; done; virsh undefine 1")
+
+
+# Waits for the update's journal to say "saving", then does what BETWEEN and AFTER say. Runs until the guests are paused.
+SOMEBODY = """
+import json, os, signal, subprocess, sys, time
+
+def until(what, look):
+    limit = time.monotonic() + 900
+    while not look():
+        if time.monotonic() > limit:
+            sys.exit(f"{what}: not within 900 s")
+        time.sleep(0.02)
+
+def record(path):
+    try:
+        return json.load(open(path))
+    except (OSError, ValueError):
+        return {}
+
+def sh(command):
+    print(command, subprocess.run(command, shell=True, capture_output=True, text=True), flush=True)
+
+def saving():
+    return record("/var/lib/kvm-liveupdate/update.json").get("state") == "saving"
+
+def saved(name):
+    return record(f"/var/lib/kvm-liveupdate/guests/{name}.json").get("state") == "saved"
+
+web = record("/run/kvm-liveupdate/guests/web.json")["pid"]
+until("the save", saving)
+"""
+BETWEEN = """
+os.kill(web, signal.SIGSTOP)
+until("the domains' save", lambda: all(map(saved, ("1", "disk"))))
+try:
+    sh(%r)
+    time.sleep(3)
+finally:
+    os.kill(web, signal.SIGCONT)
+"""
+
+
+def update_while(controller: Controller, host: Host, act: str) -> Play:
+    """An update in which somebody else does this."""
+    host.ssh("cat > /root/somebody.py", stdin=SOMEBODY + act)
+    started = host.ssh("systemctl reset-failed somebody; systemd-run --unit somebody python3 /root/somebody.py")
+    assert started.returncode == 0, started.stderr
+    asked: dict[str, Any] = {"hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}"}
+    return controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=["somebody.service"], **asked)
+
+
+def undone(host: Host, play: Play, guests: tuple[Any, ...], since: float) -> None:
+    """The update did not jump, and these guests ran on, on their own memory."""
+    assert play.code != 0 and play.report[host.name]["outcome"] == "undone", play.output
+    for guest in guests:
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
+    assert not host.ssh("ls /var/lib/kvm-liveupdate/guests /var/lib/libvirt/qemu/save | grep -E '[.](state|save)$'").stdout
+    assert host.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
+
+
+def test_a_guest_that_somebody_lets_go_on_after_its_save_undoes_the_update(controller: Controller, host: Host) -> None:
+    since, before = time.monotonic(), boot_of(host)
+    play = update_while(controller, host, BETWEEN % f"virsh resume {DISK.name}")
+    assert f"guest {DISK.name} was saved" in play.output, play.output
+    undone(host, play, EVERYBODY, since)
+    assert boot_of(host) == before
+
+
+STRANGER = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 64 -nodefaults -display none"
+
+
+def test_a_virtual_machine_that_somebody_starts_after_the_last_gate_undoes_the_update(controller: Controller, host: Host) -> None:
+    since, before = time.monotonic(), boot_of(host)
+    wait = "until ls -l /proc/$(systemctl show -P MainPID stranger)/fd 2>/dev/null | grep kvm-vm; do sleep 0.1; done"
+    play = update_while(controller, host, BETWEEN % f"systemd-run --unit stranger {STRANGER} && timeout 60 sh -c '{wait}'")
+    alive = host.ssh("systemctl is-active stranger").stdout.strip()
+    host.ssh("systemctl stop stranger")
+    assert "stranger" in play.output and alive == "active", play.output
+    undone(host, play, EVERYBODY, since)
+    assert boot_of(host) == before
+
+
+def test_a_qemu_that_is_restarted_before_its_save_undoes_the_update(controller: Controller, host: Host) -> None:
+    """Its unit starts it again at once: what runs then is not what the held memory belongs to."""
+    since, before = time.monotonic(), boot_of(host)
+    dropin = "/run/systemd/system/web.service.d/restart.conf"
+    host.ssh(f"mkdir -p $(dirname {dropin}); printf '[Service]\\nRestart=always\\nRestartSec=0\\n' > {dropin}; systemctl daemon-reload")
+    try:
+        play = update_while(controller, host, "os.kill(web, signal.SIGKILL)\n")
+    finally:
+        host.ssh(f"rm {dropin}; systemctl daemon-reload")
+    assert f"guest {WEB.name}" in play.output
+    undone(host, play, DOMAINS, since)
+    assert boot_of(host) == before
+    wait_alive(host, WEB)
+    assert len(host.verdict(WEB.port, since).boot_ids) == 2  # its own crash, not ours
+
+
+def test_a_domain_that_is_a_number_moves_with_its_neighbours_after_a_live_snapshot(controller: Controller, host: Host) -> None:
+    """The disk has a new image since its snapshot. After the jump the domain goes on with that one."""
+    snapshot = f"virsh snapshot-create-as {DISK.name} later --disk-only --no-metadata"
+    assert host.ssh(snapshot).returncode == 0
+    time.sleep(5)
+    play, report = update(controller, [host], other_kernel(host), guests=EVERYBODY)
+    assert play.code == 0, play.output
+    assert all_survived(report), report
+    told = host.heartbeat(DISK.port)[-1]
+    assert ".later" in host.ssh(f"virsh domblklist {DISK.name}").stdout
+    assert host.ssh(f"virsh blockcommit {DISK.name} vda --active --pivot --wait", limit_s=600).returncode == 0
+    shut_down(host, DISK)
+    found = records(host, DISK)
+    assert found.fault is None, found.fault
+    assert told.synced and found.count >= told.synced and found.boot_ids == (told.boot_id,)
+    start_domains([host], [DISK])
+
+
+def test_a_lost_host_stops_the_rollout_and_finishes_by_itself(controller: Controller, host: Host, hv2: Host) -> None:
+    """Its processor stands still from the moment in which it stops its services. Later it goes on as if nothing had been."""
+    since, kernel, neighbour = time.monotonic(), other_kernel(host), boot_of(hv2)
+    assert hv2.ssh(f"ls /boot/vmlinuz-{kernel}").returncode == 0
+    hosts = f"{host.name},{hv2.name}"
+    played: list[Play] = []
+
+    def run() -> None:
+        asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_timeout": 300}
+        played.append(controller.play("kvm.liveupdate.update", "--limit", hosts, **asked))
+
+    rollout = threading.Thread(target=run)
+    rollout.start()
+    try:
+        look = 'grep -qE \'"state": "(stopping|saving|jumping)"\' /var/lib/kvm-liveupdate/update.json'
+        fresh = f'test "$(stat -c %Y /var/lib/kvm-liveupdate/update.json)" -gt "$(($(date +%s) - 60))" && {look}'
+        wait_until("the host stops its services", lambda: (host.ssh(fresh).returncode == 0, "not yet"))
+        host.freeze()
+        rollout.join()
+    finally:
+        host.thaw()
+        rollout.join()
+    (play,) = played
+    assert play.code != 0, play.output
+    assert boot_of(hv2) == neighbour and play.report[hv2.name]["outcome"] in ("checked", "left_out", "not_begun"), play.output
+    assert play.report[host.name]["outcome"] not in ("checked", "updated"), play.report[host.name]
+    wait_until("the host on its new kernel", lambda: ((seen := host.ssh("uname -r").stdout.strip()) == kernel, seen))
+    for guest in EVERYBODY:
+        verdict = final_verdict(host, guest, since)
+        assert verdict.survived, f"{guest.name}: {verdict.reason}"
