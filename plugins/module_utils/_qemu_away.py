@@ -53,13 +53,13 @@ def leave(away: dict, limit: float) -> None:
             monitor.execute("set-action", shutdown="pause")
             pressed = True  # also when QEMU's answer to that is lost
             monitor.execute("system_powerdown")
-            _wait_until_off(monitor, away["guest"], limit)
+            _wait_until_off(monitor, limit)
         _systemd.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
     except LiveUpdateError as err:
-        raise LiveUpdateError(err.message, **{**err.details, "settled": not pressed}) from err
+        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": not pressed}) from err
 
 
-def _wait_until_off(monitor: Qmp, name: str, limit: float) -> None:
+def _wait_until_off(monitor: Qmp, limit: float) -> None:
     until = time.monotonic() + limit
     while (seen := monitor.status()) != "shutdown":
         if time.monotonic() > until:
@@ -67,7 +67,7 @@ def _wait_until_off(monitor: Qmp, name: str, limit: float) -> None:
             if monitor.status() == "shutdown":
                 return  # it went off between the two
             raise LiveUpdateError(
-                f"guest {name}: still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
+                f"still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
                 " console whether it heeds the button, or give it more time"
             )
         time.sleep(_POLL_S)

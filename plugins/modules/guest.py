@@ -111,7 +111,8 @@ def done(name: str, changed: bool, msg: str, session: str = "") -> dict:
 
 def failed(name: str, err: LiveUpdateError) -> dict:
     """The same of one for which it failed. Pure."""
-    return {**done(name, False, err.message), "failed": True, "reasons": err.details.get("reasons", [])}
+    told_by = "" if err.message.startswith("guest ") else f"guest {name}: "
+    return {**done(name, False, told_by + err.message), "failed": True, "reasons": err.details.get("reasons", [])}
 
 
 def examined(name: str, running: dict) -> dict:
@@ -151,7 +152,8 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
     problems = {**late, **silent}
-    tied = [name for name in states if name in held or states[name] == "postmigrate"]
+    left_paused = {name: states[name] == "postmigrate" for name in states}
+    tied = [name for name in states if name in held or left_paused[name]]
 
     def let_go(name: str) -> dict:
         if name in problems:
@@ -159,7 +161,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
         if name not in tied:
             return done(name, False, f"guest {name} runs")
         if not check_mode:
-            _providers.of(records[name]).resume(records[name], running=states[name] == "postmigrate")
+            _providers.of(records[name]).resume(records[name], running=left_paused[name])
             _holding.release(records[name])
         return done(name, True, f"guest {name} runs on, its RAM is no longer held")
 
@@ -220,11 +222,8 @@ def manage(module):
     names, state = list(dict.fromkeys(module.params["names"])), module.params["state"]
     if not all(names):
         raise LiveUpdateError("names: one of them is empty; leave it out")
-    if state == "preserved":
-        guests = preserve(names, module.check_mode)
-    else:
-        guests = run_free(names, module.params["timeout"], module.check_mode)
-    guests = [{**guest, "last_update": _guests.journal(guest["name"])} for guest in guests]
+    found = preserve(names, module.check_mode) if state == "preserved" else run_free(names, module.params["timeout"], module.check_mode)
+    guests = [{**guest, "last_update": _guests.journal(guest["name"])} for guest in found]
     problems = [guest["msg"] for guest in guests if guest["failed"]]
     changed = any(guest["changed"] for guest in guests)
     if problems:

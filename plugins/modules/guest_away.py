@@ -172,7 +172,8 @@ def answer(name: str, way: str, before: str, after: str, told: str) -> dict:
 
 def failed(name: str, left: str, err: LiveUpdateError) -> dict:
     """The same of one for which it failed: it is where it was, or where the message says. Pure."""
-    return {"name": name, "left": left, "before": left, "where": left, "changed": False, "failed": True, "msg": err.message}
+    msg = ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message
+    return {"name": name, "left": left, "before": left, "where": left, "changed": False, "failed": True, "msg": msg}
 
 
 def has_left(away: dict) -> str:
@@ -292,7 +293,7 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     try:
         here = is_here(away, provider, 0 if check_mode else limit)
         if here and may_leave(away):
-            told = "runs, but it was asked to leave and may yet go off: it stays on record; 'state: back' later brings it back or takes it off"
+            told = "runs, but it was asked to leave and may yet go off: it stays on record, and the next 'state: back' looks again"
             return answer(name, "", "here", "here", told)
         if not check_mode:
             if not here:
@@ -325,7 +326,10 @@ def manage(module):
     """Dispatch on the state, and sum up."""
     carry_out = send if module.params["state"] == "away" else bring_back
     guests = carry_out({**module.params, "timeouts": module.params["timeouts"] or {}}, module.check_mode)
-    diff = {"before": {guest["name"]: guest.pop("before") for guest in guests}, "after": {guest["name"]: guest["where"] for guest in guests}}
+    diff = {
+        "before": {guest["name"]: guest.pop("before") for guest in guests},
+        "after": {guest["name"]: guest["where"] for guest in guests},
+    }
     problems = [guest["msg"] for guest in guests if guest["failed"]]
     changed = any(guest["changed"] for guest in guests)
     if problems:

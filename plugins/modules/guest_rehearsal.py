@@ -103,7 +103,7 @@ def rehearsed(name: str) -> dict:
     try:
         paused_s = _rehearsal.rehearse(name)["paused_s"]
     except LiveUpdateError as err:
-        return result(name, err.message, failed=True)
+        return result(name, ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message, failed=True)
     return result(name, f"guest {name}: its state loads; it stood still for {paused_s:.2f} s", paused_s)
 
 

@@ -60,7 +60,8 @@ def test_all_holds_are_looked_at_with_one_question(monkeypatch, version):
     asked = []
     monkeypatch.setattr(_holding._paths, "read_json", lambda path: notes.get(path.rpartition("/")[2].removesuffix(".held"), {}))
     monkeypatch.setattr(_systemd, "version", lambda: version)
-    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: asked.append(units) or dict(zip(units, ([_holding.FDNAME], [], ["other"]))))
+    stores = {"web.service": [_holding.FDNAME], "db.service": [], "app.service": ["other"]}
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: asked.append(units) or stores)
     monkeypatch.setattr(
         _systemd,
         "show_each",

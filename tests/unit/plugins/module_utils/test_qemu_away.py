@@ -94,7 +94,9 @@ def test_its_unit_is_stopped_once_it_is_off_and_started_again(host):
 
 def test_a_guest_that_does_not_heed_its_power_button_runs_on_as_before(host):
     host.heeds_the_button = False
-    with pytest.raises(LiveUpdateError, match=r"guest web: still running 0.01 s after its power button was pressed, and left so") as failure:
+    with pytest.raises(
+        LiveUpdateError, match=r"guest web: still running 0.01 s after its power button was pressed, and left so"
+    ) as failure:
         _qemu_away.leave(AWAY, 0.01)
     assert failure.value.details["settled"] is False
     assert host.state == "running" and host.on_shutdown == "poweroff"

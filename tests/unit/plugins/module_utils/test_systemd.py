@@ -57,8 +57,8 @@ class Stores:
         self.programs.append(program)
         units = words[words.index("--") + 1 :]
         if program == "systemctl":
-            counts = (len(self.stored[unit]) if unit in self.stored else "" for unit in units)
-            return "\n".join(f"Id={unit}\nNFileDescriptorStore={count}\n" for unit, count in zip(units, counts))
+            counts = {unit: len(self.stored[unit]) if unit in self.stored else "" for unit in units}
+            return "\n".join(f"Id={unit}\nNFileDescriptorStore={count}\n" for unit, count in counts.items())
         assert all(self.stored.get(unit) for unit in units)  # it fails for a unit that is not loaded
         return "".join(json.dumps([{"fdname": name} for name in self.stored[unit]]) + "\n" for unit in units)
 

@@ -244,7 +244,7 @@ def test_a_monitor_that_does_not_answer_keeps_no_other_guest_held(host):
         return "running"
 
     host.status = status
-    assert fails("running", "web", "db").message == "monitor /run/db.qmp: no answer"
+    assert fails("running", "web", "db").message == "guest db: monitor /run/db.qmp: no answer"
     assert host.held == {"db"}
 
 

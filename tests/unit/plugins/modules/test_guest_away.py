@@ -20,7 +20,8 @@ class Provider:
 
     def __init__(self):
         self.records = {
-            name: {"name": name, "provider": "libvirt", "uuid": "u", "unit": f"hold@{name}", "pid": 7, "started": 70} for name in ("app", "db")
+            name: {"name": name, "provider": "libvirt", "uuid": "u", "unit": f"hold@{name}", "pid": 7, "started": 70}
+            for name in ("app", "db")
         }
         self.here, self.problems, self.faults, self.lost, self.limits, self.unsettled = ["app", "db"], {}, {}, "", [], False
         self.on_sleep, self.now = lambda: None, 1000.0

@@ -9,7 +9,16 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _libvirt, _paths, _processes, _providers, _qemu, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _holding,
+    _libvirt,
+    _paths,
+    _processes,
+    _providers,
+    _qemu,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": []}
@@ -68,7 +77,7 @@ def a_host(tmp_path, monkeypatch):
     monkeypatch.setattr(_libvirt, "_PIDS", str(tmp_path / "no libvirt"))
     monkeypatch.setattr(_qemu, "Qmp", Monitor)
     monkeypatch.setattr(_systemd, "run", run)
-    monkeypatch.setattr(_processes, "pids", lambda: [])
+    monkeypatch.setattr(_processes, "pids", list)
 
     def add(count, held):
         with open(tmp_path / "ram", "wb") as ram:
@@ -77,7 +86,15 @@ def a_host(tmp_path, monkeypatch):
         process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
         for number in range(count):
             name = f"web{number}"
-            record = {"name": name, "provider": "qemu", "uuid": "u", "unit": f"{name}.service", "argv": ["qemu"], "monitor": "/m", **process}
+            record = {
+                "name": name,
+                "provider": "qemu",
+                "uuid": "u",
+                "unit": f"{name}.service",
+                "argv": ["qemu"],
+                "monitor": "/m",
+                **process,
+            }
             _paths.write_json(_guests.run_path(name), {**record, "ram": [{"fd": fd, "size": 0}]})
             if held:
                 _paths.write_json(_guests.run_path(name, "held"), {**process, "files": [[seen.st_dev, seen.st_ino]]})
