@@ -56,7 +56,7 @@ def result(
     """The result of one host.
 
     ``host`` is what hypervisor_info returned before the update, ``plan`` what was planned from it, ``jump`` what kexec did, ``guests`` what
-    guest did with each guest afterwards, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
+    guest did with each guest then, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
     update may have ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
     """
     plan, jump = plan or {}, jump or {}
