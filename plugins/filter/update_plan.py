@@ -34,6 +34,15 @@ options:
     description: Ladders by the names of guests, as O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_guests).
     type: dict
     default: {}
+  rehearsal:
+    description: As O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_rehearsal).
+    type: str
+    choices: [none, canary, all]
+    default: none
+  rehearsal_guests:
+    description: As O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_rehearsal_guests).
+    type: dict
+    default: {}
 requirements:
   - jmespath, on the controller, for O(policy)
 """
@@ -55,6 +64,8 @@ _value:
     - V(guests) is a list of all guests, each with V(name), V(way) (V(preserve), V(migrate), V(save), V(shutdown), V(refuse)), V(why),
       V(by) (which setting gave it its ladder; empty for the default), V(passed_over) (V(way) and V(why) of each rung that does not apply),
       V(destination) and V(back) of a migration, and V(warnings).
+    - V(staying) are the names of the guests that stay in memory, V(rehearse) of those that are rehearsed before, V(leaving) says who
+      leaves and how, as O(kvm.liveupdate.guest_away#module:guests) takes it.
     - V(steps) are what is done, in order.
     - V(room) says for V(memory) and V(saves) (the disk of managed saves) V(needed_mib) and V(free_mib).
     - V(expected_pause) is for how many seconds a guest that stays was paused at most in its last update; V(null) when none had one.
@@ -82,10 +93,17 @@ def plain(value: t.Any) -> t.Any:
     return value
 
 
-def update_plan(host: t.Any, policy: t.Any = (), ladder: t.Any = ("preserve", "refuse"), guests: t.Any = None) -> dict[str, t.Any]:
+def update_plan(
+    host: t.Any,
+    policy: t.Any = (),
+    ladder: t.Any = ("preserve", "refuse"),
+    guests: t.Any = None,
+    rehearsal: str = "none",
+    rehearsal_guests: t.Any = None,
+) -> dict[str, t.Any]:
     """The plan, or an error that says what cannot be read."""
     try:
-        return plan(plain(host), Policy(plain(policy), plain(ladder), plain(guests)))
+        return plan(plain(host), Policy(plain(policy), plain(ladder), plain(guests)), rehearsal, plain(rehearsal_guests))
     except PolicyError as err:
         raise AnsibleFilterError(f"update_plan: {err}") from err
 

@@ -28,12 +28,12 @@ options:
     type: dict
     default: {}
   guests:
-    description: What M(kvm.liveupdate.guest) returned for each guest afterwards.
+    description: What M(kvm.liveupdate.guest) returned afterwards as RV(kvm.liveupdate.guest#module:guests).
     type: list
     elements: dict
     default: []
   away:
-    description: What M(kvm.liveupdate.guest_away) returned for each guest that left or came back, in order.
+    description: What M(kvm.liveupdate.guest_away) returned as RV(kvm.liveupdate.guest_away#module:guests), there and back, in order.
     type: list
     elements: dict
     default: []
@@ -58,7 +58,7 @@ options:
 EXAMPLES = r"""
 - name: Sum up
   ansible.builtin.set_fact:
-    outcome: "{{ (before | kvm.liveupdate.update_result(plan=planned, jump=jumped, guests=restored.results)).outcome }}"
+    outcome: "{{ (before | kvm.liveupdate.update_result(plan=planned, jump=jumped, guests=restored.guests)).outcome }}"
 """
 
 RETURN = r"""

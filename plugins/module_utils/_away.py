@@ -7,12 +7,15 @@
 A record is written before its guest leaves and removed once it is back, so that whoever comes next, after the jump or after a crash,
 knows whom to bring back:
 
-``guest``, ``provider``, ``uuid``, ``unit``, ``bytes`` (of RAM)
+``guest``, ``provider``, ``uuid``, ``unit``, ``pid`` and ``started`` (of its QEMU), ``bytes`` (of RAM)
     who it is, as its provider told.
 ``way``
     ``save`` (to disk, with its RAM), ``shutdown`` or ``migrate``.
 ``state``
-    ``leaving`` until it has left, then ``away``.
+    ``leaving`` until it has left, then ``away``. It stays ``leaving`` while an order to leave stands that was not followed in time:
+    the guest runs, and may yet go off.
+``limit_s``
+    how many seconds it was given to leave.
 ``was_running``, ``autostart``
     what it is to be again: running or paused, and whether it starts with its host (a domain only).
 ``destination``, ``migrate_uri``, ``back_uri``, ``back``
@@ -28,8 +31,10 @@ import time
 
 from . import _paths
 
-__all__ = ("WHERE", "forget", "read", "records", "write")
+__all__ = ("ORDER_S", "WHERE", "forget", "may_leave", "read", "records", "write")
 
+# For how long after its limit a guest may still follow an order to leave: it may install updates before it goes off.
+ORDER_S = 1800.0
 # What a guest is that has left by that way.
 WHERE = {"save": "saved", "shutdown": "shut down", "migrate": "migrated"}
 
@@ -57,6 +62,17 @@ def write(record: dict, state: str) -> dict:
     record = {**record, "state": state, "times": {**record.get("times", {}), state: time.time()}}
     _paths.write_json(_path(record["guest"]), record)
     return record
+
+
+def may_leave(away: dict, running: dict, boot_id: str, now: float) -> bool:
+    """Whether a guest that runs here may yet leave, because it was asked to and did not in time. Pure.
+
+    ``running`` is its record now. A QEMU or a host that started since knows nothing of the order.
+    """
+    if away["state"] != "leaving" or away["boot_id"] != boot_id:
+        return False
+    same = (running.get("pid"), running.get("started")) == (away["pid"], away["started"])
+    return same and now < away["times"]["leaving"] + away["limit_s"] + ORDER_S
 
 
 def forget(name: str) -> None:

@@ -30,6 +30,7 @@ __all__ = (
     "run_path",
     "state_path",
     "strangers",
+    "survey",
     "warn",
 )
 
@@ -92,9 +93,9 @@ def known() -> dict[str, dict]:
     return {record["name"]: record for provider in _providers.all_of_them() for record in provider.known()}
 
 
-def find(name: str) -> dict:
-    """The running guest ``name``."""
-    guests = known()
+def find(name: str, running: dict[str, dict] | None = None) -> dict:
+    """The running guest ``name``, of those that :func:`known` has returned or returns now."""
+    guests = known() if running is None else running
     if name not in guests:
         raise LiveUpdateError(
             f"guest {name!r}: no such guest runs on this host; it runs: {', '.join(guests) or 'none under our wrapper'}."
@@ -119,9 +120,9 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
     ]
 
 
-def strangers() -> list[dict]:
-    """Virtual machines on this host that no wrapper of ours runs: the jump would end them."""
-    ours = {record["pid"] for record in known().values()}
+def strangers(running: dict[str, dict] | None = None) -> list[dict]:
+    """Virtual machines on this host that no wrapper of ours runs, beside those that are ``running``: the jump would end them."""
+    ours = {record["pid"] for record in (known() if running is None else running).values()}
     found = []
     for pid in _processes.pids():
         if pid not in ours and _processes.VM_LINK in _processes.fd_links(pid).values():
@@ -129,6 +130,27 @@ def strangers() -> list[dict]:
             name = unit.rpartition(".")[0] or f"pid-{pid}"
             found.append({"name": name, "unit": unit, "pid": pid, "reasons": [_providers.foreign_reason(pid)], "warnings": []})
     return found
+
+
+def survey(records: list[dict]) -> None:
+    """Ask at once what a look at each of these guests needs from systemd and from its provider, and keep the answers in the records.
+
+    Without it each look asks for itself. The answers are of now: for a later look take new records.
+    """
+    _ask_systemd(records)
+    for provider in _providers.all_of_them():
+        provider.survey([record for record in records if _providers.of(record) is provider])
+
+
+def _ask_systemd(records: list[dict]) -> None:
+    """Keep in each record the properties of its unit (``shown``) and the memory limits of that and of its slices (``limits``)."""
+    shown = _systemd.show_each(sorted({record["unit"] for record in records}), *_UNIT_PROPERTIES, "Slice", *_memory.LIMITS)
+    slices = {unit: _memory.parents(properties.get("Slice", "")) for unit, properties in shown.items()}
+    around = _systemd.show_each(sorted({name for names in slices.values() for name in names}), *_memory.LIMITS)
+    for record in records:
+        unit = record["unit"]
+        record["shown"] = shown[unit]
+        record["limits"] = _memory.limits({unit: shown[unit], **{name: around[name] for name in slices[unit]}})
 
 
 def describe(record: dict) -> dict:
@@ -140,23 +162,21 @@ def describe(record: dict) -> dict:
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
     reasons: list[dict] = _providers.of(record).inspect(record)
-    shown = _systemd.show(record["unit"], *_UNIT_PROPERTIES)
+    limits = memory_limits(record)
+    shown = record["shown"]
     return (
         reasons
         + program_reasons(_processes.replaced_program(record["pid"]))
         + unit_reasons(record["unit"], shown)
         + (start_reasons(record["unit"], record["pid"], shown) if record["provider"] == "qemu" else [])
-        + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), memory_limits(record))
+        + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), limits)
     )
 
 
 def memory_limits(record: dict) -> dict[str, int]:
     """The memory limits in bytes of the unit that takes the guest's RAM back, and of the slices that it lies in. Kept in the record."""
     if "limits" not in record:
-        unit = record["unit"]
-        shown = _systemd.show(unit, "Slice", *_memory.LIMITS)
-        slices = _memory.parents(shown.get("Slice", ""))
-        record["limits"] = _memory.limits({unit: shown, **_systemd.show_each(slices, *_memory.LIMITS)})
+        _ask_systemd([record])
     found: dict[str, int] = record["limits"]
     return found
 

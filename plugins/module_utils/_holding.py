@@ -17,7 +17,7 @@ import os
 from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "hold", "read_note", "release", "reside", "session_name")
+__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "held_each", "hold", "read_note", "release", "reside", "session_name")
 
 FDNAME = "kvm-liveupdate"
 META_TOKEN = 0
@@ -125,19 +125,33 @@ def reside(name: str) -> None:
 
 def held(record: dict) -> dict:
     """The hold on this guest's RAM when it is in force: the same process, the same memory, and its session where it lasts."""
+    return held_each([record]).get(record["name"], {})
+
+
+def held_each(records: list[dict]) -> dict[str, dict]:
+    """The holds that are in force, by guest. Systemd is asked once for all, and not at all where no hold is noted."""
+    noted = {record["name"]: hold_record for record in records if (hold_record := _noted(record))}
+    if not noted:
+        return {}
+    if _systemd.version() >= _systemd.LUO_VERSION:
+        units = {record["name"]: record["unit"] for record in records if record["name"] in noted}
+        stores = _systemd.fdstore_each(list(units.values()))
+        return {name: noted[name] for name, unit in units.items() if FDNAME in stores[unit]}
+    units = {name: resident_unit(name) for name in noted}
+    seen = _systemd.show_each(list(units.values()), "MainPID", "ControlGroup")
+    return {name: noted[name] for name, unit in units.items() if _resides(seen[unit], noted[name]["session"])}
+
+
+def _noted(record: dict) -> dict:
+    """What was noted of a hold on the memory that this process has now; empty when it was another process, or other memory."""
     hold_record = _paths.read_json(_guests.run_path(record["name"], "held"))
     if not hold_record or hold_record["pid"] != record["pid"] or hold_record["started"] != record["started"]:
         return {}
-    if hold_record.get("files") != _ram_files(record):
-        return {}
-    unit = holder(record)
-    lasts = FDNAME in _systemd.fdstore(unit) if unit != resident_unit(record["name"]) else _resides(unit, hold_record["session"])
-    return hold_record if lasts else {}
+    return hold_record if hold_record.get("files") == _ram_files(record) else {}
 
 
-def _resides(unit: str, session: str) -> bool:
-    """Whether the unit's process has the session open and systemd will let it live through the final kill."""
-    seen = _systemd.show(unit, "MainPID", "ControlGroup")
+def _resides(seen: dict[str, str], session: str) -> bool:
+    """Whether the process of a unit with these properties has the session open and systemd will let it live through the final kill."""
     if _processes.SESSION_LINK + session not in _processes.fd_links(int(seen.get("MainPID") or 0)).values():
         return False
     try:

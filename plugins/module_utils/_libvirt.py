@@ -42,6 +42,7 @@ __all__ = (
     "resume",
     "save",
     "status",
+    "survey",
     "virsh",
     "warn",
     "write_image",
@@ -194,6 +195,10 @@ def inspect(record: dict) -> list[dict]:
     if state not in ("running", "paused"):
         reasons.append(reason("run-state", f"the domain is {state}", "bring it to running or paused first"))
     return reasons
+
+
+def survey(records: list[dict]) -> None:
+    """Nothing is asked at once yet."""
 
 
 def warn(record: dict) -> list[dict]:

@@ -11,6 +11,9 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     ``unit`` (it is started early after the jump and brings the guest back), ``ram`` (a list of ``fd`` in QEMU and ``size`` in bytes).
 ``inspect(record)``
     why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``.
+``survey(records)``
+    ask at once, for all these guests of its own, what ``inspect``, ``warn`` and ``describe`` need, and keep the answers in the records.
+    These ask for themselves where a record has none.
 ``warn(record)``
     what the operator has to know though the guest can be preserved: warnings of the same shape. They keep no guest from an update.
 ``describe(record)``

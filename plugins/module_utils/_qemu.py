@@ -36,6 +36,7 @@ __all__ = (
     "resume",
     "save",
     "status",
+    "survey",
     "warn",
     "write_state",
 )
@@ -89,6 +90,10 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     return reasons
+
+
+def survey(records: list[dict]) -> None:
+    """Nothing to ask at once: each guest has a monitor of its own, and no program is started to ask it."""
 
 
 def warn(record: dict) -> list[dict]:

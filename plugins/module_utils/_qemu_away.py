@@ -42,21 +42,35 @@ def obstacles(away: dict) -> list[str]:
 
 
 def leave(away: dict, limit: float) -> None:
-    """Press the guest's power button, then stop its unit. A guest that does not heed it runs on."""
-    name, until = away["guest"], time.monotonic() + limit
-    with Qmp(away["monitor"]) as monitor:
-        # QEMU stays once the guest is off: were it to end by itself, its unit might start it again (Restart=).
-        monitor.execute("set-action", shutdown="pause")
-        monitor.execute("system_powerdown")
-        while (seen := monitor.status()) != "shutdown":
-            if time.monotonic() > until:
-                monitor.execute("set-action", shutdown="poweroff")
-                raise LiveUpdateError(
-                    f"guest {name}: still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
-                    " console whether it heeds the button, or give it more time"
-                )
-            time.sleep(_POLL_S)
-    _systemd.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
+    """Press the guest's power button, then stop its unit. A guest that does not heed it runs on.
+
+    After a failure with the detail ``settled`` being False the guest may yet go off.
+    """
+    pressed = False
+    try:
+        with Qmp(away["monitor"]) as monitor:
+            # QEMU stays once the guest is off: were it to end by itself, its unit might start it again (Restart=).
+            monitor.execute("set-action", shutdown="pause")
+            pressed = True  # also when QEMU's answer to that is lost
+            monitor.execute("system_powerdown")
+            _wait_until_off(monitor, limit)
+        _systemd.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": not pressed}) from err
+
+
+def _wait_until_off(monitor: Qmp, limit: float) -> None:
+    until = time.monotonic() + limit
+    while (seen := monitor.status()) != "shutdown":
+        if time.monotonic() > until:
+            monitor.execute("set-action", shutdown="poweroff")
+            if monitor.status() == "shutdown":
+                return  # it went off between the two
+            raise LiveUpdateError(
+                f"still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
+                " console whether it heeds the button, or give it more time"
+            )
+        time.sleep(_POLL_S)
 
 
 def is_back(away: dict) -> bool:
@@ -67,7 +81,9 @@ def is_back(away: dict) -> bool:
 def come_back(away: dict, limit: float) -> str:
     """Start the guest's unit, or wait for it where the boot was quicker. Nothing of a guest is lost that way: returns no words."""
     until = time.monotonic() + limit
-    _systemd.run("systemctl", "start", away["unit"], timeout=limit)
+    # The QEMU of a guest that is off is still there when its unit could not be stopped. It never starts the guest again.
+    verb = "restart" if _seen(away) == "shutdown" else "start"
+    _systemd.run("systemctl", verb, away["unit"], timeout=limit)
     while (seen := _seen(away)) != "running":
         if time.monotonic() > until:
             raise LiveUpdateError(f"guest {away['guest']}: {seen} {limit:g} s after the start; 'journalctl -b -u {away['unit']}' says why")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _guests, _paths, _providers, _systemd, _update
+from . import _guests, _lock, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("UNIT", "UNIT_LIMIT_S", "end", "rehearse", "run")
@@ -41,7 +41,7 @@ def rehearse(name: str) -> dict:
 def run(name: str) -> None:
     """What the unit does. It has the host's lock itself: it may outlive who asked for it."""
     try:
-        with _update.Lock():
+        with _lock.Lock():
             _rehearse(name)
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")

@@ -19,6 +19,7 @@ __all__ = (
     "SURVIVE_VERSION",
     "escape",
     "fdstore",
+    "fdstore_each",
     "forget_fd",
     "listen_fds",
     "notify",
@@ -102,12 +103,23 @@ def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
 
 def fdstore(unit: str) -> list[str]:
     """The names (FDNAME) of the descriptors in a unit's fd store."""
+    return fdstore_each([unit])[unit]
+
+
+def fdstore_each(units: list[str]) -> dict[str, list[str]]:
+    """The same of several units, each named once. Starts two programs at most."""
     import json
 
-    if show(unit, "NFileDescriptorStore").get("NFileDescriptorStore", "0") == "0":
-        return []  # also a unit that is not loaded, which systemd-analyze takes for an error
-    entries = json.loads(run("systemd-analyze", "fdstore", "--json=short", "--", unit))
-    return [str(entry["fdname"]) for entry in entries]
+    shown = show_each(units, "NFileDescriptorStore")
+    # A unit that is not loaded has no such property, and systemd-analyze takes it for an error.
+    filled = [unit for unit in units if int(shown[unit].get("NFileDescriptorStore") or 0)]
+    printed = run("systemd-analyze", "fdstore", "--json=short", "--", *filled).splitlines() if filled else []
+    if len(printed) != len(filled):
+        raise LiveUpdateError(f"systemd-analyze fdstore: {len(printed)} answers about {len(filled)} units: {', '.join(filled)}; try again")
+    found: dict[str, list[str]] = {unit: [] for unit in units}
+    for unit, line in zip(filled, printed):  # a line for each unit, in the order of the names (systemd, src/analyze/analyze-fdstore.c)
+        found[unit] = [str(entry["fdname"]) for entry in json.loads(line)]
+    return found
 
 
 def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:

@@ -11,7 +11,6 @@ while the guests run on, then pause and save all guests, then jump. Until the la
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ import time
 
 from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
+from ._lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,32 +52,6 @@ _STOPS_WITH = ("PartOf", "StopPropagatedFrom")
 _NEEDS = ("Requires", "Requisite", "BindsTo")
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
-
-
-class Lock:
-    """One operation on this host at a time."""
-
-    def __init__(self, wait_s: float = 0.0) -> None:
-        self._wait_s = wait_s
-        self._fd = -1
-
-    def __enter__(self) -> Lock:
-        os.makedirs(_paths.RUN, mode=0o700, exist_ok=True)
-        self._fd = os.open(_paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        limit = time.monotonic() + self._wait_s
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self
-            except OSError as err:
-                if time.monotonic() >= limit:
-                    os.close(self._fd)
-                    raise LiveUpdateError(f"{_paths.LOCK}: another live update operation is under way on this host; wait for it") from err
-            time.sleep(0.1)
-
-    def __exit__(self, *_exception: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that hangs may have it open still
-        os.close(self._fd)
 
 
 def gate(guests: list[str]) -> list[str]:

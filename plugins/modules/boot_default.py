@@ -57,7 +57,7 @@ kept:
   type: str
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_default, _host, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_default, _host, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
@@ -66,7 +66,7 @@ def manage(module) -> dict:
     kernel = module.params["kernel"] or f"/boot/vmlinuz-{_host.kernel()['release']}"
     before = after = _boot_default.kept()
     if before or not module.params["only_kept"]:
-        with _update.Lock():
+        with _lock.Lock():
             before, after = _boot_default.change(kernel if module.params["state"] == "present" else "", module.check_mode)
     return {"changed": before != after, "kept": after, "diff": {"before": {"kept": before}, "after": {"kept": after}}}
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest
-short_description: Hold a guest's RAM for a live update, or see that it runs free of one
+short_description: Hold the RAM of guests for a live update, or see that they run free of one
 version_added: 0.1.0
 description:
-  - With O(state=preserved) the guest's RAM is preserved in a live update session. The guest runs on.
+  - With O(state=preserved) the RAM of each guest is preserved in a live update session. The guest runs on.
   - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
-  - With O(state=running) the guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
-    after a jump it waits until the host has brought the guest back.
+  - With O(state=running) each guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
+    after a jump it waits until the host has brought the guests back.
+  - One call for all guests of a host costs little more than one for a single guest.
+  - A guest for which it fails does not keep the others from being held, let go or waited for. The task then fails and names each such
+    guest, and RV(guests) says what became of all of them. Only a guest that cannot be preserved is refused before any is held.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -24,9 +27,12 @@ attributes:
   idempotent:
     support: full
 options:
-  name:
-    description: The guest's name, as given to C(kvm-liveupdate run) in its unit, or the name of the libvirt domain.
-    type: str
+  names:
+    description:
+      - The guests' names, as given to C(kvm-liveupdate run) in their units, or the names of the libvirt domains.
+      - With an empty list nothing is done.
+    type: list
+    elements: str
     required: true
   state:
     description: What is to be.
@@ -34,110 +40,204 @@ options:
     choices: [preserved, running]
     required: true
   timeout:
-    description: Seconds to wait with O(state=running) for a guest that is still being restored.
+    description: Seconds to wait with O(state=running) until all the guests that are still being restored are back.
     type: int
     default: 120
 """
 
 EXAMPLES = r"""
-- name: Hold the guest's RAM
+- name: Hold the RAM of two guests
   kvm.liveupdate.guest:
-    name: web1
+    names: [web1, db1]
     state: preserved
 
-- name: Let go of it, or wait for it after the jump
+- name: Let go of it, or wait for the guests after the jump
   kvm.liveupdate.guest:
-    name: web1
+    names: [web1, db1]
     state: running
 """
 
 RETURN = r"""
-session:
-  description: The name of the session that holds the guest's RAM; empty when none does.
-  returned: success
-  type: str
-last_update:
-  description:
-    - What the last update did with the guest. V(state) is V(restored), V(saved) or V(lost), V(times) are the host's own clock stamps.
-    - A while later V(clock) says whether the clock of a libvirt domain was corrected through its guest agent.
-    - Empty when no update has touched the guest.
-  returned: success
-  type: dict
+guests:
+  description: Each guest, in the order of O(names). After a failure too.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The guest's name.
+      type: str
+    changed:
+      description: Whether anything was done to it, or would be.
+      type: bool
+    failed:
+      description: Whether it is not as it was to be.
+      type: bool
+    msg:
+      description: What was done, or would be, or went wrong, in a sentence.
+      type: str
+    session:
+      description: The name of the session that holds the guest's RAM; empty when none does.
+      type: str
+    reasons:
+      description: Why it cannot be preserved; each with V(code), V(message) and V(remedy).
+      type: list
+      elements: dict
+    last_update:
+      description:
+        - What the last update did with the guest. V(state) is V(restored), V(saved) or V(lost), V(times) are the host's own clock stamps.
+        - A while later V(clock) says whether the clock of a libvirt domain was corrected through its guest agent.
+        - Empty when no update has touched the guest.
+      type: dict
 msg:
-  description: What was done, or would be, in a sentence.
-  returned: success
+  description: The same of all guests, in sentences; after a failure only of those that failed.
+  returned: always
   type: str
 """
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _providers, _update
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _lock, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
+POLL_S = 0.5
 
-def preserve(module) -> dict:
-    """See that the guest is held."""
-    name = module.params["name"]
-    record = _guests.find(name)
-    held = _holding.held(record)
-    if not held:
-        reasons = _guests.inspect(record)
-        if reasons:
-            raise LiveUpdateError(
-                f"guest {name} cannot be preserved: " + "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons),
-                reasons=reasons,
-            )
-    session = _holding.session_name(record["uuid"])
-    mib = sum(ram["size"] for ram in record["ram"]) >> 20
-    if not held and not module.check_mode:
-        with _update.Lock():
+
+def done(name: str, changed: bool, msg: str, session: str = "") -> dict:
+    """What became of a guest. Pure."""
+    return {"name": name, "changed": changed, "failed": False, "msg": msg, "session": session, "reasons": []}
+
+
+def failed(name: str, err: LiveUpdateError) -> dict:
+    """The same of one for which it failed. Pure."""
+    told_by = "" if err.message.startswith("guest ") else f"guest {name}: "
+    return {**done(name, False, told_by + err.message), "failed": True, "reasons": err.details.get("reasons", [])}
+
+
+def examined(name: str, running: dict) -> dict:
+    """The guest's record; an error when it does not run, or cannot be preserved."""
+    record = _guests.find(name, running)
+    reasons = _guests.inspect(record)
+    if reasons:
+        raise LiveUpdateError(f"guest {name} cannot be preserved: {'; '.join(map(told, reasons))}", reasons=reasons)
+    return record
+
+
+def preserve(names: list, check_mode: bool) -> list:
+    """See that each guest is held. Nothing is held when one of them cannot be."""
+    running = _guests.known()
+    _guests.survey([running[name] for name in names if name in running])
+    records, refused = each(names, lambda name: examined(name, running))
+    if refused:
+        return [refused.get(name) or done(name, False, f"guest {name} is left as it is") for name in names]
+    held = _holding.held_each(list(records.values()))
+
+    def hold(name: str) -> dict:
+        record = records[name]
+        session = _holding.session_name(record["uuid"])
+        if name not in held and not check_mode:
             _holding.hold(record)
-    verb = "is held already" if held else "is held"
-    return {"changed": not held, "session": session, "msg": f"guest {name}: its {mib} MiB of RAM {verb} in session {session}"}
+        verb = "is held already" if name in held else "is held"
+        mib = sum(ram["size"] for ram in record["ram"]) >> 20
+        return done(name, name not in held, f"guest {name}: its {mib} MiB of RAM {verb} in session {session}", session)
+
+    return carry_out(names, hold, check_mode or set(names) <= set(held))
 
 
-def run_free(module) -> dict:
-    """See that the guest runs and is not held; wait for its restore."""
-    name = module.params["name"]
-    record = wait_until_back(name, module.params["timeout"])
-    state = _providers.of(record).status(record)
-    held = bool(_holding.held(record))
-    changed = held or state == "postmigrate"
-    if changed and not module.check_mode:
-        with _update.Lock():
-            _providers.of(record).resume(record, running=state == "postmigrate")
-            _holding.release(record)
-    done = "runs" if not changed else "runs on, its RAM is no longer held"
-    return {"changed": changed, "session": "", "msg": f"guest {name} {done}"}
+def run_free(names: list, timeout: int, check_mode: bool) -> list:
+    """See that each guest runs and is not held; wait for their restores."""
+    records, late = wait_until_back(names, timeout)
+    held = _holding.held_each(list(records.values()))
+    # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
+    states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
+    problems = {**late, **silent}
+    left_paused = {name: states[name] == "postmigrate" for name in states}
+    tied = [name for name in states if name in held or left_paused[name]]
+
+    def let_go(name: str) -> dict:
+        if name in problems:
+            return problems[name]
+        if name not in tied:
+            return done(name, False, f"guest {name} runs")
+        if not check_mode:
+            _providers.of(records[name]).resume(records[name], running=left_paused[name])
+            _holding.release(records[name])
+        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
+
+    return carry_out(names, let_go, check_mode or not tied)
 
 
-def wait_until_back(name: str, timeout: int) -> dict:
-    """The running guest, once no restore of it is under way; says after the limit what was last seen."""
+def wait_until_back(names: list, timeout: int) -> tuple:
+    """The records of the guests that run, once no restore of them is under way, and what became of the others, both by name."""
     limit = time.monotonic() + timeout
     while True:
-        journal, record = _guests.journal(name), _guests.known().get(name)
-        if record and journal.get("state") != "saved":
-            return record
-        if not journal:
-            return _guests.find(name)  # no update was ever here: nothing to wait for
-        if time.monotonic() > limit:
-            seen = "its QEMU runs, but its state is not loaded" if record else "its QEMU does not run"
-            raise LiveUpdateError(
-                f"guest {name}: not back within {timeout} s: {seen}. What was saved is kept; 'journalctl -b -u {journal['unit']}' says"
-                f" why, 'systemctl start {journal['unit']}' tries again",
-                last_update=journal,
-            )
-        time.sleep(0.5)
+        over = time.monotonic() > limit
+        journals = {name: _guests.journal(name) for name in names}
+        saved = [name for name in names if journals[name].get("state") == "saved"]
+        if over or not saved:  # until then their restores need the processors
+            running = _guests.known()
+            # Of a guest that no update was ever with there is nothing to wait for.
+            missing = [name for name in names if name in saved or (journals[name] and name not in running)]
+            if over or not missing:
+                break
+        time.sleep(POLL_S)
+    there = [name for name in names if name not in missing]
+    records, unknown = each(there, lambda name: _guests.find(name, running))
+    return records, {**unknown, **{name: failed(name, not_back(name, journals[name], name in running, timeout)) for name in missing}}
+
+
+def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
+    """What was last seen of a guest that is not back at the limit. Pure."""
+    seen = "its QEMU runs, but its state is not loaded" if runs else "its QEMU does not run"
+    return LiveUpdateError(
+        f"guest {name}: not back within {timeout} s: {seen}. What was saved is kept; 'journalctl -b -u {journal['unit']}' says why,"
+        f" 'systemctl start {journal['unit']}' tries again"
+    )
+
+
+def each(names: list, step) -> tuple:
+    """Do a step for each name; returns what it returned and for whom it failed, both by name."""
+    found, problems = {}, {}
+    for name in names:
+        try:
+            found[name] = step(name)
+        except LiveUpdateError as err:
+            problems[name] = failed(name, err)
+    return found, problems
+
+
+def carry_out(names: list, step, nothing_to_do: bool) -> list:
+    """Do a step for each name, under the host's lock unless there is nothing to do; a failure of one does not keep it from the others."""
+    if nothing_to_do:
+        found, problems = each(names, step)
+    else:
+        with _lock.Lock():
+            found, problems = each(names, step)
+    return [found.get(name) or problems[name] for name in names]
 
 
 def manage(module):
-    """Dispatch on the state."""
-    result = preserve(module) if module.params["state"] == "preserved" else run_free(module)
-    result["last_update"] = _guests.journal(module.params["name"])
-    before, after = ("running", "preserved") if module.params["state"] == "preserved" else ("preserved", "running")
-    result["diff"] = {"before": {"state": before if result["changed"] else after}, "after": {"state": after}}
-    return result
+    """Dispatch on the state, and sum up."""
+    names, state = list(dict.fromkeys(module.params["names"])), module.params["state"]
+    if not all(names):
+        raise LiveUpdateError("names: one of them is empty; leave it out")
+    found = preserve(names, module.check_mode) if state == "preserved" else run_free(names, module.params["timeout"], module.check_mode)
+    guests = [{**guest, "last_update": _guests.journal(guest["name"])} for guest in found]
+    problems = [guest["msg"] for guest in guests if guest["failed"]]
+    changed = any(guest["changed"] for guest in guests)
+    if problems:
+        raise LiveUpdateError("; ".join(problems), guests=guests, changed=changed)
+    other = {"preserved": "running", "running": "preserved"}[state]
+    return {
+        "changed": changed,
+        "guests": guests,
+        "msg": "; ".join(guest["msg"] for guest in guests),
+        "diff": {
+            "before": {guest["name"]: other if guest["changed"] else state for guest in guests},
+            "after": {guest["name"]: state for guest in guests},
+        },
+    }
 
 
 def main():
@@ -145,7 +245,7 @@ def main():
     run_module(
         manage,
         argument_spec={
-            "name": {"type": "str", "required": True},
+            "names": {"type": "list", "elements": "str", "required": True},
             "state": {"type": "str", "choices": ["preserved", "running"], "required": True},
             "timeout": {"type": "int", "default": 120},
         },

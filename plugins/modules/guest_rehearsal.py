@@ -7,16 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest_rehearsal
-short_description: See whether a guest's saved state can be loaded, before it has to be
+short_description: See whether the saved state of guests can be loaded, before it has to be
 version_added: 0.1.0
 description:
-  - Pauses the guest, saves it as a live update does, loads what was saved into another QEMU of the same kind, and lets the guest go on.
+  - Pauses a guest, saves it as a live update does, loads what was saved into another QEMU of the same kind, and lets the guest go on.
+    Then the next one.
   - The other QEMU, the stand-in, has a private copy of the guest's memory. It never runs the guest, writes to none of its disks and is on
     none of its networks.
   - The guest stands still until the state is loaded. For a guest in a unit that is well under a second; for a libvirt domain it includes
     the start of the stand-in by libvirt.
   - Whatever becomes of the controller or of the module, the host lets the guest go on.
-  - Fails when the state does not load, and when a stand-in cannot be made.
+  - Fails when the state does not load, and when a stand-in cannot be made. The guests behind that one are not paused any more.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -29,52 +30,95 @@ attributes:
     support: N/A
     details: Each call is another rehearsal.
 options:
-  name:
-    description: The guest's name.
-    type: str
+  names:
+    description: The guests' names. With an empty list nothing is done.
+    type: list
+    elements: str
     required: true
 """
 
 EXAMPLES = r"""
 - name: Rehearse the jump of a guest
   kvm.liveupdate.guest_rehearsal:
-    name: web1
+    names: [web1]
 """
 
 RETURN = r"""
-rehearsed:
-  description: Whether the state was loaded. V(false) in check mode, and for a guest that is held for an update already.
-  returned: success
-  type: bool
-paused_s:
-  description: For how many seconds the guest stood still; V(0.0) for one that was paused anyway.
-  returned: when RV(rehearsed)
-  type: float
+guests:
+  description: Each guest, in the order of O(names). After a failure too.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The guest's name.
+      type: str
+    rehearsed:
+      description: Whether the state was loaded. V(false) in check mode, and for a guest that is held for an update already.
+      type: bool
+    paused_s:
+      description: For how many seconds the guest stood still; V(0.0) for one that was paused anyway, V(null) for one not rehearsed.
+      type: float
+    failed:
+      description: Whether its rehearsal failed.
+      type: bool
+    msg:
+      description: What was done, or would be, or went wrong, in a sentence.
+      type: str
 msg:
-  description: What was done, or would be, in a sentence.
-  returned: success
+  description: The same of all guests, in sentences; after a failure only of the one that failed.
+  returned: always
   type: str
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _rehearsal
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
-def rehearse(module) -> dict:
-    """Look, and rehearse."""
-    name = module.params["name"]
-    if _holding.held(_guests.find(name)):
-        return {"changed": False, "rehearsed": False, "msg": f"guest {name} is held for an update already, and not rehearsed any more"}
-    if module.check_mode:
-        return {"changed": False, "rehearsed": False, "msg": f"guest {name} would be rehearsed, and stand still for a moment"}
-    done = _rehearsal.rehearse(name)
-    msg = f"guest {name}: its state loads; it stood still for {done['paused_s']:.2f} s"
-    return {"changed": False, "rehearsed": True, **done, "msg": msg}
+def result(name: str, msg: str, paused_s: float | None = None, failed: bool = False) -> dict:
+    """What became of a guest. Pure."""
+    return {"name": name, "rehearsed": paused_s is not None, "paused_s": paused_s, "failed": failed, "msg": msg}
+
+
+def rehearse(names: list, check_mode: bool) -> list:
+    """Look, and rehearse one after the other, until one fails."""
+    running = _guests.known()
+    held = _holding.held_each([_guests.find(name, running) for name in names])
+    guests: list = []
+    for name in names:
+        if name in held:
+            guests.append(result(name, f"guest {name} is held for an update already, and not rehearsed any more"))
+        elif check_mode:
+            guests.append(result(name, f"guest {name} would be rehearsed, and stand still for a moment"))
+        elif any(guest["failed"] for guest in guests):
+            guests.append(result(name, f"guest {name} was not rehearsed"))
+        else:
+            guests.append(rehearsed(name))
+    return guests
+
+
+def rehearsed(name: str) -> dict:
+    """Rehearse a guest."""
+    try:
+        paused_s = _rehearsal.rehearse(name)["paused_s"]
+    except LiveUpdateError as err:
+        return result(name, ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message, failed=True)
+    return result(name, f"guest {name}: its state loads; it stood still for {paused_s:.2f} s", paused_s)
+
+
+def manage(module):
+    """Rehearse, and sum up."""
+    guests = rehearse(list(dict.fromkeys(module.params["names"])), module.check_mode)
+    problems = [guest["msg"] for guest in guests if guest["failed"]]
+    if problems:
+        raise LiveUpdateError("; ".join(problems), guests=guests)
+    return {"changed": False, "guests": guests, "msg": "; ".join(guest["msg"] for guest in guests)}
 
 
 def main():
     """Spec and run."""
-    run_module(rehearse, argument_spec={"name": {"type": "str", "required": True}})
+    run_module(manage, argument_spec={"names": {"type": "list", "elements": "str", "required": True}})
 
 
 if __name__ == "__main__":

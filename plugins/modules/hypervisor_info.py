@@ -166,9 +166,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
 
-def guest_facts(record: dict) -> dict:
+def guest_facts(record: dict, held: bool) -> dict:
     """One managed guest as the module returns it."""
-    held = bool(_holding.held(record))
     return {
         "name": record["name"],
         "unit": record["unit"],
@@ -202,13 +201,16 @@ def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
-    records = list(_guests.known().values())
-    guests = [guest_facts(record) for record in records]
+    running = _guests.known()
+    records = list(running.values())
+    _guests.survey(records)
+    held = _holding.held_each(records)
+    guests = [guest_facts(record, record["name"] in held) for record in records]
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
     limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
     reasons += _memory.shared_limit_reasons(limits)
-    reasons += _guests.not_back([record["name"] for record in records])
-    guests += _guests.strangers()
+    reasons += _guests.not_back(running)
+    guests += _guests.strangers(running)
     result: dict = {
         "changed": False,
         "guests": guests,

@@ -68,7 +68,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _paths, _proof, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _lock, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -102,7 +102,7 @@ def manage(module):
     if wanted and changed:
         refuse_unproven(module.params, wanted)
     if changed and not module.check_mode:
-        with _update.Lock():  # one that is under way jumps into what it was told to
+        with _lock.Lock():  # one that is under way jumps into what it was told to
             if wanted:
                 _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
             else:

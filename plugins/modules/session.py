@@ -73,7 +73,7 @@ held:
 
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _luo, _processes, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _luo, _processes, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -141,7 +141,7 @@ def manage(module):
             raise LiveUpdateError(f"{unit}: it has no main process, so there is nothing to preserve; start it")
         fds = find_memfds(unit, module.params["memfds"], _processes.fd_links(pid))
     if before != after and not module.check_mode:
-        with _update.Lock():
+        with _lock.Lock():
             if after:
                 preserve(name, unit, pid, fds)
             else:

@@ -16,7 +16,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._room import BESIDE
 
 from .policy import Policy, PolicyError, Rung
 
-__all__ = ("plan",)
+__all__ = ("chosen", "plan")
 
 # Reasons that speak only against RAM that stays in place while QEMU ends. With them a domain can still be moved or saved by libvirt.
 _ABOUT_STAYING = frozenset(
@@ -32,13 +32,17 @@ _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutd
 _SHOWN = 5
 
 
-def plan(host: dict[str, t.Any], policy: Policy) -> dict[str, t.Any]:
-    """The plan of one host. ``host`` is what hypervisor_info returned.
+def plan(
+    host: dict[str, t.Any], policy: Policy, rehearsal: str = "none", rehearsal_guests: dict[str, t.Any] | None = None
+) -> dict[str, t.Any]:
+    """The plan of one host. ``host`` is what hypervisor_info returned, the rest is as for :func:`chosen`.
 
     ``verdict``      ``go``, ``refuse``, or ``current``: it runs the kernel already, all guests are back, and nothing is done
     ``refusals``     why it is refused: sentences with their remedies
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (who wants it so), ``passed_over`` (``way`` and ``why`` of the
                      rungs above), ``destination`` and ``back`` of a migration, ``warnings`` (sentences)
+    ``staying``      the names of those that stay in memory, ``rehearse`` of those that are rehearsed before
+    ``leaving``      ``name``, ``way``, ``destination`` and ``back`` of those that leave meanwhile, as guest_away takes them
     ``steps``        what is done, in order; none unless the verdict is ``go``
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None: not known)
     ``expected_pause``  seconds, the longest pause that a guest which is preserved had in its last update; None when none has had one
@@ -54,16 +58,35 @@ def plan(host: dict[str, t.Any], policy: Policy) -> dict[str, t.Any]:
     refusals = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
     refusals += [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
     verdict = "refuse" if refusals else "current" if current else "go"
+    staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
+    rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
     pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
     made = {
         "verdict": verdict,
         "refusals": refusals,
         "guests": guests,
-        "steps": _steps(host, guests) if verdict == "go" else [],
+        "staying": staying,
+        "rehearse": rehearse,
+        "leaving": [
+            {key: guest[key] for key in ("name", "way", "destination", "back")}
+            for guest in guests
+            if guest["way"] in ("migrate", "save", "shutdown")
+        ],
+        "steps": _steps(host, guests, rehearse) if verdict == "go" else [],
         "room": room,
         "expected_pause": max((pause for pause in pauses if pause is not None), default=None),
     }
     return {**made, "table": _table(host, made)}
+
+
+def chosen(staying: list[dict[str, t.Any]], rehearsal: str, guests: dict[str, t.Any]) -> list[str]:
+    """The names of the guests that are rehearsed, of those that stay in memory. Pure.
+
+    ``rehearsal`` is ``none``, ``canary`` (the first of each provider) or ``all``; ``guests`` says by name who is in any case, or is not.
+    """
+    canaries = {facts["provider"]: facts["name"] for facts in reversed(staying)}
+    usual = {"none": [], "canary": list(canaries.values()), "all": [facts["name"] for facts in staying]}[rehearsal]
+    return [facts["name"] for facts in staying if guests.get(facts["name"], facts["name"] in usual)]
 
 
 def _guest(facts: dict[str, t.Any], policy: Policy, room: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -147,13 +170,14 @@ def _what(rung: Rung) -> str:
     }[rung.way]
 
 
-def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]]) -> list[str]:
+def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: list[str]) -> list[str]:
     """What is done, in order."""
     names = {way: [guest["name"] for guest in guests if guest["way"] == way] for way in _DONE}
     returning = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown") and guest["back"]]
     stay = f"pause and save {_few(names['preserve'])}, " if names["preserve"] else ""
     steps = [
         f"stage {_kernel(host)} with {(host.get('target') or {}).get('initrd') or 'no initial RAM disk'}",
+        f"pause {_few(rehearse)} for a moment, one by one, and try whether the saved state can be loaded" if rehearse else "",
         *(f"migrate {guest['name']} to {guest['destination']}" for guest in guests if guest["way"] == "migrate"),
         f"save {_few(names['save'])} to disk" if names["save"] else "",
         f"shut down {_few(names['shutdown'])}" if names["shutdown"] else "",

@@ -56,7 +56,7 @@ def result(
     """The result of one host.
 
     ``host`` is what hypervisor_info returned before the update, ``plan`` what was planned from it, ``jump`` what kexec did, ``guests`` what
-    guest did for each guest afterwards, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
+    guest did with each guest then, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
     update may have ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
     """
     plan, jump = plan or {}, jump or {}
@@ -99,11 +99,11 @@ def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update
 def _with_away(guests: dict[str, dict[str, t.Any]], away: t.Sequence[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
     """The guests with what became of those that left: ``state`` is how, ``back`` whether they are here again, ``why`` says both.
 
-    A step that failed has only its message, and the loop's item, which names the guest.
+    One that failed stays what it was before.
     """
     found = dict(guests)
     for step in away:
-        name = step.get("guest") or step["item"]["name"]
+        name = step["name"]
         state = step.get("left") or found.get(name, {}).get("state", "")
         if state or step.get("failed"):
             done = {"state": state, "back": step.get("where") == "here", "why": step.get("msg", "")}

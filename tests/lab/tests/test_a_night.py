@@ -140,7 +140,7 @@ def test_staging_is_idempotent_predicted_and_undone(controller: Controller, hv1:
 
 
 def test_an_unknown_guest_is_refused_with_the_known_ones(controller: Controller) -> None:
-    result = controller.ask("hv1", "guest", name="mail", state="preserved")
+    result = controller.ask("hv1", "guest", names=["mail"], state="preserved")
     assert result["failed"] and "'mail'" in result["msg"] and "db, web" in result["msg"]
 
 
@@ -151,7 +151,7 @@ def test_who_is_not_root_is_refused(controller: Controller, hv1: Host) -> None:
         "echo joe:x:1000:1000::/home/joe:/bin/sh >> /etc/passwd; echo 'joe:*:20000::::::' >> /etc/shadow;"
         "mkdir -m 755 /home/joe; cp -r /root/.ssh /home/joe; chown -R 1000:1000 /home/joe"
     )
-    result = controller.ask("hv1", "guest", "-e", "ansible_user=joe", name="web", state="preserved")
+    result = controller.ask("hv1", "guest", "-e", "ansible_user=joe", names=["web"], state="preserved")
     assert result["failed"] and "needs root" in result["msg"] and "become: true" in result["msg"]
 
 
@@ -159,7 +159,7 @@ def test_a_host_without_the_device_is_refused(controller: Controller, hv1: Host)
     hv1.ssh("mv /dev/liveupdate /dev/liveupdate.away")
     try:
         (reason,) = controller.ask("hv1", "hypervisor_info")["reasons"]
-        held = controller.ask("hv1", "guest", name="web", state="preserved")
+        held = controller.ask("hv1", "guest", names=["web"], state="preserved")
     finally:
         hv1.ssh("mv /dev/liveupdate.away /dev/liveupdate")
     assert reason["code"] == "no-device" and "CONFIG_LIVEUPDATE=y" in reason["remedy"]
@@ -186,7 +186,7 @@ def test_machines_that_would_be_lost_stop_the_update(controller: Controller, hv1
     running = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c kvm-vm"
     try:
         wait_until("all machines", lambda: ((seen := hv1.ssh(running).stdout.strip()) == str(len(GUESTS) + len(commands)), seen))
-        held = controller.ask("hv1", "guest", name="big", state="preserved")
+        held = controller.ask("hv1", "guest", names=["big"], state="preserved")
         play = controller.play(f"{MODULES}.update", "--limit", "hv1", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     finally:
         hv1.ssh(f"systemctl stop {' '.join(commands)}; echo 0 > /proc/sys/vm/nr_hugepages")
@@ -203,7 +203,7 @@ def test_a_guest_whose_qemu_was_upgraded_is_refused(controller: Controller, hv1:
     """The package manager has put another file in the place of the one that runs."""
     hv1.ssh("cd /usr/bin; ln qemu-system-x86_64 runs; cp runs new; mv new qemu-system-x86_64")
     try:
-        result = controller.ask("hv1", "guest", name="web", state="preserved")
+        result = controller.ask("hv1", "guest", names=["web"], state="preserved")
     finally:
         hv1.ssh("cd /usr/bin; mv runs qemu-system-x86_64")
     assert result["failed"] and "qemu-system-x86_64 was replaced" in result["msg"] and "restart the guest" in result["msg"]
@@ -221,23 +221,24 @@ def test_the_jump_is_refused_when_anything_is_missing(controller: Controller, hv
 
 def test_a_hold_is_predicted_idempotent_and_undone(controller: Controller, hv1: Host) -> None:
     since = time.monotonic()
-    assert controller.ask("hv1", "guest", "--check", name="web", state="preserved")["changed"]
+    assert controller.ask("hv1", "guest", "--check", names=["web"], state="preserved")["changed"]
     assert not sessions(hv1)
-    held = controller.ask("hv1", "guest", name="web", state="preserved")
+    held = controller.ask("hv1", "guest", names=["web"], state="preserved")
     assert held["changed"]
-    assert sessions(hv1) == {held["session"]: [1]}  # nobody but PID 1
-    assert not controller.ask("hv1", "guest", name="web", state="preserved")["changed"]
-    assert controller.ask("hv1", "guest", name="web", state="running")["changed"]
+    assert sessions(hv1) == {held["guests"][0]["session"]: [1]}  # nobody but PID 1
+    assert not controller.ask("hv1", "guest", names=["web"], state="preserved")["changed"]
+    assert controller.ask("hv1", "guest", names=["web"], state="running")["changed"]
     assert not sessions(hv1)
-    assert not controller.ask("hv1", "guest", name="web", state="running")["changed"]
+    assert not controller.ask("hv1", "guest", names=["web"], state="running")["changed"]
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
 def test_a_rehearsal_loads_the_state_elsewhere_and_leaves_the_guest_as_it_was(controller: Controller, hv1: Host) -> None:
     since = time.monotonic()
-    predicted = controller.ask("hv1", "guest_rehearsal", "--check", name="web")
-    done = controller.ask("hv1", "guest_rehearsal", name="web")
-    assert not predicted["rehearsed"] and done["rehearsed"] and done["paused_s"] > 0, done
+    predicted = controller.ask("hv1", "guest_rehearsal", "--check", names=["web"])
+    done = controller.ask("hv1", "guest_rehearsal", names=["web"])
+    (would,), (guest,) = predicted["guests"], done["guests"]
+    assert not would["rehearsed"] and guest["rehearsed"] and guest["paused_s"] > 0, done
     assert not hv1.ssh("ls /run/kvm-liveupdate/guests | grep -E 'stand-in|rehearsal'; pgrep -f share=off").stdout
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
@@ -257,7 +258,7 @@ def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1:
     since = time.monotonic()
     hv1.ssh("mv /usr/bin/qemu-system-x86_64 /usr/bin/runs; install -m 755 /dev/stdin /usr/bin/qemu-system-x86_64", stdin=ANOTHER_MACHINE)
     try:
-        result = controller.ask("hv1", "guest_rehearsal", name="web")
+        result = controller.ask("hv1", "guest_rehearsal", names=["web"])
     finally:
         hv1.ssh("mv /usr/bin/runs /usr/bin/qemu-system-x86_64")
     assert result["failed"] and "guest web: what was saved of it does not load" in result["msg"], result
@@ -267,16 +268,16 @@ def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1:
 def test_a_killed_holder_is_noticed(controller: Controller, hv2: Host) -> None:
     """Where systemd cannot hold a session a process does. Without it the memory is no longer preserved, and the jump is refused."""
     since = time.monotonic()
-    held = controller.ask("hv2", "guest", name="web", state="preserved")
-    (holder,) = sessions(hv2)[held["session"]]
+    held = controller.ask("hv2", "guest", names=["web"], state="preserved")
+    (holder,) = sessions(hv2)[held["guests"][0]["session"]]
     assert holder != 1
-    assert not controller.ask("hv2", "guest", name="web", state="preserved")["changed"]
+    assert not controller.ask("hv2", "guest", names=["web"], state="preserved")["changed"]
     hv2.ssh(f"kill -9 {holder}")
     assert not sessions(hv2)
     refused = controller.ask("hv2", "kexec", guests=["web", "db"])
     assert refused["failed"] and "guest web: its RAM is not held" in refused["msg"]
-    assert controller.ask("hv2", "guest", name="web", state="preserved")["changed"]
-    assert controller.ask("hv2", "guest", name="web", state="running")["changed"]
+    assert controller.ask("hv2", "guest", names=["web"], state="preserved")["changed"]
+    assert controller.ask("hv2", "guest", names=["web"], state="running")["changed"]
     assert not sessions(hv2)
     assert all(verdict.survived for verdict in ticking(hv2, since).values())
 
@@ -311,7 +312,7 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     """kill -9 between the commit and the pause: the sessions are PID 1's, the guests run on, and the host undoes the rest."""
     since, before = time.monotonic(), boot_of(hv1)
     controller.ask("hv1", "kexec_image", kernel=f"/boot/vmlinuz-{kernels[1]}")
-    held = {controller.ask("hv1", "guest", name=guest.name, state="preserved")["session"]: [1] for guest in GUESTS}
+    held = {controller.ask("hv1", "guest", names=[guest.name], state="preserved")["guests"][0]["session"]: [1] for guest in GUESTS}
     assert sessions(hv1) == held
     killer = "until systemctl is-active kvm-liveupdate-jump; do sleep 0.1; done; systemctl kill --signal=KILL kvm-liveupdate-jump"
     hv1.ssh(f"systemd-run --unit killer sh -c '{killer}'")
@@ -447,7 +448,7 @@ def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, 
     hv2.ssh("chmod +x /usr/bin/qemu-system-x86_64; systemctl start web.service db.service")
     assert all(verdict.survived for verdict in ticking(hv2, since).values())
     for guest in GUESTS:
-        assert not controller.ask("hv2", "guest", name=guest.name, state="running")["changed"]
+        assert not controller.ask("hv2", "guest", names=[guest.name], state="running")["changed"]
     assert not sessions(hv2)
 
 

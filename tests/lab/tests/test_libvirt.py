@@ -146,7 +146,7 @@ def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(co
     try:
         assert started.returncode == 0, started.stderr
         guests = {guest["name"]: guest for guest in controller.ask(host.name, "hypervisor_info")["guests"]}
-        refused = controller.ask(host.name, "guest", name="other", state="preserved")
+        refused = controller.ask(host.name, "guest", names=["other"], state="preserved")
         predicted = controller.ask(host.name, "domain_memory", "--check", name="other")
         prepared = controller.ask(host.name, "domain_memory", name="other")
         again = controller.ask(host.name, "domain_memory", name="other")
@@ -167,8 +167,8 @@ def test_a_domain_that_cannot_be_preserved_is_refused_and_its_memory_prepared(co
 def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: Host) -> None:
     """AppArmor confines the stand-in too. Another one is rehearsed when it moves again, on memory that came over a jump."""
     since, before = time.monotonic(), managed(host)
-    done = controller.ask(host.name, "guest_rehearsal", name=TPM.name)
-    assert done["rehearsed"] and done["paused_s"] > 0, done
+    done = controller.ask(host.name, "guest_rehearsal", names=[TPM.name])
+    assert done["guests"][0]["rehearsed"] and done["guests"][0]["paused_s"] > 0, done
     for domain in DOMAINS:
         verdict = final_verdict(host, domain, since)
         assert verdict.survived, f"{domain.name}: {verdict.reason}"
@@ -180,11 +180,11 @@ def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: 
 
 def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
     since = time.monotonic()
-    assert controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
-    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="preserved")["changed"]
-    assert controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
-    assert not controller.ask(host.name, "guest", name=PLAIN.name, state="running")["changed"]
-    nameless = controller.ask(host.name, "guest_rehearsal", name=PLAIN.name)
+    assert controller.ask(host.name, "guest", names=[PLAIN.name], state="preserved")["changed"]
+    assert not controller.ask(host.name, "guest", names=[PLAIN.name], state="preserved")["changed"]
+    assert controller.ask(host.name, "guest", names=[PLAIN.name], state="running")["changed"]
+    assert not controller.ask(host.name, "guest", names=[PLAIN.name], state="running")["changed"]
+    nameless = controller.ask(host.name, "guest_rehearsal", names=[PLAIN.name])
     assert nameless["failed"] and "its RAM has no name since it was held" in nameless["msg"], nameless
     assert not left_behind(host)
     assert final_verdict(host, PLAIN, since).survived

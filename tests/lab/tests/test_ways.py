@@ -103,8 +103,8 @@ def test_an_update_that_is_undone_brings_back_who_left(controller: Controller, h
     """One of them was sent away by an earlier run, that never came to its end."""
     before = boot_of(host)
     since = host.heartbeat(PLAIN.port)[-1].arrived
-    sent = controller.ask(host.name, "guest_away", name=PLAIN.name, state="away", way="save")
-    assert sent["changed"] and sent["where"] == "saved"
+    sent = controller.ask(host.name, "guest_away", state="away", guests=[{"name": PLAIN.name, "way": "save"}])
+    assert sent["changed"] and sent["guests"][0]["where"] == "saved"
     assert host.ssh(f"virsh domstate {PLAIN.name}").stdout.strip() == "shut off"
     nowhere = {"migrate": {"to": "qemu+ssh://root@10.77.0.99/system"}}
     play = run(controller, host, other_kernel(host, kernels), {DISK.name: ["save"], MOVER.name: [nowhere]})

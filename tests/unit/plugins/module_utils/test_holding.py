@@ -48,8 +48,33 @@ def test_a_memory_file_that_was_exchanged_ends_the_hold(tmp_path, monkeypatch, o
         noted = {**mine, "files": [[seen.st_dev + other[0], seen.st_ino + other[1]]]}
         monkeypatch.setattr(_holding._paths, "read_json", lambda path: noted)
         monkeypatch.setattr(_systemd, "version", lambda: 262)
-        monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME])
+        monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [_holding.FDNAME] for unit in units})
         assert bool(_holding.held(mine)) is (other == (0, 0))
+
+
+@pytest.mark.parametrize("version", [262, 257])
+def test_all_holds_are_looked_at_with_one_question(monkeypatch, version):
+    """Of each guest it counts that its own session lasts, whatever lasts beside it."""
+    records = [{**RECORD, "name": name, "unit": f"{name}.service"} for name in ("web", "db", "app", "new")]
+    notes = {name: {**RECORD, "files": [], "session": f"kvm-{name}"} for name in ("web", "db", "app")}
+    asked = []
+    monkeypatch.setattr(_holding._paths, "read_json", lambda path: notes.get(path.rpartition("/")[2].removesuffix(".held"), {}))
+    monkeypatch.setattr(_systemd, "version", lambda: version)
+    stores = {"web.service": [_holding.FDNAME], "db.service": [], "app.service": ["other"]}
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: asked.append(units) or stores)
+    monkeypatch.setattr(
+        _systemd,
+        "show_each",
+        lambda units, *_names: asked.append(units) or {unit: {"MainPID": str(at), "ControlGroup": "/"} for at, unit in enumerate(units)},
+    )
+    links = {0: {3: _holding._processes.SESSION_LINK + "kvm-web"}, 1: {}, 2: {3: _holding._processes.SESSION_LINK + "kvm-web"}}
+    monkeypatch.setattr(_holding._processes, "fd_links", links.get)
+    monkeypatch.setattr(_holding.os, "getxattr", lambda path, name: b"1", raising=False)
+    assert _holding.held_each(records) == {"web": notes["web"]}
+    holders = ["web", "db", "app"] if version == 262 else [f"kvm-liveupdate-hold@{name}" for name in ("web", "db", "app")]
+    assert asked == [[f"{unit}.service" for unit in holders]]
+    notes.clear()
+    assert _holding.held_each(records) == {} and len(asked) == 1  # nothing is asked where nothing is noted
 
 
 def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypatch):

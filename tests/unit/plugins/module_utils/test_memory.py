@@ -138,8 +138,7 @@ def test_memory_limits_are_those_of_the_unit_and_its_slices(monkeypatch):
         "-.slice": {"MemoryMax": "infinity"},
     }
     asked = []
-    monkeypatch.setattr(_guests._systemd, "show", lambda unit, *_names: asked.append(unit) or shown[unit])
-    monkeypatch.setattr(_guests._systemd, "show_each", lambda units, *_names: {unit: shown[unit] for unit in units})
+    monkeypatch.setattr(_guests._systemd, "show_each", lambda units, *_names: asked.append(units) or {unit: shown[unit] for unit in units})
     record = {"unit": "web1.service"}
     assert _guests.memory_limits(record) == _guests.memory_limits(record) == {"web1.service": 5, "web.slice": 7}
-    assert asked == ["web1.service"]
+    assert asked == [["web1.service"], ["-.slice", "web-a.slice", "web.slice"]]

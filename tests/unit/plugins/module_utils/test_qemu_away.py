@@ -17,6 +17,7 @@ class Host:
 
     def __init__(self):
         self.state, self.on_shutdown, self.heeds_the_button, self.calls = "running", "poweroff", True, []
+        self.faults = {}
 
     def __call__(self, path):
         assert path == RECORD["monitor"]
@@ -30,6 +31,8 @@ class Host:
 
     def execute(self, command, **arguments):
         self.calls.append((command, *arguments.values()))
+        if (command, *arguments.values()) in self.faults:
+            self.faults[command, *arguments.values()]()
         if command == "set-action":
             self.on_shutdown = arguments["shutdown"]
         if command == "system_powerdown" and self.heeds_the_button:
@@ -41,7 +44,9 @@ class Host:
     def run(self, *words, **limit):
         assert limit["timeout"] > 0
         self.calls.append(words[:2])
-        self.state = {"stop": "", "start": "prelaunch"}[words[1]]
+        if words[:2] in self.faults:
+            self.faults[words[:2]]()
+        self.state = {"stop": "", "start": self.state or "prelaunch", "restart": "prelaunch"}[words[1]]
 
     def known(self):
         """It takes a moment from the start of the unit to a guest that runs."""
@@ -89,10 +94,43 @@ def test_its_unit_is_stopped_once_it_is_off_and_started_again(host):
 
 def test_a_guest_that_does_not_heed_its_power_button_runs_on_as_before(host):
     host.heeds_the_button = False
-    with pytest.raises(LiveUpdateError, match=r"guest web: still running 0.01 s after its power button was pressed, and left so"):
+    with pytest.raises(
+        LiveUpdateError, match=r"guest web: still running 0.01 s after its power button was pressed, and left so"
+    ) as failure:
         _qemu_away.leave(AWAY, 0.01)
+    assert failure.value.details["settled"] is False
     assert host.state == "running" and host.on_shutdown == "poweroff"
     assert ("systemctl", "stop") not in host.calls
+
+
+def no_answer():
+    raise LiveUpdateError("no answer")
+
+
+@pytest.mark.parametrize(
+    ("lost", "settled"), [(("set-action", "pause"), True), (("system_powerdown",), False), (("systemctl", "stop"), False)]
+)
+def test_once_its_button_is_pressed_nobody_knows_whether_a_guest_stays(host, lost, settled):
+    host.faults = {lost: no_answer}
+    with pytest.raises(LiveUpdateError, match="no answer") as failure:
+        _qemu_away.leave(AWAY, 5)
+    assert failure.value.details["settled"] is settled
+
+
+def test_a_guest_that_goes_off_at_the_very_limit_has_left(host):
+    host.heeds_the_button = False
+    host.faults = {("set-action", "poweroff"): lambda: setattr(host, "state", "shutdown")}
+    _qemu_away.leave(AWAY, 0.01)
+    assert host.calls[-1] == ("systemctl", "stop")
+
+
+def test_a_guest_that_is_off_in_a_qemu_that_is_still_there_is_started_again(host):
+    """Its unit could not be stopped, or who was to do it was lost; to start what runs does nothing."""
+    host.faults = {("systemctl", "stop"): no_answer}
+    with pytest.raises(LiveUpdateError):
+        _qemu_away.leave(AWAY, 5)
+    assert host.state == "shutdown" and not _qemu_away.is_back(AWAY)
+    assert _qemu_away.come_back(AWAY, 1) == "" and host.calls[-1] == ("systemctl", "restart")
 
 
 def test_a_guest_that_does_not_start_is_waited_for_in_bounds(host, monkeypatch):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -43,3 +45,41 @@ def test_properties_of_several_units_belong_to_the_unit_that_was_asked_for(monke
     assert len(asked) == 1
     assert _systemd.show_each([], "ActiveState") == {}
     assert len(asked) == 1
+
+
+class Stores:
+    """Some units, and what systemd and systemd-analyze say of their fd stores."""
+
+    def __init__(self, stored):
+        self.stored, self.programs = stored, []
+
+    def run(self, program, *words):
+        self.programs.append(program)
+        units = words[words.index("--") + 1 :]
+        if program == "systemctl":
+            counts = {unit: len(self.stored[unit]) if unit in self.stored else "" for unit in units}
+            return "\n".join(f"Id={unit}\nNFileDescriptorStore={count}\n" for unit, count in counts.items())
+        assert all(self.stored.get(unit) for unit in units)  # it fails for a unit that is not loaded
+        return "".join(json.dumps([{"fdname": name} for name in self.stored[unit]]) + "\n" for unit in units)
+
+
+def test_the_fd_stores_of_all_units_take_two_programs(monkeypatch):
+    host = Stores({"web.service": ["kvm-liveupdate", "log"], "db.service": [], "app.service": ["log"]})
+    monkeypatch.setattr(_systemd, "run", host.run)
+    assert _systemd.fdstore_each(["web.service", "gone.service", "db.service", "app.service"]) == {
+        "web.service": ["kvm-liveupdate", "log"],
+        "gone.service": [],
+        "db.service": [],
+        "app.service": ["log"],
+    }
+    assert host.programs == ["systemctl", "systemd-analyze"]
+    assert _systemd.fdstore("db.service") == [] and host.programs[2:] == ["systemctl"]
+    assert _systemd.fdstore("app.service") == ["log"]
+
+
+def test_an_fd_store_that_is_not_told_is_an_error(monkeypatch):
+    """Else the next unit's would be taken for it."""
+    host = Stores({"web.service": ["a"], "db.service": ["b"]})
+    monkeypatch.setattr(_systemd, "run", lambda *words: host.run(*words) if words[0] == "systemctl" else '[{"fdname": "b"}]\n')
+    with pytest.raises(LiveUpdateError, match="1 answers about 2 units"):
+        _systemd.fdstore_each(["web.service", "db.service"])

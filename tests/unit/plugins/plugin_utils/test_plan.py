@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import plan
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import chosen, plan
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import WAYS, Policy, PolicyError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -345,3 +345,30 @@ def test_whatever_else_is_given_as_a_policy_is_an_error_of_ours_or_a_policy(valu
         except PolicyError:
             continue
         assert ladder.rungs
+
+
+@pytest.mark.parametrize(
+    ("rehearsal", "guests", "names"),
+    [
+        ("none", {}, []),
+        ("canary", {}, ["web", "unit"]),
+        ("all", {}, ["web", "db", "unit"]),
+        ("none", {"db": True, "unit": False, "nobody": True}, ["db"]),
+        ("canary", {"web": False, "db": True}, ["db", "unit"]),
+        ("all", {"db": False}, ["web", "unit"]),
+    ],
+)
+def test_who_is_rehearsed(rehearsal, guests, names):
+    assert chosen([guest("web"), guest("db"), guest("unit", "qemu")], rehearsal, guests) == names
+
+
+def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():
+    """A guest that leaves is never rehearsed, and a canary is one that stays."""
+    facts = host(guest("web", reasons=["hostdev"]), guest("db"), guest("app"), guest("big", reasons=["ram-anonymous"]))
+    made = plan(facts, Policy([], ["preserve", {"migrate": {"to": URI, "back": False}}, "shutdown"]), "canary", {"web": True})
+    assert (made["staying"], made["rehearse"]) == (["db", "app"], ["db"])
+    assert made["leaving"] == [
+        {"name": "web", "way": "shutdown", "destination": "", "back": True},
+        {"name": "big", "way": "migrate", "destination": URI, "back": False},
+    ]
+    assert made["steps"][1] == "pause db for a moment, one by one, and try whether the saved state can be loaded"

@@ -82,14 +82,13 @@ def test_warnings_are_told_whatever_became_of_the_guest(guests):
 
 def test_guests_that_left_say_how_and_whether_they_are_back():
     sent = [
-        {"guest": "db", "left": "saved", "where": "saved", "msg": "guest db is saved to disk", "item": {"name": "db", "way": "save"}},
-        {"guest": "off", "left": "", "where": "off", "msg": "does not run", "item": {"name": "off", "way": "shutdown"}},
-        {"skipped": True, "item": {"name": "other", "way": "save"}},
+        {"name": "db", "left": "saved", "where": "saved", "msg": "guest db is saved to disk"},
+        {"name": "off", "left": "", "where": "off", "msg": "does not run"},
     ]
     returned = [
-        {"guest": "db", "left": "saved", "where": "here", "msg": "guest db is back, it was saved", "item": {"name": "db"}},
-        {"failed": True, "msg": "guest web: no such bridge", "item": {"name": "web"}},
-        {"guest": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays", "item": {"name": "earlier"}},
+        {"name": "db", "left": "saved", "where": "here", "msg": "guest db is back, it was saved"},
+        {"name": "web", "failed": True, "left": "", "where": "", "msg": "guest web: no such bridge"},
+        {"name": "earlier", "left": "migrated", "where": "migrated", "msg": "guest earlier stays"},
     ]
     host = {**HOST, "guests": [{"name": "web", "reasons": []}, {"name": "db", "reasons": [{"message": "huge pages"}]}]}
     found = result(host, GO, JUMP, away=[*sent, *returned])["guests"]
@@ -103,9 +102,9 @@ def test_guests_that_left_say_how_and_whether_they_are_back():
 
 
 def test_a_guest_that_did_not_leave_is_what_it_was():
-    sent = [{"failed": True, "msg": "guest web: still running 300 s after", "item": {"name": "web", "way": "shutdown"}}]
+    sent = [{"name": "web", "failed": True, "left": "", "where": "", "msg": "guest web: still running 300 s after"}]
     found = result(
-        HOST, GO, why="guest web: still running", away=[*sent, {"guest": "web", "left": "", "where": "here", "msg": "is not away"}]
+        HOST, GO, why="guest web: still running", away=[*sent, {"name": "web", "left": "", "where": "here", "msg": "is not away"}]
     )
     assert found["outcome"] == "undone" and found["guests"]["web"]["why"] == "guest web: still running 300 s after"
 

@@ -1,0 +1,254 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _lock, _paths, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
+from ansible_collections.kvm.liveupdate.plugins.modules import guest
+
+SAVED = {"state": "saved", "unit": "db.service"}
+RESTORED = {"state": "restored", "unit": "db.service"}
+
+
+class Host:
+    """Guests that are held and let go of at a word, and what was asked of the host to do so."""
+
+    def __init__(self, names):
+        self.running = {name: {"name": name, "uuid": f"{name}-1", "ram": [{"size": 64 << 20}]} for name in names}
+        self.states = dict.fromkeys(names, "running")
+        self.journals, self.reasons, self.faults = {}, {}, {}
+        self.held, self.calls, self.slept = set(), [], 0
+        self.on_sleep = lambda: None
+
+    def known(self):
+        self.calls.append("known")
+        return dict(self.running)
+
+    def survey(self, records):
+        self.calls.append(("survey", *(record["name"] for record in records)))
+
+    def inspect(self, record):
+        return self.reasons.get(record["name"], [])
+
+    def held_each(self, records):
+        self.calls.append("held_each")
+        return {record["name"]: {"session": "s"} for record in records if record["name"] in self.held}
+
+    def hold(self, record):
+        self._act("hold", record["name"])
+        self.held.add(record["name"])
+
+    def release(self, record):
+        self._act("release", record["name"])
+        self.held.discard(record["name"])
+
+    def status(self, record):
+        return self.states[record["name"]]
+
+    def resume(self, record, running):
+        self.calls.append(("resume", record["name"], running))
+
+    def _act(self, what, name):
+        with pytest.raises(LiveUpdateError, match="another live update operation"), _lock.Lock():
+            pass
+        if name in self.faults:
+            raise LiveUpdateError(self.faults[name])
+        self.calls.append((what, name))
+
+    def sleep(self, _seconds):
+        self.slept += 1
+        self.on_sleep()
+
+
+@pytest.fixture(name="host")
+def a_host(tmp_path, monkeypatch):
+    host = Host(["web", "db", "app"])
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    for name in ("known", "survey", "inspect"):
+        monkeypatch.setattr(_guests, name, getattr(host, name))
+    monkeypatch.setattr(_guests, "journal", lambda name: host.journals.get(name, {}))
+    for name in ("held_each", "hold", "release"):
+        monkeypatch.setattr(_holding, name, getattr(host, name))
+    monkeypatch.setattr(_providers, "of", lambda record: host)
+    monkeypatch.setattr(guest.time, "sleep", host.sleep)
+    return host
+
+
+def ask(state, *names, check_mode=False, timeout=120):
+    return guest.manage(SimpleNamespace(params={"names": list(names), "state": state, "timeout": timeout}, check_mode=check_mode))
+
+
+def fails(state, *names, **words):
+    with pytest.raises(LiveUpdateError) as failure:
+        ask(state, *names, **words)
+    return failure.value
+
+
+def test_held_and_let_go_of_as_predicted(host):
+    predicted = ask("preserved", "web", "db", check_mode=True)
+    assert not host.held
+    done = ask("preserved", "web", "db", "web")
+    assert done == predicted and host.held == {"web", "db"}
+    assert [(each["name"], each["changed"], each["session"]) for each in done["guests"]] == [
+        ("web", True, "kvm-web1"),
+        ("db", True, "kvm-db1"),
+    ]
+    assert done["msg"] == (
+        "guest web: its 64 MiB of RAM is held in session kvm-web1; guest db: its 64 MiB of RAM is held in session kvm-db1"
+    )
+    assert done["diff"] == {"before": {"web": "running", "db": "running"}, "after": {"web": "preserved", "db": "preserved"}}
+    again = ask("preserved", "web", "db")
+    assert not again["changed"] and again["guests"][0]["session"] == "kvm-web1" and "is held already" in again["msg"]
+    predicted = ask("running", "web", "db", "app", check_mode=True)
+    assert host.held == {"web", "db"}
+    done = ask("running", "web", "db", "app")
+    assert done == predicted and not host.held
+    assert [(each["name"], each["changed"], each["session"]) for each in done["guests"]] == [
+        ("web", True, ""),
+        ("db", True, ""),
+        ("app", False, ""),
+    ]
+    assert done["diff"]["before"] == {"web": "preserved", "db": "preserved", "app": "running"}
+    assert not ask("running", "web", "db", "app")["changed"]
+
+
+def test_the_host_is_asked_once_for_all_guests(host):
+    ask("preserved", "web", "db", "app")
+    assert [call for call in host.calls if call[0] != "hold"] == ["known", ("survey", "web", "db", "app"), "held_each"]
+    host.calls.clear()
+    ask("running", "web", "db", "app")
+    assert [call for call in host.calls if call[0] not in ("resume", "release")] == ["known", "held_each"]
+
+
+def test_a_guest_with_a_reason_is_refused_before_any_is_held(host):
+    why = reason("qemu-replaced", "QEMU was replaced", "restart the guest")
+    host.reasons = {"db": [why], "app": [why]}
+    for check_mode in (True, False):
+        err = fails("preserved", "web", "db", "app", check_mode=check_mode)
+        assert err.message == (
+            "guest db cannot be preserved: QEMU was replaced - restart the guest;"
+            " guest app cannot be preserved: QEMU was replaced - restart the guest"
+        )
+        assert [(each["name"], each["failed"], each["reasons"]) for each in err.details["guests"]] == [
+            ("web", False, []),
+            ("db", True, [why]),
+            ("app", True, [why]),
+        ]
+        assert not host.held and err.details["changed"] is False
+
+
+def test_what_came_up_after_the_hold_is_a_reason_too(host):
+    """An upgrade of QEMU, or a job that somebody started."""
+    ask("preserved", "web")
+    host.reasons = {"web": [reason("qemu-replaced", "QEMU was replaced", "restart the guest")]}
+    assert "QEMU was replaced" in fails("preserved", "web").message
+
+
+def test_a_guest_that_does_not_run_is_named_beside_the_others(host):
+    del host.running["db"]
+    err = fails("preserved", "web", "db", "nobody")
+    assert "guest 'db': no such guest runs on this host; it runs: web, app" in err.message and "guest 'nobody'" in err.message
+    assert not host.held
+
+
+def test_a_hold_that_fails_is_told_and_the_others_stay_held(host):
+    host.faults = {"web": "guest web: EBUSY", "app": "guest app: out of memory"}
+    err = fails("preserved", "web", "db", "app")
+    assert err.message == "guest web: EBUSY; guest app: out of memory"
+    assert [(each["name"], each["failed"], each["changed"]) for each in err.details["guests"]] == [
+        ("web", True, False),
+        ("db", False, True),
+        ("app", True, False),
+    ]
+    assert host.held == {"db"} and err.details["changed"] is True
+
+
+def test_a_release_that_fails_keeps_no_other_guest_held(host):
+    ask("preserved", "web", "db", "app")
+    host.faults = {"web": "guest web: no answer"}
+    err = fails("running", "web", "db", "app")
+    assert err.message == "guest web: no answer" and host.held == {"web"}
+
+
+@pytest.mark.parametrize("state", ["preserved", "running"])
+def test_nothing_is_done_while_another_operation_is_under_way(host, state):
+    host.held = {"web"} if state == "running" else set()
+    before = set(host.held)
+    with _lock.Lock():
+        assert "another live update operation" in fails(state, "web").message
+    assert host.held == before
+
+
+def test_a_guest_whose_undo_was_cut_off_runs_on(host):
+    host.states["db"] = "postmigrate"
+    done = ask("running", "web", "db")
+    assert [each["changed"] for each in done["guests"]] == [False, True]
+    assert ("resume", "db", True) in host.calls and ("resume", "web", True) not in host.calls
+
+
+def test_guests_are_waited_for_together_and_only_their_journals_are_looked_at(host):
+    """Its QEMU runs before its state is loaded: the journal says when it is back."""
+    host.journals = {"db": SAVED, "app": {**SAVED, "unit": "app.service"}}
+
+    def back():
+        if host.slept == 3:
+            host.journals["app"] = RESTORED
+        if host.slept == 5:
+            host.journals["db"] = RESTORED
+
+    host.on_sleep = back
+    done = ask("running", "web", "db", "app")
+    assert host.slept == 5 and host.calls.count("known") == 1
+    assert not done["changed"] and [each["last_update"] for each in done["guests"]] == [{}, RESTORED, RESTORED]
+
+
+def test_a_guest_that_starts_clean_is_waited_for(host):
+    record = host.running.pop("db")
+    host.journals = {"db": {"state": "lost", "unit": "db.service"}}
+    host.on_sleep = lambda: host.running.update(db=record) if host.slept == 2 else None
+    assert ask("running", "db")["guests"][0]["last_update"]["state"] == "lost" and host.slept == 2
+
+
+@pytest.mark.parametrize(("runs", "seen"), [(True, "its QEMU runs, but its state is not loaded"), (False, "its QEMU does not run")])
+def test_who_is_back_in_time_is_told_beside_who_is_not(host, runs, seen):
+    host.journals = {"web": RESTORED, "db": SAVED}
+    if not runs:
+        del host.running["db"]
+    err = fails("running", "web", "db", timeout=0)
+    assert err.message == (
+        f"guest db: not back within 0 s: {seen}. What was saved is kept; 'journalctl -b -u db.service' says why,"
+        " 'systemctl start db.service' tries again"
+    )
+    web, db = err.details["guests"]
+    assert (web["failed"], web["last_update"]) == (False, RESTORED)
+    assert (db["failed"], db["last_update"]) == (True, SAVED)
+
+
+def test_a_guest_that_was_never_updated_and_does_not_run_is_not_waited_for(host):
+    del host.running["db"]
+    assert "guest 'db': no such guest" in fails("running", "db").message and host.slept == 0
+
+
+def test_a_monitor_that_does_not_answer_keeps_no_other_guest_held(host):
+    host.held = {"web", "db"}
+
+    def status(record):
+        if record["name"] == "db":
+            raise LiveUpdateError("monitor /run/db.qmp: no answer")
+        return "running"
+
+    host.status = status
+    assert fails("running", "web", "db").message == "guest db: monitor /run/db.qmp: no answer"
+    assert host.held == {"db"}
+
+
+def test_no_guest_at_all(host):
+    for state in ("preserved", "running"):
+        assert ask(state) == {"changed": False, "guests": [], "msg": "", "diff": {"before": {}, "after": {}}}
+    assert "one of them is empty" in fails("running", "web", "").message

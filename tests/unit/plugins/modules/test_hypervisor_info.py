@@ -1,0 +1,136 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _holding,
+    _libvirt,
+    _paths,
+    _processes,
+    _providers,
+    _qemu,
+    _systemd,
+)
+from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
+
+PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": []}
+SHOWN = {
+    "MainPID": str(os.getpid()),
+    "FileDescriptorStoreMax": "4",
+    "FileDescriptorStorePreserve": "yes",
+    "NotifyAccess": "all",
+    "IgnoreOnIsolate": "yes",
+    "Slice": "guests-web.slice",
+    "MemoryMax": "infinity",
+    "NFileDescriptorStore": "1",
+}
+
+
+class Monitor:
+    """A guest without anything that speaks against it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        pass
+
+    def status(self):
+        return "running"
+
+    def query(self, _command):
+        return {}
+
+    def execute(self, _command):
+        return []
+
+
+@pytest.fixture(name="host")
+def a_host(tmp_path, monkeypatch):
+    """Guests in units, all of them this process, and the programs that are started to look at them."""
+    programs = []
+
+    def run(*words, **_limit):
+        programs.append(words[0])
+        units = words[words.index("--") + 1 :] if "--" in words else []
+        if words[0] == "systemd-analyze":
+            return f'[{{"fdname": "{_holding.FDNAME}"}}]\n' * len(units)
+        asked = words[2].removeprefix("--property=").split(",")
+        if asked == ["Version"]:
+            return "262\n"
+        return "\n".join("".join(f"{key}={SHOWN[key]}\n" for key in asked if key in SHOWN) + f"Id={unit}\n" for unit in units)
+
+    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE", "AWAY", "UPDATE"):
+        monkeypatch.setattr(_paths, name, str(tmp_path / name))
+    (tmp_path / "GUESTS_RUN").mkdir()
+    monkeypatch.setattr(_libvirt, "_PIDS", str(tmp_path / "no libvirt"))
+    monkeypatch.setattr(_qemu, "Qmp", Monitor)
+    monkeypatch.setattr(_systemd, "run", run)
+    monkeypatch.setattr(_processes, "pids", list)
+
+    def add(count, held):
+        with open(tmp_path / "ram", "wb") as ram:
+            seen = os.fstat(ram.fileno())
+            fd = os.dup(ram.fileno())
+        process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+        for number in range(count):
+            name = f"web{number}"
+            record = {
+                "name": name,
+                "provider": "qemu",
+                "uuid": "u",
+                "unit": f"{name}.service",
+                "argv": ["qemu"],
+                "monitor": "/m",
+                **process,
+            }
+            _paths.write_json(_guests.run_path(name), {**record, "ram": [{"fd": fd, "size": 0}]})
+            if held:
+                _paths.write_json(_guests.run_path(name, "held"), {**process, "files": [[seen.st_dev, seen.st_ino]]})
+        programs.clear()
+        return fd
+
+    return SimpleNamespace(add=add, programs=programs)
+
+
+@pytest.mark.parametrize(("held", "programs"), [(False, ["systemctl"] * 3), (True, ["systemctl"] * 5 + ["systemd-analyze"])])
+@pytest.mark.parametrize("count", [1, 40])
+def test_no_guest_costs_the_host_another_program(host, count, held, programs):
+    fd = host.add(count, held)
+    try:
+        found = hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
+    finally:
+        os.close(fd)
+    assert [guest["held"] for guest in found["guests"]] == [held] * count
+    assert {reason["code"] for guest in found["guests"] for reason in guest["reasons"]} == {"ram-gone"}  # a file with a name
+    assert sorted(host.programs) == programs
+
+
+def test_who_runs_is_looked_up_once(host, monkeypatch):
+    looked = []
+    monkeypatch.setattr(_providers, "all_of_them", lambda: (SimpleNamespace(known=lambda: looked.append(1) or [], survey=len),))
+    hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
+    assert looked == [1]
+
+
+def test_what_was_asked_at_once_is_what_each_would_ask(host, monkeypatch):
+    fd = host.add(2, False)
+    try:
+        surveyed, alone = _guests.known()["web1"], _guests.known()["web1"]
+        _guests.survey([_guests.known()["web0"], surveyed])
+        asked = len(host.programs)
+        assert _guests.inspect(surveyed) == _guests.inspect(alone) and len(host.programs) == asked + 2
+        assert json.dumps(surveyed, sort_keys=True) == json.dumps(alone, sort_keys=True)
+    finally:
+        os.close(fd)
