@@ -119,9 +119,9 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
     ]
 
 
-def strangers() -> list[dict]:
-    """Virtual machines on this host that no wrapper of ours runs: the jump would end them."""
-    ours = {record["pid"] for record in known().values()}
+def strangers(guests: dict[str, dict] | None = None) -> list[dict]:
+    """Virtual machines on this host that are none of these guests, by default of all :func:`known`: the jump would end them."""
+    ours = {record["pid"] for record in (known() if guests is None else guests).values()}
     found = []
     for pid in _processes.pids():
         if pid not in ours and _processes.VM_LINK in _processes.fd_links(pid).values():

@@ -17,7 +17,7 @@ import os
 from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "hold", "read_note", "release", "reside", "session_name")
+__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "hold", "is_of", "read_note", "release", "reside", "session_name")
 
 FDNAME = "kvm-liveupdate"
 META_TOKEN = 0
@@ -77,7 +77,13 @@ def hold(record: dict) -> dict:
 def _preserve(record: dict, hold_id: str) -> int:
     """Create the guest's session with its RAM and a note, and record it; returns the session's descriptor."""
     name = record["name"]
-    identity = {"hold": hold_id, "guest": name, "uuid": record["uuid"], "sizes": [ram["size"] for ram in record["ram"]]}
+    identity = {
+        "hold": hold_id,
+        "guest": name,
+        "uuid": record["uuid"],
+        "sizes": [ram["size"] for ram in record["ram"]],
+        "qemu": [record["pid"], record["started"]],
+    }
     hold_record = {
         **identity,
         "session": session_name(record["uuid"]),
@@ -126,13 +132,20 @@ def reside(name: str) -> None:
 def held(record: dict) -> dict:
     """The hold on this guest's RAM when it is in force: the same process, the same memory, and its session where it lasts."""
     hold_record = _paths.read_json(_guests.run_path(record["name"], "held"))
-    if not hold_record or hold_record["pid"] != record["pid"] or hold_record["started"] != record["started"]:
-        return {}
-    if hold_record.get("files") != _ram_files(record):
+    if not hold_record or not is_of(hold_record, record):
         return {}
     unit = holder(record)
     lasts = FDNAME in _systemd.fdstore(unit) if unit != resident_unit(record["name"]) else _resides(unit, hold_record["session"])
     return hold_record if lasts else {}
+
+
+def is_of(hold_record: dict, record: dict) -> bool:
+    """Whether the hold is on the memory of this very process, which still runs. No program is run for it: it is asked in the pause too."""
+    return (
+        hold_record["pid"] == record["pid"]
+        and hold_record["started"] == record["started"] == _processes.start_time(record["pid"])
+        and hold_record.get("files") == _ram_files(record)
+    )
 
 
 def _resides(unit: str, session: str) -> bool:

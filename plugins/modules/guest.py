@@ -103,10 +103,11 @@ def run_free(module) -> dict:
     record = wait_until_back(name, module.params["timeout"])
     state = _providers.of(record).status(record)
     held = bool(_holding.held(record))
-    changed = held or state == "postmigrate"
+    paused_by_us = state == "postmigrate" or (state != "running" and _update.owes(record))
+    changed = held or paused_by_us
     if changed and not module.check_mode:
         with _update.Lock():
-            _providers.of(record).resume(record, running=state == "postmigrate")
+            _update.let_go_on(record, running=paused_by_us)
             _holding.release(record)
     done = "runs" if not changed else "runs on, its RAM is no longer held"
     return {"changed": changed, "session": "", "msg": f"guest {name} {done}"}
