@@ -94,7 +94,9 @@ def _reached(units: list[str], *dependencies: str) -> set[str]:
     while units:
         found.update(units)
         shown = _systemd.show_each(units, *dependencies)
-        units = sorted({unit for properties in shown.values() for name in dependencies for unit in properties.get(name, "").split()} - found)
+        units = sorted(
+            {unit for properties in shown.values() for name in dependencies for unit in properties.get(name, "").split()} - found
+        )
     return found
 
 

@@ -203,7 +203,10 @@ def _saved_problem(record: dict) -> str:
         return f"guest {record['name']}: whether it still stands still is not known: {err}; run the update again"
     if state == "postmigrate":
         return ""
-    return f"guest {record['name']} was saved and is {state} now: somebody else let it go on; keep others away from it, and run the update again"
+    return (
+        f"guest {record['name']} was saved and is {state} now: somebody else let it go on; keep others away from it, and run the update"
+        " again"
+    )
 
 
 def resume(record: dict, running: bool) -> None:

@@ -12,8 +12,8 @@ version_added: 0.1.0
 description:
   - Checks that a kernel is staged by M(kvm.liveupdate.kexec_image) and that every virtual machine of the host is held by
     M(kvm.liveupdate.guest), and refuses otherwise.
-  - Then the host acts alone. It stops what the guests do not need, ends logins and containers, pauses and saves all guests, jumps, and brings
-    them back, whether or not this task still waits.
+  - Then the host acts alone. It stops what the guests do not need, ends logins and containers, pauses and saves all guests, jumps, and
+    brings them back, whether or not this task still waits.
   - The task waits for the host to come back with another boot id, and proves that it runs the staged kernel.
   - A host that undid the update before the jump, or does not come back in time, makes the task fail; it is not reported as unreachable.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
