@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
         if result.get("failed") or self._task.check_mode:
             return result
         update = result["journal"]
-        timeout = float(self._task.args.get("timeout", 900))
+        timeout = float(self._task.args.get("timeout", 1800))
         result["boot_id_before"], result["kernel_before"] = update["boot_id"], update["kernel"]["release"]
         result.update(self._wait(update, started, timeout))
         return result

@@ -38,6 +38,8 @@ REST_UNIT = "kvm-liveupdate-boot.service"
 # What the first target has beside the guests (_runtime.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 UNITS = "/etc/systemd/system"
+# What starts with a unit (systemctl(1), list-dependencies).
+_STARTS = ("Requires", "Requisite", "Wants", "ConsistsOf", "BindsTo", "Upholds")
 # For guests that neither run nor are late.
 LIMIT_S = 60.0
 POLL_S = 0.1
@@ -83,12 +85,19 @@ def _daemons(records: list[dict]) -> list[str]:
 
 def _before(daemons: list[str]) -> list[str]:
     """What an ordinary boot starts before these: they are to find the same as ever."""
-    return sorted(_tree("--after", *daemons) & _tree("default.target") - set(daemons))
+    return sorted((_reached(daemons, "After") & _reached(["default.target"], *_STARTS)) - set(daemons))
 
 
-def _tree(*words: str) -> set[str]:
-    listed = _systemd.run("systemctl", "list-dependencies", "--all", "--plain", "--no-pager", *words)
-    return {line.strip() for line in listed.splitlines() if line.strip()}
+def _reached(units: list[str], *dependencies: str) -> set[str]:
+    """These units and all that these dependencies lead to from them, level by level: systemctl asks PID 1 for each unit once."""
+    found: set[str] = set()
+    while units:
+        found.update(units)
+        shown = _systemd.show_each(units, *dependencies)
+        units = sorted(
+            {unit for properties in shown.values() for name in dependencies for unit in properties.get(name, "").split()} - found
+        )
+    return found
 
 
 def alone(after: list[str]) -> bool:

@@ -30,13 +30,13 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
 def _status() -> None:
     import json
 
-    from . import _away, _guests, _holding, _paths
+    from . import _away, _guests, _holding, _update
 
     running, journals = _guests.known(), _guests.journals()
     held = {name for name, record in running.items() if _holding.held(record)}
     guests = {name: {"running": name in running, "held": name in held, "journal": journals.get(name, {})} for name in {*running, *journals}}
     away = {record["guest"]: record for record in _away.records()}
-    json.dump({"update": _paths.read_json(_paths.UPDATE), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
+    json.dump({"update": _update.last(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 
 

@@ -17,7 +17,7 @@ import os
 from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "held_each", "hold", "read_note", "release", "reside", "session_name")
+__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "held_each", "hold", "is_of", "let_go_on", "owes", "process", "read_note", "release", "reside", "session_name")
 
 FDNAME = "kvm-liveupdate"
 META_TOKEN = 0
@@ -77,7 +77,13 @@ def hold(record: dict) -> dict:
 def _preserve(record: dict, hold_id: str) -> int:
     """Create the guest's session with its RAM and a note, and record it; returns the session's descriptor."""
     name = record["name"]
-    identity = {"hold": hold_id, "guest": name, "uuid": record["uuid"], "sizes": [ram["size"] for ram in record["ram"]]}
+    identity = {
+        "hold": hold_id,
+        "guest": name,
+        "uuid": record["uuid"],
+        "sizes": [ram["size"] for ram in record["ram"]],
+        "qemu": [record["pid"], record["started"]],
+    }
     hold_record = {
         **identity,
         "session": session_name(record["uuid"]),
@@ -145,9 +151,16 @@ def held_each(records: list[dict]) -> dict[str, dict]:
 def _noted(record: dict) -> dict:
     """What was noted of a hold on the memory that this process has now; empty when it was another process, or other memory."""
     hold_record = _paths.read_json(_guests.run_path(record["name"], "held"))
-    if not hold_record or hold_record["pid"] != record["pid"] or hold_record["started"] != record["started"]:
-        return {}
-    return hold_record if hold_record.get("files") == _ram_files(record) else {}
+    return hold_record if hold_record and is_of(hold_record, record) else {}
+
+
+def is_of(hold_record: dict, record: dict) -> bool:
+    """Whether the hold is on the memory of this very process, which still runs. No program is run for it: it is asked in the pause too."""
+    return (
+        hold_record["pid"] == record["pid"]
+        and hold_record["started"] == record["started"] == _processes.start_time(record["pid"])
+        and hold_record.get("files") == _ram_files(record)
+    )
 
 
 def _resides(seen: dict[str, str], session: str) -> bool:
@@ -198,3 +211,19 @@ def release(record: dict) -> bool:
         _systemd.forget_fd(unit, pid, FDNAME)
         found = True
     return _paths.remove(_guests.run_path(record["name"], "held")) or found
+
+
+def process(record: dict) -> dict:
+    """What tells a guest's QEMU from any other process of this boot."""
+    return {"pid": record["pid"], "started": record["started"]}
+
+
+def owes(record: dict) -> bool:
+    """Whether we paused this guest, and have not let it run on since. Nobody else's wish keeps it paused."""
+    return _paths.read_json(_guests.run_path(record["name"], "paused")) == process(record)
+
+
+def let_go_on(record: dict, running: bool) -> None:
+    """Undo what was saved of a guest; ``running``: it is to run on."""
+    _providers.of(record).resume(record, running)
+    _paths.remove(_guests.run_path(record["name"], "paused"))

@@ -30,7 +30,7 @@ def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
         return "cold", "no update left it to be restored"
     if resumed:
         return "cold", "it was restored already and has run since"
-    if note and note.get("hold") == journal["hold"]:
+    if note and note.get("hold") == journal["hold"] and note.get("qemu") in (None, journal.get("qemu")):
         return "restore", "its memory came over"
     lost_why = "its memory did not come over the reboot" if note is None else "the memory that came over is not its own"
     if journal.get("on_loss") == "stop":

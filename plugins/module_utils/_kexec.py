@@ -6,7 +6,7 @@
 
 Source: kernel/kexec_file.c and Documentation/arch/x86/boot.rst (the bzImage header). An image loaded by the older
 kexec_load(2) carries no memory over, and the kernel does not tell which call loaded an image: so what this module staged
-is recorded for this boot, with digests, and staged again right before the jump.
+is recorded for this boot, with digests, and loaded right before the jump.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ import struct
 from . import _paths
 from ._errors import LiveUpdateError
 
-__all__ = ("current_cmdline", "describe", "initrd_of", "loaded", "missing_options", "next_cmdline", "record", "stage", "unload")
+__all__ = (
+    "current_cmdline",
+    "describe",
+    "initrd_of",
+    "load",
+    "loaded",
+    "missing_options",
+    "next_cmdline",
+    "record",
+    "stage",
+    "try_out",
+    "unload",
+)
 
 _UNLOAD = 0x1
 _NO_INITRAMFS = 0x4
@@ -116,8 +128,8 @@ def loaded(root: str = "/") -> bool:
 
 
 def record() -> dict:
-    """What :func:`stage` staged in this boot and is still loaded; empty when nothing is."""
-    return _paths.read_json(_paths.IMAGE_RECORD) if loaded() else {}
+    """What :func:`stage` staged in this boot; empty when nothing is. It is loaded by the jump, and not before."""
+    return _paths.read_json(_paths.IMAGE_RECORD)
 
 
 def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> None:
@@ -145,39 +157,75 @@ _LOAD_REMEDIES = {
 }
 
 
-def stage(kernel: str, initrd: str | None, cmdline: str) -> dict:
-    """Load the kernel (and initrd) for the next jump and return its record, which :func:`record` gives back later."""
+def stage(image: dict) -> None:
+    """Prove that the kernel can be loaded for a jump, and record it (:func:`record`)."""
+    try_out(image)
+    _paths.write_json(_paths.IMAGE_RECORD, image)
+
+
+def try_out(image: dict) -> None:
+    """Load a kernel and unload it again.
+
+    With an image loaded "systemctl reboot" would jump into it (systemctl(1)), with the guests' memory and without their state.
+    """
+    load(image)
+    _unload()
+
+
+def load(image: dict) -> None:
+    """Load a kernel and its initrd, and nothing else than what ``sha256`` and ``initrd_sha256`` of ``image`` say.
+
+    The kernel reads what these descriptors are of, whatever their paths name by then; so the digests are taken of them, before and after.
+    A private copy would shut out every writer. But IMA, LoadPin and SELinux judge the file itself (fs/kernel_read_file.c).
+    """
     import errno
 
-    image = {**describe(kernel), "initrd": None, "initrd_sha256": None, "cmdline": cmdline}
-    kernel_fd = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
-    initrd_fd = -1
+    kernel, initrd, cmdline = image["path"], image["initrd"], image["cmdline"]
+    files = {"kernel": (_open("kernel", kernel), kernel, image["sha256"])}
     try:
         if initrd:
-            try:
-                initrd_fd = os.open(initrd, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as err:
-                raise LiveUpdateError(f"initrd {initrd}: {err.strerror}") from err
-            image.update(initrd=initrd, initrd_sha256=file_digest(initrd))
-        _kexec_file_load(kernel_fd, initrd_fd, cmdline.encode() + b"\0", 0 if initrd else _NO_INITRAMFS)
+            files["initrd"] = (_open("initrd", initrd), initrd, image["initrd_sha256"])
+        initrd_fd = files["initrd"][0] if initrd else -1
+        _compare(files)
+        _kexec_file_load(files["kernel"][0], initrd_fd, cmdline.encode() + b"\0", 0 if initrd else _NO_INITRAMFS)
+        try:
+            _compare(files)
+        except LiveUpdateError:
+            _unload()
+            raise
     except OSError as err:
         name = errno.errorcode.get(err.errno or 0, "?")
         raise LiveUpdateError(f"load {kernel}: {_LOAD_REMEDIES.get(name, err.strerror)} ({name}); nothing new is staged") from err
     finally:
-        os.close(kernel_fd)
-        if initrd_fd >= 0:
-            os.close(initrd_fd)
-    _paths.write_json(_paths.IMAGE_RECORD, image)
-    return image
+        for fd, _path, _digest in files.values():
+            os.close(fd)
+
+
+def _open(what: str, path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as err:
+        raise LiveUpdateError(f"{what} {path}: {err.strerror}") from err
+
+
+def _compare(files: dict[str, tuple[int, str, str]]) -> None:
+    """Whether each open file is what its digest says."""
+    for what, (fd, path, digest) in files.items():
+        if file_digest(f"/proc/self/fd/{fd}") != digest:
+            raise LiveUpdateError(f"{what} {path} changed since it was examined; stage it again")
 
 
 def unload() -> None:
-    """Unload the staged image, whoever loaded it."""
+    """Leave nothing staged, and nothing loaded, whoever loaded it."""
+    _unload()
+    _paths.remove(_paths.IMAGE_RECORD)
+
+
+def _unload() -> None:
     try:
         _kexec_file_load(-1, -1, b"", _UNLOAD)
     except OSError as err:
-        raise LiveUpdateError(f"unload the staged kernel: {err.strerror}") from err
-    _paths.remove(_paths.IMAGE_RECORD)
+        raise LiveUpdateError(f"unload the kernel: {err.strerror}") from err
 
 
 def file_digest(path: str) -> str:

@@ -43,6 +43,7 @@ __all__ = (
     "save",
     "status",
     "survey",
+    "still_saved",
     "virsh",
     "warn",
     "write_image",
@@ -277,6 +278,17 @@ def save(record: dict, path: str, running: bool) -> dict:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
     return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
+
+
+def still_saved(records: list[dict]) -> list[str]:
+    """Which of these domains are not paused any more: one virsh for all of them."""
+    paused = virsh("list", "--state-paused", "--uuid").split()
+    return [
+        f"guest {record['name']} was saved and is not paused any more: somebody else let it go on; keep others away from it, and run the"
+        " update again"
+        for record in records
+        if record["uuid"] not in paused
+    ]
 
 
 def ram_places(record: dict) -> dict:

@@ -22,6 +22,7 @@ __all__ = (
     "IMAGES",
     "IMAGE_RECORD",
     "LOCK",
+    "OUTCOME",
     "RUN",
     "STATE",
     "UPDATE",
@@ -37,6 +38,7 @@ GUESTS_RUN = RUN + "/guests"
 IMAGES = RUN + "/images"
 IMAGE_RECORD = RUN + "/image.json"
 LOCK = RUN + "/lock"
+OUTCOME = RUN + "/update-outcome.json"
 STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
 AWAY = STATE + "/away"

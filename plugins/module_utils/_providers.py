@@ -28,6 +28,11 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
     pause it and write its device state to ``path``, durably; ``running`` is whether it is to run after the jump. Returns ``times``
     (``paused``, ``saved``, seconds since the epoch) and whatever else the provider needs to bring it back: all of it goes into the
     guest's journal.
+``still_saved(records)``
+    right before the jump, for all of its guests that were saved, at once and at little cost: problems in sentences, one for each that does
+    not stand still as ``save`` left it. None when all do.
+``survey(records)``
+    optional: look up for all of these at once what ``inspect`` asks for, and keep it in the records.
 ``resume(record, running)``
     the undo of ``save``, also of one that failed half-way.
 ``rehearse(record, running)``

@@ -37,6 +37,7 @@ __all__ = (
     "save",
     "status",
     "survey",
+    "still_saved",
     "warn",
     "write_state",
 )
@@ -46,6 +47,7 @@ SAVE_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
 GO_ON_LIMIT_S = 10.0
 UNDO_LIMIT_S = 30.0
+SETTLE_LIMIT_S = 5.0
 SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()
@@ -185,6 +187,31 @@ def write_state(monitor: Qmp, path: str) -> float:
     monitor.execute("migrate", uri=f"file:{path}")
     monitor.wait_migration(SAVE_LIMIT_S)
     return paused
+
+
+def still_saved(records: list[dict]) -> list[str]:
+    """Which of these guests do not stand still as :func:`save` left them. One that went on and was paused again is only "paused"."""
+    from concurrent.futures import ThreadPoolExecutor  # not on the boot path
+
+    with ThreadPoolExecutor(max_workers=max(1, len(records))) as pool:
+        return [problem for problem in pool.map(_saved_problem, records) if problem]
+
+
+def _saved_problem(record: dict) -> str:
+    try:
+        with Qmp(record["monitor"]) as monitor:
+            limit = time.monotonic() + SETTLE_LIMIT_S
+            while monitor.status() == "finish-migrate" and time.monotonic() < limit:
+                time.sleep(0.005)  # what is left to do once the state is written
+            state = monitor.status()
+    except LiveUpdateError as err:
+        return f"guest {record['name']}: whether it still stands still is not known: {err}; run the update again"
+    if state == "postmigrate":
+        return ""
+    return (
+        f"guest {record['name']} was saved and is {state} now: somebody else let it go on; keep others away from it, and run the update"
+        " again"
+    )
 
 
 def resume(record: dict, running: bool) -> None:

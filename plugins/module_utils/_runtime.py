@@ -107,7 +107,7 @@ Type=exec
 ExecStart={COMMAND} jump
 ExecStopPost={COMMAND} recover
 # The undo takes as long as libvirt and the services that start again let it; cut off it would leave guests paused.
-TimeoutStopSec=15min
+TimeoutStopSec=30min
 Nice=-10
 """
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 
 from ._errors import LiveUpdateError
 
 __all__ = (
     "LUO_VERSION",
     "SURVIVE_VERSION",
+    "end_by",
     "escape",
     "fdstore",
     "fdstore_each",
@@ -32,24 +34,38 @@ __all__ = (
 
 LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
 SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
-COMMAND_LIMIT_S = 60
+# Only for a command that hangs: on a slow host, or one with hundreds of guests, an answer may take minutes.
+COMMAND_LIMIT_S = 600
+# As many names on one command line: even the longest names of units (255 bytes) stay far below what execve(2) takes.
+_NAMES_AT_ONCE = 200
 # What commands print is compared with their words in no language but their own.
 _PLAIN_WORDS = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 _NOTIFY_SOCKET = "/run/systemd/notify"
 _SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
 
 
+_last_moment: float | None = None
+
+
+def end_by(moment: float | None) -> None:
+    """From now on no command of this process runs beyond ``moment`` (CLOCK_MONOTONIC), whatever its own limit; None ends this."""
+    global _last_moment  # pylint: disable=global-statement  # who runs commands for an update need not know of its limit
+    _last_moment = moment
+
+
 def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
     """Run a command and return its standard output; a failure or the time limit is an error with what it printed."""
     import subprocess  # slow to import, and the boot path runs no commands
 
+    if _last_moment is not None:
+        timeout = min(timeout, max(_last_moment - time.monotonic(), 0.0))
     try:
         # pylint: disable-next=ansible-bad-function  # the host runtime has no AnsibleModule.run_command
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **_PLAIN_WORDS})
     except FileNotFoundError as err:
         raise LiveUpdateError(f"{command[0]}: not found on this host; install what provides it") from err
     except subprocess.TimeoutExpired as err:
-        raise LiveUpdateError(f"{' '.join(command)}: no answer within {timeout:g} s") from err
+        raise LiveUpdateError(f"{' '.join(command)}: no answer within {timeout:.0f} s") from err
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or "it printed nothing"
         raise LiveUpdateError(f"{' '.join(command)}: exit code {done.returncode}: {said}")
@@ -94,11 +110,13 @@ def _properties(text: str) -> dict[str, str]:
 
 def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
     """Properties of several units, by the names that were asked for; an unknown unit has empty or inactive ones."""
-    if not units:
-        return {}
-    # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
-    text = run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *units)
-    return dict(zip(units, map(_properties, text.split("\n\n"))))
+    found: dict[str, dict[str, str]] = {}
+    for start in range(0, len(units), _NAMES_AT_ONCE):
+        asked = units[start : start + _NAMES_AT_ONCE]
+        # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
+        text = run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *asked)
+        found.update(zip(asked, map(_properties, text.split("\n\n"))))
+    return found
 
 
 def fdstore(unit: str) -> list[str]:

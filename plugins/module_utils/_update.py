@@ -16,35 +16,45 @@ import signal
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _paths, _providers, _systemd
-from ._errors import LiveUpdateError
-from ._lock import Lock
+from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _paths, _processes, _providers, _systemd
+from ._errors import LiveUpdateError, told
+from ._lock import JUMP_UNIT, Lock, busy, last, outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from concurrent.futures import Future
 
-__all__ = ("Lock", "commit", "gate", "jump", "outcome", "recover")
+__all__ = ("Lock", "commit", "gate", "jump", "last", "outcome", "recover")
 
-JUMP_UNIT = "kvm-liveupdate-jump.service"
 JUMP_TARGET = "kvm-liveupdate.target"
 _UNITS = "/run/systemd/system"  # drop-ins for this boot only
-STOP_LIMIT_S = 180
+_MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5), read again by a reload
+# What systemd-shutdown would execute instead of the kexec (src/shutdown/shutdown.c, can_exitrd). It lies on a tmpfs.
+_EXITRD = "/run/initramfs/shutdown"
+_EXITRD_ASIDE = _EXITRD + ".kvm-liveupdate"
 # The commit's answer has to leave the host before its SSH session is stopped.
 GRACE_S = 3.0
 # A kexec that was asked for ends every process long before this; only a host that stays recovers.
 RECOVER_S = 15.0
 DOWN_LIMIT_S = 120.0
-# While the guests run on.
-SYNC_LIMIT_S = 300.0
+# Seconds that the whole update may take when nobody says it; until half of them the guests have to be paused.
+TIMEOUT_S = 1800
+# The lock is free as soon as the commit has answered, and nobody else takes it then.
+LOCK_LIMIT_S = 600.0
+# While the guests run on: a login or a container that does not end by itself is killed.
+SESSIONS_LIMIT_S = 30.0
+# In the pause: all commands together, and in the shutdown each of the two waits for processes that do not end.
+PAUSE_LIMIT_S = 180.0
+FINAL_KILL_S = 10
 _MANY_FDS = 4096
-# Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started.
+# Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started. It
+# stops no units (src/core/manager.c, objective_table): nothing unpacks an exitrd, no service gets 90 s to end.
 _KEXEC_SIGNAL = 16
 # Between the stop of a service and the start of its socket, something may ask for the service once more.
 SOCKET_ATTEMPTS = 3
 # Each of them stops and starts: all together stay below what systemd grants the unit's ExecStopPost=.
-SOCKET_LIMIT_S = 10
+SOCKET_LIMIT_S = 60
 # What stops with a unit (systemd.unit(5)).
 _NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
 # And what a unit stops with, the other way round; and what it cannot do without, which isolation leaves where the unit stays.
@@ -52,32 +62,110 @@ _STOPS_WITH = ("PartOf", "StopPropagatedFrom")
 _NEEDS = ("Requires", "Requisite", "BindsTo")
 # What the guests reach the world through keeps working until they are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
+# Their stop changes what running guests see: rules are flushed, routes withdrawn, addresses and disks go.
+NOTICED = (
+    # packet filters
+    "ebtables.service",
+    "ferm.service",
+    "firewalld.service",
+    "ip6tables.service",
+    "ipset.service",
+    "iptables.service",
+    "netfilter-persistent.service",
+    "nftables.service",
+    "shorewall*.service",
+    "ufw.service",
+    # switches, routes, tunnels
+    "bird*.service",
+    "conntrackd.service",
+    "frr.service",
+    "ipsec.service",
+    "keepalived.service",
+    "openvpn*.service",
+    "openvswitch*.service",
+    "ovn-*.service",
+    "ovs*.service",
+    "strongswan*.service",
+    "wg-quick@*.service",
+    # addresses and names
+    "dnsmasq*.service",
+    "isc-dhcp-server*.service",
+    "kea-dhcp*.service",
+    "radvd.service",
+    # disks
+    "drbd*.service",
+    "iscsi*.service",
+    "linstor-satellite.service",
+    "multipathd.service",
+    "nvmf-*.service",
+    "qemu-pr-helper.service",
+    "qemu-pr-helper.socket",
+    "rbdmap.service",
+    "zfs*.service",
+    # libvirt's own daemons of these
+    "virt*d.service",
+    "virt*d.socket",
+)
+# They stop their guests when they are stopped, and other nodes end a host that does not answer them.
+CLUSTERS = ("corosync.service", "pacemaker.service", "pve-ha-lrm.service", "sbd.service")
+_SUFFIXES = ("automount", "mount", "path", "scope", "service", "slice", "socket", "swap", "target", "timer")
 
 
-def gate(guests: list[str]) -> list[str]:
-    """What forbids the jump, in sentences; none when all is in place. Read-only."""
+def look() -> dict:
+    """What the gate judges by. Each running guest is looked at afresh."""
+    guests = _guests.known()
+    return {
+        "image": _kexec.record(),
+        "guests": guests,
+        "holds": _holding.held_each(list(guests.values())),
+        "not_back": _guests.not_back(guests),
+        "strangers": _guests.strangers(guests),
+    }
+
+
+def gate(names: list[str], seen: dict) -> list[str]:
+    """What forbids the jump of these guests, in sentences; none when all is in place. ``seen`` is what :func:`look` saw. Pure."""
     problems = []
-    if not _kexec.record():
-        problems.append("no kernel is staged by kvm.liveupdate.kexec_image in this boot (an image loaded otherwise carries no memory over)")
-    running = _guests.known()
-    problems += [f"guest {name} does not run any more; run the update again" for name in guests if name not in running]
-    problems += [f"{reason['message']}: {reason['remedy']}" for reason in _guests.not_back(running)]
-    for name, record in running.items():
-        if name not in guests:
+    if not seen["image"]:
+        problems.append("no kernel is staged in this boot; stage one with kvm.liveupdate.kexec_image")
+    problems += [f"guest {name} does not run any more; run the update again" for name in names if name not in seen["guests"]]
+    problems += [told(reason) for reason in seen["not_back"]]
+    for name in seen["guests"]:
+        if name not in names:
             problems.append(f"guest {name} runs but is not part of this update and would be lost; run the update again to plan for it")
-        elif not _holding.held(record):
+        elif name not in seen["holds"]:
             problems.append(f"guest {name}: its RAM is not held in a session; preserve it with kvm.liveupdate.guest")
     problems += [
         f"{vm['name']} (process {vm['pid']}) runs a virtual machine that would be lost: {vm['reasons'][0]['message']}"
-        for vm in _guests.strangers()
+        for vm in seen["strangers"]
     ]
     return problems
 
 
-def commit(guests: list[str], keep_units: list[str], on_loss: str) -> dict:
-    """Write the update's journal and start the jump. From here on the host acts alone."""
-    problems = gate(guests)
-    if _systemd.show(JUMP_UNIT, "ActiveState").get("ActiveState") not in ("inactive", "failed"):
+def unit_problems(keep_units: list[str], shown: dict[str, dict[str, str]]) -> list[str]:
+    """What of the host's units forbids the jump. ``shown`` has LoadState and ActiveState of these and of :data:`CLUSTERS`. Pure."""
+    problems = []
+    for unit in keep_units:
+        if unit.rpartition(".")[2] not in _SUFFIXES:
+            problems.append(f"keep_units: {unit!r} is not the name of a unit; write for example {unit}.service")
+        elif shown[unit].get("LoadState") == "not-found":
+            problems.append(f"keep_units: there is no unit {unit} on this host; correct the name, or leave it out")
+    for unit in CLUSTERS:
+        if shown[unit].get("ActiveState") == "active" and unit not in keep_units:
+            problems.append(
+                f"{unit} runs: its stop would stop the guests that it manages, and other nodes may end this host while it is silent."
+                " Put the cluster into maintenance mode and stop its services on this host, or, if it manages no guests and no node fences"
+                f" this host, add {unit} to hypervisor_update_keep_units"
+            )
+    return problems
+
+
+def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S) -> dict:
+    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds, of the whole update."""
+    seen = look()
+    problems = gate(guests, seen)
+    problems += unit_problems(keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *CLUSTERS))), "LoadState", "ActiveState"))
+    if busy():
         problems.append(f"{JUMP_UNIT} has not ended since the last update; 'systemctl status {JUMP_UNIT}' shows what it waits for")
     if problems:
         raise LiveUpdateError("the jump is refused, nothing was stopped: " + "; ".join(problems), problems=problems)
@@ -86,10 +174,12 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str) -> dict:
         "state": "committed",
         "boot_id": _host.boot_id(),
         "kernel": _host.kernel(),
-        "image": _kexec.record(),
+        "image": seen["image"],
         "guests": sorted(guests),
         "keep_units": keep_units,
         "on_loss": on_loss,
+        "timeout": timeout,
+        "pause_by": time.monotonic() + timeout / 2,
         "times": {"committed": time.time()},
     }
     _paths.write_json(_paths.UPDATE, update)
@@ -97,19 +187,9 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str) -> dict:
     return update
 
 
-def outcome(update: dict, boot_id: str, release: str) -> str:
-    """What became of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
-    if not update:
-        return "none"
-    if update["state"] == "aborted":
-        return "aborted"
-    if update["boot_id"] == boot_id:
-        return "pending"
-    return "jumped" if update["state"] == "jumping" and release == update["image"]["release"] else "rebooted"
-
-
 def _log(text: str) -> None:
-    sys.stderr.write(f"kvm-liveupdate: {text}\n")
+    with contextlib.suppress(OSError):  # the journal's daemon may be gone by now, and an undo goes on without it
+        sys.stderr.write(f"kvm-liveupdate: {text}\n")
 
 
 def _advance(update: dict, state: str) -> None:
@@ -119,52 +199,113 @@ def _advance(update: dict, state: str) -> None:
     _log(f"update {update['id']}: {state}")
 
 
+def _end(update: dict, error: str) -> None:
+    """Record that the update was undone, for this boot also where the disk is full: the controller waits for it. Never raises."""
+    update["error"] = error
+    with contextlib.suppress(OSError):
+        _paths.write_json(_paths.OUTCOME, {"id": update["id"], "state": "aborted", "error": error})
+    try:
+        _advance(update, "aborted")
+    except OSError as err:
+        _log(f"update {update['id']}: aborted, and {_paths.UPDATE} cannot be written: {err}")
+
+
 def jump() -> int:
     """Carry out the committed update; returns (1) only when it was aborted and undone."""
-    with Lock(wait_s=30):
-        update = _paths.read_json(_paths.UPDATE)
-        if outcome(update, _host.boot_id(), "") != "pending" or update["state"] != "committed":
-            raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
-        update["units"] = _active_units()
+    update = last()
+    if outcome(update, _host.boot_id(), "") != "pending" or update["state"] != "committed":
+        raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
+    with contextlib.ExitStack() as locked:
+        try:
+            locked.enter_context(Lock(LOCK_LIMIT_S, of_update=True))
+        except LiveUpdateError as err:
+            _end(update, f"{err}. Nothing was stopped and the guests run on; then run the update again")
+            return 1
         try:
             time.sleep(GRACE_S)
-            records = [_guests.find(name) for name in update["guests"]]
-            update["stages"] = _boot_order.plan(records)
-            update["loaded"] = _stage(update["image"], bool(update["stages"]))
-            _check(update)
-            # What the next stage needs brings its guests' units: in the first one they would only share its processors.
-            ahead = update["stages"][0]["guests"] if update["stages"] else []
-            update["early"] = [record["unit"] for record in records]
-            _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
-            for record in records:
-                _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
-            update["clock_ahead"] = _clock.ahead()
-            update["stopping_from"] = time.monotonic()
-            _advance(update, "stopping")
-            _stop_the_rest(update)
-            _write_out(SYNC_LIMIT_S)
-            _check(update)
-            update["times"]["gate"] = time.time()
-            update["records"] = {name: _guests.find(name) for name in update["guests"]}
-            update["running"] = [name for name, record in update["records"].items() if _providers.of(record).status(record) == "running"]
-            _advance(update, "saving")
-            _save_all(update)
-            _advance(update, "jumping")
-            os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
-            time.sleep(DOWN_LIMIT_S)
-            raise LiveUpdateError(f"PID 1 was asked for the kexec and has not ended this process within {DOWN_LIMIT_S:g} s")
+            _carry_out(update)
         except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
-            _abort(update, str(err) or repr(err))
+            why = str(err) or repr(err)
+            _abort(update, why if "gate" in update["times"] or not _late(update) else f"{why}. {_too_slow(update)}")
             return 1
+    return 0
 
 
-def _stage(image: dict, guests_first: bool) -> dict:
-    """Load once more what was staged, for nobody knows what was loaded since; returns its record."""
-    words = _boot_order.cmdline(image["cmdline"], guests_first, _boot_order.consoles())
-    loaded = _kexec.stage(image["path"], image["initrd"], words)
-    if loaded != {**image, "cmdline": words}:
-        raise LiveUpdateError(f"{image['path']} changed since it was staged; stage it again")
-    return loaded
+def _carry_out(update: dict) -> None:
+    """The update up to the jump. Raises when anything is not as it has to be; only then it returns control."""
+    update["units"] = _active_units()
+    _systemd.end_by(update["pause_by"])
+    records = _check(update)
+    update["stages"] = _boot_order.plan(list(records.values()))
+    update["loaded"] = _to_load(update["image"], bool(update["stages"]))
+    _kexec.try_out(update["loaded"])
+    # What the next stage needs brings its guests' units: in the first one they would only share its processors.
+    ahead = update["stages"][0]["guests"] if update["stages"] else []
+    update["early"] = [record["unit"] for record in records.values()]
+    _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
+    for record in records.values():
+        _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
+    update["clock_ahead"] = _clock.ahead()
+    update["stopping_from"] = time.monotonic()
+    _advance(update, "stopping")
+    _stop_the_rest(update)
+    _end_sessions(update)
+    _limit_the_shutdown()
+    _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
+    _kexec.load(update["loaded"])
+    records = _check(update)
+    if not _kexec.loaded():
+        raise LiveUpdateError("somebody unloaded the kernel; run the update again")
+    update["running"] = _meant_to_run(records)
+    if _late(update):
+        raise LiveUpdateError("the host took too long until it could have paused its guests")
+    update["times"]["gate"] = time.time()
+    _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S)
+    for name in update["running"]:
+        _paths.write_json(_guests.run_path(name, "paused"), _holding.process(records[name]))
+    _advance(update, "saving")
+    _save_all(update, records)
+    _advance(update, "jumping")
+    _put_exitrd_aside()
+    problems = _last_look(update, records)
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
+    os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
+    time.sleep(DOWN_LIMIT_S)
+    raise LiveUpdateError(f"PID 1 was asked for the kexec and has not ended this process within {DOWN_LIMIT_S:g} s")
+
+
+def _late(update: dict) -> bool:
+    return time.monotonic() > update["pause_by"]
+
+
+def _too_slow(update: dict) -> str:
+    return (
+        f"Half of the {update['timeout']:g} s that the update may take are over and no guest was paused: run the update again, or raise"
+        " hypervisor_update_timeout"
+    )
+
+
+def _meant_to_run(records: dict[str, dict]) -> list[str]:
+    """Which guests are to run after the jump: those that run, and those that only an undo of ours left paused."""
+    states = _at_once(lambda name: _providers.of(records[name]).status(records[name]), list(records))
+    return [name for (name, record), state in zip(records.items(), states) if state.result() == "running" or _holding.owes(record)]
+
+
+def _put_exitrd_aside() -> None:
+    """Have the shutdown do the kexec itself. An exitrd would change root and do it, or another reboot, without the sessions."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_EXITRD, _EXITRD_ASIDE)
+
+
+def _put_exitrd_back() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_EXITRD_ASIDE, _EXITRD)
+
+
+def _to_load(image: dict, guests_first: bool) -> dict:
+    """What was staged, with the command line for this jump."""
+    return {**image, "cmdline": _boot_order.cmdline(image["cmdline"], guests_first, _boot_order.consoles())}
 
 
 def _write_out(limit_s: float) -> None:
@@ -177,41 +318,145 @@ def _write_out(limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         if time.monotonic() > until:
-            raise LiveUpdateError(f"the file systems are not written out within {limit_s:g} s; does one of them (NFS?) not answer?")
+            raise LiveUpdateError(f"the file systems are not written out within {limit_s:.0f} s; does one of them (NFS?) not answer?")
         time.sleep(0.01)
 
 
-def _check(update: dict) -> None:
-    problems = gate(update["guests"])
-    if _kexec.record() != update["loaded"]:
-        problems.append(f"somebody staged something else than {update['loaded']['path']} meanwhile; run the update again")
+def _check(update: dict) -> dict[str, dict]:
+    """The gate once more, and what speaks against each guest by now; returns the guests' records.
+
+    The journal gets them as they were found, without what the providers look up for themselves.
+    """
+    seen = look()
+    problems = gate(update["guests"], seen)
+    if seen["image"] != update["image"]:
+        problems.append(f"{update['image']['path']} is not what is staged any more; run the update again")
+    records = {name: seen["guests"][name] for name in update["guests"] if name in seen["guests"]}
+    update["records"] = {name: dict(record) for name, record in records.items()}
+    update["holds"] = {name: seen["holds"][name] for name in records}
+    problems = problems or _reasons(list(records.values()))
     if problems:
         raise LiveUpdateError("; ".join(problems))
+    return records
 
 
-def _active_units() -> list[str]:
-    """What isolation may stop: it leaves mounts and swap alone."""
-    text = _systemd.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", "--type=service,socket,timer,path,target")
+def _reasons(records: list[dict]) -> list[str]:
+    """Why guests cannot be preserved any more: since they were held a job may have begun, a disk or their QEMU have been replaced."""
+    for provider, its_own in _by_provider(records):
+        survey = getattr(provider, "survey", None)
+        if survey:
+            survey(its_own)
+    return [f"guest {record['name']}: {told(reason)}" for record in records for reason in _guests.inspect(record)]
+
+
+def _by_provider(records: t.Iterable[dict]) -> list[tuple[t.Any, list[dict]]]:
+    found: dict[str, tuple[t.Any, list[dict]]] = {}
+    for record in records:
+        found.setdefault(record["provider"], (_providers.of(record), []))[1].append(record)
+    return list(found.values())
+
+
+def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
+    """What forbids the jump after all, right before it; in the pause, so each thing is asked once for all guests, and at the same time.
+
+    It costs one start of virsh where there are domains, a short talk with the QEMU of each guest in a unit, and a look at the
+    descriptors of the few processes that are left.
+    """
+    problems = [
+        f"guest {name}: its QEMU or its memory is not the one that was saved any more; run the update again"
+        for name, record in records.items()
+        if not _holding.is_of(update["holds"][name], record)
+    ]
+    jobs = _at_once(lambda asked: asked[0].still_saved(asked[1]), _by_provider(records.values()))
+    ours = {record["pid"] for record in records.values()}
+    links = {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
+    problems += [
+        f"process {pid} runs a virtual machine that was started meanwhile and would be lost; run the update again"
+        for pid, seen in links.items()
+        if _processes.VM_LINK in seen
+    ]
+    kept_open = set().union(*links.values())
+    problems += [
+        f"guest {name}: nothing keeps its session open any more; run the update again"
+        for name in records
+        if _processes.SESSION_LINK + update["holds"][name]["session"] not in kept_open
+    ]
+    if not _kexec.loaded() or _kexec.record() != update["image"]:
+        problems.append("the kernel that was loaded for the jump is not there any more; run the update again")
+    return [problem for job in jobs for problem in job.result()] + problems
+
+
+def _active_units(types: str = "service,socket,timer,path,target") -> list[str]:
+    """What runs of these types; by default what isolation may stop: it leaves mounts and swap alone."""
+    text = _systemd.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"--type={types}")
     return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def noticed(active: list[str]) -> list[str]:
+    """Which of these units running guests would notice the stop of (:data:`NOTICED`). Pure."""
+    from fnmatch import fnmatchcase
+
+    return [unit for unit in active if any(fnmatchcase(unit, pattern) for pattern in NOTICED)]
 
 
 def _stop_the_rest(update: dict) -> None:
     """Stop every unit that neither the guests nor the early boot need; the guests run on."""
-    guests = [_guests.find(name)["unit"] for name in update["guests"]]
+    guests = [update["records"][name]["unit"] for name in update["guests"]]
     often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *update["keep_units"]]
-    seen = _systemd.show_each(often, "ActiveState", "TriggeredBy")
+    seen = _systemd.show_each(list(dict.fromkeys((*often, *noticed(update["units"])))), "ActiveState", "TriggeredBy")
+    for unit in update["keep_units"]:
+        if seen[unit].get("ActiveState") != "active":
+            _log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
+    update["kept"] = kept(seen, update["units"])
     directory = f"{_UNITS}/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
-        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *kept(seen, update["units"]))))
+        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *update["kept"])))
     # Not wanted: with that all that it wants itself would be started.
-    update["in_place"] = kept(_systemd.show_each(_bound_to(guests), "ActiveState", "TriggeredBy"), update["units"])
+    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
+    update["in_place"] = kept(bound, update["units"])
     for unit in update["in_place"]:
         path = _in_place(unit)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _paths.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _systemd.run("systemctl", "daemon-reload")
-    _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=STOP_LIMIT_S)
+    _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
+
+
+def _end_sessions(update: dict) -> None:
+    """End logins, containers and whatever else isolation leaves alone, while the guests run on.
+
+    In the pause the shutdown would wait for each that does not end by itself (src/shutdown/shutdown.c, broadcast_signal).
+    """
+    used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
+    for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
+        units = sessions(_active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
+        update.setdefault("ended", units)
+        if not units:
+            return
+        with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
+            _systemd.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
+    _log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
+
+
+def sessions(active: list[str], used: set[str | None]) -> list[str]:
+    """Which of the active units isolation leaves alone although no guest needs them: scopes, and users' service managers. Pure."""
+    return [unit for unit in active if unit.endswith(".scope") or unit.startswith("user@") if unit != "init.scope" and unit not in used]
+
+
+def _limit_the_shutdown() -> None:
+    """Have the shutdown, within the pause, wait for nobody for long: PID 1 hands its own default limit on to it (src/core/main.c).
+
+    Only after isolation: until then it is also the limit of services that have none of their own.
+    """
+    os.makedirs(os.path.dirname(_MANAGER), exist_ok=True)
+    _paths.write_text(_MANAGER, f"[Manager]\nDefaultTimeoutStopSec={FINAL_KILL_S}s\n", 0o644)
+    _systemd.run("systemctl", "daemon-reload")
+
+
+def _usual_shutdown() -> None:
+    if _paths.remove(_MANAGER):
+        _systemd.run("systemctl", "daemon-reload")
 
 
 def _in_place(unit: str) -> str:
@@ -242,29 +487,32 @@ def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
     return list(dict.fromkeys((*running, *triggers)))
 
 
-def _save_all(update: dict) -> None:
+def _save_all(update: dict, records: dict[str, dict]) -> None:
     """Pause and save all guests at once, but those that are quick to save last: they would only wait, paused. Every error counts."""
-    slow = [name for name, record in update["records"].items() if _providers.of(record).SAVES_SLOWLY]
-    for names in (slow, [name for name in update["guests"] if name not in slow]):
-        errors = [str(job.exception()) for job in _at_once(_save, names, update) if job.exception()]
+    slow = [name for name, record in records.items() if _providers.of(record).SAVES_SLOWLY]
+    for names in (slow, [name for name in records if name not in slow]):
+        errors = [str(job.exception()) for job in _at_once(lambda name: _save(records[name], update), names) if job.exception()]
         if errors:
             raise LiveUpdateError("; ".join(errors))
 
 
-def _at_once(step: t.Callable[..., t.Any], names: t.Sequence[str], *arguments: object) -> list[Future]:
-    """Do a step for all guests at the same time, and wait for all of them."""
+def _at_once(step: t.Callable[[t.Any], t.Any], items: t.Sequence[t.Any]) -> list[Future]:
+    """Do a step for all of these at the same time, and wait for all of them."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
-        return [pool.submit(step, name, *arguments) for name in names]
+    with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
+        return [pool.submit(step, item) for item in items]
 
 
-def _save(name: str, update: dict) -> None:
-    record = _guests.find(name)
-    hold = _paths.read_json(_guests.run_path(name, "held"))
-    path, was_running = _guests.state_path(name), name in update["running"]
+def _save(record: dict, update: dict) -> None:
+    """Pause and save one guest, as the gate saw it. Its state counts only if it is that of the QEMU whose memory is held."""
+    name = record["name"]
+    hold, was_running = update["holds"][name], name in update["running"]
+    saved = _providers.of(record).save(record, _guests.state_path(name), was_running)
+    if not _holding.is_of(hold, record):
+        raise LiveUpdateError(f"guest {name}: its QEMU or its memory is not the one that is held any more; run the update again")
     journal = {
-        **_providers.of(record).save(record, path, was_running),
+        **saved,
         "state": "saved",
         "guest": name,
         "update_id": update["id"],
@@ -272,6 +520,7 @@ def _save(name: str, update: dict) -> None:
         "clock_ahead": update.get("clock_ahead"),
         "on_loss": update["on_loss"],
         "hold": hold["hold"],
+        "qemu": [record["pid"], record["started"]],
         "session": hold["session"],
         "sizes": hold["sizes"],
         "uuid": record["uuid"],
@@ -287,7 +536,8 @@ def _abort(update: dict, why: str) -> None:
     A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
     memory no longer belongs to. A guest that does not run on keeps its state and its session: its memory may be nowhere else.
     """
-    _log(f"update {update['id']}: aborted: {why}")
+    _log(f"update {update['id']}: is undone: {why}")
+    _systemd.end_by(None)
     problems = [why]
 
     def undo(what: str, step: t.Callable[..., object], *arguments: object) -> bool:
@@ -305,7 +555,7 @@ def _abort(update: dict, why: str) -> None:
 
     def run_on(name: str) -> bool:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
-        if undo(f"save of guest {name}", _providers.of(records[name]).resume, records[name], name in update.get("running", ())):
+        if undo(f"save of guest {name}", _holding.let_go_on, records[name], name in update.get("running", ())):
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
@@ -316,6 +566,8 @@ def _abort(update: dict, why: str) -> None:
 
     names = list(records)
     back = {name for name, job in zip(names, _at_once(run_on, names)) if job.result()}
+    undo("staged kernel", _kexec.unload)
+    undo(f"renaming of {_EXITRD}", _put_exitrd_back)
     for name, record in records.items():
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
@@ -324,16 +576,17 @@ def _abort(update: dict, why: str) -> None:
         undo(f"early start of {unit}", _boot_order.start_early, unit, False)
     for unit in update.get("in_place", ()):
         undo(f"drop-in of {unit}", _paths.remove, _in_place(unit))
-    undo("staged kernel", _kexec.unload)
-    undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"))
-    update["error"] = "; ".join(problems)
-    _advance(update, "aborted")
+    undo("limit of the shutdown", _usual_shutdown)
+    undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"), problems)
+    if update.get("ended"):
+        problems.append(f"logins and containers were ended, and do not start by themselves: {', '.join(update['ended'])}")
+    _end(update, "; ".join(problems))
 
 
 def recover() -> None:
     """Undo an update whose process ended before the jump, by a kill or a crash. Without effect on any other."""
-    with Lock(wait_s=30):
-        update = _paths.read_json(_paths.UPDATE)
+    with Lock(LOCK_LIMIT_S, of_update=True):
+        update = last()
         if outcome(update, _host.boot_id(), "") != "pending":
             return
         if update["state"] == "jumping":
@@ -341,8 +594,15 @@ def recover() -> None:
         _abort(update, f"the process that carried it out ended while it was {update['state']}")
 
 
-def _start_again(units: list[str], since: float | None) -> None:
-    """Start what isolation stopped: the sockets first, then the rest one by one, so that a unit that is gone does not keep others down."""
+def _start_again(units: list[str], since: float | None, notes: list[str]) -> None:
+    """Start what isolation stopped: the sockets first, then the rest one by one, so that one that fails does not keep others down.
+
+    Units that were made on the fly (systemd-run) are gone with their stop; that goes into ``notes`` and is no failure.
+    """
+    gone = _gone(stopped(units, _active_units()))
+    if gone:
+        notes.append(f"these were not defined by a file and ended for good, start them as before: {', '.join(gone)}")
+    units = [unit for unit in units if unit not in gone]
     problems = _sockets_again(units, since)
     for unit in ("default.target", *stopped(units, _active_units())):
         try:
@@ -351,6 +611,11 @@ def _start_again(units: list[str], since: float | None) -> None:
             problems.append(str(err))
     if problems:
         raise LiveUpdateError("; ".join(problems))
+
+
+def _gone(units: list[str]) -> list[str]:
+    """Which of these units systemd does not know any more."""
+    return [unit for unit, shown in _systemd.show_each(units, "LoadState").items() if shown.get("LoadState") == "not-found"]
 
 
 def _sockets_again(units: list[str], since: float | None) -> list[str]:

@@ -72,7 +72,7 @@ msg:
 import os
 import tempfile
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_reasons, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_reasons, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_xml import with_shared_file
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -102,7 +102,7 @@ def manage(module) -> dict:
     if adopted and module.check_mode:
         _libvirt_adopt.refuse(running[name])
     elif adopted:
-        with _update.Lock():
+        with _lock.Lock():
             _libvirt_adopt.adopt(running[name])
     if adopted:
         msg += "; it was saved and goes on with it"

@@ -152,7 +152,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
     problems = {**late, **silent}
-    left_paused = {name: states[name] == "postmigrate" for name in states}
+    left_paused = {name: state == "postmigrate" or (state != "running" and _holding.owes(records[name])) for name, state in states.items()}
     tied = [name for name in states if name in held or left_paused[name]]
 
     def let_go(name: str) -> dict:
@@ -161,7 +161,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
         if name not in tied:
             return done(name, False, f"guest {name} runs")
         if not check_mode:
-            _providers.of(records[name]).resume(records[name], running=left_paused[name])
+            _holding.let_go_on(records[name], running=left_paused[name])
             _holding.release(records[name])
         return done(name, True, f"guest {name} runs on, its RAM is no longer held")
 

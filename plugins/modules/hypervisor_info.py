@@ -185,7 +185,7 @@ def guest_facts(record: dict, held: bool) -> dict:
 
 def update_facts(boot_id: str, release: str) -> dict:
     """The last update's journal and what became of it."""
-    update = _paths.read_json(_paths.UPDATE)
+    update = _update.last()
     return {**update, "outcome": _update.outcome(update, boot_id, release)} if update else {}
 
 

@@ -12,8 +12,8 @@ version_added: 0.1.0
 description:
   - Checks that a kernel is staged by M(kvm.liveupdate.kexec_image) and that every virtual machine of the host is held by
     M(kvm.liveupdate.guest), and refuses otherwise.
-  - Then the host acts alone. It stops what the guests do not need, pauses and saves all guests, jumps, and brings the guests back,
-    whether or not this task still waits.
+  - Then the host acts alone. It stops what the guests do not need, ends logins and containers, pauses and saves all guests, jumps, and
+    brings them back, whether or not this task still waits.
   - The task waits for the host to come back with another boot id, and proves that it runs the staged kernel.
   - A host that undid the update before the jump, or does not come back in time, makes the task fail; it is not reported as unreachable.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
@@ -38,8 +38,11 @@ options:
     required: true
   keep_units:
     description:
-      - Units that go on running until the guests are paused, beside the guests, what their units require, mounts and the network.
-      - Name what the guests' storage or network needs, for example C(iscsid.service).
+      - Units that go on running until the guests are paused, beside the guests, what their units require, mounts, the network, and the
+        packet filters, routing and storage services that guests would miss (docs/guests.md lists them).
+      - Name what else the guests' storage or network needs, with the unit's whole name, for example C(ceph-osd@3.service). A unit that the
+        host does not know is refused.
+      - An active cluster manager (Pacemaker, Corosync, SBD, Proxmox HA) is refused unless it is named here.
     type: list
     elements: str
     default: []
@@ -49,9 +52,11 @@ options:
     choices: [start, stop]
     default: start
   timeout:
-    description: Seconds from the commit until the host has to answer again with the new kernel.
+    description:
+      - Seconds from the commit until the host has to answer again with the new kernel.
+      - Until half of them the host has to have paused its guests. One that is too slow for that undoes the update, and its guests run on.
     type: int
-    default: 900
+    default: 1800
 """
 
 EXAMPLES = r"""
@@ -100,7 +105,7 @@ elapsed:
   type: float
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
@@ -108,8 +113,9 @@ def commit(module):
     """The part that runs on the host: the gate, and the commit."""
     if module.check_mode:
         return {"changed": True}
-    with _update.Lock():
-        return {"changed": True, "journal": _update.commit(module.params["guests"], module.params["keep_units"], module.params["on_loss"])}
+    with _lock.Lock():
+        asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
+        return {"changed": True, "journal": _update.commit(*asked)}
 
 
 def main():
@@ -120,7 +126,7 @@ def main():
             "guests": {"type": "list", "elements": "str", "required": True},
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
-            "timeout": {"type": "int", "default": 900},
+            "timeout": {"type": "int", "default": _update.TIMEOUT_S},
         },
     )
 

@@ -10,8 +10,10 @@ module: kexec_image
 short_description: Stage the kernel that the host will jump into
 version_added: 0.1.0
 description:
-  - Loads a kernel with C(kexec_file_load(2)), the only way that carries preserved memory over, and records it for this boot.
-  - Nothing changes for the running system. RV(image) is jumped into by M(kvm.liveupdate.kexec); unloading is the inverse.
+  - Proves that the running kernel can load this one with C(kexec_file_load(2)), the only way that carries preserved memory over, and
+    records it for this boot.
+  - Nothing changes for the running system, and nothing stays loaded. C(systemctl reboot) is an ordinary reboot as before.
+  - M(kvm.liveupdate.kexec) loads RV(image) right before it jumps, and only if the files are still the same; V(unloaded) is the inverse.
   - Refuses a file that is missing, cut off or not a kernel, and a kernel and command line of which it is not proven that they take
     over what the running kernel preserves (see RV(kvm.liveupdate.hypervisor_info#module:proof)).
 author: kvm.liveupdate contributors (@kvm-liveupdate)
@@ -86,7 +88,10 @@ def wanted_image(params, running_cmdline: str) -> dict:
 
 def refuse_unproven(params, wanted) -> None:
     """Refuse a kernel that may not take over what the running one preserves."""
-    proof = _proof.prove(_image.read(wanted["path"], keep=_paths.IMAGES), wanted["cmdline"], wanted["initrd"])
+    image = _image.read(wanted["path"], keep=_paths.IMAGES)
+    if image["sha256"] != wanted["sha256"]:
+        raise LiveUpdateError(f"{wanted['path']} is not staged: the file changed while it was examined; run this again")
+    proof = _proof.prove(image, wanted["cmdline"], wanted["initrd"])
     reasons = _proof.objections(proof, params["accept_unknown"])
     if reasons:
         sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)
@@ -97,14 +102,14 @@ def manage(module):
     """Read, plan, write."""
     wanted = wanted_image(module.params, _kexec.current_cmdline())
     staged, is_loaded = _kexec.record(), _kexec.loaded()
-    # An image that somebody else loaded counts as different: nobody knows whether it carries memory over.
-    changed = staged != wanted if wanted else is_loaded
+    # What somebody else loaded is unloaded: it may carry no memory over, and an ordinary reboot would jump into it.
+    changed = staged != wanted or is_loaded
     if wanted and changed:
         refuse_unproven(module.params, wanted)
     if changed and not module.check_mode:
         with _lock.Lock():  # one that is under way jumps into what it was told to
             if wanted:
-                _kexec.stage(wanted["path"], wanted["initrd"], wanted["cmdline"])
+                _kexec.stage(wanted)
             else:
                 _kexec.unload()
     return {"changed": changed, "image": wanted, "diff": {"before": staged, "after": wanted}}

@@ -58,7 +58,7 @@ files:
 import compileall
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _runtime, _systemd, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _runtime, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -107,7 +107,7 @@ def manage(module):
     if paths and not present:
         refuse_to_erase(list(_guests.known()))
     if paths and not module.check_mode:
-        with _update.Lock():
+        with _lock.Lock():
             if present:
                 write(wanted, paths)
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _host, _luo, _paths, _processes, _providers, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 RECORD = {"name": "web 1", "unit": "web.service", "pid": 1, "started": 2, "ram": []}
@@ -44,7 +44,7 @@ def test_a_memory_file_that_was_exchanged_ends_the_hold(tmp_path, monkeypatch, o
     """A file system of its own gives every guest's file the same inode."""
     with open(tmp_path / "ram", "wb") as ram:
         seen = os.fstat(ram.fileno())
-        mine = {**RECORD, "pid": os.getpid(), "ram": [{"fd": ram.fileno(), "size": 4096}]}
+        mine = {**RECORD, "pid": os.getpid(), "started": _processes.start_time(os.getpid()), "ram": [{"fd": ram.fileno(), "size": 4096}]}
         noted = {**mine, "files": [[seen.st_dev + other[0], seen.st_ino + other[1]]]}
         monkeypatch.setattr(_holding._paths, "read_json", lambda path: noted)
         monkeypatch.setattr(_systemd, "version", lambda: 262)
@@ -75,6 +75,100 @@ def test_all_holds_are_looked_at_with_one_question(monkeypatch, version):
     assert asked == [[f"{unit}.service" for unit in holders]]
     notes.clear()
     assert _holding.held_each(records) == {} and len(asked) == 1  # nothing is asked where nothing is noted
+@pytest.fixture(name="held")
+def guest_that_is_held(tmp_path, monkeypatch):
+    """A guest of this very process whose RAM is held; ``held`` is its record."""
+    with open(tmp_path / "ram", "wb") as ram:
+        record = {**RECORD, "pid": os.getpid(), "started": _processes.start_time(os.getpid()), "ram": [{"fd": ram.fileno(), "size": 0}]}
+        for name in ("GUESTS_RUN", "GUESTS_STATE"):
+            monkeypatch.setattr(_paths, name, str(tmp_path))
+        hold = {**record, "hold": "h", "session": "kvm-1", "files": _holding._ram_files(record)}
+        _paths.write_json(str(tmp_path / "web 1.held"), hold)
+        monkeypatch.setattr(_systemd, "version", lambda: 262)
+        monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit == "web.service" else [])
+        yield record
+
+
+def test_a_hold_is_of_a_process_that_runs(held):
+    """Its id may be another one's by now, and what was recorded of it is as before."""
+    hold = _holding.held(held)
+    assert hold and _holding.is_of(hold, held)
+    gone = {**held, "started": 1}
+    assert not _holding.is_of({**hold, "started": 1}, gone)
+
+
+def test_a_hold_lasts_as_long_as_its_session(held, monkeypatch):
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    assert _holding.held(held) == {}
+
+
+@pytest.mark.parametrize(
+    ("survives", "open_session", "lasts"), [(b"1", True, True), (b"0", True, False), (None, True, False), (b"1", False, False)]
+)
+def test_a_resident_lasts_when_it_has_the_session_open_and_survives_the_final_kill(held, monkeypatch, survives, open_session, lasts):
+    def getxattr(path, name):
+        assert (path, name) == ("/sys/fs/cgroup/system.slice/hold", "user.survive_final_kill_signal")
+        if survives is None:
+            raise OSError
+        return survives
+
+    monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"MainPID": "77", "ControlGroup": "/system.slice/hold"})
+    monkeypatch.setattr(_processes, "fd_links", lambda pid: {3: "anon_inode:[luo_session] kvm-1"} if pid == 77 and open_session else {})
+    monkeypatch.setattr(_holding.os, "getxattr", getxattr)
+    assert bool(_holding.held(held)) is lasts
+
+
+class Preserving:
+    """A guest's provider and the kernel that preserves its RAM; ``fails`` at a step."""
+
+    def __init__(self, monkeypatch, fails=""):
+        self.closed, self.preserved = [], []
+        self.session = os.memfd_create("session")
+        self.fails = fails
+        monkeypatch.setattr(_providers, "of", lambda record: self)
+        monkeypatch.setattr(_luo, "create_session", lambda name: os.dup(self.session))
+        monkeypatch.setattr(_luo, "preserve_fd", self.preserve)
+        monkeypatch.setattr(_host, "random_uuid", lambda: "h2")
+        real = os.close
+        monkeypatch.setattr(_holding.os, "close", lambda fd: (self.closed.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+
+    def memory(self, record):
+        return [os.dup(record["ram"][0]["fd"])]
+
+    def preserve(self, _session, fd, token):
+        if self.fails == "preserve" and token:
+            raise LiveUpdateError("no room")
+        self.preserved.append((token, _holding.read_note(fd) if not token else None))
+
+
+def test_a_failure_to_preserve_closes_the_session_and_all_else(held, monkeypatch):
+    """Its last descriptor closed, the kernel gives up what it preserved already."""
+    kernel = Preserving(monkeypatch, "preserve")
+    with pytest.raises(LiveUpdateError, match="guest web 1: no room"):
+        _holding._preserve({**held, "uuid": "1-2"}, "h2")
+    assert [link.split(" ")[0].rpartition("/")[2] for link in kernel.closed] == ["memfd:session", "ram", "memfd:kvm-liveupdate-note"]
+    assert _holding.held(held)["hold"] == "h"
+
+
+def test_the_note_names_the_qemu_whose_memory_it_is(held, monkeypatch):
+    kernel = Preserving(monkeypatch)
+    os.close(_holding._preserve({**held, "uuid": "1-2"}, "h2"))
+    ((token, note), (ram, _none)) = kernel.preserved
+    assert (token, ram) == (_holding.META_TOKEN, _holding.RAM_TOKEN)
+    assert note["hold"] == "h2" and note["qemu"] == [held["pid"], held["started"]]
+
+
+def test_a_hold_that_nobody_has_is_an_error_and_given_up(held, monkeypatch):
+    Preserving(monkeypatch)
+    released = []
+    monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
+    monkeypatch.setattr(_systemd, "store_fd", lambda *_what: None)
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    _paths.remove(_holding._guests.run_path("web 1", "held"))
+    with pytest.raises(LiveUpdateError, match=r"guest web 1: web\.service does not hold its session"):
+        _holding.hold({**held, "uuid": "1-2"})
+    assert released == ["web 1"]
 
 
 def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypatch):

@@ -117,18 +117,64 @@ def kernel(tmp_path, monkeypatch):
     return tmp_path, calls
 
 
-def test_what_is_staged_is_recorded(kernel):
+def image_of(folder, initrd="") -> dict:
+    wanted = {**_kexec.describe(str(folder / "vmlinuz")), "initrd": None, "initrd_sha256": None, "cmdline": "kho=on"}
+    return {**wanted, "initrd": str(folder / initrd), "initrd_sha256": _kexec.file_digest(str(folder / initrd))} if initrd else wanted
+
+
+def test_what_is_staged_is_recorded_and_not_loaded(kernel):
+    """Loaded, somebody's reboot would be a jump."""
     folder, calls = kernel
-    path, initrd = str(folder / "vmlinuz"), str(folder / "initrd")
-    bare = {**_kexec.describe(path), "initrd": None, "initrd_sha256": None, "cmdline": "kho=on"}
-    assert _kexec.stage(path, None, "kho=on") == _paths.read_json(_paths.IMAGE_RECORD) == bare
-    whole = {**bare, "initrd": initrd, "initrd_sha256": hashlib.sha256(b"initrd").hexdigest()}
-    assert _kexec.stage(path, initrd, "kho=on") == _paths.read_json(_paths.IMAGE_RECORD) == whole
-    # Flag 4 says that there is no initrd (kexec_file_load(2)).
-    assert calls == [(False, b"kho=on\0", 4), (True, b"kho=on\0", 0)]
+    for image in (image_of(folder), image_of(folder, "initrd")):
+        _kexec.stage(image)
+        assert _paths.read_json(_paths.IMAGE_RECORD) == _kexec.record() == image
+    # Flag 4 says that there is no initrd, 1 unloads (kexec_file_load(2)).
+    assert calls == [(False, b"kho=on\0", 4), (False, b"", 1), (True, b"kho=on\0", 0), (False, b"", 1)]
     _kexec.unload()
-    assert calls[2:] == [(False, b"", 1)]
-    assert _paths.read_json(_paths.IMAGE_RECORD) == {}
+    assert calls[4:] == [(False, b"", 1)]
+    assert _kexec.record() == {}
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "initrd"])
+def test_only_what_was_examined_is_loaded(kernel, name):
+    folder, calls = kernel
+    image = image_of(folder, "initrd")
+    (folder / "new").write_bytes(bzimage(b"7.3.4 (a@b) #2 other"))
+    os.replace(folder / "new", folder / name)  # as a package manager does
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined; stage it again"):
+        _kexec.stage(image)
+    assert calls == [] and _kexec.record() == {}
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "initrd"])
+def test_a_file_that_is_written_to_while_it_is_loaded_does_not_stay_loaded(kernel, monkeypatch, name):
+    folder, _calls = kernel
+    image, flags = image_of(folder, "initrd"), []
+
+    def load(_kernel, _initrd, _cmdline, given):
+        flags.append(given)
+        (folder / name).write_bytes(b"in place")
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", load)
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined"):
+        _kexec.stage(image)
+    assert flags == [0, 1] and _kexec.record() == {}
+
+
+def test_the_digests_are_of_what_the_kernel_is_given_to_read(kernel, monkeypatch):
+    """Not of whatever a path names at another moment."""
+    folder, _calls = kernel
+    image, read = image_of(folder, "initrd"), []
+
+    def load(given, initrd, _cmdline, flags):
+        if not flags & 1:
+            (folder / "new").write_bytes(b"other")
+            os.replace(folder / "new", folder / "vmlinuz")
+            read.extend((os.pread(given, 1 << 20, 0), os.pread(initrd, 10, 0)))
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", load)
+    _kexec.load(image)
+    assert read == [bzimage(), b"initrd"]
 
 
 @pytest.mark.parametrize(
@@ -155,17 +201,17 @@ def test_a_kernel_that_is_not_taken(kernel, monkeypatch, code, remedy):
     monkeypatch.setattr(_kexec, "_kexec_file_load", refuse)
     path = str(kernel[0] / "vmlinuz")
     with pytest.raises(LiveUpdateError) as caught:
-        _kexec.stage(path, None, "kho=on")
+        _kexec.stage(image_of(kernel[0]))
     assert caught.value.message == f"load {path}: {remedy}; nothing new is staged"
     assert not os.path.exists(_paths.IMAGE_RECORD)
-    with pytest.raises(LiveUpdateError, match=f"^unload the staged kernel: {os.strerror(code)}$"):
+    with pytest.raises(LiveUpdateError, match=f"^unload the kernel: {os.strerror(code)}$"):
         _kexec.unload()
 
 
 def test_an_initrd_that_is_not_there(kernel):
     folder, calls = kernel
     with pytest.raises(LiveUpdateError, match=f"^initrd {folder}/none: No such file or directory$"):
-        _kexec.stage(str(folder / "vmlinuz"), str(folder / "none"), "kho=on")
+        _kexec.stage({**image_of(folder), "initrd": str(folder / "none"), "initrd_sha256": ""})
     assert calls == []
 
 

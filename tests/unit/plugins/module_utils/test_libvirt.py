@@ -217,3 +217,12 @@ def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
     saved.path.write_bytes(b"of the operator")
     _libvirt.resume(record, running=False)
     assert saved.path.exists()
+
+
+def test_the_last_look_at_all_domains_is_one_virsh(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_libvirt, "virsh", lambda *words: asked.append(words) or "u-1\nu-3\n")
+    records = [{"name": name, "uuid": uuid} for name, uuid in (("app", "u-1"), ("db", "u-2"), ("web", "u-3"))]
+    (problem,) = _libvirt.still_saved(records)
+    assert problem.startswith("guest db was saved and is not paused any more") and asked == [("list", "--state-paused", "--uuid")]
+    assert _libvirt.still_saved([records[0], records[2]]) == []

@@ -114,3 +114,38 @@ def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
 def test_a_migration_that_does_not_end_is_told():
     with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
         Machine(query_migrate=[{"status": "active"}]).end_migration(-1)
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        (["postmigrate"], ""),
+        (["finish-migrate", "finish-migrate", "postmigrate"], ""),
+        (["running"], "guest web was saved and is running now"),
+        (["paused"], "guest web was saved and is paused now"),  # it went on meanwhile: a save leaves it in postmigrate
+    ],
+)
+def test_a_guest_that_went_on_after_its_save_is_seen(monkeypatch, states, says):
+    seen = list(states)
+
+    class Monitor:
+        def __init__(self, path):
+            assert path == "web.qmp"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_exception):
+            pass
+
+        def status(self):
+            return seen.pop(0) if len(seen) > 1 else seen[0]
+
+    monkeypatch.setattr(_qemu, "Qmp", Monitor)
+    problems = _qemu.still_saved([{"name": "web", "monitor": "web.qmp"}])
+    assert len(problems) == bool(says) and all(problem.startswith(says) for problem in problems)
+
+
+def test_a_qemu_that_does_not_answer_is_a_problem(tmp_path):
+    (problem,) = _qemu.still_saved([{"name": "web", "monitor": str(tmp_path / "none")}])
+    assert problem.startswith("guest web: whether it still stands still is not known")

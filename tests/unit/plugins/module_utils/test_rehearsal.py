@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _rehearsal, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _paths, _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -23,7 +23,7 @@ class Provider:
     def rehearse(self, record, running):
         self.state = "paused"
         with pytest.raises(LiveUpdateError, match="another live update operation is under way"):
-            _update.Lock().__enter__()
+            _lock.Lock().__enter__()
         self.locked = True
         if self.failure:
             raise LiveUpdateError(self.failure)
@@ -55,7 +55,7 @@ def test_the_host_is_locked_while_the_guest_stands_still(host):
     _rehearsal.run("web")
     assert provider.locked and provider.state == "running"
     assert _paths.read_json(_guests.run_path("web", "rehearsed"))["paused_s"] > 0
-    with _update.Lock():
+    with _lock.Lock():
         pass
 
 
@@ -71,7 +71,7 @@ def test_the_guest_goes_on_when_its_state_does_not_load(host):
 def test_no_guest_is_touched_while_the_host_is_locked(host):
     provider = Provider()
     said = host(provider)
-    with _update.Lock(), pytest.raises(LiveUpdateError, match="under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="under way"):
         _rehearsal.run("web")
     assert provider.state == "running" and not provider.locked and "under way" in said[0]
 

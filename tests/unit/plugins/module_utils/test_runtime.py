@@ -94,3 +94,29 @@ def test_a_unit_without_its_suffix_is_refused():
     """A drop-in below web1.d would apply to nothing."""
     with pytest.raises(LiveUpdateError, match=r"'web1': not the name of a service unit; write web1\.service"):
         _runtime.files(["db1.service", "web1"])
+
+
+def sections(path):
+    """A unit file as its sections, each with its lines."""
+    found: dict = {}
+    for line in _runtime.files([])[f"{_runtime.UNITS}/{path}"][0].splitlines():
+        if line.startswith("["):
+            found[line] = []
+        elif line and not line.startswith("#"):
+            found[line and list(found)[-1]].append(line)
+    return found
+
+
+def test_the_unit_that_jumps_undoes_what_a_crash_leaves_and_is_given_the_time():
+    """Cut off, it would leave guests paused."""
+    service = sections("kvm-liveupdate-jump.service")["[Service]"]
+    assert f"ExecStopPost={_runtime.COMMAND} recover" in service and "TimeoutStopSec=30min" in service
+
+
+def test_a_holder_lives_through_the_shutdown():
+    """In [Service] the word is ignored, and the session is lost without a sound."""
+    assert "SurviveFinalKillSignal=yes" in sections("kvm-liveupdate-hold@.service")["[Unit]"]
+
+
+def test_a_boot_whose_order_fails_is_an_ordinary_one():
+    assert "OnFailure=default.target" in sections("kvm-liveupdate-boot.service")["[Unit]"]

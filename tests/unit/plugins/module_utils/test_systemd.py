@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _systemd
@@ -83,3 +84,26 @@ def test_an_fd_store_that_is_not_told_is_an_error(monkeypatch):
     monkeypatch.setattr(_systemd, "run", lambda *words: host.run(*words) if words[0] == "systemctl" else '[{"fdname": "b"}]\n')
     with pytest.raises(LiveUpdateError, match="1 answers about 2 units"):
         _systemd.fdstore_each(["web.service", "db.service"])
+def test_many_units_are_asked_for_in_parts(monkeypatch):
+    """The kernel limits the length of a command line."""
+    asked = []
+
+    def run(*command):
+        asked.append(command[4:])
+        return "\n".join(f"Id={unit}\n" for unit in command[4:])
+
+    monkeypatch.setattr(_systemd, "run", run)
+    units = [f"u{number}.service" for number in range(450)]
+    assert _systemd.show_each(units, "Id") == {unit: {"Id": unit} for unit in units}
+    assert [len(part) for part in asked] == [200, 200, 50]
+
+
+def test_no_command_runs_beyond_the_last_moment():
+    """Whatever its own limit is."""
+    _systemd.end_by(time.monotonic() + 0.3)
+    try:
+        with pytest.raises(LiveUpdateError, match="sleep 30: no answer within 0 s"):
+            _systemd.run("sleep", "30")
+    finally:
+        _systemd.end_by(None)
+    assert _systemd.run("sleep", "0.4") == ""

@@ -5,13 +5,10 @@
 from __future__ import annotations
 
 import fcntl
-import signal
-import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _paths, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _lock, _paths, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 UPDATE = {"state": "jumping", "boot_id": "b1", "image": {"release": "7.3.4"}}
@@ -33,15 +30,53 @@ def test_outcome(update, boot_id, release, outcome):
     assert _update.outcome(update, boot_id, release) == outcome
 
 
-def test_a_jump_is_refused_while_a_guest_waits_to_be_brought_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
-    monkeypatch.setattr(_update._kexec, "record", lambda: {"path": "/boot/vmlinuz-7.3"})
-    monkeypatch.setattr(_guests, "known", dict)
-    monkeypatch.setattr(_guests, "strangers", list)
-    assert _update.gate([]) == []
-    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
-    (problem,) = _update.gate([])
-    assert "guest web was saved by an update and does not run" in problem and "systemctl start web.service" in problem
+READY = {"image": {"path": "/boot/k"}, "guests": {"web": {}}, "holds": {"web": {"hold": "h"}}, "not_back": [], "strangers": []}
+STRANGER = {"name": "pid-7", "pid": 7, "reasons": [{"code": "not-managed", "message": "no monitor is known", "remedy": "wrap it"}]}
+
+
+@pytest.mark.parametrize(
+    ("names", "seen", "says"),
+    [
+        (["web"], {}, ""),
+        (["web"], {"image": {}}, "no kernel is staged in this boot"),
+        (["web", "db"], {}, "guest db does not run any more"),
+        ([], {}, "guest web runs but is not part of this update"),
+        (["web"], {"holds": {"web": {}}}, "guest web: its RAM is not held"),
+        (["web"], {"strangers": [STRANGER]}, "pid-7 (process 7) runs a virtual machine that would be lost: no monitor is known"),
+        (["web"], {"not_back": [{"code": "not-back", "message": "app was saved", "remedy": "start it"}]}, "app was saved - start it"),
+    ],
+)
+def test_the_gate_names_what_would_be_lost(names, seen, says):
+    problems = _update.gate(names, {**READY, **seen})
+    assert len(problems) == bool(says) and all(says in problem for problem in problems)
+
+
+CALM = {unit: {"ActiveState": "inactive"} for unit in _update.CLUSTERS}
+
+
+@pytest.mark.parametrize(
+    ("keep", "shown", "says"),
+    [
+        (["iscsid.service"], {"iscsid.service": {"LoadState": "loaded"}}, ""),
+        (["iscsid"], {"iscsid": {"LoadState": "loaded"}}, "'iscsid' is not the name of a unit; write for example iscsid.service"),
+        (["icsid.service"], {"icsid.service": {"LoadState": "not-found"}}, "there is no unit icsid.service on this host"),
+        ([], {"pacemaker.service": {"ActiveState": "active"}}, "pacemaker.service runs: its stop would stop the guests"),
+        (["pacemaker.service"], {"pacemaker.service": {"LoadState": "loaded", "ActiveState": "active"}}, ""),
+    ],
+)
+def test_units_that_are_mistyped_or_would_stop_guests_forbid_the_jump(keep, shown, says):
+    problems = _update.unit_problems(keep, {**CALM, **shown})
+    assert len(problems) == bool(says) and all(says in problem for problem in problems)
+
+
+def test_what_running_guests_would_notice_is_kept():
+    active = ["ufw.service", "wg-quick@wg0.service", "virtnetworkd.socket", "cron.service", "ssh.service", "apt-daily.timer"]
+    assert _update.noticed(active) == ["ufw.service", "wg-quick@wg0.service", "virtnetworkd.socket"]
+
+
+def test_sessions_and_containers_end_but_no_guest():
+    active = ["init.scope", "session-3.scope", "user@0.service", "machine-qemu.scope", "docker-1.scope", "ssh.service"]
+    assert _update.sessions(active, {"machine-qemu.scope", None}) == ["session-3.scope", "user@0.service", "docker-1.scope"]
 
 
 def test_what_is_kept_runs_already_and_keeps_its_sockets():
@@ -61,11 +96,11 @@ def test_what_is_started_again_is_neither_a_login_nor_the_update():
     assert _update.stopped([*before, "kvm-liveupdate-hold@web.service"], ["cron.service"]) == ["ssh.service"]
 
 
-def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
+def test_a_unit_that_does_not_start_does_not_keep_the_others_down(monkeypatch):
     started = []
 
     def run(*command):
-        if command[1] == "list-units":
+        if command[1] in ("list-units", "show"):
             return ""
         if command[-1] == "gone.service":
             raise LiveUpdateError("Unit gone.service not found.")
@@ -74,8 +109,21 @@ def test_a_unit_that_is_gone_does_not_keep_the_others_down(monkeypatch):
 
     monkeypatch.setattr(_update._systemd, "run", run)
     with pytest.raises(LiveUpdateError, match=r"gone\.service not found"):
-        _update._start_again(["gone.service", "ssh.service"], 1.0)
+        _update._start_again(["gone.service", "ssh.service"], 1.0, [])
     assert started == ["default.target", "ssh.service"]
+
+
+def test_a_unit_that_was_made_on_the_fly_is_told_and_is_no_failure(monkeypatch):
+    started, notes = [], []
+    monkeypatch.setattr(_update, "_active_units", list)
+    monkeypatch.setattr(_update, "_sockets_again", lambda units, since: [])
+    monkeypatch.setattr(_update._systemd, "run", lambda *command: started.append(command[-1]))
+    known = {"run-u1.service": "not-found", "ssh.service": "loaded"}
+    monkeypatch.setattr(_update._systemd, "show_each", lambda units, _name: {unit: {"LoadState": known[unit]} for unit in units})
+    _update._start_again(list(known), 1.0, notes)
+    assert started == ["default.target", "ssh.service"]
+    (note,) = notes
+    assert "ended for good" in note and note.endswith(": run-u1.service")
 
 
 ISOLATED = 100.0
@@ -95,6 +143,8 @@ class Sockets:
         if verb == "list-units":
             return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
         if verb == "show":
+            if units[0] == "--property=Id,LoadState":
+                return "LoadState=loaded\n\n" * (len(units) - 2)
             return self.service if units[-1] == "logind.service" else "Triggers=logind.service\n"
         if verb == "stop":
             self.stops += 1
@@ -113,7 +163,7 @@ class Sockets:
 def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monkeypatch, awakenings):
     host = Sockets(awakenings)
     monkeypatch.setattr(_update._systemd, "run", host.run)
-    _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+    _update._start_again(["logind.service", "logind.socket"], ISOLATED, [])
     assert host.active == {"default.target", "logind.service", "logind.socket", "web.service"}
 
 
@@ -121,7 +171,7 @@ def test_a_socket_that_stays_down_is_said(monkeypatch):
     host = Sockets(awakenings=100)
     monkeypatch.setattr(_update._systemd, "run", host.run)
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy; .* start the sockets: logind\.socket"):
-        _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+        _update._start_again(["logind.service", "logind.socket"], ISOLATED, [])
     assert host.stops == _update.SOCKET_ATTEMPTS
 
 
@@ -134,87 +184,21 @@ def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, sin
     """The guest of a unit with Requires= on it would stop as well."""
     monkeypatch.setattr(_update._systemd, "run", host.run)
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _update._start_again(["logind.socket", "web.service"], since)
+        _update._start_again(["logind.socket", "web.service"], since, [])
     assert not host.stops and {"logind.service", "web.service"} <= host.active
 
 
 def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     host = Sockets(needed="absent.service")
     monkeypatch.setattr(_update._systemd, "run", host.run)
-    _update._start_again(["logind.service", "logind.socket"], ISOLATED)
+    _update._start_again(["logind.service", "logind.socket"], ISOLATED, [])
     assert host.stops == 1 and "logind.socket" in host.active
-
-
-@pytest.fixture(name="jumping")
-def host_that_jumps(tmp_path, monkeypatch):
-    """A host without guests that carries out an update, but for the kexec; tells what was asked of PID 1, and what was undone."""
-    image = {"path": "/boot/vmlinuz-7.3", "initrd": None, "cmdline": ""}
-    host = SimpleNamespace(asked=[], undone=[], loaded={})
-    committed = {"id": "u", "state": "committed", "boot_id": "b", "image": image, "guests": [], "on_loss": "cold", "times": {}}
-
-    def stage(_kernel, _initrd, cmdline):
-        host.loaded = {**image, "cmdline": cmdline}
-        return dict(host.loaded)
-
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
-    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
-    monkeypatch.setattr(_update._host, "boot_id", lambda: "b")
-    monkeypatch.setattr(_update._kexec, "stage", stage)
-    monkeypatch.setattr(_update._kexec, "record", lambda: host.loaded)
-    monkeypatch.setattr(_update._kexec, "unload", lambda: host.undone.append("kernel"))
-    monkeypatch.setattr(_update, "gate", lambda guests: [])
-    monkeypatch.setattr(_update, "_active_units", lambda: ["cron.service"])
-    monkeypatch.setattr(_update, "_stop_the_rest", lambda update: None)
-    monkeypatch.setattr(_update, "_start_again", lambda units, since: host.undone.extend(units))
-    monkeypatch.setattr(_update.os, "kill", lambda *what: host.asked.append(what))
-    for limit in ("GRACE_S", "DOWN_LIMIT_S"):
-        monkeypatch.setattr(_update, limit, 0)
-    _paths.write_json(_paths.UPDATE, committed)
-    return host
-
-
-def test_an_update_whose_kexec_does_not_come_is_undone(jumping):
-    assert _update.jump() == 1
-    assert jumping.asked == [(1, signal.SIGRTMIN + 16)]
-    assert jumping.undone == ["kernel", "cron.service"]
-    update = _paths.read_json(_paths.UPDATE)
-    assert update["state"] == "aborted" and "PID 1 was asked for the kexec" in update["error"]
-
-
-@pytest.mark.parametrize("loaded", [{}, {"path": "/boot/vmlinuz-of-somebody-else"}])
-def test_a_kernel_that_somebody_else_staged_meanwhile_is_not_jumped_into(jumping, monkeypatch, loaded):
-    monkeypatch.setattr(_update, "_stop_the_rest", lambda update: setattr(jumping, "loaded", loaded))
-    assert _update.jump() == 1
-    assert not jumping.asked and "somebody staged something else than /boot/vmlinuz-7.3" in _paths.read_json(_paths.UPDATE)["error"]
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_guests_that_are_quick_to_save_are_paused_last(monkeypatch, fails):
-    begun, all_paused = [], threading.Barrier(2, timeout=10)
-
-    def save(name, _update):
-        begun.append(name)
-        if name != "web":
-            all_paused.wait()  # at once
-        if fails and name == "app":
-            raise LiveUpdateError("app cannot be saved")
-
-    monkeypatch.setattr(_update, "_save", save)
-    records = {"web": {"provider": "qemu"}, "app": {"provider": "libvirt"}, "db": {"provider": "libvirt"}}
-    update = {"guests": list(records), "records": records}
-    if fails:
-        with pytest.raises(LiveUpdateError, match="app cannot be saved"):
-            _update._save_all(update)
-    else:
-        _update._save_all(update)
-    assert sorted(begun[:2]) == ["app", "db"] and begun[2:] == ([] if fails else ["web"])
 
 
 def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
     _update._write_out(30.0)
     monkeypatch.setattr(_update.os, "sync", lambda: time.sleep(2))
-    with pytest.raises(LiveUpdateError, match=r"not written out within 0\.1 s"):
+    with pytest.raises(LiveUpdateError, match=r"not written out within 0 s"):
         _update._write_out(0.1)
 
 
@@ -242,19 +226,22 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     ran = []
     monkeypatch.setattr(_update, "_UNITS", str(tmp_path))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
-    monkeypatch.setattr(_guests, "find", lambda name: {"unit": f"{name}.service"})
+    monkeypatch.setattr(_update, "_MANAGER", str(tmp_path / "none"))
     monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target", "idle.target"])
     monkeypatch.setattr(
         _update._systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
     )
     monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]))
-    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": []}
+    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": [], "records": {"web": {"unit": "web.service"}}}
+    update["pause_by"] = time.monotonic() + 60
     _update._stop_the_rest(update)
+    del update["records"]
     assert ran == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
     assert "IgnoreOnIsolate=yes" in (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").read_text()
     assert (tmp_path / f"{_update.JUMP_TARGET}.d/kept.conf").read_text() == "[Unit]\nWants=web.service\n"
     for step in (_update._kexec, "unload"), (_update, "_start_again"):
         monkeypatch.setattr(*step, lambda *_nothing: None)
+    monkeypatch.setattr(_paths, "OUTCOME", str(tmp_path / "outcome.json"))
     monkeypatch.setattr(_guests, "known", dict)
     _update._abort(update, "enough")
     assert not (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").exists()
@@ -281,7 +268,10 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
     monkeypatch.setattr(_update._boot_order, "start_early", lambda unit, wanted: wanted or late.append(unit))
     monkeypatch.setattr(_update._kexec, "unload", lambda: None)
-    monkeypatch.setattr(_update, "_start_again", lambda units, since: None)
+    monkeypatch.setattr(_update, "_start_again", lambda units, since, notes: None)
+    monkeypatch.setattr(_update, "_MANAGER", str(tmp_path / "none"))
+    monkeypatch.setattr(_paths, "OUTCOME", str(tmp_path / "outcome.json"))
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
     for name in ("app", "db", "web"):  # web runs on although not all of its save could be undone
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
@@ -341,7 +331,7 @@ def test_session_names_fit():
 def test_one_operation_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
-    with _update.Lock(), pytest.raises(LiveUpdateError, match="another live update operation"), _update.Lock(wait_s=0.2):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation"), _lock.Lock(wait_s=0.2):
         pass
     with open(tmp_path / "lock", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again

@@ -252,3 +252,20 @@ def test_no_guest_at_all(host):
     for state in ("preserved", "running"):
         assert ask(state) == {"changed": False, "guests": [], "msg": "", "diff": {"before": {}, "after": {}}}
     assert "one of them is empty" in fails("running", "web", "").message
+
+
+@pytest.mark.parametrize(
+    ("state", "ours", "goes_on"),
+    [("paused", True, True), ("paused", False, None), ("postmigrate", False, True), ("running", True, None)],
+)
+def test_a_guest_that_only_our_undo_left_paused_runs_on(host, monkeypatch, state, ours, goes_on):
+    host.states["web"] = state
+    host.running["web"] |= {"pid": 7, "started": 1}
+    monkeypatch.setattr(_paths, "GUESTS_RUN", _paths.RUN)
+    if ours:
+        _paths.write_json(_guests.run_path("web", "paused"), {"pid": 7, "started": 1})
+    assert ask("running", "web", check_mode=True)["changed"] is bool(goes_on)
+    assert ("resume", "web", True) not in host.calls
+    assert ask("running", "web")["changed"] is bool(goes_on)
+    assert (("resume", "web", True) in host.calls) is bool(goes_on)
+    assert not goes_on or not _holding.owes(host.running["web"])

@@ -7,11 +7,18 @@ from __future__ import annotations
 import types
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _proof, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec_image
 
-IMAGE = {"path": "/boot/vmlinuz", "release": "7.3.4", "initrd": None, "initrd_sha256": None, "cmdline": "kho=on liveupdate=on"}
+IMAGE = {
+    "path": "/boot/vmlinuz",
+    "release": "7.3.4",
+    "sha256": "s1",
+    "initrd": None,
+    "initrd_sha256": None,
+    "cmdline": "kho=on liveupdate=on",
+}
 UNKNOWN = {"code": "abi-luo-unread", "message": "which luo-vN it speaks is not known", "remedy": "mount debugfs", "verdict": "unknown"}
 
 
@@ -19,11 +26,11 @@ UNKNOWN = {"code": "abi-luo-unread", "message": "which luo-vN it speaks is not k
 def host(tmp_path, monkeypatch):
     """A host that has ``staged`` and that proves ``verdict``; returns what was done to it."""
     done = []
-    state = types.SimpleNamespace(staged={}, verdict="proven", done=done)
+    state = types.SimpleNamespace(staged={}, loaded=False, sha256="s1", verdict="proven", done=done)
 
     def prove(image, cmdline, initrd):
         done.append("prove")
-        assert (image, cmdline, initrd) == ({"read": "/boot/vmlinuz"}, IMAGE["cmdline"], None)
+        assert (image, cmdline, initrd) == ({"read": "/boot/vmlinuz", "sha256": "s1"}, IMAGE["cmdline"], None)
         reasons = [] if state.verdict == "proven" else [{**UNKNOWN, "verdict": state.verdict}]
         return {"pair": "a-b", "there": {"verdict": state.verdict, "reasons": reasons}, "back": {}}
 
@@ -31,11 +38,11 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(kexec_image, "wanted_image", lambda params, _running: IMAGE if params["state"] == "staged" else {})
     monkeypatch.setattr(_proof, "prove", prove)
-    monkeypatch.setattr(kexec_image._image, "read", lambda path, **_keep: {"read": path})
+    monkeypatch.setattr(kexec_image._image, "read", lambda path, **_keep: {"read": path, "sha256": state.sha256})
     monkeypatch.setattr(kexec_image._kexec, "current_cmdline", lambda: "")
     monkeypatch.setattr(kexec_image._kexec, "record", lambda: state.staged)
-    monkeypatch.setattr(kexec_image._kexec, "loaded", lambda: bool(state.staged))
-    monkeypatch.setattr(kexec_image._kexec, "stage", lambda *_image: done.append("stage"))
+    monkeypatch.setattr(kexec_image._kexec, "loaded", lambda: state.loaded)
+    monkeypatch.setattr(kexec_image._kexec, "stage", lambda image: done.append("stage"))
     monkeypatch.setattr(kexec_image._kexec, "unload", lambda: done.append("unload"))
     return state
 
@@ -66,9 +73,24 @@ def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, chec
 @pytest.mark.parametrize("state", ["staged", "unloaded"])
 def test_nothing_is_staged_or_unloaded_under_an_update(host, state):
     host.staged = {} if state == "staged" else IMAGE
-    with _update.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
         run(state=state)
     assert not {"stage", "unload"} & set(host.done)
+
+
+def test_a_file_that_is_replaced_while_it_is_examined_is_not_staged(host):
+    """The proof is of the other one."""
+    host.sha256 = "s2"
+    with pytest.raises(LiveUpdateError, match="is not staged: the file changed while it was examined; run this again"):
+        run()
+    assert host.done == []
+
+
+@pytest.mark.parametrize(("state", "does"), [("staged", "stage"), ("unloaded", "unload")])
+def test_what_somebody_else_loaded_does_not_stay_loaded(host, state, does):
+    host.staged, host.loaded = (IMAGE if state == "staged" else {}), True
+    assert run(state=state)["changed"]
+    assert host.done[-1] == does
 
 
 def test_an_unknown_pair_that_is_accepted_is_staged(host):

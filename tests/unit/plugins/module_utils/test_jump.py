@@ -1,0 +1,528 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A whole update on a host that is made up: everything up to the kexec, which never comes, so that each is undone at last."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _clock,
+    _guests,
+    _holding,
+    _host,
+    _kexec,
+    _paths,
+    _processes,
+    _systemd,
+    _lock,
+    _update,
+)
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+ASKED = (1, signal.SIGRTMIN + 16)
+LINK = "anon_inode:[luo_session] kvm-"
+
+
+class Host:
+    """A host with guests of one provider, which it is itself. ``did`` is what was done, in order."""
+
+    SAVES_SLOWLY, KEPT, DAEMONS = False, (), ()
+
+    def __init__(self, root, names) -> None:
+        self.root = root
+        self.did: list = []
+        self.calls: list = []
+        self.state = dict.fromkeys(names, "running")
+        self.reasons: dict = {}
+        self.at: dict = {}  # what happens at a step: the word in ``did`` -> a function
+        self.records = {name: self.record(name) for name in names}
+        self.started = {os.getpid(): 1}
+        self.processes = {1: [LINK + name for name in names]}
+        self.loaded = False
+
+    def record(self, name) -> dict:
+        ram = os.memfd_create(name)
+        os.ftruncate(ram, 4096)
+        record = {"name": name, "provider": "qemu", "unit": f"{name}.service", "uuid": name, "pid": os.getpid(), "started": 1}
+        return {**record, "ram": [{"fd": ram, "size": 4096}]}
+
+    def note(self, what, *about) -> None:
+        self.did.append((what, *about))
+        self.at.pop(what, lambda: None)()
+
+    def done(self, what) -> list:
+        return [step[1] for step in self.did if step[0] == what]
+
+    # as a provider
+
+    def status(self, record) -> str:
+        return self.state[record["name"]]
+
+    def save(self, record, path, _running) -> dict:
+        self.state[record["name"]] = "postmigrate"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("state")
+        self.note("save", record["name"])
+        return {"times": {"paused": 1.0, "saved": 2.0}, "provider": "qemu"}
+
+    def still_saved(self, records) -> list:
+        self.note("look", len(records))
+        return [f"{record['name']} goes on" for record in records if self.state[record["name"]] != "postmigrate"]
+
+    def survey(self, records) -> None:
+        self.note("survey", len(records))
+        for record in records:
+            record["xml"] = "<domain/>"
+
+    def resume(self, record, running) -> None:
+        self.note("resume", record["name"])
+        assert not os.path.exists(_guests.journal_path(record["name"])), "a state that the memory no longer belongs to"
+        if running:
+            self.state[record["name"]] = "running"
+
+    # as a host
+
+    def run(self, *command, **_limit) -> str:
+        if command[1] == "show":
+            return "\n".join(f"Id={unit}\n" for unit in command[command.index("--") + 1 :])
+        self.note(command[1], command[-1])
+        return ""
+
+    def known(self) -> dict:
+        self.calls.append("known")
+        return {name: dict(record) for name, record in self.records.items()}
+
+    def kexec(self, _kernel, _initrd, _cmdline, flags) -> None:
+        self.loaded = not flags & 1
+        self.note("load" if self.loaded else "unload", flags)
+
+
+def make(root, monkeypatch, names) -> Host:
+    for name, path in {"RUN": "run", "GUESTS_RUN": "run/guests", "GUESTS_STATE": "guests"}.items():
+        monkeypatch.setattr(_paths, name, str(root / path))
+        (root / path).mkdir(parents=True, exist_ok=True)
+    for name in ("IMAGE_RECORD", "LOCK", "OUTCOME"):
+        monkeypatch.setattr(_paths, name, str(root / "run" / name))
+    monkeypatch.setattr(_paths, "UPDATE", str(root / "update.json"))
+    host = Host(root, names)
+    for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S"):
+        monkeypatch.setattr(_update, step, 0)
+    for name, path in {"_UNITS": "units", "_MANAGER": "system.conf.d/limit.conf", "_EXITRD": "shutdown", "_EXITRD_ASIDE": "aside"}.items():
+        monkeypatch.setattr(_update, name, str(root / path))
+    monkeypatch.setattr(_boot_order, "UNITS", str(root / "etc"))
+    monkeypatch.setattr(_boot_order, "plan", lambda records: [])
+    monkeypatch.setattr(_boot_order, "consoles", lambda: "")
+    monkeypatch.setattr(_clock, "ahead", lambda: None)
+    monkeypatch.setattr(_host, "boot_id", lambda: "b")
+    monkeypatch.setattr(_host, "kernel", dict)
+    monkeypatch.setattr(_systemd, "run", host.run)
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "inactive", "Job": "0"})
+    monkeypatch.setattr(_systemd, "version", lambda: 262)
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME])
+    monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, name: host.note("release", unit))
+    monkeypatch.setattr(_processes, "start_time", lambda pid: host.started.get(pid, 0))
+    monkeypatch.setattr(_processes, "pids", lambda: sorted({*host.processes, *host.started}))
+    monkeypatch.setattr(_processes, "fd_links", lambda pid: dict(enumerate(host.processes.get(pid, []))))
+    monkeypatch.setattr(_guests, "known", host.known)
+    monkeypatch.setattr(_guests, "inspect", lambda record: host.reasons.get(record["name"], []) if record.pop("xml") else [])
+    monkeypatch.setattr(_update._providers, "of", lambda record: host)
+    monkeypatch.setattr(_update._providers, "all_of_them", lambda: (host,))
+    monkeypatch.setattr(_update._providers, "foreign_reason", lambda pid: {"message": "nobody knows it", "remedy": "", "code": ""})
+    monkeypatch.setattr(_kexec, "_kexec_file_load", host.kexec)
+    monkeypatch.setattr(_kexec, "loaded", lambda: host.loaded)
+    monkeypatch.setattr(_update.os, "kill", lambda *what: host.note("kill", what))
+    kernel = root / "vmlinuz"
+    kernel.write_bytes(b"kernel")
+    digest = hashlib.sha256(b"kernel").hexdigest()
+    image = {"path": str(kernel), "sha256": digest, "initrd": None, "initrd_sha256": None, "cmdline": "kho=on", "release": "7.3"}
+    _paths.write_json(_paths.IMAGE_RECORD, image)
+    for record in host.records.values():
+        hold = {"hold": f"hold-{record['name']}", "session": f"kvm-{record['name']}", "sizes": [4096], "pid": record["pid"], "started": 1}
+        _paths.write_json(_guests.run_path(record["name"], "held"), {**hold, "files": _holding._ram_files(record)})
+    return host
+
+
+@pytest.fixture(name="host")
+def host_with_two_guests(tmp_path, monkeypatch):
+    return make(tmp_path, monkeypatch, ["app", "web"])
+
+
+def update(host) -> dict:
+    """Commit and carry out an update; returns what became of it."""
+    _update.commit(list(host.records), [], "start")
+    host.did.clear()
+    assert _update.jump() == 1
+    return _update.last()
+
+
+def undone(host, ended, says) -> None:
+    """The update was undone, and every guest runs on."""
+    assert ended["state"] == "aborted" and says in ended["error"]
+    assert set(host.state.values()) == {"running"}
+    assert not host.loaded and _kexec.record() == {}
+
+
+def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
+    (host.root / "shutdown").touch()
+
+    def at_the_kexec():
+        assert host.loaded
+        assert set(host.state.values()) == {"postmigrate"}
+        assert not (host.root / "shutdown").exists()  # systemd-shutdown would execute it instead of the kexec
+        assert "DefaultTimeoutStopSec=10s" in (host.root / "system.conf.d/limit.conf").read_text()
+        assert _paths.read_json(_paths.UPDATE)["state"] == "jumping"
+        journal = _guests.journal("web")
+        assert (journal["hold"], journal["qemu"], journal["session"]) == ("hold-web", [os.getpid(), 1], "kvm-web")
+        assert journal["was_running"] and journal["state"] == "saved" and journal["update_id"] == _update.last()["id"]
+
+    host.at["kill"] = at_the_kexec
+    ended = update(host)
+    assert host.done("kill") == [ASKED]
+    undone(host, ended, "PID 1 was asked for the kexec")
+    assert (host.root / "shutdown").exists() and not (host.root / "system.conf.d/limit.conf").exists()
+    assert sorted(host.done("release")) == ["app.service", "web.service"]
+
+
+def test_the_kernel_is_loaded_for_the_jump_only(host):
+    """Loaded, it would turn somebody's reboot into a jump."""
+    at = {}
+    for step in ("isolate", "save"):
+        host.at[step] = lambda step=step: at.update({step: host.loaded})
+    update(host)
+    assert at == {"isolate": False, "save": True}
+
+
+def another_qemu(host) -> None:
+    host.started[os.getpid()] = 2
+
+
+def other_memory(host) -> None:
+    """The process is the same, and its descriptor another file."""
+    ram = host.records["web"]["ram"][0]["fd"]
+    os.dup2(os.memfd_create("other"), ram)
+
+
+def stranger(host) -> None:
+    host.processes[7] = [_processes.VM_LINK]
+
+
+def replaced_kernel(host) -> None:
+    (host.root / "vmlinuz").write_bytes(b"another")
+
+
+def reason(host) -> None:
+    host.reasons["web"] = [{"code": "block-job", "message": "a block job is running", "remedy": "let it finish"}]
+
+
+def no_session(host) -> None:
+    host.processes[1].remove(LINK + "web")
+
+
+def goes_on(host) -> None:
+    host.state["web"] = "running"
+
+
+def unloaded(host) -> None:
+    host.loaded = False
+
+
+def restaged(host) -> None:
+    _paths.write_json(_paths.IMAGE_RECORD, {**_kexec.record(), "cmdline": "other"})
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (another_qemu, "guest app: its RAM is not held"),
+        (other_memory, "guest web: its RAM is not held"),
+        (stranger, "process 7) runs a virtual machine that would be lost: nobody knows it"),
+        (replaced_kernel, "vmlinuz changed since it was examined; stage it again"),
+        (reason, "guest web: a block job is running - let it finish"),
+        (restaged, "is not what is staged any more"),
+    ],
+)
+def test_what_changed_while_services_were_stopped_is_seen_before_a_guest_is_paused(host, what, says):
+    host.at["isolate"] = lambda: what(host)
+    undone(host, update(host), says)
+    assert not host.done("save") and not host.done("kill")
+
+
+@pytest.mark.parametrize("what", [another_qemu, other_memory])
+def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, what):
+    """It would be loaded onto the memory of the one that was held."""
+    journals = []
+    host.at["save"] = lambda: what(host)
+    host.at["resume"] = lambda: journals.extend(os.listdir(_paths.GUESTS_STATE))
+    ended = update(host)
+    undone(host, ended, "guest web: its QEMU or its memory is not the one that is held any more")
+    assert "web.json" not in journals and not host.done("kill")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (another_qemu, "guest web: its QEMU or its memory is not the one that was saved any more"),
+        (other_memory, "guest web: its QEMU or its memory is not the one that was saved any more"),
+        (stranger, "process 7 runs a virtual machine that was started meanwhile"),
+        (no_session, "guest web: nothing keeps its session open any more"),
+        (goes_on, "web goes on"),
+        (unloaded, "the kernel that was loaded for the jump is not there any more"),
+    ],
+)
+def test_the_last_look_sees_what_changed_in_the_pause(host, monkeypatch, what, says):
+    monkeypatch.setattr(_update, "_put_exitrd_aside", lambda: what(host))
+    undone(host, update(host), says)
+    assert sorted(host.done("save")) == ["app", "web"] and not host.done("kill")
+
+
+def test_the_last_look_asks_each_provider_once(host):
+    update(host)
+    assert host.done("look") == [2]
+
+
+def test_the_pause_looks_up_nothing_for_each_guest(tmp_path, monkeypatch):
+    """What is read from the gate on: with ten times the guests at most twelve times as much."""
+    reads = {}
+    for count in (10, 100):
+        host = make(tmp_path / str(count), monkeypatch, [f"g{number}" for number in range(count)])
+        seen: list = []
+        for name in ("fd_links", "start_time"):
+            inner = getattr(_processes, name)
+            monkeypatch.setattr(_processes, name, lambda pid, inner=inner, seen=seen: seen.append(pid) or inner(pid))
+
+        def gate_passed(host=host, seen=seen):
+            host.calls.clear()
+            seen.clear()
+
+        monkeypatch.setattr(_update, "_meant_to_run", lambda records, passed=gate_passed: passed() or list(records))
+        host.at["kill"] = lambda host=host, seen=seen, count=count: reads.update({count: (list(host.calls), len(seen))})
+        update(host)
+    assert reads[10][0] == reads[100][0] == []  # no search for guests
+    assert 0 < reads[100][1] <= 12 * reads[10][1]
+
+
+def test_records_are_on_the_disk_before_the_first_guest_is_paused(host):
+    seen = []
+    host.at["save"] = lambda: seen.append(_paths.read_json(_paths.UPDATE))
+    update(host)
+    assert seen[0]["state"] == "saving" and seen[0]["running"] == ["app", "web"]
+    assert seen[0]["records"] == json.loads(json.dumps(host.records))  # and nothing of what the survey found
+
+
+def test_a_journal_that_cannot_be_written_pauses_nobody(host, monkeypatch):
+    real = _paths.write_json
+
+    def write(path, record):
+        if path == _paths.UPDATE and record["state"] == "saving":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, record)
+
+    monkeypatch.setattr(_paths, "write_json", write)
+    undone(host, update(host), "No space left on device")
+    assert not host.done("save")
+
+
+@pytest.mark.parametrize(
+    ("change", "boot_id"),
+    [({"state": "aborted"}, "b"), ({"state": "saving"}, "b"), ({"state": "jumping"}, "b"), ({}, "b2"), (None, "b")],
+)
+def test_only_an_update_that_was_committed_in_this_boot_is_carried_out(host, monkeypatch, change, boot_id):
+    if change is not None:
+        committed = _update.commit(list(host.records), [], "start")
+        _paths.write_json(_paths.UPDATE, {**committed, **change})
+    monkeypatch.setattr(_host, "boot_id", lambda: boot_id)
+    host.did.clear()
+    with pytest.raises(LiveUpdateError, match="no committed update waits"):
+        _update.jump()
+    assert host.did == []
+
+
+def test_a_commit_is_refused_by_the_gate(host):
+    stranger(host)
+    with pytest.raises(LiveUpdateError, match="nothing was stopped: pid-7"):
+        _update.commit(list(host.records), [], "start")
+    assert not host.done("start") and not os.path.exists(_paths.UPDATE)
+
+
+def test_a_commit_is_refused_for_a_unit_that_is_not_there(host, monkeypatch):
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"LoadState": "not-found"} for unit in units})
+    with pytest.raises(LiveUpdateError, match=r"there is no unit icsid\.service on this host"):
+        _update.commit(list(host.records), ["icsid.service"], "start")
+    assert not host.done("start")
+
+
+def test_nobody_else_gets_the_lock_between_the_commit_and_the_end(host, monkeypatch):
+    busy = {"ActiveState": "inactive", "Job": "7"}  # queued, and not begun yet
+    _update.commit(list(host.records), [], "start")
+    with _lock.Lock():
+        pass  # a journal that nobody carries out blocks nothing
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: dict(busy))
+    for state in ("activating", "active", "deactivating", "inactive"):
+        busy["ActiveState"] = state
+        with pytest.raises(LiveUpdateError, match="a live update of this host is under way"), _lock.Lock():
+            pass
+    with _lock.Lock(of_update=True):
+        pass
+    busy.update(ActiveState="failed", Job="0")
+    with _lock.Lock():
+        pass
+
+
+def test_an_update_that_does_not_get_the_lock_says_so(host):
+    _update.commit(list(host.records), [], "start")
+    with _lock.Lock():
+        assert _update.jump() == 1
+    ended = _update.last()
+    assert ended["state"] == "aborted" and "another live update operation" in ended["error"] and "the guests run on" in ended["error"]
+    assert set(host.state.values()) == {"running"}
+
+
+def test_an_undo_on_a_full_disk_is_done_and_told(host, monkeypatch):
+    """The controller would wait to its limit, and take the host for lost."""
+    real = _paths.write_text
+
+    def write(path, text, mode):
+        if path.startswith(_paths.GUESTS_STATE) or (path == _paths.UPDATE and os.path.exists(_guests.state_path("web"))):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if path == _paths.UPDATE and host.done("resume"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text, mode)
+
+    monkeypatch.setattr(_paths, "write_text", write)
+    ended = update(host)
+    undone(host, ended, "No space left on device")
+    told = _paths.read_json(_paths.OUTCOME)
+    assert told == {"id": ended["id"], "state": "aborted", "error": ended["error"]}
+    assert _paths.read_json(_paths.UPDATE)["state"] == "saving"
+    host.did.clear()
+    _update.recover()
+    assert host.did == []  # not undone twice
+
+
+@pytest.mark.parametrize(("state", "boot_id"), [("aborted", "b"), ("jumping", "b2"), ("saving", "b2")])
+def test_what_has_ended_or_is_of_another_boot_is_not_undone(host, monkeypatch, state, boot_id):
+    """After the jump it would take the journals that the guests come back from."""
+    _paths.write_json(_paths.UPDATE, {**_update.commit(list(host.records), [], "start"), "state": state})
+    monkeypatch.setattr(_host, "boot_id", lambda: boot_id)
+    host.did.clear()
+    _update.recover()
+    assert host.did == [] and _paths.read_json(_paths.UPDATE)["state"] == state
+
+
+@pytest.mark.parametrize(("state", "waits"), [("saving", []), ("jumping", [15.0])])
+def test_the_undo_of_a_process_that_was_killed_waits_for_a_kexec_that_is_under_way(host, monkeypatch, state, waits):
+    committed = _update.commit(list(host.records), [], "start")
+    _paths.write_json(_paths.UPDATE, {**committed, "state": state, "records": host.records, "running": ["app"]})
+    slept = []
+    host.state = {"app": "postmigrate", "web": "paused"}
+    host.did.clear()
+    monkeypatch.setattr(_update, "RECOVER_S", 15.0)
+    monkeypatch.setattr(_update.time, "sleep", lambda seconds: slept.append(seconds) if not host.did else None)
+    _update.recover()
+    assert slept == waits and host.state == {"app": "running", "web": "paused"}
+    assert f"ended while it was {state}" in _update.last()["error"]
+
+
+def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(host, monkeypatch):
+    """It stands still by our doing, and is not taken for its owner's wish."""
+
+    def hangs(_record, _running):
+        raise LiveUpdateError("no answer")
+
+    host.state["app"] = "paused"  # by its owner
+    real = host.resume
+    host.resume = hangs
+    ended = update(host)
+    assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
+    host.state = dict.fromkeys(host.state, "paused")
+    assert _update._meant_to_run(host.records) == ["web"]
+    assert _update.owes(host.records["web"]) and not _update.owes({**host.records["web"], "started": 2})
+    for name in host.state:
+        _paths.remove(_guests.journal_path(name))
+    host.resume = real
+    _update.let_go_on(host.records["web"], True)
+    assert host.state["web"] == "running" and not _update.owes(host.records["web"])
+
+
+def test_a_host_that_is_too_slow_pauses_nobody(host):
+    _update.commit(list(host.records), [], "start", timeout=0)
+    assert _update.jump() == 1
+    ended = _update.last()
+    undone(host, ended, "Half of the 0 s that the update may take are over and no guest was paused: run the update again, or raise")
+    assert not host.done("save")
+
+
+def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
+    moments = []
+    monkeypatch.setattr(_systemd, "end_by", moments.append)
+    now = time.monotonic()
+    _update.commit(list(host.records), [], "start", timeout=4000)
+    assert _update.jump() == 1
+    before, pause, undo = moments
+    assert now + 1990 < before < now + 2100 and pause < now + _update.PAUSE_LIMIT_S + 60 and undo is None
+
+
+def test_guests_that_are_quick_to_save_are_paused_last(tmp_path, monkeypatch):
+    host = make(tmp_path, monkeypatch, ["app", "db", "web"])
+    begun, all_paused = [], threading.Barrier(2, timeout=10)
+
+    class Slow:
+        SAVES_SLOWLY = True
+
+        @staticmethod
+        def save(record, path, running):
+            begun.append(record["name"])
+            all_paused.wait()  # at once
+            if record["name"] == "db":
+                raise LiveUpdateError("db cannot be saved")
+            return host.save(record, path, running)
+
+    monkeypatch.setattr(_update._providers, "of", lambda record: host if record["name"] == "web" else Slow)
+    holds = {name: _holding.held(record) for name, record in host.records.items()}
+    journal = {"id": "u", "boot_id": "b", "on_loss": "start", "holds": holds, "running": []}
+    with pytest.raises(LiveUpdateError, match="db cannot be saved"):
+        _update._save_all(journal, host.records)
+    assert sorted(begun) == ["app", "db"] and host.done("save") == ["app"]
+    monkeypatch.setattr(Slow, "save", host.save)
+    host.did.clear()
+    _update._save_all(journal, host.records)
+    assert sorted(host.done("save")[:2]) == ["app", "db"] and host.done("save")[2:] == ["web"]
+
+
+@pytest.mark.parametrize("stubborn", [0, 1, 9])
+def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stubborn):
+    """In the pause a login whose shell ignores SIGTERM would be waited for."""
+    left = itertools.count()
+    monkeypatch.setattr(_update, "_active_units", lambda types="": ["session-3.scope"] if next(left) <= stubborn else [])
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
+    journal = {"records": host.records, "kept": [], "in_place": []}
+    _update._end_sessions(journal)
+    assert [step[0] for step in host.did] == (["stop", "kill", "stop"] if stubborn > 1 else ["stop", "kill"][: stubborn + 1])
+    assert journal["ended"] == ["session-3.scope"]
+
+
+def test_the_process_that_writes_out_has_nothing_of_ours_open(tmp_path, monkeypatch):
+    """It may outlive us, and would keep the lock."""
+    listed = tmp_path / "fds"
+    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_paths, "OUTCOME", str(tmp_path / "outcome.json"))
+    links = "[os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')]"
+    monkeypatch.setattr(_update.os, "sync", lambda: listed.write_text(repr(eval(links))))
+    with _lock.Lock():
+        assert str(tmp_path / "lock") in eval(links)
+        _update._write_out(30.0)
+    assert str(tmp_path / "lock") not in listed.read_text() and listed.read_text()

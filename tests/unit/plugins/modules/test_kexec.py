@@ -1,0 +1,40 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _paths, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.modules import kexec
+
+PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200}
+
+
+@pytest.fixture(name="committed")
+def commits(tmp_path, monkeypatch):
+    """What was committed."""
+    asked: list = []
+    for name in ("RUN", "LOCK", "UPDATE", "OUTCOME"):
+        monkeypatch.setattr(_paths, name, str(tmp_path / name))
+    monkeypatch.setattr(_update, "commit", lambda *given: asked.append(given) or {"id": "u"})
+    return asked
+
+
+def run(check_mode=False):
+    return kexec.commit(types.SimpleNamespace(params=PARAMS, check_mode=check_mode))
+
+
+def test_a_commit_is_given_all_that_was_asked_for(committed):
+    assert run(check_mode=True) == {"changed": True} and committed == []
+    assert run() == {"changed": True, "journal": {"id": "u"}}
+    assert committed == [(["web"], ["iscsid.service"], "stop", 1200)]
+
+
+def test_nothing_is_committed_under_another_operation(committed):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+        run()
+    assert committed == []
