@@ -17,7 +17,22 @@ import os
 from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "held", "held_each", "hold", "is_of", "let_go_on", "owes", "process", "read_note", "release", "reside", "session_name")
+__all__ = (
+    "FDNAME",
+    "META_TOKEN",
+    "RAM_TOKEN",
+    "held",
+    "held_each",
+    "hold",
+    "is_of",
+    "let_go_on",
+    "owes",
+    "process",
+    "read_note",
+    "release",
+    "reside",
+    "session_name",
+)
 
 FDNAME = "kvm-liveupdate"
 META_TOKEN = 0

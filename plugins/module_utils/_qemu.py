@@ -36,8 +36,8 @@ __all__ = (
     "resume",
     "save",
     "status",
-    "survey",
     "still_saved",
+    "survey",
     "warn",
     "write_state",
 )

@@ -333,7 +333,7 @@ def _check(update: dict) -> dict[str, dict]:
         problems.append(f"{update['image']['path']} is not what is staged any more; run the update again")
     records = {name: seen["guests"][name] for name in update["guests"] if name in seen["guests"]}
     update["records"] = {name: dict(record) for name, record in records.items()}
-    update["holds"] = {name: seen["holds"][name] for name in records}
+    update["holds"] = {name: seen["holds"][name] for name in records if name in seen["holds"]}
     problems = problems or _reasons(list(records.values()))
     if problems:
         raise LiveUpdateError("; ".join(problems))

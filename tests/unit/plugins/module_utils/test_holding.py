@@ -58,6 +58,7 @@ def test_all_holds_are_looked_at_with_one_question(monkeypatch, version):
     records = [{**RECORD, "name": name, "unit": f"{name}.service"} for name in ("web", "db", "app", "new")]
     notes = {name: {**RECORD, "files": [], "session": f"kvm-{name}"} for name in ("web", "db", "app")}
     asked = []
+    monkeypatch.setattr(_processes, "start_time", lambda pid: RECORD["started"])
     monkeypatch.setattr(_holding._paths, "read_json", lambda path: notes.get(path.rpartition("/")[2].removesuffix(".held"), {}))
     monkeypatch.setattr(_systemd, "version", lambda: version)
     stores = {"web.service": [_holding.FDNAME], "db.service": [], "app.service": ["other"]}
@@ -75,6 +76,8 @@ def test_all_holds_are_looked_at_with_one_question(monkeypatch, version):
     assert asked == [[f"{unit}.service" for unit in holders]]
     notes.clear()
     assert _holding.held_each(records) == {} and len(asked) == 1  # nothing is asked where nothing is noted
+
+
 @pytest.fixture(name="held")
 def guest_that_is_held(tmp_path, monkeypatch):
     """A guest of this very process whose RAM is held; ``held`` is its record."""
@@ -85,7 +88,7 @@ def guest_that_is_held(tmp_path, monkeypatch):
         hold = {**record, "hold": "h", "session": "kvm-1", "files": _holding._ram_files(record)}
         _paths.write_json(str(tmp_path / "web 1.held"), hold)
         monkeypatch.setattr(_systemd, "version", lambda: 262)
-        monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit == "web.service" else [])
+        monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [_holding.FDNAME] * (unit == "web.service") for unit in units})
         yield record
 
 
@@ -98,7 +101,7 @@ def test_a_hold_is_of_a_process_that_runs(held):
 
 
 def test_a_hold_lasts_as_long_as_its_session(held, monkeypatch):
-    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     assert _holding.held(held) == {}
 
 
@@ -113,7 +116,8 @@ def test_a_resident_lasts_when_it_has_the_session_open_and_survives_the_final_ki
         return survives
 
     monkeypatch.setattr(_systemd, "version", lambda: 257)
-    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"MainPID": "77", "ControlGroup": "/system.slice/hold"})
+    shown = {"MainPID": "77", "ControlGroup": "/system.slice/hold"}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: dict.fromkeys(units, shown))
     monkeypatch.setattr(_processes, "fd_links", lambda pid: {3: "anon_inode:[luo_session] kvm-1"} if pid == 77 and open_session else {})
     monkeypatch.setattr(_holding.os, "getxattr", getxattr)
     assert bool(_holding.held(held)) is lasts
@@ -165,6 +169,7 @@ def test_a_hold_that_nobody_has_is_an_error_and_given_up(held, monkeypatch):
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
     monkeypatch.setattr(_systemd, "store_fd", lambda *_what: None)
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     _paths.remove(_holding._guests.run_path("web 1", "held"))
     with pytest.raises(LiveUpdateError, match=r"guest web 1: web\.service does not hold its session"):
         _holding.hold({**held, "uuid": "1-2"})

@@ -23,10 +23,10 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _holding,
     _host,
     _kexec,
+    _lock,
     _paths,
     _processes,
     _systemd,
-    _lock,
     _update,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -130,7 +130,7 @@ def make(root, monkeypatch, names) -> Host:
     monkeypatch.setattr(_systemd, "run", host.run)
     monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "inactive", "Job": "0"})
     monkeypatch.setattr(_systemd, "version", lambda: 262)
-    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME])
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [_holding.FDNAME] for unit in units})
     monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, name: host.note("release", unit))
     monkeypatch.setattr(_processes, "start_time", lambda pid: host.started.get(pid, 0))
     monkeypatch.setattr(_processes, "pids", lambda: sorted({*host.processes, *host.started}))
@@ -448,12 +448,12 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
     assert _update._meant_to_run(host.records) == ["web"]
-    assert _update.owes(host.records["web"]) and not _update.owes({**host.records["web"], "started": 2})
+    assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
     for name in host.state:
         _paths.remove(_guests.journal_path(name))
     host.resume = real
     _update.let_go_on(host.records["web"], True)
-    assert host.state["web"] == "running" and not _update.owes(host.records["web"])
+    assert host.state["web"] == "running" and not _holding.owes(host.records["web"])
 
 
 def test_a_host_that_is_too_slow_pauses_nobody(host):

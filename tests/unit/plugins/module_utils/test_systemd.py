@@ -84,6 +84,8 @@ def test_an_fd_store_that_is_not_told_is_an_error(monkeypatch):
     monkeypatch.setattr(_systemd, "run", lambda *words: host.run(*words) if words[0] == "systemctl" else '[{"fdname": "b"}]\n')
     with pytest.raises(LiveUpdateError, match="1 answers about 2 units"):
         _systemd.fdstore_each(["web.service", "db.service"])
+
+
 def test_many_units_are_asked_for_in_parts(monkeypatch):
     """The kernel limits the length of a command line."""
     asked = []
