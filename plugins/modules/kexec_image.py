@@ -68,7 +68,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _paths, _proof, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _cmdline, _image, _initrd, _kexec, _paths, _proof, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -78,15 +78,17 @@ def wanted_image(params, running_cmdline: str) -> dict:
     if params["state"] == "unloaded":
         return {}
     image = _kexec.describe(params["kernel"])
-    initrd = _kexec.initrd_of(image["path"], image["release"], params["initrd"])
-    cmdline = params["cmdline"] if params["cmdline"] is not None else _kexec.next_cmdline(running_cmdline)
+    initrd = _initrd.of(image["path"], image["release"], params["initrd"])
+    cmdline = params["cmdline"] if params["cmdline"] is not None else _cmdline.next_cmdline(running_cmdline)
     image.update(initrd=initrd, initrd_sha256=_kexec.file_digest(initrd) if initrd else None, cmdline=cmdline)
     return image
 
 
 def refuse_unproven(params, wanted) -> None:
     """Refuse a kernel that may not take over what the running one preserves."""
-    proof = _proof.prove(_image.read(wanted["path"], keep=_paths.IMAGES), wanted["cmdline"], wanted["initrd"])
+    proof = _proof.prove(
+        _image.read(wanted["path"], keep=_paths.IMAGES), wanted["cmdline"], wanted["initrd"], without=params["initrd"] == "none"
+    )
     reasons = _proof.objections(proof, params["accept_unknown"])
     if reasons:
         sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)
