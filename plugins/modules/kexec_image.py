@@ -35,8 +35,9 @@ options:
   initrd:
     description:
       - Path of the initial RAM disk on the host.
-      - By default the one that lies beside the kernel, by the name that distributions give it (C(initrd.img-RELEASE),
-        C(initramfs-RELEASE.img) or C(initrd-RELEASE)), if there is one. V(none) stages the kernel without.
+      - By default the one that a boot loader takes for this kernel (docs/kernels.md lists the layouts). V(none) stages the kernel without.
+      - It has to be whole. Where none is found, the kernel is refused unless a kernel alone can mount the root file system and the running
+        kernel came up without one.
     type: path
   cmdline:
     description:
