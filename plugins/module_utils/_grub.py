@@ -131,8 +131,8 @@ def _quoted(word: str) -> str:
 def default_of(text: str, remembered: dict[str, str]) -> str:
     """The entry that the menu starts by itself, as GRUB_DEFAULT names it; ``remembered`` is GRUB's environment. Pure."""
     found = re.findall(r"^\s*set default=(['\"]?)(.*)\1\s*$", text, re.MULTILINE)
-    named = [name for _quote, name in found if name != "${next_entry}"]
-    name = named[-1] if named else "0"
+    # The one before is for an entry that was asked for once.
+    name = found[-1][1] if found else "0"
     return remembered.get("saved_entry", "") if name == "${saved_entry}" else name
 
 

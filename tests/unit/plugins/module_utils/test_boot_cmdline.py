@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _grub
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _grub, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 WORDS = ["kho=on", "liveupdate=on"]
@@ -58,6 +58,13 @@ def test_words_are_added_once_and_taken_away(host):
     assert _boot_cmdline.missing(WORDS) == WORDS
     assert _boot_cmdline.change([], False) == ([], [], False)
     assert host.runs == 3
+
+
+def test_the_setting_is_durable(host, monkeypatch):
+    synced = []
+    monkeypatch.setattr(_paths.os, "fsync", synced.append)
+    _boot_cmdline.change(WORDS, False)
+    assert len(synced) == 2  # the file and its directory
 
 
 def test_a_menu_that_was_never_written_is_written(host):

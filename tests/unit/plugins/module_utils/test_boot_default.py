@@ -140,6 +140,21 @@ def test_a_default_that_was_lost_since_is_seen(debian, programs):
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
 
 
+def test_an_entry_that_is_gone_is_no_default(debian):
+    """GRUB starts the first entry then."""
+    debian.boot.remove("7.2.13")
+    with pytest.raises(LiveUpdateError, match=r"something else writes the default into the menu; look for 'set default' in "):
+        _boot_default.change("/boot/vmlinuz-7.2.13", False)
+    assert _boot_default.kept() == ""
+
+
+def test_the_setting_is_durable(debian, monkeypatch):
+    synced = []
+    monkeypatch.setattr(_paths.os, "fsync", synced.append)
+    _boot_default.change("/boot/vmlinuz-7.2.13", False)
+    assert len(synced) == 2  # the file and its directory
+
+
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_host_that_grub_does_not_boot_says_so(debian, monkeypatch, check_mode):
     monkeypatch.setattr(_grub, "not_in_charge", lambda: "systemd-boot 257.2 has started it")
