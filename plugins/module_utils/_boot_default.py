@@ -14,15 +14,13 @@ from __future__ import annotations
 import os
 import re
 
-from . import _paths, _systemd
+from . import _grub, _paths, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("change", "kept", "release_of")
 
-UPDATE_GRUB = "/usr/sbin/update-grub"
 GRUBBY = "/usr/sbin/grubby"
 SETTING = "/etc/default/grub.d/kvm-liveupdate-default.cfg"
-MENU = "/boot/grub/grub.cfg"
 LIMIT_S = 300.0
 _SETTING = """# The kernel that a cold boot comes up with, kept by kvm.liveupdate.boot_default
 GRUB_DEFAULT="{entry}"
@@ -46,13 +44,13 @@ def kept() -> str:
 def change(kernel: str, check_mode: bool) -> tuple[str, str]:
     """Make the image ``kernel`` the default, or, when empty, let the boot loader choose as it did.
 
-    Returns what was kept before and what is now.
+    Returns what was kept before, if it was in force, and what is kept now.
     """
-    for program, way in ((UPDATE_GRUB, _with_grub), (GRUBBY, _with_grubby)):
+    for program, way in ((_grub.UPDATE_GRUB, _with_grub), (GRUBBY, _with_grubby)):
         if os.path.exists(program):
             return way(kernel, check_mode)
     raise LiveUpdateError(
-        f"neither {UPDATE_GRUB} nor {GRUBBY} is on this host: keep the kernel that runs the default by your boot loader's own means"
+        f"neither {_grub.UPDATE_GRUB} nor {GRUBBY} is on this host: keep the kernel that runs the default by your boot loader's own means"
     )
 
 
@@ -62,66 +60,71 @@ def setting_of(text: str) -> str:
     return found[1] if found else ""
 
 
-def entry_of(menu: str, release: str) -> str:
-    """A kernel's entry in grub.cfg, as GRUB_DEFAULT names it: its id, behind that of its submenu; empty when there is none. Pure."""
-    above: list[str] = []
-    for line in menu.splitlines():
-        begun = re.match(r"\s*(menuentry|submenu)\s.*\$menuentry_id_option '([^']+)'.*\{\s*$", line)
-        if begun and re.match(rf"gnulinux-{re.escape(release)}-advanced-", begun[2]):
-            return ">".join([*above, begun[2]])
-        if begun and begun[1] == "submenu":
-            above.append(begun[2])
-        elif above and line == "}":
-            above.pop()
-    return ""
-
-
 def _with_grub(kernel: str, check_mode: bool) -> tuple[str, str]:
     before = kept()
     if not kernel:
         if before and not check_mode:
-            _paths.remove(SETTING)
-            try:
-                _systemd.run(UPDATE_GRUB, timeout=LIMIT_S)
-            except LiveUpdateError:
-                _write(before)
-                raise
+            _set("", before)
         return before, ""
+    why = _grub.not_in_charge()
+    if why:
+        raise LiveUpdateError(
+            f"this host does not boot by GRUB's menu {_grub.MENU}: {why}; keep the kernel that runs the default by your boot loader's own"
+            " means"
+        )
     release = release_of(kernel)
-    entry = entry_of(_menu(), release)
+    entry = _grub.entry_of(_grub.menu(), release)
     if not entry and not check_mode:
-        _systemd.run(UPDATE_GRUB, timeout=LIMIT_S)  # an image that no package has brought is not in the menu yet
-        entry = entry_of(_menu(), release)
+        _grub.update()  # an image that no package has brought is not in the menu yet
+        entry = _grub.entry_of(_grub.menu(), release)
     if not entry and not check_mode:
         raise LiveUpdateError(
-            f"{MENU} has no entry for kernel {release}: {kernel} has to be /boot/vmlinuz-{release} for a cold boot to find it"
+            f"{_grub.MENU} has no entry for kernel {release}: {kernel} has to be /boot/vmlinuz-{release} for a cold boot to find it"
         )
-    entry = entry or f"the entry of kernel {release}"
-    if entry != before and not check_mode:
-        _write(entry)
-        try:
-            _systemd.run(UPDATE_GRUB, timeout=LIMIT_S)
-        except LiveUpdateError:
-            if before:
-                _write(before)
-            else:
-                _paths.remove(SETTING)
-            raise
-    return before, entry
+    in_force = before if before == _default() else ""
+    if not check_mode and entry != in_force:
+        _set(entry, before)
+    return in_force, entry or f"the entry of kernel {release}"
+
+
+def _default() -> str:
+    return _grub.default_of(_grub.menu(), _grub.environment())
+
+
+def _set(entry: str, before: str) -> None:
+    """Make an entry the default, or with an empty one take our setting away.
+
+    What has no effect is as it was before: a later run has to see that.
+    """
+    _write(entry)
+    try:
+        _grub.update()
+        if entry:
+            _refuse_no_effect(entry)
+    except LiveUpdateError:
+        _write(before)
+        raise
+
+
+def _refuse_no_effect(entry: str) -> None:
+    seen = _default()
+    if seen == entry and _grub.chosen(_grub.menu(), seen)["id"] == entry.rpartition(">")[2]:
+        return
+    other = _grub.winner("GRUB_DEFAULT", SETTING)
+    why = f"{other} sets GRUB_DEFAULT after it" if other else "something else writes the default into the menu"
+    remedy = f"take GRUB_DEFAULT out of {other}" if other else f"look for 'set default' in {_grub.MENU} and below /etc/grub.d"
+    raise LiveUpdateError(
+        f"a cold boot would start the entry {seen}, not {entry} (GRUB's menu {_grub.MENU}), although {SETTING} asks for it: {why};"
+        f" {remedy}, and run this again"
+    )
 
 
 def _write(entry: str) -> None:
-    os.makedirs(os.path.dirname(SETTING), exist_ok=True)
-    with open(SETTING, "w", encoding="utf-8") as file:
-        file.write(_SETTING.format(entry=entry))
-
-
-def _menu() -> str:
-    try:
-        with open(MENU, encoding="utf-8") as file:
-            return file.read()
-    except OSError as err:
-        raise LiveUpdateError(f"GRUB's menu {MENU}: {err.strerror}; see that GRUB is installed on this host") from err
+    if entry:
+        os.makedirs(os.path.dirname(SETTING), exist_ok=True)
+        _paths.write_text(SETTING, _SETTING.format(entry=entry), 0o644)
+    else:
+        _paths.remove(SETTING)
 
 
 def _with_grubby(kernel: str, check_mode: bool) -> tuple[str, str]:
@@ -130,6 +133,11 @@ def _with_grubby(kernel: str, check_mode: bool) -> tuple[str, str]:
     if not check_mode:
         if wanted != now:
             _systemd.run(GRUBBY, f"--set-default={wanted}", timeout=LIMIT_S)
+            seen = _systemd.run(GRUBBY, "--default-kernel").strip()
+            if seen != wanted:
+                raise LiveUpdateError(
+                    f"a cold boot would start {seen}, although grubby was asked for {wanted}; see what 'grubby --info=ALL' says of both"
+                )
         if kernel:
             _paths.write_json(_paths.BOOT_DEFAULT, {"before": record.get("before", now), "kernel": kernel})
         else:

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 
-from . import _guests, _kexec, _paths, _systemd
+from . import _cmdline, _guests, _paths, _systemd
 
 __all__ = (
     "DAEMONS_TARGET",
@@ -32,7 +32,7 @@ __all__ = (
     "start_rest",
 )
 
-TARGET = _kexec.GUESTS_FIRST.partition("=")[2]
+TARGET = _cmdline.GUESTS_FIRST.partition("=")[2]
 DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
 REST_UNIT = "kvm-liveupdate-boot.service"
 # What the first target has beside the guests (_runtime.py).
@@ -111,14 +111,14 @@ def cmdline(given: str, guests_first: bool, consoles: str) -> str:
     ``consoles`` are the kernel's, as /sys/class/tty/console/active has them. From the last of them, /dev/console, PID 1 wants to know what
     kind of terminal it is and how large, and waits a second for answers that a serial line does not give (src/basic/terminal-util.c).
     """
-    words = given.split()
+    names = [name for name, _value in _cmdline.words(given)]
     added = []
-    if guests_first and not any(word.startswith("systemd.unit=") for word in words):
-        added.append(_kexec.GUESTS_FIRST)
+    if guests_first and "systemd.unit" not in names:
+        added.append(_cmdline.GUESTS_FIRST)
     virtual = not consoles or consoles.split()[-1].removeprefix("tty").isdigit()
-    if not virtual and not any(word.startswith(("systemd.tty.", "TERM=")) for word in words):
-        added += _kexec.CONSOLE
-    return " ".join((given, *added))
+    if not virtual and not any(name == "TERM" or name.startswith("systemd.tty.") for name in names):
+        added += _cmdline.CONSOLE
+    return _cmdline.added(given, added)
 
 
 def consoles() -> str:

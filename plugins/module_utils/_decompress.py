@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # Gives the next bytes of the compressed stream, at most as many as asked for; none at its end.
     Source = Callable[[int], bytes]
 
-__all__ = ("identify", "stream")
+__all__ = ("identify", "length", "stream")
 
 _MAGICS = (
     (b"\x1f\x8b", "gzip"),
@@ -42,6 +42,8 @@ _XZ_MEMORY = (1 << _WINDOW_LOG) + (16 << 20)
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK = 8 << 20
 _TOOL_SECONDS = 60
+# Far above every initial RAM disk.
+_LENGTH_LIMIT = 8 << 30
 
 
 def identify(head: bytes) -> str | None:
@@ -53,7 +55,7 @@ def stream(compression: str, source: Source, expected: int, what: str) -> Iterat
     """The decompressed data, block by block. Raises at the end unless it came out whole and ``expected`` bytes long."""
     total = 0
     try:
-        for block in _STREAMS[compression](source, what):
+        for block in _decode(_DECODERS[compression](), source) if compression in _DECODERS else _STREAMS[compression](source, what):
             total += len(block)
             # Not only at the end: a small file can unpack to any size.
             if total > expected:
@@ -63,6 +65,24 @@ def stream(compression: str, source: Source, expected: int, what: str) -> Iterat
         raise _damaged(what, compression, str(err) or type(err).__name__) from err
     if total != expected:
         raise _damaged(what, compression, f"it unpacks to {total} bytes and says {expected}")
+
+
+def length(compression: str, source: Source) -> int:
+    """How many bytes of ``source`` one gzip, xz, lzma or bzip2 stream takes. Raises unless it is whole."""
+    decoder = _DECODERS[compression]()
+    taken = total = 0
+    try:
+        while not decoder.eof:
+            data = source(_BLOCK_IN) if decoder.needs_input else b""
+            if not data and decoder.needs_input:
+                raise EOFError("it ends early")
+            taken += len(data)
+            total += len(decoder.decompress(data, _BLOCK_OUT))
+            if total > _LENGTH_LIMIT:
+                raise ValueError(f"it unpacks to more than {_LENGTH_LIMIT} bytes")
+    except _errors() as err:
+        raise LiveUpdateError(f"the {compression} data in it is cut off or damaged: {str(err) or type(err).__name__}") from err
+    return taken - len(decoder.unused_data)
 
 
 def _damaged(what: str, compression: str, why: str) -> LiveUpdateError:
@@ -98,30 +118,33 @@ class _Gzip:
     def needs_input(self) -> bool:
         return not self._decoder.unconsumed_tail
 
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
     def decompress(self, data: bytes, max_length: int) -> bytes:
         return self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
 
 
-def _gzip(source: Source, _what: str) -> Iterator[bytes]:
-    return _decode(_Gzip(), source)
-
-
-def _xz(source: Source, _what: str) -> Iterator[bytes]:
+def _xz() -> Any:
     import lzma
 
-    return _decode(lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), source)
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
-def _lzma(source: Source, _what: str) -> Iterator[bytes]:
+def _lzma() -> Any:
     import lzma
 
-    return _decode(lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY), source)
+    return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY)
 
 
-def _bzip2(source: Source, _what: str) -> Iterator[bytes]:
+def _bzip2() -> Any:
     import bz2
 
-    return _decode(bz2.BZ2Decompressor(), source)
+    return bz2.BZ2Decompressor()
+
+
+_DECODERS: dict[str, Callable[[], Any]] = {"gzip": _Gzip, "xz": _xz, "bzip2": _bzip2, "lzma": _lzma}
 
 
 def _zstd(source: Source, what: str) -> Iterator[bytes]:
@@ -267,10 +290,6 @@ def _lz4_block(data: bytes) -> bytes:
 
 
 _STREAMS: dict[str, Callable[[Source, str], Iterator[bytes]]] = {
-    "gzip": _gzip,
-    "xz": _xz,
-    "bzip2": _bzip2,
-    "lzma": _lzma,
     "zstd": _zstd,
     "lz4": _lz4,
     "lzo": _lzo,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from . import _kexec, _systemd
+from . import _cmdline, _kexec, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("boot_id", "kernel", "random_uuid", "reasons", "require_root")
@@ -78,7 +78,7 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
 
 
 def _no_device(root: str) -> dict:
-    missing = _kexec.missing_options(_kexec.current_cmdline(root))
+    missing = _cmdline.missing_options(_kexec.current_cmdline(root))
     if missing:
         return _reason(
             "cmdline",

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ("ABI", "build_ids", "config_from_file", "parse_config", "read")
+__all__ = ("ABI", "build_ids", "config_from_file", "is_abi", "parse_config", "read")
 
 # The strings by which one kernel tells that it can read what another has preserved (include/linux/kho/abi).
 ABI = ("kho", "luo", "memfd")
@@ -35,8 +35,17 @@ _OPTIONS = re.compile(
 )
 _KEPT = frozenset(
     (
+        "BLK_DEV_NVME",
+        "BLK_DEV_SD",
+        "BTRFS_FS",
+        "CMDLINE",
+        "CMDLINE_BOOL",
+        "CMDLINE_EXTEND",
+        "CMDLINE_FORCE",
+        "CMDLINE_OVERRIDE",
         "DEBUG_FS",
         "EFI_STUB",
+        "EXT4_FS",
         "IKCONFIG",
         "IKCONFIG_PROC",
         "KEXEC_FILE",
@@ -48,9 +57,18 @@ _KEPT = frozenset(
         "LIVEUPDATE",
         "LIVEUPDATE_MEMFD",
         "MEMFD_CREATE",
+        "MODULES",
         "RANDOMIZE_BASE",
         "RELOCATABLE",
+        "SATA_AHCI",
+        "SCSI_VIRTIO",
         "SHMEM",
+        "TUN",
+        "VHOST_NET",
+        "VIRTIO_BLK",
+        "VIRTIO_MMIO",
+        "VIRTIO_PCI",
+        "XFS_FS",
     )
 )
 
@@ -374,6 +392,11 @@ def build_ids(notes: bytes) -> list[str]:
     return [found.hex() for found in re.findall(re.escape(_BUILD_ID) + rb"(.{20})", notes, re.DOTALL)][:_MOST_BUILD_IDS]
 
 
+def is_abi(name: str, text: str) -> bool:
+    """Whether this is one version and no more: kernels to come may offer several in one string."""
+    return re.fullmatch(rf"{name}-v[0-9]+", text) is not None
+
+
 class _Scanner:
     """Finds what is looked for in a kernel that comes block by block."""
 
@@ -473,15 +496,17 @@ def _scan(file: _Part, blocks: Iterable[bytes]) -> dict:
     if scanner.banner is None:
         raise file.refuse("there is no Linux kernel in it (no text 'Linux version ...'); give another image")
     release, version = scanner.banner
-    unread = {
-        name: f"several strings {name}-vN are in it: {', '.join(sorted(found))}"
-        for name, found in scanner.strings.items()
-        if len(found) > 1
-    }
+    unread = {}
+    for name, found in scanner.strings.items():
+        strange = [text for text in sorted(found) if not is_abi(name, text)]
+        if len(found) > 1:
+            unread[name] = f"several strings {name}-vN are in it: {', '.join(sorted(found))}"
+        elif strange:
+            unread[name] = f"it says {strange[0]}, and what that means is not known here"
     return {
         "release": release,
         "version": version,
-        "abi": {name: next(iter(found)) if len(found) == 1 else None for name, found in scanner.strings.items()},
+        "abi": {name: next(iter(found)) if found and name not in unread else None for name, found in scanner.strings.items()},
         "build_ids": sorted(scanner.build_ids),
         "config": parse_config(scanner.config) if scanner.config is not None else None,
         "config_source": "image" if scanner.config is not None else None,
@@ -497,8 +522,13 @@ def parse_config(text: bytes) -> dict[str, str] | None:
         found = True
         option = (name or off).decode()
         if option in _KEPT or option == "KVM" or option.startswith("KVM_"):
-            options[option] = value.decode(errors="replace").strip('"') if name else "n"
+            options[option] = _unquoted(value.decode(errors="replace")) if name else "n"
     return options if found else None
+
+
+def _unquoted(value: str) -> str:
+    """A text as Kconfig writes it: within quotes, with a backslash before quotes and backslashes."""
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
 def config_from_file(path: str) -> dict[str, str]:

@@ -17,55 +17,19 @@ import struct
 from . import _paths
 from ._errors import LiveUpdateError
 
-__all__ = (
-    "current_cmdline",
-    "describe",
-    "initrd_of",
-    "load",
-    "loaded",
-    "missing_options",
-    "next_cmdline",
-    "record",
-    "stage",
-    "try_out",
-    "unload",
-)
+__all__ = ("current_cmdline", "describe", "load", "loaded", "record", "stage", "try_out", "unload")
 
 _UNLOAD = 0x1
 _NO_INITRAMFS = 0x4
 _SYS_KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294}
 _XLF_ABOVE_4G = 0x2
 _LOADED = "/sys/kernel/kexec_loaded"
-NEEDED = ("kho=on", "liveupdate=on")
-# As Debian, Fedora and openSUSE name the initial RAM disk of a release.
-_INITRDS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
-# What a boot loader or a jump (_boot_order.py) adds for its own use and a kernel staged from a running one must not inherit.
-_LOADERS_OWN = ("BOOT_IMAGE=", "initrd=")
-GUESTS_FIRST = "systemd.unit=kvm-liveupdate-guests.target"
-CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")
 
 
 def current_cmdline(root: str = "/") -> str:
     """The running kernel's command line."""
     with open(os.path.join(root, "proc/cmdline"), encoding="utf-8") as file:
         return file.read().strip()
-
-
-def next_cmdline(running: str) -> str:
-    """The command line for the next kernel when none is given: the running one without what its loader added."""
-    ours = (GUESTS_FIRST, *CONSOLE)
-    return " ".join(word for word in running.split() if word not in ours and not word.startswith(_LOADERS_OWN))
-
-
-def missing_options(cmdline: str) -> list[str]:
-    """Which of kho=on and liveupdate=on are not in force; as in the kernel, the last word of a name wins."""
-    values = dict(word.partition("=")[::2] for word in cmdline.split())
-    return [option for option in NEEDED if not _kstrtobool(values.get(option.partition("=")[0], ""))]
-
-
-def _kstrtobool(value: str) -> bool:
-    """The kernel's own reading of a switch (lib/kstrtox.c)."""
-    return value[:1] in ("y", "Y", "t", "T", "1") or value[:2].lower() == "on"
 
 
 def describe(path: str) -> dict:
@@ -105,17 +69,6 @@ def describe(path: str) -> dict:
         "size": len(data),
         "sha256": sha256(data).hexdigest(),
     }
-
-
-def initrd_of(kernel: str, release: str, given: str | None) -> str | None:
-    """The path of a kernel's initial RAM disk: the one given, no one for ``none``, else the one that lies beside the kernel.
-
-    By that name a boot loader would take it too: a kernel whose root file system is behind a module panics without it.
-    """
-    if given:
-        return None if given == "none" else given
-    beside = (os.path.join(os.path.dirname(os.path.realpath(kernel)), name.format(release)) for name in _INITRDS)
-    return next((path for path in beside if release and os.path.isfile(path)), None)
 
 
 def loaded(root: str = "/") -> bool:

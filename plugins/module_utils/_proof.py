@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 
-from . import _host, _image, _kexec, _memory, _paths, _scratch
+from . import _cmdline, _host, _image, _initrd, _memory, _modules, _paths, _scratch
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "compare", "objections", "prove", "running_side")
+__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "boot", "compare", "objections", "prove", "running_side")
 
 PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
 
@@ -50,9 +50,12 @@ _WITHOUT_OPTION = {
     "kho=on": "ignores what is handed to it, and every guest is lost",
     "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
 }
+_WITHOUT_DRIVER = {"TUN": "guests with a tap device cannot come back on it"}
 # The states of /sys/kernel/security/lockdown in which an image must be signed.
 _LOCKED = ("integrity", "confidentiality")
 _OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
+_PANICS = "the kernel panics while it boots, and every guest is lost"
+_BUILD_INITRD = "update-initramfs -c -k {release}, dracut --kver {release}, or mkinitcpio -P"
 # What kexec_file_load takes on neither architecture, and what to do with it.
 _NOT_LOADABLE = {
     "vmlinux": "give the bzImage or arm64 Image that was built from it",
@@ -66,10 +69,13 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 def compare(running: dict, target: dict) -> dict:
     """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
 
-    Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or will run with.
+    Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or is given.
+    A target that has ``boot``, what :func:`boot` says, is also held against what this host needs to boot and to run guests.
     Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each. ``pair`` names these
     two builds and no others.
     """
+    if target.get("cmdline") is not None:
+        target = {**target, "cmdline": _cmdline.effective(target["cmdline"], target.get("config"))}
     here = f"the running kernel {running.get('release') or ''}".rstrip()
     there = f"kernel {target.get('path') or target.get('release') or '(not read)'}"
     return {
@@ -87,13 +93,37 @@ def _build(running: dict) -> str:
     return (running.get("build_id") or sha256(name.encode()).hexdigest())[:_ID_LENGTH]
 
 
-def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/") -> dict:
-    """Hold ``image``, as :func:`._image.read` gives it, against the running kernel: :func:`compare`."""
+def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/", without: bool = False) -> dict:
+    """Hold ``image``, as :func:`._image.read` gives it, against the running kernel and this host: :func:`compare`.
+
+    ``without``: it was said that the kernel needs no initial RAM disk.
+    """
     try:
         initrd_size = os.stat(initrd).st_size if initrd else 0
     except OSError as err:
         raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; give the path of an initial RAM disk on the host") from err
-    return compare(running_side(root), {**image, "cmdline": cmdline, "initrd_size": initrd_size})
+    running = running_side(root)
+    target = {**image, "cmdline": cmdline, "initrd_size": initrd_size, "boot": boot(image, initrd, without, root)}
+    return compare(running, target)
+
+
+def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dict:
+    """What decides whether a kernel comes up on this host and runs its guests.
+
+    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that, ``without`` whether none is wanted, ``came_with_one``
+    whether the running kernel has one; ``needs`` is what the host uses, ``folder`` where the kernel's modules belong, and ``absent``
+    those of them that are not there.
+    """
+    needs = _modules.needs(root)
+    return {
+        "initrd": initrd,
+        "fault": _initrd.fault(initrd) if initrd else "",
+        "without": without,
+        "came_with_one": _initrd.came_with_one(root),
+        "needs": needs,
+        "folder": _modules.folder(image["release"], root),
+        "absent": _modules.absent(image.get("config") or {}, image["release"], needs, root),
+    }
 
 
 def objections(proof: dict, accepted: list[str]) -> list[dict]:
@@ -122,6 +152,8 @@ def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict
         *_strings(source, source_name, target, target_name),
         *_command_lines(source, source_name, target, target_name),
         *_guests(target, target_name),
+        *_starts(target, target_name),
+        *_has_modules(target, target_name),
     ]
     verdicts = [reason["verdict"] for reason in reasons]
     return {"verdict": next((verdict for verdict in (REFUSED, UNKNOWN) if verdict in verdicts), PROVEN), "reasons": reasons}
@@ -342,14 +374,17 @@ def _command_lines(source: dict, source_name: str, target: dict, target_name: st
                 )
             )
             continue
-        for option in _kexec.missing_options(cmdline):
+        for option in _cmdline.missing_options(cmdline):
             then = _WITHOUT_OPTION[option] if is_target else "cannot preserve anything"
+            remedy = f"add {option} to it; the role hypervisor_setup does so for the kernels that the host boots"
+            if _cmdline.is_builtin(side.get("config")):
+                remedy = "take a kernel that reads the command line that it is given (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)"
             found.append(
                 _reason(
                     REFUSED,
                     f"cmdline-{option.partition('=')[0]}",
                     f"the command line of {side_name} lacks {option}: it {then}",
-                    f"add {option} to it; the role hypervisor_setup does so for the kernels that the host boots",
+                    remedy,
                 )
             )
     return found
@@ -367,16 +402,91 @@ def _guests(target: dict, target_name: str) -> list[dict]:
                 "put its configuration beside it as config-RELEASE, or build it with CONFIG_IKCONFIG=y",
             )
         ]
-    if config.get("KVM") not in ("y", "m"):
+    wanted = (target.get("boot") or {}).get("needs", {}).get("options", ["KVM"])
+    return [
+        _reason(
+            REFUSED,
+            f"{option.lower().replace('_', '-')}-off",
+            f"{target_name} is built without CONFIG_{option}: {_WITHOUT_DRIVER.get(option, 'no guest can run on it')}",
+            f"take a kernel with CONFIG_{option}=m or y",
+        )
+        for option in wanted
+        if config.get(option) not in ("y", "m")
+        # Guests go on without it, slower.
+        and option != "VHOST_NET"
+    ]
+
+
+def _starts(target: dict, target_name: str) -> list[dict]:
+    """Whether it can mount the root file system: with its initial RAM disk, or alone."""
+    facts = target.get("boot")
+    if not facts:
+        return []
+    if facts["initrd"] and facts["fault"]:
         return [
             _reason(
                 REFUSED,
-                "kvm-off",
-                f"{target_name} is built without CONFIG_KVM: no guest can run on it",
-                "take a kernel with CONFIG_KVM=m or y",
+                "initrd-damaged",
+                f"the initial RAM disk {facts['initrd']} of {target_name} is not whole: {facts['fault']}; {_PANICS}",
+                f"build it again ({_BUILD_INITRD.format(release=target['release'])})",
             )
         ]
-    return []
+    if not facts["initrd"] and not facts["without"]:
+        device = _cmdline.value(target.get("cmdline") or "", "root")
+        if facts["came_with_one"] is not False:
+            why = "the running kernel came up with one" if facts["came_with_one"] else "whether the running kernel has one cannot be seen"
+        elif not _initrd.kernel_mounts(target.get("cmdline") or ""):
+            why = f"a kernel alone cannot find root={device}" if device else "its command line has no root="
+        else:
+            why = ""
+        if why:
+            return [
+                _reason(
+                    REFUSED,
+                    "initrd-missing",
+                    f"no initial RAM disk is found for {target_name}, and {why}: {_PANICS}",
+                    f"build one ({_BUILD_INITRD.format(release=target['release'])}), or give its path as hypervisor_update_initrd;"
+                    " give none there if this kernel needs no initial RAM disk",
+                )
+            ]
+    return _root_drivers(target, target_name, facts)
+
+
+def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
+    """Whether the kernel has what the root file system needs: in itself, where no initial RAM disk can bring it."""
+    config = target.get("config")
+    if not config:
+        return []
+    enough = ("y", "m") if facts["initrd"] else ("y",)
+    return [
+        _reason(
+            REFUSED,
+            "root-driver",
+            f"{target_name} has CONFIG_{option}={config.get(option, 'n')}{'' if facts['initrd'] else ' and no initial RAM disk'}, and the"
+            f" root file system of this host needs that driver: {_PANICS}",
+            f"take a kernel with CONFIG_{option}=y" + (" or m" if facts["initrd"] else ", or give it an initial RAM disk"),
+        )
+        for option in facts["needs"]["root"]
+        if config.get(option) not in enough
+    ]
+
+
+def _has_modules(target: dict, target_name: str) -> list[dict]:
+    """Whether the modules are there without which no guest runs, or none can be reached."""
+    facts = target.get("boot")
+    if not facts or not facts["absent"]:
+        return []
+    release = target["release"]
+    return [
+        _reason(
+            REFUSED,
+            "modules",
+            f"{target_name} needs the modules {', '.join(facts['absent'])} on this host, and {facts['folder']} does not have them:"
+            " no guest comes back, or none can be reached",
+            f"install the package with the modules of this kernel (Debian: linux-modules-{release}; Ubuntu: also"
+            f" linux-modules-extra-{release}; Fedora: kernel-modules), or copy them and run depmod {release}",
+        )
+    ]
 
 
 def running_side(root: str = "/", image: str | None = None) -> dict:
@@ -516,7 +626,10 @@ def _root_values(blob: bytes) -> Iterator[bytes]:
 def _add_debugfs(side: dict, strings: dict[str, str], has_image: bool) -> None:
     for name, text in strings.items():
         own = side["abi"][name]
-        if has_image and own != text:
+        if not _image.is_abi(name, text):
+            side["abi"][name] = None
+            side["unread"][name] = f"debugfs says {text}, and what that means is not known here"
+        elif has_image and own != text:
             side["abi"][name] = None
             side["unread"][name] = f"debugfs says {text}, and the image {side['path']} {own or 'has no such string'}"
         else:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ("areas", "crashkernel", "misfits")
 
-_LENGTHS = "sys/kernel/debug/kho/out/scratch_len"
+# From Linux 7.4 on, and before.
+_LENGTHS = ("sys/kernel/debug/kho/out/bootmem_len", "sys/kernel/debug/kho/out/scratch_len")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = r"(?:0[xX][0-9a-fA-F]+|[0-9]+)[KMGTkmgt]?"
 _RANGE = re.compile(rf"({_SIZE})-({_SIZE})?:({_SIZE})")
@@ -35,11 +36,15 @@ _LOW_BESIDE_HIGH = 256 << 20
 
 def areas(root: str = "/") -> list[int] | None:
     """The sizes of the scratch areas in bytes, from debugfs; None where it is not mounted, or we may not read it."""
-    try:
-        with open(os.path.join(root, _LENGTHS), encoding="ascii") as file:
-            return [size for size in (int(line, 16) for line in file) if size]
-    except (OSError, ValueError):
-        return None
+    for lengths in _LENGTHS:
+        try:
+            with open(os.path.join(root, lengths), encoding="ascii") as file:
+                return [size for size in (int(line, 16) for line in file) if size]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return None
+    return None
 
 
 def misfits(sizes: Iterable[int], needs: dict[str, int]) -> list[str]:
@@ -60,9 +65,10 @@ def misfits(sizes: Iterable[int], needs: dict[str, int]) -> list[str]:
 def crashkernel(cmdline: str, ram: int) -> dict[str, int]:
     """What the command line reserves for a crash kernel on a machine with ``ram`` bytes: name and bytes of each piece. Pure.
 
-    As in the kernel, the last of each kind counts, and a plain one before ``,high`` and ``,low``.
+    As in the kernel, the last of each kind counts, and a plain one before ``,high`` and ``,low``. It looks for this text everywhere,
+    also within quotes and behind ``--``.
     """
-    values = [word.partition("=")[2] for word in cmdline.split() if word.startswith("crashkernel=")]
+    values = re.findall(r"crashkernel=([^ ]*)", cmdline)
     plain = _last(values, "")
     size = _plain_size(plain, ram) if plain else 0
     if size:

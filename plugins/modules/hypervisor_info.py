@@ -147,10 +147,12 @@ import os
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _away,
+    _cmdline,
     _guests,
     _holding,
     _host,
     _image,
+    _initrd,
     _kexec,
     _libvirt,
     _memory,
@@ -225,11 +227,11 @@ def examine(module):
     if module.params["kernel"]:
         image, cmdline = _image.read(module.params["kernel"], keep=_paths.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
-        initrd = _kexec.initrd_of(image["path"], image["release"], module.params["initrd"])
+        initrd = _initrd.of(image["path"], image["release"], module.params["initrd"])
         result["target"] = {**{key: image[key] for key in TARGET}, "initrd": initrd, "current": current}
         if not current:
-            cmdline = _kexec.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
-            result["proof"] = _proof.prove(image, cmdline, initrd)
+            cmdline = _cmdline.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
+            result["proof"] = _proof.prove(image, cmdline, initrd, without=module.params["initrd"] == "none")
             reasons = reasons + _proof.objections(result["proof"], module.params["accept_unknown"])
     result["reasons"] = reasons
     result["refusals"] = refusals(reasons, guests)

@@ -37,8 +37,9 @@ options:
   initrd:
     description:
       - Path of the initial RAM disk on the host.
-      - By default the one that lies beside the kernel, by the name that distributions give it (C(initrd.img-RELEASE),
-        C(initramfs-RELEASE.img) or C(initrd-RELEASE)), if there is one. V(none) stages the kernel without.
+      - By default the one that a boot loader takes for this kernel (docs/kernels.md lists the layouts). V(none) stages the kernel without.
+      - It has to be whole. Where none is found, the kernel is refused unless a kernel alone can mount the root file system and the running
+        kernel came up without one.
     type: path
   cmdline:
     description:
@@ -70,7 +71,7 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _kexec, _lock, _paths, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _cmdline, _image, _initrd, _kexec, _lock, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -80,8 +81,8 @@ def wanted_image(params, running_cmdline: str) -> dict:
     if params["state"] == "unloaded":
         return {}
     image = _kexec.describe(params["kernel"])
-    initrd = _kexec.initrd_of(image["path"], image["release"], params["initrd"])
-    cmdline = params["cmdline"] if params["cmdline"] is not None else _kexec.next_cmdline(running_cmdline)
+    initrd = _initrd.of(image["path"], image["release"], params["initrd"])
+    cmdline = params["cmdline"] if params["cmdline"] is not None else _cmdline.next_cmdline(running_cmdline)
     image.update(initrd=initrd, initrd_sha256=_kexec.file_digest(initrd) if initrd else None, cmdline=cmdline)
     return image
 
@@ -91,7 +92,7 @@ def refuse_unproven(params, wanted) -> None:
     image = _image.read(wanted["path"], keep=_paths.IMAGES)
     if image["sha256"] != wanted["sha256"]:
         raise LiveUpdateError(f"{wanted['path']} is not staged: the file changed while it was examined; run this again")
-    proof = _proof.prove(image, wanted["cmdline"], wanted["initrd"])
+    proof = _proof.prove(image, wanted["cmdline"], wanted["initrd"], without=params["initrd"] == "none")
     reasons = _proof.objections(proof, params["accept_unknown"])
     if reasons:
         sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)

@@ -57,6 +57,6 @@ def prove(tmp_path: Path) -> Callable[[Path, Path], dict[str, Any]]:
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
-        return _proof.prove(_image.read(str(target)), CMDLINE, None, str(root))
+        return _proof.prove(_image.read(str(target)), CMDLINE, None, str(root), without=True)
 
     return do

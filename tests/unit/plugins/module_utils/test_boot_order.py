@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _guests, _kexec, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _cmdline, _guests, _paths, _systemd
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_domains_come_with_the_boot_where_no_daemon_is_known(systemd, tmp_path):
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
     told = _boot_order.cmdline("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
-    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_boot_order.TARGET}", *_kexec.CONSOLE))
+    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_boot_order.TARGET}", *_cmdline.CONSOLE))
     assert _boot_order.cmdline(told, True, "tty0 ttyS0") == told
-    assert _kexec.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
+    assert _cmdline.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
 
 
 @pytest.mark.parametrize(
-    ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _kexec.CONSOLE), ("ttyS1", _kexec.CONSOLE)]
+    ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _cmdline.CONSOLE), ("ttyS1", _cmdline.CONSOLE)]
 )
 def test_only_a_console_that_cannot_answer_is_described(consoles, added):
     assert _boot_order.cmdline("rw", False, consoles) == " ".join(("rw", *added))

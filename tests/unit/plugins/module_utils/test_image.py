@@ -14,7 +14,7 @@ import struct
 import tracemalloc
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _modules
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -302,8 +302,6 @@ def test_what_a_unified_kernel_image_brings(read):
         (("kho-v4", "luo-v5", "luo-session-v2", "luo-flb-v1", "kho-test-v1", "memfd-v2"), ABI),
         (("kho-v4", "luo-v5", "memfd-v2", "x kho-v3", "kho-v", "kho-vX", "incompatible with 'kho-v9'"), ABI),
         (("kho-v4", "kho-v4", "luo-v5", "memfd-v2"), ABI),
-        # One that says more than its number is another one.
-        (("kho-v4+radix-v1", "luo-v5", "memfd-v2"), {**ABI, "kho": "kho-v4+radix-v1"}),
     ],
 )
 def test_which_strings_count(read, abi, expected):
@@ -315,6 +313,13 @@ def test_several_strings_of_a_kind_are_not_guessed_between(read):
     found = read(bzimage(kernel(abi=("luo-v6", "luo-v5", "kho-v4", "memfd-v2"))))
     assert found["abi"] == {**ABI, "luo": None}
     assert found["unread"] == {"luo": "several strings luo-vN are in it: luo-v5, luo-v6"}
+
+
+@pytest.mark.parametrize("text", ["luo-v5+radix-v1", "luo-v5;luo-v6", "luo-v5-sealed", "luo-v5,"])
+def test_a_string_that_says_more_than_one_version_is_not_understood(read, text):
+    found = read(bzimage(kernel(abi=("kho-v4", text, "memfd-v2"))))
+    assert found["abi"] == {**ABI, "luo": None}
+    assert found["unread"] == {"luo": f"it says {text}, and what that means is not known here"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 1023, 1024, 1025, 4096])
@@ -555,3 +560,14 @@ def test_no_damage_is_more_than_an_error(read, name, changes, kept):
 def test_no_file_of_anything_is_more_than_an_error(read, beginning, rest):
     with pytest.raises(LiveUpdateError, match=r"^kernel "):
         read(beginning + rest)
+
+
+def test_a_text_in_a_configuration_is_read_as_kconfig_writes_it():
+    options = _image.parse_config(b'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="a=\\"b c\\" d=\\\\x"\n')
+    assert options == {"CMDLINE_BOOL": "y", "CMDLINE": 'a="b c" d=\\x'}
+
+
+def test_every_option_that_a_host_may_need_is_read():
+    options = {*_modules.OPTIONS, *_modules.ROOT_OPTIONS, "MODULES"}
+    text = "".join(f"CONFIG_{option}=m\n" for option in options)
+    assert _image.parse_config(text.encode()) == dict.fromkeys(options, "m")

@@ -60,40 +60,6 @@ def test_what_is_no_kernel_is_refused(tmp_path, content, says):
         _kexec.describe(str(path))
 
 
-@pytest.mark.parametrize(
-    ("cmdline", "missing"),
-    [
-        ("quiet kho=on liveupdate=on", []),
-        ("kho=1 liveupdate=y", []),
-        ("quiet", ["kho=on", "liveupdate=on"]),
-        ("kho=on", ["liveupdate=on"]),
-        ("kho=on liveupdate=on kho=off", ["kho=on"]),
-        ("kho liveupdate=on", ["kho=on"]),
-    ],
-)
-def test_missing_options(cmdline, missing):
-    assert _kexec.missing_options(cmdline) == missing
-
-
-def test_the_next_command_line_drops_the_boot_loaders_own_words():
-    assert _kexec.next_cmdline("BOOT_IMAGE=/boot/vmlinuz-1 root=/dev/vda rw initrd=\\x kho=on") == "root=/dev/vda rw kho=on"
-
-
-@pytest.mark.parametrize("name", ["initrd.img-7.3.4", "initramfs-7.3.4.img", "initrd-7.3.4"])
-def test_the_initrd_is_the_one_that_a_boot_loader_would_take(tmp_path, name):
-    kernel, beside = str(tmp_path / "vmlinuz-7.3.4"), tmp_path / name
-    assert _kexec.initrd_of(kernel, "7.3.4", None) is None
-    beside.write_bytes(b"")
-    assert _kexec.initrd_of(kernel, "7.3.4", None) == _kexec.initrd_of(kernel, "7.3.4", "") == str(beside)
-    assert _kexec.initrd_of(kernel, "7.2.13", None) is None
-    link = tmp_path / "links" / "vmlinuz"
-    link.parent.mkdir()
-    link.symlink_to(kernel)
-    assert _kexec.initrd_of(str(link), "7.3.4", None) == str(beside)
-    assert _kexec.initrd_of(kernel, "7.3.4", "none") is None
-    assert _kexec.initrd_of(kernel, "7.3.4", "/boot/mine") == "/boot/mine"
-
-
 @pytest.mark.parametrize(("content", "answer"), [("0\n", False), ("1\n", True)])
 def test_loaded(tmp_path, content, answer):
     (tmp_path / "sys/kernel").mkdir(parents=True)

@@ -236,6 +236,18 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             ("refused", "cmdline-liveupdate", None),
         ),
         (
+            {"config": {"CMDLINE_OVERRIDE": "y", "CMDLINE_BOOL": "y", "CMDLINE": "root=/dev/vda1 liveupdate=on"}},
+            (
+                "refused",
+                "cmdline-kho",
+                f"the command line of {THERE} lacks kho=on: it ignores what is handed to it, and every guest is lost -> take a kernel that"
+                " reads the command line that it is given (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)",
+            ),
+            ("refused", "cmdline-kho", None),
+        ),
+        ({"config": {"CMDLINE_BOOL": "y", "CMDLINE": "kho=on liveupdate=on"}, "cmdline": "root=/dev/vda1"}, None, None),
+        ({"config": {"CMDLINE_BOOL": "y", "CMDLINE": "quiet"}}, None, None),
+        (
             {"cmdline": None},
             (
                 "unknown",
@@ -361,6 +373,102 @@ def test_every_reason_both_ways(changes, there, back):
         verdict, code, text = expected
         assert outcome(way) == (verdict, [code])
         assert text is None or message(way, code) == text
+
+
+NEEDS = {"options": ["KVM"], "root": [], "cards": []}
+BOOT = {
+    "initrd": "/boot/initrd.img-7.3.4",
+    "fault": "",
+    "without": False,
+    "came_with_one": True,
+    "needs": NEEDS,
+    "folder": "/usr/lib/modules/7.3.4",
+    "absent": [],
+}
+LOST = "the kernel panics while it boots, and every guest is lost"
+BUILD = "update-initramfs -c -k 7.3.4, dracut --kver 7.3.4, or mkinitcpio -P"
+GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give none there if this kernel needs no initial RAM disk"
+
+
+@pytest.mark.parametrize(
+    ("boot", "cmdline", "code", "text"),
+    [
+        ({}, "root=UUID=1", None, None),
+        (
+            {"initrd": None},
+            "root=/dev/vda1",
+            "initrd-missing",
+            f"no initial RAM disk is found for {THERE}, and the running kernel came up with one: {LOST} -> {GIVE}",
+        ),
+        (
+            {"initrd": None, "came_with_one": None},
+            "root=/dev/vda1",
+            "initrd-missing",
+            f"no initial RAM disk is found for {THERE}, and whether the running kernel has one cannot be seen: {LOST} -> {GIVE}",
+        ),
+        (
+            {"initrd": None, "came_with_one": False},
+            "root=UUID=1",
+            "initrd-missing",
+            f"no initial RAM disk is found for {THERE}, and a kernel alone cannot find root=UUID=1: {LOST} -> {GIVE}",
+        ),
+        (
+            {"initrd": None, "came_with_one": False},
+            "",
+            "initrd-missing",
+            f"no initial RAM disk is found for {THERE}, and its command line has no root=: {LOST} -> {GIVE}",
+        ),
+        ({"initrd": None, "came_with_one": False}, "root=/dev/vda1", None, None),
+        ({"initrd": None, "without": True}, "root=UUID=1", None, None),
+        (
+            {"fault": "it is cut off"},
+            "root=UUID=1",
+            "initrd-damaged",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 of {THERE} is not whole: it is cut off; {LOST} -> build it again ({BUILD})",
+        ),
+        (
+            {"absent": ["kvm", "e1000"]},
+            "root=UUID=1",
+            "modules",
+            f"{THERE} needs the modules kvm, e1000 on this host, and /usr/lib/modules/7.3.4 does not have them: no guest comes back, or"
+            " none can be reached -> install the package with the modules of this kernel (Debian: linux-modules-7.3.4; Ubuntu: also"
+            " linux-modules-extra-7.3.4; Fedora: kernel-modules), or copy them and run depmod 7.3.4",
+        ),
+        (
+            {"needs": {**NEEDS, "root": ["EXT4_FS"]}},
+            "root=UUID=1",
+            "root-driver",
+            f"{THERE} has CONFIG_EXT4_FS=n, and the root file system of this host needs that driver: {LOST} -> take a kernel with"
+            " CONFIG_EXT4_FS=y or m",
+        ),
+        ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}}, "root=UUID=1", None, None),
+        (
+            {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "initrd": None, "without": True},
+            "root=/dev/vda1",
+            "root-driver",
+            f"{THERE} has CONFIG_VIRTIO_BLK=m and no initial RAM disk, and the root file system of this host needs that driver: {LOST}"
+            " -> take a kernel with CONFIG_VIRTIO_BLK=y, or give it an initial RAM disk",
+        ),
+        ({"needs": {**NEEDS, "root": ["BLK_DEV_SD"]}, "initrd": None, "without": True}, "root=/dev/sda1", None, None),
+        (
+            {"needs": {**NEEDS, "options": ["KVM", "KVM_AMD", "VHOST_NET"]}},
+            "root=UUID=1",
+            "kvm-amd-off",
+            f"{THERE} is built without CONFIG_KVM_AMD: no guest can run on it -> take a kernel with CONFIG_KVM_AMD=m or y",
+        ),
+        (
+            {"needs": {**NEEDS, "options": ["KVM", "TUN"]}},
+            "root=UUID=1",
+            "tun-off",
+            f"{THERE} is built without CONFIG_TUN: guests with a tap device cannot come back on it -> take a kernel with CONFIG_TUN=m or y",
+        ),
+    ],
+)
+def test_what_this_host_needs_of_a_kernel(boot, cmdline, code, text):
+    config = {"VIRTIO_BLK": "m", "BLK_DEV_SD": "y"}
+    way = _proof.compare(RUNNING, change(TARGET, boot={**BOOT, **boot}, cmdline=f"{cmdline} kho=on liveupdate=on", config=config))["there"]
+    assert outcome(way) == (("refused", [code]) if code else ("proven", []))
+    assert code is None or message(way, code) == text
 
 
 def test_a_string_that_is_not_there_settles_it_without_a_configuration():
@@ -578,17 +686,49 @@ def test_lockdown(host, content, state):
     assert _proof.running_side(host.root)["lockdown"] == state
 
 
-def test_prove_counts_the_initrd_in(host, tmp_path):
+@pytest.fixture
+def prove(host, tmp_path):
+    """Holds a kernel with an initial RAM disk of some size against the host, which came up without one."""
     host.image("boot/vmlinuz-7.2.13")
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(b"")
+    host("sys/kernel/boot_params/data", bytes(4096))
+    host("usr/lib/modules/7.3.4/modules.dep", b"kernel/kvm.ko:\n")
+    host("usr/lib/modules/7.3.4/kernel/kvm.ko", b"")
     image = {**TARGET, "page_size": os.sysconf("SC_PAGE_SIZE")}
-    assert _proof.prove(image, "kho=on liveupdate=on", str(initrd), host.root)["there"]["verdict"] == "proven"
-    os.truncate(initrd, 97 << 20)
-    assert outcome(_proof.prove(image, "kho=on liveupdate=on", str(initrd), host.root)["there"]) == ("refused", ["scratch"])
-    assert outcome(_proof.prove(image, "kho=on", None, host.root)["there"]) == ("refused", ["cmdline-liveupdate"])
+
+    def do(initrd=None, cmdline="root=/dev/vda1 kho=on liveupdate=on", **more):
+        path = tmp_path / "initrd"
+        if initrd is not None:
+            path.write_bytes(initrd)
+        return _proof.prove(image, cmdline, str(path) if initrd is not None else None, host.root, **more)["there"]
+
+    return do
+
+
+def test_prove_counts_the_initrd_in(prove, host, tmp_path):
+    whole = gzip.compress(random.Random(1).randbytes(9000))
+    assert outcome(prove(whole)) == ("proven", [])
+    assert outcome(prove(whole + bytes(97 << 20))) == ("refused", ["scratch"])
+    assert outcome(prove(cmdline="root=/dev/vda1 kho=on")) == ("refused", ["cmdline-liveupdate"])
     with pytest.raises(LiveUpdateError, match=f"^initrd {tmp_path}/none: No such file or directory; give the path"):
-        _proof.prove(image, "", f"{tmp_path}/none", host.root)
+        _proof.prove(TARGET, "", f"{tmp_path}/none", host.root)
+
+
+def test_prove_looks_at_this_host(prove, host):
+    assert outcome(prove()) == ("proven", [])
+    assert outcome(prove(b"")) == ("refused", ["initrd-damaged"])
+    host("sys/kernel/boot_params/data", b"\1" * 4096)
+    assert outcome(prove()) == ("refused", ["initrd-missing"])
+    assert outcome(prove(without=True)) == ("proven", [])
+    os.unlink(os.path.join(host.root, "usr/lib/modules/7.3.4/kernel/kvm.ko"))
+    assert outcome(prove(without=True)) == ("refused", ["modules"])
+
+
+def test_an_image_of_debugfs_that_says_more_than_one_version(host):
+    host.image("boot/vmlinuz-7.2.13", abi={"luo": "luo-v5+x"})
+    host("sys/kernel/debug/kho/out/sub_fdts/LUO", b"luo-v5+x\0")
+    side = _proof.running_side(host.root)
+    assert side["abi"]["luo"] is None
+    assert side["unread"] == {"luo": "debugfs says luo-v5+x, and what that means is not known here"}
 
 
 def test_an_image_that_contradicts_debugfs(host):

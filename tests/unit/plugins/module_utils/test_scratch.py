@@ -14,10 +14,12 @@ MIB, GIB = 1 << 20, 1 << 30
     ("content", "sizes"),
     [("0x8000000\n0x0\n0x4000000\n", [128 * MIB, 64 * MIB]), ("", []), ("what\n", None), (None, None)],
 )
-def test_areas(tmp_path, content, sizes):
+@pytest.mark.parametrize("name", ["scratch_len", "bootmem_len"])
+def test_areas(tmp_path, content, sizes, name):
+    """Linux 7.4 gave the file its second name."""
     if content is not None:
         (tmp_path / "sys/kernel/debug/kho/out").mkdir(parents=True)
-        (tmp_path / "sys/kernel/debug/kho/out/scratch_len").write_text(content)
+        (tmp_path / "sys/kernel/debug/kho/out" / name).write_text(content)
     assert _scratch.areas(str(tmp_path)) == sizes
 
 
@@ -51,6 +53,7 @@ def test_misfits(sizes, needs, missing):
         ("crashkernel=much", {}),
         ("crashkernel=256M", {"crashkernel": 256 * MIB}),
         ("crashkernel=0x10000000@16M", {"crashkernel": 256 * MIB}),
+        ('a="x crashkernel=32M" -- crashkernel=16M', {"crashkernel": 16 * MIB}),
         ("crashkernel=128M quiet crashkernel=64m", {"crashkernel": 64 * MIB}),
         ("crashkernel=2G-64G:256M,64G-:512M", {"crashkernel": 256 * MIB}),
         ("crashkernel=1G-2G:64M,2G-8G:128M,8G-:1G@16M", {"crashkernel": GIB}),

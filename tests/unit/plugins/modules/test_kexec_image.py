@@ -28,8 +28,9 @@ def host(tmp_path, monkeypatch):
     done = []
     state = types.SimpleNamespace(staged={}, loaded=False, sha256="s1", verdict="proven", done=done)
 
-    def prove(image, cmdline, initrd):
+    def prove(image, cmdline, initrd, without):
         done.append("prove")
+        state.without = without
         assert (image, cmdline, initrd) == ({"read": "/boot/vmlinuz", "sha256": "s1"}, IMAGE["cmdline"], None)
         reasons = [] if state.verdict == "proven" else [{**UNKNOWN, "verdict": state.verdict}]
         return {"pair": "a-b", "there": {"verdict": state.verdict, "reasons": reasons}, "back": {}}
@@ -47,8 +48,8 @@ def host(tmp_path, monkeypatch):
     return state
 
 
-def run(accepted=(), state="staged", check_mode=False):
-    params = {"state": state, "kernel": "/boot/vmlinuz", "initrd": None, "cmdline": None, "accept_unknown": list(accepted)}
+def run(accepted=(), state="staged", check_mode=False, initrd=None):
+    params = {"state": state, "kernel": "/boot/vmlinuz", "initrd": initrd, "cmdline": None, "accept_unknown": list(accepted)}
     return kexec_image.manage(types.SimpleNamespace(params=params, check_mode=check_mode))
 
 
@@ -97,6 +98,12 @@ def test_an_unknown_pair_that_is_accepted_is_staged(host):
     host.verdict = "unknown"
     assert run(["a-b"])["changed"]
     assert host.done == ["prove", "stage"]
+
+
+@pytest.mark.parametrize(("initrd", "without"), [(None, False), ("", False), ("/boot/initrd", False), ("none", True)])
+def test_only_who_says_none_wants_no_initrd(host, initrd, without):
+    run(initrd=initrd)
+    assert host.without is without
 
 
 def test_check_mode_proves_and_stages_nothing(host):

@@ -1,0 +1,117 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The kernel modules that this host needs, and whether a kernel has them. PRIVATE to the collection.
+
+Source: depmod(8), modules.dep(5), Documentation/kbuild/kbuild.rst (modules.builtin), Documentation/ABI/testing/sysfs-class-net.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ("OPTIONS", "absent", "folder", "needs")
+
+# Build options and the modules that they become.
+OPTIONS = {"KVM": "kvm", "KVM_AMD": "kvm_amd", "KVM_INTEL": "kvm_intel", "TUN": "tun", "VHOST_NET": "vhost_net"}
+_VENDORS = {"AuthenticAMD": "KVM_AMD", "HygonGenuine": "KVM_AMD", "GenuineIntel": "KVM_INTEL"}
+# Drivers that may carry the root file system, and their build options.
+_DRIVERS = {
+    "ahci": "SATA_AHCI",
+    "nvme": "BLK_DEV_NVME",
+    "sd": "BLK_DEV_SD",
+    "virtio_blk": "VIRTIO_BLK",
+    "virtio-mmio": "VIRTIO_MMIO",
+    "virtio-pci": "VIRTIO_PCI",
+    "virtio_scsi": "SCSI_VIRTIO",
+}
+_FILE_SYSTEMS = {"btrfs": "BTRFS_FS", "ext4": "EXT4_FS", "xfs": "XFS_FS"}
+ROOT_OPTIONS = (*_DRIVERS.values(), *_FILE_SYSTEMS.values())
+
+
+def needs(root: str = "/") -> dict:
+    """What this host uses now.
+
+    ``options``: build options without which guests do not run, of :data:`OPTIONS`. ``root``: those without which the root file system is
+    not mounted. ``cards``: the modules of its network cards, where the running kernel has them as modules.
+    """
+    return {"options": _guest_options(root), "root": _root_options(root), "cards": _cards(root)}
+
+
+def _guest_options(root: str) -> list[str]:
+    found = ["KVM"]
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", _text(root, "proc/cpuinfo"), re.MULTILINE)
+    if vendor and vendor[1] in _VENDORS:
+        found.append(_VENDORS[vendor[1]])
+    # A tap device is a guest's; its QEMU also uses vhost_net where that is there.
+    if glob.glob(os.path.join(glob.escape(root), "sys/class/net/*/tun_flags")):
+        found.append("TUN")
+        if os.path.exists(os.path.join(root, "sys/module/vhost_net")):
+            found.append("VHOST_NET")
+    return found
+
+
+def _root_options(root: str) -> list[str]:
+    kinds = [line.split()[2] for line in _text(root, "proc/mounts").splitlines() if line.split()[1:2] == ["/"]]
+    found = [_FILE_SYSTEMS[kind] for kind in kinds[-1:] if kind in _FILE_SYSTEMS]
+    device = os.stat(root).st_dev  # the name in proc/mounts may be /dev/root
+    path = os.path.realpath(os.path.join(root, f"sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+    top = os.path.realpath(os.path.join(root, "sys/devices"))
+    while path.startswith(top + os.sep):
+        driver = os.path.basename(os.path.realpath(os.path.join(path, "driver")))
+        if driver in _DRIVERS and os.path.islink(os.path.join(path, "driver")):
+            found.append(_DRIVERS[driver])
+        path = os.path.dirname(path)
+    return found
+
+
+def _cards(root: str) -> list[str]:
+    links = glob.glob(os.path.join(glob.escape(root), "sys/class/net/*/device/driver/module"))
+    return sorted({os.path.basename(os.path.realpath(link)) for link in links})
+
+
+def _text(root: str, path: str) -> str:
+    try:
+        with open(os.path.join(root, path), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def folder(release: str, root: str = "/") -> str:
+    """Where the modules of a release are, or would be."""
+    places = [os.path.join(root, place, release) for place in ("usr/lib/modules", "lib/modules")]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def absent(config: dict[str, str], release: str, needed: dict, root: str = "/") -> list[str]:
+    """The modules that a kernel with this build configuration needs on this host, and that are not where it looks for them.
+
+    ``needed`` is what :func:`needs` says.
+    """
+    place = folder(release, root)
+    wanted = [OPTIONS[option] for option in needed["options"] if config.get(option) == "m"]
+    # A kernel without modules has its network cards' drivers built in; others list what is built in beside their modules.
+    cards = needed["cards"] if config.get("MODULES") == "y" else []
+    if not wanted and not cards:
+        return []
+    listed, builtin = _listed(place), _names(_text(place, "modules.builtin").splitlines())
+    return [name for name in [*wanted, *cards] if name not in listed and (name in wanted or name not in builtin)]
+
+
+def _listed(place: str) -> set[str]:
+    """The modules that depmod has listed, and that are there."""
+    paths = [line.partition(":")[0] for line in _text(place, "modules.dep").splitlines()]
+    return _names(path for path in paths if os.path.exists(os.path.join(place, path)))
+
+
+def _names(paths: Iterable[str]) -> set[str]:
+    """kernel/arch/x86/kvm/kvm-amd.ko.zst is kvm_amd."""
+    return {os.path.basename(path).partition(".ko")[0].replace("-", "_") for path in paths}
