@@ -23,6 +23,7 @@ __all__ = (
     "is_apparmors",
     "job_reasons",
     "memory_reasons",
+    "monitor_reasons",
     "reason",
     "xml_reasons",
     "xml_warnings",
@@ -177,6 +178,20 @@ def job_reasons(shown: str) -> list[dict]:
         return []
     message = f"libvirt runs a job on it (migration, save, backup): {facts.get('Operation', kind)}"
     return [reason("libvirt-job", message, "let it finish, or cancel it with virsh domjobabort")]
+
+
+def monitor_reasons(seen: dict) -> list[dict]:
+    """What QEMU says of itself, from ``seen`` of a survey; that it says nothing is a reason too."""
+    found = [reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in seen.get("blockers", ())]
+    if seen.get("block_jobs"):
+        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if seen.get("state", "running") not in ("running", "paused"):
+        found.append(reason("run-state", f"the domain is {seen['state']}", "bring it to running or paused first"))
+    unasked = not {"xml", "job", "state", "blockers", "block_jobs"} <= set(seen)
+    if seen["problem"] or unasked:
+        message = seen["problem"] or "libvirt was at work on it, and its QEMU was not asked"
+        found.append(reason("monitor", message, "see that 'virsh list' answers, then run this again; restart the guest if only its QEMU hangs"))
+    return found
 
 
 def xml_reasons(xml: str) -> list[dict]:

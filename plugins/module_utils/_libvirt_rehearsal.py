@@ -13,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 
-from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_reasons, _libvirt_run, _paths, _processes
+from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_reasons, _libvirt_run, _libvirt_virsh, _paths, _processes
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ("end", "rehearse", "stand_in")
 
 LOAD_LIMIT_S = 150.0
+LOOK_LIMIT_S = 60.0
 _FOLDERS = "/var/lib/libvirt/qemu"
 
 
@@ -41,17 +41,13 @@ def rehearse(record: dict) -> float:
     disks = _libvirt.disk_targets(xml)
     shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
     os.mkdir(folder, mode=0o711)
-    for disk in disks:
-        _make_disk(name, disk, os.path.join(folder, disk))
+    _make_disks(record, disks, folder)
     with contextlib.suppress(FileNotFoundError):
         shutil.copyfile(nvram(xml), os.path.join(folder, "nvram"))
     uuid = _host.random_uuid()
     _give_memory(record, other)
     image = os.path.join(folder, "state")
-    _libvirt.ignore_shared(name, True)
-    paused = time.time()
-    _libvirt.virsh("suspend", name)
-    _libvirt.write_image(name, disks, image, running=False)
+    paused = _libvirt.write_image(record, image, running=False)
     with open(image, "r+b") as file:
         saved = file.read()
         file.seek(0)
@@ -66,13 +62,14 @@ def rehearse(record: dict) -> float:
     return paused
 
 
-def _make_disk(name: str, disk: str, path: str) -> None:
-    """An empty file of the size of the domain's disk; none for a drive without a medium."""
-    facts = dict(line.split(":", 1) for line in _libvirt.virsh("domblkinfo", name, disk).splitlines() if ":" in line)
-    size = facts.get("Capacity", "-").strip()
-    if size.isdigit():
-        with open(path, "wb") as file:
-            file.truncate(int(size))
+def _make_disks(record: dict, disks: list[str], folder: str) -> None:
+    """Empty files of the sizes of the domain's disks; none for a drive without a medium."""
+    for disk, answer in zip(disks, _libvirt_virsh.ask([("domblkinfo", record["uuid"], disk) for disk in disks], LOOK_LIMIT_S)):
+        facts = dict(line.split(":", 1) for line in answer.value().splitlines() if ":" in line)
+        size = facts.get("Capacity", "-").strip()
+        if size.isdigit():
+            with open(os.path.join(folder, disk), "wb") as file:
+                file.truncate(int(size))
 
 
 def _give_memory(record: dict, other: str) -> None:

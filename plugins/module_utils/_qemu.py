@@ -36,6 +36,7 @@ __all__ = (
     "resume",
     "save",
     "status",
+    "survey",
     "warn",
     "write_state",
 )
@@ -63,6 +64,10 @@ def known() -> list[dict]:
         return []
     records = [_paths.read_json(os.path.join(_paths.GUESTS_RUN, name)) for name in names if name.endswith(".json")]
     return [record for record in records if record and _processes.start_time(record["pid"]) == record["started"]]
+
+
+def survey(records: list[dict]) -> None:
+    """Each guest has a monitor of its own: nothing is quicker for all at once."""
 
 
 def inspect(record: dict) -> list[dict]:

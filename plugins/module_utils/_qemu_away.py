@@ -42,20 +42,26 @@ def obstacles(away: dict) -> list[str]:
 
 
 def leave(away: dict, limit: float) -> None:
-    """Press the guest's power button, then stop its unit. A guest that does not heed it runs on."""
+    """Press the guest's power button, then stop its unit. A guest that does not heed it runs on.
+
+    The error has the detail ``settled=False`` when the guest may still go off later.
+    """
     name, until = away["guest"], time.monotonic() + limit
     with Qmp(away["monitor"]) as monitor:
         # QEMU stays once the guest is off: were it to end by itself, its unit might start it again (Restart=).
         monitor.execute("set-action", shutdown="pause")
-        monitor.execute("system_powerdown")
-        while (seen := monitor.status()) != "shutdown":
-            if time.monotonic() > until:
-                monitor.execute("set-action", shutdown="poweroff")
-                raise LiveUpdateError(
-                    f"guest {name}: still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
-                    " console whether it heeds the button, or give it more time"
-                )
-            time.sleep(_POLL_S)
+        try:
+            monitor.execute("system_powerdown")
+            while (seen := monitor.status()) != "shutdown":
+                if time.monotonic() > until:
+                    monitor.execute("set-action", shutdown="poweroff")
+                    raise LiveUpdateError(
+                        f"still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
+                        " console whether it heeds the button, or give it more time"
+                    )
+                time.sleep(_POLL_S)
+        except LiveUpdateError as err:
+            raise LiveUpdateError(f"guest {name}: {err}", settled=False) from err
     _systemd.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
 
 
