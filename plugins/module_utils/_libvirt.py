@@ -19,7 +19,7 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _libvirt_virsh, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -83,15 +83,15 @@ def is_defined(name: str) -> bool:
 
 
 def uuid_of(name: str) -> str:
-    """The UUID of the domain ``name``, which virsh is to be asked by.
+    """The UUID of the domain ``name``, which virsh is to be asked by; for a domain without one its name, when that cannot be mistaken.
 
-    A word that is a number is an id for virsh, before it is a name (tools/virsh-util.c, virshLookupDomainInternal). A domain with the
-    name 1 and another one with the id 1 would be mixed up.
+    Virsh takes a number for an id, then 36 characters for a UUID, and only then a word for a name (tools/virsh-util.c,
+    virshLookupDomainInternal). A domain with the name 1 and another one with the id 1 would be mixed up.
     """
     uuid = _uuid_in(_status_file(name)) or _uuid_in(_read(os.path.join(_DEFINITIONS, f"{name}.xml")))
-    if not uuid:
+    if not uuid and (name.strip().lstrip("+").isdigit() or len(name) == 36):
         raise LiveUpdateError(f"domain {name!r}: libvirt does not know it; 'virsh list --all' shows the domains that it knows")
-    return uuid
+    return uuid or name
 
 
 def _uuid_in(xml: str) -> str:
@@ -342,8 +342,6 @@ def write_image(record: dict, image: str, running: bool) -> float:
     Two virsh processes, and the guest is paused in the second one only. Were it not suspended, libvirt would let it run on from the
     snapshot: that is an error like any other.
     """
-    from . import _libvirt_virsh
-
     uuid = record["uuid"]
     shown, answer = _libvirt_virsh.ask([("dumpxml", uuid), ignore_shared(uuid, True)], SAVE_LIMIT_S)
     disks = disk_targets(shown.value())

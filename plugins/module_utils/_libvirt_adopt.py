@@ -54,7 +54,7 @@ def adopt(record: dict) -> dict:
         _paths.remove(head)
         raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
     _paths.remove(head)
-    return _libvirt_agent.correct_clock(uuid) if was_running else {}
+    return _libvirt_agent.correct_clock(name) if was_running else {}
 
 
 def refuse(record: dict) -> None:

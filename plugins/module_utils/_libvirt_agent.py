@@ -29,11 +29,12 @@ CONNECT_LIMIT_S = 10.0
 RETRY_S = 0.5
 
 
-def correct_clock(uuid: str) -> dict:
-    """Set the clock of the running domain with this UUID by its hardware clock; what became of that, for the guest's journal. Raises nothing."""
+def correct_clock(name: str) -> dict:
+    """Set the running domain's clock by its hardware clock; what became of that, for the guest's journal. Raises nothing."""
     until = time.monotonic() + LIMIT_S
     thawed = False
     try:
+        uuid = _libvirt.uuid_of(name)
         if not _is_connected(uuid, until):
             return {"clock": "no agent", "thawed": False}
         # Before the time: an agent that keeps file systems frozen answers nothing else. Whoever froze them ended with the old kernel.

@@ -80,7 +80,7 @@ def come_back(away: dict, limit: float) -> str:
     if away["way"] == "shutdown":
         return ""
     if away["was_running"]:
-        _libvirt_agent.correct_clock(away["uuid"])
+        _libvirt_agent.correct_clock(away["guest"])
     return f"its saved state was not below {_libvirt.SAVED} any more, it started clean" if started and not image else ""
 
 
@@ -146,7 +146,7 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
     cancel = threading.Timer(limit, _cancel, (source, uuid))
     cancel.start()
     try:
-        with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8") as definition:
+        with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8", errors="surrogateescape") as definition:
             definition.write(portable(_virsh(source, "dumpxml", "--migratable", "--security-info", uuid)))
             definition.flush()
             words = ("--live", "--persistent", "--undefinesource", "--xml", definition.name, *where, uuid, target)

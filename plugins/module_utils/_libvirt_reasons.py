@@ -182,7 +182,9 @@ def job_reasons(shown: str) -> list[dict]:
 
 def monitor_reasons(seen: dict) -> list[dict]:
     """What QEMU says of itself, from ``seen`` of a survey; that it says nothing is a reason too."""
-    found = [reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in seen.get("blockers", ())]
+    found = [
+        reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in seen.get("blockers", ())
+    ]
     if seen.get("block_jobs"):
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     if seen.get("state", "running") not in ("running", "paused"):
@@ -190,7 +192,9 @@ def monitor_reasons(seen: dict) -> list[dict]:
     unasked = not {"xml", "job", "state", "blockers", "block_jobs"} <= set(seen)
     if seen["problem"] or unasked:
         message = seen["problem"] or "libvirt was at work on it, and its QEMU was not asked"
-        found.append(reason("monitor", message, "see that 'virsh list' answers, then run this again; restart the guest if only its QEMU hangs"))
+        found.append(
+            reason("monitor", message, "see that 'virsh list' answers, then run this again; restart the guest if only its QEMU hangs")
+        )
     return found
 
 

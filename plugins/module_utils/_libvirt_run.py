@@ -94,8 +94,7 @@ def _restore(name: str, journal: dict, started: float) -> None:
     _systemd.notify("READY=1")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
-    uuid = journal.get("uuid") or _libvirt.uuid_of(name)  # a journal of a host that went down meanwhile has none
-    state = _wait_for_answer(name, uuid)
+    state = _wait_for_answer(name)
     if state == "shut off" and ran and os.path.exists(journal["image"]):
         # Libvirt takes the image away once the domain runs. Where it could not, nobody knows whether it ran for a moment.
         raise LiveUpdateError(
@@ -104,9 +103,11 @@ def _restore(name: str, journal: dict, started: float) -> None:
         )
     _incoming.drop(session, note)
     if state == "shut off":
-        _libvirt.virsh("managedsave-remove", uuid)  # without its RAM it is of no use, and a start from it would be a disaster
+        _libvirt.virsh(
+            "managedsave-remove", _libvirt.uuid_of(name)
+        )  # without its RAM it is of no use, and a start from it would be a disaster
         _incoming.lost(journal, why)
-        _libvirt.virsh("start", uuid, limit=_libvirt.START_LIMIT_S)
+        _libvirt.virsh("start", _libvirt.uuid_of(name), limit=_libvirt.START_LIMIT_S)
     else:
         _incoming.lost(journal, why)
 
@@ -117,7 +118,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _offer({"name": name, **journal}, journal["hold"], files)
     _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
     _wait_for_socket(name)
-    times["resumed"] = _start(name, journal["uuid"], journal["image"])
+    times["resumed"] = _start(name, journal["image"])
     try:
         times["libvirt"] = os.stat(_guests.run_path(name, "placed")).st_mtime
         times["loaded"] = os.stat(_guests.run_path(name, "resumed")).st_mtime
@@ -143,12 +144,12 @@ def _correct_clock(name: str, restored: dict) -> None:
     """The guest runs and its journal says so: nobody waits for this, and a new hold of the domain ends it."""
     from . import _libvirt_agent  # not before the guest runs
 
-    outcome = _libvirt_agent.correct_clock(restored["uuid"])
+    outcome = _libvirt_agent.correct_clock(name)
     _paths.write_json(_guests.journal_path(name), {**restored, **outcome})
     _incoming.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
 
 
-def _start(name: str, uuid: str, image: str) -> float:
+def _start(name: str, image: str) -> float:
     """Start the domain, or wait for its autostart where that was quicker; returns when it went on. Its saved ``image`` is gone then.
 
     Nobody asks before whether libvirt is there: virsh waits until the daemon answers, and each call takes its time.
@@ -161,12 +162,12 @@ def _start(name: str, uuid: str, image: str) -> float:
         has_run = os.path.exists(marker)
         if not has_run:
             try:
-                _libvirt.virsh("start", uuid, limit=_libvirt.START_LIMIT_S)
+                _libvirt.virsh("start", _libvirt.uuid_of(name), limit=_libvirt.START_LIMIT_S)
                 return _started(image)
             except LiveUpdateError as err:
                 why = str(err)
                 _incoming.log(why)
-        state = _state(uuid)
+        state = _state(name)
         # Libvirt says "paused" of one that it is still starting. It takes the image away when the start is over, and not if it fails.
         if state == "running" or (has_run and state not in ("shut off", "") and not os.path.exists(image)):
             return _started(image)
@@ -184,21 +185,21 @@ def _started(image: str) -> float:
     return went_on
 
 
-def _state(uuid: str) -> str:
+def _state(name: str) -> str:
     """The domain's state in libvirt's words; empty when libvirt does not answer."""
     try:
-        return _libvirt.virsh("domstate", uuid).strip()
+        return _libvirt.virsh("domstate", _libvirt.uuid_of(name)).strip()
     except LiveUpdateError as err:
         _incoming.log(str(err))
         return ""
 
 
-def _wait_for_answer(name: str, uuid: str) -> str:
+def _wait_for_answer(name: str) -> str:
     """Wait until libvirt says in which state the domain is, with a limit."""
     _wait_for_socket(name)
     until = time.monotonic() + LIBVIRT_LIMIT_S
     while True:
-        state = _state(uuid)
+        state = _state(name)
         if state:
             return state
         if time.monotonic() > until:

@@ -24,11 +24,14 @@ ANSWER_LIMIT_S = 60.0
 LIMIT_S = 300.0
 
 # Code words of the answers, and the questions: about the host, about a domain, and about a domain to its QEMU.
-_HOST = tuple(
-    (f"{kind} {state}", (f"{verb}-list", "--name", *words))
-    for kind, verb in (("networks", "net"), ("pools", "pool"))
-    for state, words in (("active", ()), ("persistent", ("--all", "--persistent")), ("autostart", ("--all", "--autostart")))
-) + (("secrets known", ("secret-list",)), ("secrets ephemeral", ("secret-list", "--ephemeral")))
+_HOST = (
+    ("networks persistent", ("net-list", "--all", "--name", "--persistent")),
+    ("networks autostart", ("net-list", "--all", "--name", "--autostart")),
+    ("pools persistent", ("pool-list", "--all", "--name", "--persistent")),
+    ("pools autostart", ("pool-list", "--all", "--name", "--autostart")),
+    ("secrets known", ("secret-list",)),
+    ("secrets ephemeral", ("secret-list", "--ephemeral")),
+)
 _DOMAIN = (("xml", "dumpxml"), ("job", "domjobinfo"), ("state", "domstate"))
 _MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"))
 
