@@ -38,7 +38,10 @@ def find(word, by_id):
 
 def run(verb, *words):
     if verb == "echo":
-        (sys.stderr if "--err" in words else sys.stdout).write("error: " * ("--err" in words) + "".join(words[-1:]) + "\\n" * ("--err" in words))
+        if "--err" in words:
+            sys.stderr.write(f"error: {{words[-1]}}\\n")
+        else:
+            sys.stdout.write("".join(words))
         return True
     said = host["says"].get(" ".join((verb, *words)))
     if said is None:

@@ -21,7 +21,8 @@ SECRETS = """ UUID                                   Usage
 
 def test_one_virsh_process_tells_all_about_all_domains(libvirt):
     records = [libvirt.add(f"vm{number}", number) for number in range(30)]
-    libvirt.says = {"net-list --name": "lab\nwith blank\n\n", "net-list --name --all --autostart": "lab\n", "secret-list": SECRETS}
+    networks = {"net-list --all --name --persistent": "lab\nwith blank\n\n", "net-list --all --name --autostart": "lab\n"}
+    libvirt.says = {**networks, "secret-list": SECRETS}
     libvirt.keep()
     _libvirt.survey(records)
     assert libvirt.processes() == 1
@@ -29,7 +30,7 @@ def test_one_virsh_process_tells_all_about_all_domains(libvirt):
         assert record["seen"]["xml"] == "<domain/>" and record["seen"]["state"] == "running" and not record["seen"]["problem"]
         assert record["seen"]["blockers"] == [] and record["seen"]["block_jobs"] == []
     host = records[0]["seen"]["host"]
-    assert host["networks"] == {"active": ["lab", "with blank"], "persistent": [], "autostart": ["lab"]}
+    assert host["networks"] == {"persistent": ["lab", "with blank"], "autostart": ["lab"]}
     assert host["secrets"]["known"][0] == ["aaaaaaaa-1111-4111-8111-111111111111", "ceph", "client.libvirt secret"]
     json.dumps(records)
     _libvirt.survey(records)
