@@ -234,10 +234,22 @@ def inspect(record: dict) -> list[dict]:
     seen = _surveyed(record)
     if "xml" in seen:
         reasons += _libvirt_reasons.xml_reasons(seen["xml"])
+        reasons += _start_reasons(record, seen)
     job = _libvirt_reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
         return reasons + job  # while it lasts libvirt lets nobody else at the monitor
     return reasons + _libvirt_reasons.monitor_reasons(seen)
+
+
+def _start_reasons(record: dict, seen: dict) -> list[dict]:
+    """What libvirt and QEMU would miss when they start the domain after a boot."""
+    from . import _libvirt_needs  # not on the boot path
+
+    wanted = _libvirt_needs.needs(seen["xml"])
+    wrong, served = _libvirt_needs.paths(wanted["files"], record["pid"]), _libvirt_needs.sockets(wanted["sockets"])
+    # MERGE: with vmm/_files.py add its replaced(record["pid"], argv) here, and with vmm/_argv.py its
+    # reasons(_libvirt_needs.command_line(seen["xml"])[0]).
+    return _libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"])
 
 
 def warn(record: dict) -> list[dict]:
