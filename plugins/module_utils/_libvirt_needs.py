@@ -26,33 +26,31 @@ if TYPE_CHECKING:
 __all__ = ("command_line", "needs", "paths", "reasons", "sockets")
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-# Emptied by every boot, also where they lie on a disk.
-_EMPTIED = ("/dev/shm/", "/run/", "/tmp/")  # noqa: S108  # nothing is written there
 _MEMORY = ("ramfs", "tmpfs")
+_ALWAYS_EMPTY = ("/dev/shm/", "/run/")
 # With these a service that a unit file is there for is started by somebody.
 _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
-# Files that QEMU has read whole at its start and has not kept open.
-_READ_ONCE = ("os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
+# Files that QEMU has read whole at its start. Another version of one of them is the business of whoever looks at QEMU's own files.
+_READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
 _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
 
 
 def needs(xml: str) -> dict:
     """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files`` and ``sockets``. Pure.
 
-    A secret is a UUID, or its kind and usage. A file is ``path``, ``what`` it is for, the ``target`` of a disk's medium that can be
+    A secret is its UUID or its usage, the other one being empty.
+    A file is ``path``, ``what`` it is for, the ``target`` of a disk's medium that can be
     ejected, and whether QEMU has it ``open``. A socket is ``path`` and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 
     domain = ElementTree.fromstring(xml)
-    secrets = [
-        (element.get("uuid", ""), element.get("type", ""), element.get("usage", "")) for element in domain.findall("devices//secret")
-    ]
-    secrets += [(element.get("secret", ""), "", "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")]
+    secrets = {(element.get("uuid", ""), element.get("usage", "")) for element in domain.findall("devices//secret")}
+    secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
     return {
         "networks": _named(domain, "devices/interface/source", "network"),
         "pools": _named(domain, "devices/disk//source", "pool"),
-        "secrets": sorted(set(secrets)),
+        "secrets": sorted(secrets),
         "files": [file for file in _files(domain) if file["path"].startswith("/")],
         "sockets": [{"path": path, "what": what} for path, what in _connections(domain) if path.startswith("/")],
     }
@@ -66,8 +64,6 @@ def _files(domain: Element) -> t.Iterator[dict]:
     for path in _READ_ONCE:
         for element in domain.findall(path):
             yield _file(element.text, f"<{element.tag}>")
-    for element in domain.findall("os/loader"):
-        yield _file(element.text, "<loader>", is_open=element.get("type") == "pflash")
     for element in domain.findall("os/nvram"):
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
@@ -115,7 +111,7 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
 
 def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
     """What is wrong with each file, by its path: ``gone``, ``memory`` (a boot forgets it) or ``replaced`` (QEMU has another one open)."""
-    in_memory = _memory_devices(mounts)
+    in_memory, emptied = _memory_devices(mounts), _emptied()
     opened = _opened(pid)
     found = {}
     for file in files:
@@ -128,7 +124,7 @@ def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> 
         except OSError:
             continue  # of a storage that root may not look at (NFS)
         is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
-        if not is_device and (seen.st_dev in in_memory or path.startswith(_EMPTIED)):
+        if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
             found[file["path"]] = "memory"
         elif file["open"] and opened and _identity(seen) not in opened:
             found[file["path"]] = "replaced"
@@ -145,6 +141,24 @@ def _memory_devices(mounts: str) -> set[int]:
                 major, minor = fields.split()[2].split(":")
                 found.add(os.makedev(int(major), int(minor)))
     return found
+
+
+def _emptied(root: str = "/") -> tuple[str, ...]:
+    """The folders of files that a boot removes, wherever they lie: /tmp only where tmpfiles.d(5) says so (a line of type D)."""
+    configs: dict[str, str] = {}
+    for folder in ("usr/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d"):  # the last one that has a file wins
+        path = os.path.join(root, folder)
+        if os.path.isdir(path):
+            configs.update({name: os.path.join(path, name) for name in os.listdir(path) if name.endswith(".conf")})
+    for config in configs.values():
+        try:
+            with open(config, encoding="utf-8", errors="replace") as file:
+                rows = [line.split()[:2] for line in file]
+        except OSError:
+            continue
+        if any(len(row) == 2 and row[0].startswith("D") and row[1] == "/tmp" for row in rows):
+            return (*_ALWAYS_EMPTY, "/tmp/")
+    return _ALWAYS_EMPTY
 
 
 def _identity(seen: os.stat_result) -> tuple[int, int]:
@@ -217,12 +231,12 @@ def _started(kind: str, verb: str, names: list[str], seen: dict, problem: str) -
     return found
 
 
-def _secret_reasons(wanted: list[tuple[str, str, str]], seen: dict, problem: str) -> list[dict]:
+def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> list[dict]:
     """Libvirt keeps the value of a secret on disk unless that is ephemeral, also of a private one."""
     found = []
-    for uuid, kind, usage in wanted:
-        shown = uuid or f"{kind} {usage}"
-        known = [secret[0] for secret in seen.get("known", ()) if uuid == secret[0] or (not uuid and secret[1:] == [kind, usage])]
+    for uuid, usage in wanted:
+        shown = uuid or usage
+        known = [secret[0] for secret in seen.get("known", ()) if uuid == secret[0] or (not uuid and secret[2:] == [usage])]
         ephemeral = [secret[0] for secret in seen.get("ephemeral", ())]
         if problem:
             message = f"whether its secret {shown} is still there is not known: {problem}"

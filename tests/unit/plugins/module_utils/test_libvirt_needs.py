@@ -63,11 +63,11 @@ ALL_THERE = {
 def test_what_a_running_domain_needs_at_its_next_start():
     found = _libvirt_needs.needs(DOMAIN)
     assert found["networks"] == ["lab"] and found["pools"] == ["scratch"]
-    assert found["secrets"] == [("", "ceph", "client.libvirt secret"), (LUKS, "", ""), (LUKS, "passphrase", "")]
+    assert found["secrets"] == [("", "client.libvirt secret"), (LUKS, "")]
     assert {file["path"]: (file["open"], file["target"]) for file in found["files"]} == {
         "/tmp/vmlinuz": (False, ""),
         "/tmp/initrd": (False, ""),
-        "/usr/share/code.fd": (True, ""),
+        "/usr/share/code.fd": (False, ""),
         "/run/vars.fd": (True, ""),
         "/srv/b.qcow2": (True, ""),
         "/srv/base.qcow2": (True, ""),
@@ -84,6 +84,9 @@ def test_what_the_owner_gives_qemu_past_libvirt():
     assert _libvirt_needs.command_line("<domain/>") == ([], {})
 
 
+DEFINE = "virsh {0}-dumpxml lab > lab.xml && virsh {0}-define lab.xml && virsh {0}-autostart lab"
+
+
 def told(host, **wanted):
     return _libvirt_needs.reasons({**NOTHING, **wanted}, {**ALL_THERE, **host}, {}, {}, "web1")
 
@@ -92,11 +95,11 @@ def told(host, **wanted):
 @pytest.mark.parametrize(
     ("seen", "problems", "code", "remedy"),
     [
-        ({"persistent": [], "autostart": []}, {}, "transient", "virsh {0}-dumpxml lab > lab.xml && virsh {0}-define lab.xml && virsh {0}-autostart lab"),
+        ({"persistent": [], "autostart": []}, {}, "transient", DEFINE),
         ({"persistent": ["lab"], "autostart": ["lab2"]}, {}, "no-autostart", "virsh {0}-autostart lab"),
         ({}, {"networks": "no answer", "pools": "no answer"}, "unknown", "see that 'virsh {0}-list --all' answers, then run this again"),
     ],
-)  # fmt: skip
+)
 def test_a_network_or_pool_that_a_boot_does_not_bring(kind, verb, seen, problems, code, remedy):
     (reason,) = told({f"{kind}s": seen, "problems": problems}, **{f"{kind}s": ["lab"]})
     assert (reason["code"], reason["remedy"]) == (f"{kind}-{code}", remedy.format(verb))
@@ -107,18 +110,18 @@ def test_a_network_or_pool_that_a_boot_does_not_bring(kind, verb, seen, problems
 @pytest.mark.parametrize(
     ("secret", "host", "code"),
     [
-        ((LUKS, "passphrase", ""), {}, None),
-        (("", "ceph", "client.libvirt secret"), {}, None),
-        (("", "ceph", "client.other"), {}, "secret-gone"),
-        ((LUKS.replace("1", "2"), "", ""), {}, "secret-gone"),
-        ((LUKS, "", ""), {"secrets": {"known": [[LUKS, "volume", "/srv/b"]], "ephemeral": [[LUKS, "volume", "/srv/b"]]}}, "secret-ephemeral"),
-        ((LUKS, "", ""), {"problems": {"secrets": "no answer"}}, "secret-unknown"),
+        ((LUKS, ""), {}, None),
+        (("", "client.libvirt secret"), {}, None),
+        (("", "client.other"), {}, "secret-gone"),
+        ((LUKS.replace("1", "2"), ""), {}, "secret-gone"),
+        ((LUKS, ""), {"secrets": {key: [[LUKS, "volume", "/srv/b"]] for key in ("known", "ephemeral")}}, "secret-ephemeral"),
+        ((LUKS, ""), {"problems": {"secrets": "no answer"}}, "secret-unknown"),
     ],
-)  # fmt: skip
+)
 def test_a_secret_that_a_boot_does_not_bring(secret, host, code):
     found = told(host, secrets=[secret])
     assert [reason["code"] for reason in found] == ([code] if code else [])
-    assert all((secret[0] or secret[2]) in reason["message"] for reason in found)
+    assert all((secret[0] or secret[1]) in reason["message"] for reason in found)
 
 
 @pytest.mark.parametrize(("wrong", "code"), [("gone", "file-gone"), ("memory", "file-in-memory"), ("replaced", "file-replaced")])
@@ -133,12 +136,12 @@ def test_a_file_is_told_with_its_remedy(wrong, code):
     assert "eject" not in disk["remedy"]
 
 
-def test_files_are_looked_at(tmp_path):
-    """This process stands for QEMU. What is where a memory file system is mounted is gone after a boot, and so is all of /run."""
+def test_files_are_looked_at(tmp_path, monkeypatch):
+    """This process stands for QEMU."""
+    monkeypatch.setattr(_libvirt_needs, "_emptied", lambda: ("/nowhere",))
     there, replaced, memory = (tmp_path / name for name in ("there", "replaced", "memory"))
     for path in (there, replaced, memory):
         path.write_text("x")
-    (tmp_path / "link").symlink_to("/dev/shm/of-a-boot")
     seen = os.stat(memory)
     mounts = tmp_path / "mountinfo"
     row = "36 35 {}:{} / {} rw shared:1 - {} none rw\n"
@@ -147,24 +150,42 @@ def test_files_are_looked_at(tmp_path):
     def look(*paths, is_open=True):
         return _libvirt_needs.paths([{"path": str(path), "open": is_open} for path in paths], os.getpid(), str(mounts))
 
-    # The kernel gives a file that pytest keeps below /tmp; what lies there for other reasons is not under test.
-    emptied = {str(path): "memory" for path in (there, replaced) if str(path).startswith("/tmp/")}
     with open(there, "rb"), open(replaced, "rb"):
         os.replace(memory, replaced)
-        if not emptied:
-            assert look(there, replaced) == {str(replaced): "replaced"}
-            assert look(there, replaced, is_open=False) == {}
-        assert look(tmp_path / "nowhere", "/dev/null", "/proc/1/no") == {str(tmp_path / "nowhere"): "gone", "/proc/1/no": "gone"}
+        assert look(there, replaced) == {str(replaced): "replaced"}
+        assert look(there, replaced, is_open=False) == {}
+    assert look(tmp_path / "nowhere", "/dev/null") == {str(tmp_path / "nowhere"): "gone"}
     mounts.write_text(row.format(os.major(seen.st_dev), os.minor(seen.st_dev), "/", "tmpfs"))
     assert look(there, "/dev/null", is_open=False) == {str(there): "memory"}
 
 
-@pytest.mark.parametrize("folder", ["/tmp", "/run", "/dev/shm"])
-def test_a_folder_that_a_boot_empties_is_none_for_a_disk(monkeypatch, folder):
-    monkeypatch.setattr(_libvirt_needs, "_memory_devices", lambda mounts: set())
-    monkeypatch.setattr(_libvirt_needs.os, "stat", lambda path: os.lstat("/etc/passwd"))
-    assert _libvirt_needs.paths([{"path": f"{folder}/x", "open": False}], 0) == {f"{folder}/x": "memory"}
-    assert _libvirt_needs.paths([{"path": "/var/tmp/x", "open": False}], 0) == {}
+@pytest.mark.parametrize(
+    ("config", "is_emptied"),
+    [
+        ({"usr/lib/tmpfiles.d/tmp.conf": "# D /tmp\nD /tmp 1777 root root -\n"}, True),
+        ({"usr/lib/tmpfiles.d/tmp.conf": "D! /tmp 1777 root root -\n"}, True),
+        ({"usr/lib/tmpfiles.d/tmp.conf": "q /tmp 1777 root root 10d\n"}, False),
+        ({"usr/lib/tmpfiles.d/tmp.conf": "D /tmp 1777 root root -\n", "etc/tmpfiles.d/tmp.conf": ""}, False),
+        ({}, False),
+    ],
+)
+def test_tmp_is_emptied_by_a_boot_where_the_host_says_so(tmp_path, config, is_emptied):
+    for path, text in config.items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    assert _libvirt_needs._emptied(str(tmp_path)) == ("/dev/shm/", "/run/", *(["/tmp/"] if is_emptied else []))
+
+
+def test_what_lies_in_a_folder_that_a_boot_empties_is_gone_then(tmp_path, monkeypatch):
+    """By where the file lies, not by how it is called."""
+    (tmp_path / "emptied").mkdir()
+    (tmp_path / "emptied" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "emptied" / "file")
+    mounts = tmp_path / "mountinfo"
+    mounts.touch()
+    monkeypatch.setattr(_libvirt_needs, "_emptied", lambda: (f"{tmp_path}/emptied/",))
+    look = [{"path": str(path), "open": False} for path in (tmp_path / "link", mounts)]
+    assert _libvirt_needs.paths(look, 0, str(mounts)) == {str(tmp_path / "link"): "memory"}
 
 
 @pytest.mark.parametrize(
