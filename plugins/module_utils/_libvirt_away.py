@@ -12,12 +12,11 @@ state itself goes from libvirt to libvirt.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import threading
 import time
 
-from . import _libvirt, _libvirt_agent, _libvirt_reasons, _room, _systemd
+from . import _libvirt, _libvirt_agent, _libvirt_reasons, _libvirt_xml, _room, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
@@ -28,8 +27,6 @@ SHUTDOWN_LIMIT_S = 300.0
 # For libvirt to end a migration that was cancelled.
 CANCEL_S = 60.0
 _POLL_S = 0.5
-# As libvirt writes it. What its owner asked for has a base label, or is not dynamic.
-_MADE_UP_LABEL = re.compile(r"^  <seclabel type='dynamic'(?:(?!<baselabel>).)*?(?:/>|</seclabel>)\n", re.MULTILINE | re.DOTALL)
 
 
 def about(record: dict) -> dict:
@@ -161,8 +158,15 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
 
 
 def portable(xml: str) -> str:
-    """The definition without the labels that the security module of a host made up: another host may have another one. Pure."""
-    return _MADE_UP_LABEL.sub("", xml)
+    """The definition without the labels that the security module of a host made up: another host may have another one. Pure.
+
+    What its owner asked for has a base label, or is not dynamic.
+    """
+    elements = _libvirt_xml.spans(xml.encode("utf-8", "surrogateescape"))
+    asked_for = [label for label in elements if label.path == ("domain", "seclabel", "baselabel")]
+    labels = [label for label in elements if label.path == ("domain", "seclabel") and label.attributes.get("type") == "dynamic"]
+    made_up = [label for label in labels if not any(label.start < base.start < label.end for base in asked_for)]
+    return _libvirt_xml.without(xml, made_up)
 
 
 def _may_leave(uri: str, uuid: str) -> dict:

@@ -38,9 +38,8 @@ _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/bac
 def needs(xml: str) -> dict:
     """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files`` and ``sockets``. Pure.
 
-    A secret is its UUID or its usage, the other one being empty.
-    A file is ``path``, ``what`` it is for, the ``target`` of a disk's medium that can be
-    ejected, and whether QEMU has it ``open``. A socket is ``path`` and ``what`` it is for.
+    A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
+    medium that can be ejected, and whether QEMU has it ``open``. A socket is ``path`` and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 

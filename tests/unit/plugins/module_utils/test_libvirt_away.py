@@ -269,6 +269,7 @@ def test_limits():
     assert _libvirt_away.limit_s({**AWAY, "way": "migrate"}) == 300 + 1024 / 20
 
 
+ASKED_FOR = "  <seclabel type='dynamic' model='apparmor'>\n    <baselabel>libvirt-1</baselabel>\n  </seclabel>\n"
 MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <label>libvirt-1</label>\n  </seclabel>\n"
 
 
@@ -278,7 +279,7 @@ MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <labe
         (MADE_UP, ""),
         ("  <seclabel type='dynamic' model='dac' relabel='yes'/>\n" + MADE_UP, ""),
         ("  <seclabel type='none' model='apparmor'/>\n" + MADE_UP, "  <seclabel type='none' model='apparmor'/>\n"),
-        (MADE_UP.replace("label>", "baselabel>"), MADE_UP.replace("label>", "baselabel>")),
+        (ASKED_FOR, ASKED_FOR),
         (MADE_UP.replace("dynamic", "static"), MADE_UP.replace("dynamic", "static")),
     ],
 )
@@ -286,3 +287,9 @@ def test_what_a_security_module_made_up_stays_behind(labels, left):
     assert (
         _libvirt_away.portable(f"<domain>\n  <name>app</name>\n{labels}</domain>\n") == f"<domain>\n  <name>app</name>\n{left}</domain>\n"
     )
+
+
+def test_only_the_labels_of_the_domain_itself_stay_behind():
+    """The same text may stand in the owner's metadata, and a disk has labels too."""
+    owners = f"  <metadata><![CDATA[\n{MADE_UP}]]></metadata>\n  <devices>\n    <disk>\n{MADE_UP}    </disk>\n  </devices>\n"
+    assert _libvirt_away.portable(f"<domain>\n{owners}{MADE_UP}</domain>\n") == f"<domain>\n{owners}</domain>\n"
