@@ -19,7 +19,7 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _libvirt_virsh, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -226,6 +226,7 @@ def inspect(record: dict) -> list[dict]:
     """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
     name = record["name"]
     reasons = _libvirt_reasons.memory_reasons(record["backends"], bool(record["ram"]))
+    reasons += _libvirt_reasons.place_reasons(record["backends"], _libvirt_ram.directory())
     reasons += _libvirt_reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
     reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
@@ -284,10 +285,15 @@ def confinement(pid: int) -> str:
 
 def memory(record: dict) -> list[int]:
     """Descriptors of the domain's RAM; its files lose their names, because the kernel preserves only those without."""
-    files = [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
-    for backend, fd in zip(record["backends"], files):
-        if _same_file(backend["path"], os.fstat(fd)) and not os.path.islink(backend["path"]):
-            os.unlink(backend["path"])
+    files: list[int] = []
+    try:
+        for backend, ram in zip(record["backends"], record["ram"]):
+            files.append(_processes.take_fd(record["pid"], ram["fd"]))
+            _libvirt_ram.unname(backend["path"], files[-1])
+    except (LiveUpdateError, OSError) as err:
+        for fd in files:
+            os.close(fd)
+        raise LiveUpdateError(f"its RAM cannot be taken: {err}") from err
     return files
 
 
@@ -311,7 +317,13 @@ def save(record: dict, path: str, running: bool) -> dict:
 
 
 def ram_places(record: dict) -> dict:
-    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``."""
+    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``.
+
+    Root makes files there, and a QEMU can change its own command line: any other place is an error.
+    """
+    for backend in record["backends"]:
+        if not _libvirt_ram.is_in_place(backend["path"], _libvirt_ram.directory()):
+            raise LiveUpdateError(f"its RAM file {backend['path']} is not below {_libvirt_ram.directory()}, where libvirt keeps RAM")
     places = [os.path.split(backend["path"]) for backend in record["backends"]]
     return {"directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]}
 

@@ -11,6 +11,8 @@ Source: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+from . import _libvirt_ram
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -24,6 +26,7 @@ __all__ = (
     "job_reasons",
     "memory_reasons",
     "monitor_reasons",
+    "place_reasons",
     "reason",
     "xml_reasons",
     "xml_warnings",
@@ -140,6 +143,15 @@ def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
     if not found:
         return [reason("ram-gone", "none of QEMU's descriptors is its RAM", "restart it; memory_backing_dir has to be on a tmpfs")]
     return []
+
+
+def place_reasons(backends: list[dict], place: str) -> list[dict]:
+    """Whether its RAM files lie where libvirt keeps RAM on this host: there the RAM is looked for after the jump, and nowhere else."""
+    wrong = [backend["path"] for backend in backends if backend["path"] and not _libvirt_ram.is_in_place(backend["path"], place)]
+    if not wrong:
+        return []
+    message = f"its RAM file {', '.join(wrong)} is not below {place}, where libvirt looks for it after the jump (memory_backing_dir)"
+    return [reason("ram-elsewhere", message, "qemu.conf was changed since it started: restart the domain once")]
 
 
 def is_apparmors(label: str) -> bool:

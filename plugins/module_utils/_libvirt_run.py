@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _libvirt_ram, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")
@@ -267,11 +267,14 @@ def _offered(name: str, state: dict) -> list[str]:
 def _place(name: str, places: dict, memory: list[str]) -> None:
     """Put the RAM where the QEMU that is started now looks for it."""
     directory = _ram_directory(name, places["directory"], sys.stdin.read())
-    for file, there in zip(places["files"], memory):
-        if there.startswith("/proc/"):
-            os.symlink(there, os.path.join(directory, file))
-        else:
-            os.link(there, os.path.join(directory, file))  # AppArmor judges by the path, and this one is the domain's own
+    with _libvirt_ram.entry(directory) as folder:
+        for file, there in zip(places["files"], memory):
+            if there.startswith("/proc/"):
+                os.symlink(there, file, dir_fd=folder)
+                continue
+            above, original = os.path.split(there)
+            with _libvirt_ram.entry(above) as source:  # AppArmor judges by the path, and this one is the domain's own
+                os.link(original, file, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
 
 
 def _ram_directory(name: str, base: str, xml: str) -> str:

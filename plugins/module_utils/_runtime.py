@@ -24,6 +24,7 @@ from . import (
     _libvirt_agent,
     _libvirt_image,
     _libvirt_needs,
+    _libvirt_ram,
     _libvirt_reasons,
     _libvirt_rehearsal,
     _libvirt_run,
@@ -69,6 +70,7 @@ _MODULES = (
     _libvirt_agent,
     _libvirt_image,
     _libvirt_needs,
+    _libvirt_ram,
     _libvirt_reasons,
     _libvirt_rehearsal,
     _libvirt_run,
@@ -176,7 +178,7 @@ _BEFORE_DOMAINS = (
 )
 
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
-RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
+RAM_DIRECTORY = _libvirt_ram.DIRECTORY
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
 RAM_SIZE = f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"
 _RAM_OPTIONS = "mode=0755,size={size},huge=within_size"

@@ -9,7 +9,7 @@ import os
 import sys
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_ram
 
 # It looks domains up as the real one does: by id, by UUID, by name; "start" by UUID and name only (tools/virsh-util.c).
 PROGRAM = """#!{python} -IS
@@ -87,6 +87,7 @@ class Host:
             (folder / place).mkdir()
         monkeypatch.setattr(_libvirt, "_PIDS", str(folder / "run"))
         monkeypatch.setattr(_libvirt, "_DEFINITIONS", str(folder / "etc"))
+        monkeypatch.setattr(_libvirt_ram, "directory", lambda: _libvirt_ram.DIRECTORY)
         self.keep()
 
     def add(self, name, number, **says):

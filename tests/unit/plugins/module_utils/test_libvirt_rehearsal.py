@@ -190,6 +190,7 @@ def test_memory_that_has_lost_its_name_is_not_for_a_confined_stand_in(monkeypatc
     with open("/proc/self/status", encoding="ascii") as file:
         record = {"name": "app", "pid": os.getpid(), "ram": [{"fd": file.fileno()}], "backends": [{"path": f"{directory}/1-app/pc.ram"}]}
         monkeypatch.setattr(_libvirt, "confinement", lambda _pid: label)
+        monkeypatch.setattr(_libvirt, "ram_places", lambda _record: {"directory": directory})
         if refused:
             with pytest.raises(LiveUpdateError, match="guest app cannot be rehearsed: its RAM has no name"):
                 _libvirt_rehearsal._refuse_nameless(record)

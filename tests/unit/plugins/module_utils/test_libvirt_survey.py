@@ -49,18 +49,18 @@ def test_each_domain_has_its_own_answers_whatever_it_is_called(libvirt):
 
 
 def test_a_hung_libvirt_costs_one_limit_and_is_a_reason_of_each_domain(libvirt, monkeypatch):
-    monkeypatch.setattr(_libvirt_survey, "ANSWER_LIMIT_S", -0.5)
+    monkeypatch.setattr(_libvirt_survey, "ANSWER_LIMIT_S", 3.0)
     records = [libvirt.add("app", 1, dumpxml="HANGS"), libvirt.add("db", 2)]
     begun = time.monotonic()
     _libvirt.survey(records)
-    assert time.monotonic() - begun < 4 and libvirt.processes() == 1
+    assert time.monotonic() - begun < 9 and libvirt.processes() == 1
     for record in records:
-        assert "no answer within 1.5 s" in record["seen"]["problem"]
+        assert "no answer within 5 s" in record["seen"]["problem"]
         assert [reason["code"] for reason in _libvirt._libvirt_reasons.monitor_reasons(record["seen"])] == ["monitor"]
 
 
 def test_one_hung_monitor_keeps_no_other_domain_from_its_answers(libvirt, monkeypatch):
-    monkeypatch.setattr(_libvirt_survey, "ANSWER_LIMIT_S", 0.0)
+    monkeypatch.setattr(_libvirt_survey, "ANSWER_LIMIT_S", 3.0)
     hung, well = libvirt.add("hung", 1, query_migrate="HANGS"), libvirt.add("well", 2)
     _libvirt.survey([hung, well])
     assert "no answer" in hung["seen"]["problem"] and hung["seen"]["state"] == "running"

@@ -41,17 +41,17 @@ def test_who_does_not_answer_is_known_and_what_came_before_is_kept(libvirt):
     libvirt.add("app", 1)
     libvirt.add("hung", 2, dumpxml="HANGS")
     begun = time.monotonic()
-    answers = ask(("domstate", "app"), ("dumpxml", "hung"), ("domstate", "app"), limit=1.5)
-    assert time.monotonic() - begun < 10
+    answers = ask(("domstate", "app"), ("dumpxml", "hung"), ("domstate", "app"), limit=5)
+    assert time.monotonic() - begun < 30
     assert [answer.asked for answer in answers] == [True, True, False]
     assert answers[0].value() == "running\n\n"
-    assert answers[1].error == answers[2].error == "virsh dumpxml hung: virsh: no answer within 1.5 s"
+    assert answers[1].error == answers[2].error == "virsh dumpxml hung: virsh: no answer within 5 s"
 
 
 def test_each_answer_has_the_time_of_its_end(libvirt):
     libvirt.add("hung", 1, dumpxml="HANGS")
     before = time.time()
-    first, _last = ask(("echo",), ("dumpxml", "hung"), limit=1.5)
+    first, _last = ask(("echo",), ("dumpxml", "hung"), limit=5)
     assert before <= first.ended <= time.time() - 0.5
 
 
