@@ -68,7 +68,7 @@ def _discard(name: str) -> None:
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
     if (journal.get("provider") == "libvirt" or not journal) and _libvirt.is_defined(name):
-        _libvirt.virsh("managedsave-remove", name)
+        _libvirt.virsh("managedsave-remove", _libvirt.uuid_of(name))
     holder = _holding.resident_unit(name)
     unit = journal.get("unit", holder)
     for ended in (holder,) if name in _guests.known() else (holder, unit):

@@ -19,7 +19,7 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_reasons, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -44,6 +44,7 @@ __all__ = (
     "status",
     "still_saved",
     "survey",
+    "uuid_of",
     "virsh",
     "warn",
     "write_image",
@@ -68,17 +69,55 @@ SAVE_LIMIT_S = 120.0
 UNDO_LIMIT_S = 30.0
 START_LIMIT_S = 300.0
 _PIDS = "/run/libvirt/qemu"
+_DEFINITIONS = "/etc/libvirt/qemu"
 SAVED = "/var/lib/libvirt/qemu/save"
 
 
 def virsh(*words: str, limit: float = 60.0) -> str:
-    """What ``virsh`` prints for these words."""
+    """What ``virsh`` prints for these words. A domain is named by its UUID: see :func:`uuid_of`."""
     return _systemd.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
 
 
 def is_defined(name: str) -> bool:
     """Whether libvirt has a domain of this name; false where there is no libvirt."""
-    return os.path.exists(f"/etc/libvirt/qemu/{name}.xml")
+    return os.path.exists(os.path.join(_DEFINITIONS, f"{name}.xml"))
+
+
+def uuid_of(name: str) -> str:
+    """The UUID of the domain ``name``, which virsh is to be asked by; for a domain without one its name, when that cannot be mistaken.
+
+    Virsh takes a number for an id, then 36 characters for a UUID, and only then a word for a name (tools/virsh-util.c,
+    virshLookupDomainInternal). A domain with the name 1 and another one with the id 1 would be mixed up.
+    """
+    uuid = _uuid_in(_status_file(name)) or _uuid_in(_read(os.path.join(_DEFINITIONS, f"{name}.xml")))
+    if not uuid and (name.strip().lstrip("+").isdigit() or len(name) == 36):
+        raise LiveUpdateError(f"domain {name!r}: libvirt does not know it; 'virsh list --all' shows the domains that it knows")
+    return uuid or name
+
+
+def _uuid_in(xml: str) -> str:
+    """The UUID, which libvirt writes behind the name and before all that the owner writes; empty when there is none. Pure."""
+    uuid = xml.partition("</name>")[2].partition("<uuid>")[2].partition("</uuid>")[0]
+    return uuid if len(uuid) == 36 else ""
+
+
+def _status_file(name: str) -> str:
+    """What libvirt keeps of a domain that runs: what it does to it, then its XML; empty for any other."""
+    return _read(os.path.join(_PIDS, f"{name}.xml"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _is_busy(name: str) -> bool:
+    """Whether libvirt is at a job on the domain (migration, save, backup), by its status file (qemuDomainObjPrivateXMLFormatJob)."""
+    job = _status_file(name).partition("<domain ")[0].partition("<job ")[2].partition(">")[0]
+    return " async='" in f" {job}" and "async='none'" not in job
 
 
 def known() -> list[dict]:
@@ -108,7 +147,7 @@ def _record(name: str) -> dict:
         "name": name,
         "provider": "libvirt",
         "unit": _holding.resident_unit(name),
-        "uuid": argv[argv.index("-uuid") + 1],
+        "uuid": _uuid_in(_status_file(name)) or argv[argv.index("-uuid") + 1],
         "pid": pid,
         "started": _processes.start_time(pid),
         "uid": ids["Uid:"],
@@ -170,44 +209,55 @@ def _same_file(path: str, seen: os.stat_result) -> bool:
     return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
+def survey(records: list[dict]) -> None:
+    """Ask libvirt and QEMU about all of these domains at once, in one virsh process; the answers are kept in the records."""
+    from . import _libvirt_survey  # not on the boot path
+
+    _libvirt_survey.survey([record for record in records if "seen" not in record], _is_busy)
+
+
+def _surveyed(record: dict) -> dict:
+    """The answers about the domain: ``seen`` of :mod:`_libvirt_survey`."""
+    survey([record])
+    seen: dict = record["seen"]
+    return seen
+
+
 def inspect(record: dict) -> list[dict]:
     """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
     name = record["name"]
     reasons = _libvirt_reasons.memory_reasons(record["backends"], bool(record["ram"]))
+    reasons += _libvirt_reasons.place_reasons(record["backends"], _libvirt_ram.directory())
     reasons += _libvirt_reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
     reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
         reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
-    try:
-        reasons += _libvirt_reasons.xml_reasons(domain_xml(record))
-        job = _libvirt_reasons.job_reasons(virsh("domjobinfo", name))
-        if job:
-            return reasons + job  # while it lasts libvirt lets nobody else at the monitor
-        answer = qmp(name, "query-migrate")
-        jobs = qmp(name, "query-block-jobs")
-        state = status(record)
-    except LiveUpdateError as err:
-        return [*reasons, reason("monitor", str(err), "see that libvirtd answers")]
-    blockers = answer.get("blocked-reasons", [])
-    reasons += [reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
-    if jobs:
-        reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
-    if state not in ("running", "paused"):
-        reasons.append(reason("run-state", f"the domain is {state}", "bring it to running or paused first"))
-    return reasons
+    seen = _surveyed(record)
+    if "xml" in seen:
+        reasons += _libvirt_reasons.xml_reasons(seen["xml"])
+        reasons += _start_reasons(record, seen)
+    job = _libvirt_reasons.job_reasons(seen["job"]) if "job" in seen else []
+    if job:
+        return reasons + job  # while it lasts libvirt lets nobody else at the monitor
+    return reasons + _libvirt_reasons.monitor_reasons(seen)
 
 
-def survey(records: list[dict]) -> None:
-    """Nothing is asked at once yet."""
+def _start_reasons(record: dict, seen: dict) -> list[dict]:
+    """What libvirt and QEMU would miss when they start the domain after a boot."""
+    from . import _libvirt_needs  # not on the boot path
+
+    wanted = _libvirt_needs.needs(seen["xml"])
+    wrong, served = _libvirt_needs.paths(wanted["files"], record["pid"]), _libvirt_needs.sockets(wanted["sockets"])
+    # MERGE: with vmm/_files.py add its replaced(record["pid"], argv) here, and with vmm/_argv.py its
+    # reasons(_libvirt_needs.command_line(seen["xml"])[0]).
+    return _libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"])
 
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the domain can be preserved."""
-    try:
-        return _libvirt_reasons.xml_warnings(domain_xml(record))
-    except LiveUpdateError:
-        return []  # a reason by itself, for inspect
+    xml = _surveyed(record).get("xml")
+    return _libvirt_reasons.xml_warnings(xml) if xml else []  # no XML is a reason by itself, for inspect
 
 
 def describe(record: dict) -> dict:
@@ -215,18 +265,14 @@ def describe(record: dict) -> dict:
     from ._libvirt_describe import describe as describe_xml  # for the modules only
 
     memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
-    try:
-        return {**memory, **describe_xml(domain_xml(record))}
-    except LiveUpdateError:
-        return {**memory, "devices": [], "labels": {}, "ladder": None}  # a reason by itself, for inspect
+    xml = _surveyed(record).get("xml")
+    told = describe_xml(xml) if xml else {"devices": [], "labels": {}, "ladder": None}  # no XML is a reason by itself, for inspect
+    return {**memory, **told}
 
 
 def domain_xml(record: dict) -> str:
-    """The running domain's XML. It is kept in the record: virsh takes its time, and each who asks has a record of his own."""
-    if "xml" not in record:
-        record["xml"] = virsh("dumpxml", record["name"])
-    shown: str = record["xml"]
-    return shown
+    """The running domain's XML, as it is now."""
+    return virsh("dumpxml", record["uuid"])
 
 
 def confinement(pid: int) -> str:
@@ -238,28 +284,23 @@ def confinement(pid: int) -> str:
         return ""
 
 
-def qmp(name: str, command: str, **arguments: object) -> dict:
-    """Run a QMP command through libvirt."""
-    request = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
-    answer = json.loads(virsh("qemu-monitor-command", name, request))
-    if "error" in answer:
-        raise LiveUpdateError(f"guest {name}: {command}: {answer['error'].get('desc', answer['error'])}")
-    result: dict = answer["return"]
-    return result
-
-
 def memory(record: dict) -> list[int]:
     """Descriptors of the domain's RAM; its files lose their names, because the kernel preserves only those without."""
-    files = [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
-    for backend, fd in zip(record["backends"], files):
-        if _same_file(backend["path"], os.fstat(fd)) and not os.path.islink(backend["path"]):
-            os.unlink(backend["path"])
+    files: list[int] = []
+    try:
+        for backend, ram in zip(record["backends"], record["ram"]):
+            files.append(_processes.take_fd(record["pid"], ram["fd"]))
+            _libvirt_ram.unname(backend["path"], files[-1])
+    except (LiveUpdateError, OSError) as err:
+        for fd in files:
+            os.close(fd)
+        raise LiveUpdateError(f"its RAM cannot be taken: {err}") from err
     return files
 
 
 def status(record: dict) -> str:
     """The domain's state: ``running``, ``paused``, or libvirt's other words."""
-    return virsh("domstate", record["name"]).strip()
+    return virsh("domstate", record["uuid"]).strip()
 
 
 def save(record: dict, path: str, running: bool) -> dict:
@@ -269,11 +310,7 @@ def save(record: dict, path: str, running: bool) -> dict:
     try:
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
         _paths.write_json(path, {"hold": hold, **ram_places(record)})
-        disks = disk_targets(domain_xml(record))
-        ignore_shared(name, True)
-        paused = time.time()
-        virsh("suspend", name)
-        write_image(name, disks, image, running)
+        paused = write_image(record, image, running)
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
@@ -292,7 +329,13 @@ def still_saved(records: list[dict]) -> list[str]:
 
 
 def ram_places(record: dict) -> dict:
-    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``."""
+    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``.
+
+    Root makes files there, and a QEMU can change its own command line: any other place is an error.
+    """
+    for backend in record["backends"]:
+        if not _libvirt_ram.is_in_place(backend["path"], _libvirt_ram.directory()):
+            raise LiveUpdateError(f"its RAM file {backend['path']} is not below {_libvirt_ram.directory()}, where libvirt keeps RAM")
     places = [os.path.split(backend["path"]) for backend in record["backends"]]
     return {"directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]}
 
@@ -309,25 +352,48 @@ def disk_targets(xml: str) -> list[str]:
     return [target.get("dev", "") for target in ElementTree.fromstring(xml).findall("devices/disk/target")]
 
 
-def ignore_shared(name: str, state: bool) -> None:
-    """Have the domain's QEMU leave its RAM out of what it saves, or not: left on, a later save or migration would lack the RAM."""
-    qmp(name, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
+def ignore_shared(uuid: str, state: bool) -> tuple[str, ...]:
+    """Virsh's words that have the domain's QEMU leave its RAM out of what it saves, or not. Pure.
+
+    Left on, a later save or migration would lack the RAM.
+    """
+    capabilities = [{"capability": "x-ignore-shared", "state": state}]
+    request = {"execute": "migrate-set-capabilities", "arguments": {"capabilities": capabilities}}
+    return ("qemu-monitor-command", uuid, json.dumps(request))
 
 
-def write_image(name: str, disks: list[str], image: str, running: bool) -> None:
-    """Have libvirt write the suspended domain's save image, durably, as one that an ordinary start loads.
+def taken(said: str) -> None:
+    """Raise when that is an error as QEMU answers through virsh."""
+    answer = json.loads(said)
+    if "error" in answer:
+        raise LiveUpdateError(f"QEMU: migrate-set-capabilities: {answer['error'].get('desc', answer['error'])}")
+
+
+def write_image(record: dict, image: str, running: bool) -> float:
+    """Suspend the domain and have libvirt write its save image, durably, as one that an ordinary start loads; returns when it was paused.
 
     It is the memory part of an external snapshot, which is what a managed save writes, but leaves QEMU where it is: to end it takes
     the most of a managed save's time, and would make an undo a start.
+
+    Two virsh processes, and the guest is paused in the second one only. Were it not suspended, libvirt would let it run on from the
+    snapshot: that is an error like any other.
     """
+    uuid = record["uuid"]
+    shown, answer = _libvirt_virsh.ask([("dumpxml", uuid), ignore_shared(uuid, True)], SAVE_LIMIT_S)
+    disks = disk_targets(shown.value())
+    taken(answer.value())
     place = image.replace(",", ",,")  # virsh(1), memspec
     untouched = [word for disk in disks for word in ("--diskspec", f"{disk},snapshot=no")]
     words = ("--no-metadata", "--memspec", f"{place},snapshot=external", *untouched)
+    begin, suspended, saved = _libvirt_virsh.ask(
+        [("echo",), ("suspend", uuid), ("snapshot-create-as", uuid, "kvm-liveupdate", *words)], SAVE_LIMIT_S
+    )
     try:
-        virsh("snapshot-create-as", name, "kvm-liveupdate", *words, limit=SAVE_LIMIT_S)
+        suspended.value()
+        saved.value()
     except LiveUpdateError:
         with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
-            virsh("domjobabort", name)
+            virsh("domjobabort", uuid)
         raise
     with open(image, "r+b") as file:
         loadable = _libvirt_image.loadable(file.read(), running)
@@ -337,30 +403,31 @@ def write_image(name: str, disks: list[str], image: str, running: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
     _paths.sync_directory(image)
+    return begin.ended
 
 
 def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
-    name, image = record["name"], image_path(record["name"])
+    name, uuid, image = record["name"], record["uuid"], image_path(record["name"])
     suspended = status(record) != "running"  # a save may have failed before that
     if suspended:
         with contextlib.suppress(LiveUpdateError):  # a save that was cut off may be under way: QEMU refuses the following meanwhile
-            virsh("domjobabort", name)
+            virsh("domjobabort", uuid)
     try:
-        _save_with_ram_again(name)
+        _save_with_ram_again(uuid)
     finally:
         if running and suspended:
-            virsh("resume", name)
+            virsh("resume", uuid)
         if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
             _paths.remove(image)
 
 
-def _save_with_ram_again(name: str) -> None:
+def _save_with_ram_again(uuid: str) -> None:
     """Have later saves of the domain include its RAM. A job that was told to end may need a moment, and QEMU refuses this meanwhile."""
     until = time.monotonic() + UNDO_LIMIT_S
     while True:
         try:
-            ignore_shared(name, False)
+            taken(virsh(*ignore_shared(uuid, False)))
             return
         except LiveUpdateError:
             if time.monotonic() > until:

@@ -26,15 +26,15 @@ def adopt(record: dict) -> dict:
     Whatever fails, the domain is started again as it was.
     """
     refuse(record)
-    name = record["name"]
+    name, uuid = record["name"], record["uuid"]
     limit = _room.limit_s(_size(record))
     was_running = _libvirt.status(record) == "running"
-    start = ("start", name, *(() if was_running else ("--paused",)))
+    start = ("start", uuid, *(() if was_running else ("--paused",)))
     image = os.path.join(_libvirt.SAVED, f"{name}.save")
     head, before = f"{image}.head", b""
     otherwise = f"if 'virsh domstate {name}' says shut off it is saved, and 'virsh start {name}' goes on with it"
     try:
-        _libvirt.virsh("managedsave", name, limit=limit)
+        _libvirt.virsh("managedsave", uuid, limit=limit)
     except LiveUpdateError as err:
         raise LiveUpdateError(f"domain {name}: {err}; {otherwise}") from err
     try:

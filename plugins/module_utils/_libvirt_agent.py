@@ -34,11 +34,12 @@ def correct_clock(name: str) -> dict:
     until = time.monotonic() + LIMIT_S
     thawed = False
     try:
-        if not _is_connected(name, until):
+        uuid = _libvirt.uuid_of(name)
+        if not _is_connected(uuid, until):
             return {"clock": "no agent", "thawed": False}
         # Before the time: an agent that keeps file systems frozen answers nothing else. Whoever froze them ended with the old kernel.
-        thawed = _thaw(name, until)
-        _ask(until, "domtime", name, "--sync")
+        thawed = _thaw(uuid, until)
+        _ask(until, "domtime", uuid, "--sync")
     except Exception as err:  # pylint: disable=broad-except  # the guest is back whatever its agent does
         return {"clock": f"failed: {str(err) or repr(err)}", "thawed": thawed}
     return {"clock": "synchronised", "thawed": thawed}
@@ -52,11 +53,11 @@ def _ask(until: float, *words: str) -> str:
     return _libvirt.virsh(*words, limit=min(left, CALL_LIMIT_S))
 
 
-def _is_connected(name: str, until: float) -> bool:
+def _is_connected(uuid: str, until: float) -> bool:
     """Whether the guest's agent is there; waits a little for one that may still come."""
     patience = time.monotonic() + CONNECT_LIMIT_S
     while True:
-        state = channel_state(_ask(until, "dumpxml", name))
+        state = channel_state(_ask(until, "dumpxml", uuid))
         if state in ("", "connected") or time.monotonic() > patience:
             return state == "connected"
         time.sleep(RETRY_S)
@@ -70,20 +71,20 @@ def channel_state(xml: str) -> str:
     return "" if target is None else target.get("state", "unknown")
 
 
-def _thaw(name: str, until: float) -> bool:
+def _thaw(uuid: str, until: float) -> bool:
     """Thaw the guest's file systems when they are frozen."""
     try:
-        answer = _agent(name, until, "guest-fsfreeze-status")
+        answer = _agent(uuid, until, "guest-fsfreeze-status")
     except LiveUpdateError:
         return False  # not every agent knows of freezing; one that hangs shows in what comes next
     if not is_frozen(answer):
         return False
-    _agent(name, until, "guest-fsfreeze-thaw")
+    _agent(uuid, until, "guest-fsfreeze-thaw")
     return True
 
 
-def _agent(name: str, until: float, command: str) -> str:
-    return _ask(until, "qemu-agent-command", name, "--timeout", str(ANSWER_LIMIT_S), json.dumps({"execute": command}))
+def _agent(uuid: str, until: float, command: str) -> str:
+    return _ask(until, "qemu-agent-command", uuid, "--timeout", str(ANSWER_LIMIT_S), json.dumps({"execute": command}))
 
 
 def is_frozen(answer: str) -> bool:

@@ -12,12 +12,11 @@ state itself goes from libvirt to libvirt.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import threading
 import time
 
-from . import _libvirt, _libvirt_agent, _room, _systemd
+from . import _libvirt, _libvirt_agent, _libvirt_reasons, _libvirt_xml, _room, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
@@ -28,8 +27,6 @@ SHUTDOWN_LIMIT_S = 300.0
 # For libvirt to end a migration that was cancelled.
 CANCEL_S = 60.0
 _POLL_S = 0.5
-# As libvirt writes it. What its owner asked for has a base label, or is not dynamic.
-_MADE_UP_LABEL = re.compile(r"^  <seclabel type='dynamic'(?:(?!<baselabel>).)*?(?:/>|</seclabel>)\n", re.MULTILINE | re.DOTALL)
 
 
 def about(record: dict) -> dict:
@@ -59,18 +56,20 @@ def obstacles(away: dict) -> list[str]:
 
 
 def leave(away: dict, limit: float) -> None:
-    """Send a running domain away. After a failure it runs on, or is where the message says."""
+    """Send a running domain away. After a failure it runs on, or is where the message says.
+
+    The error has the detail ``settled=False`` when the domain may still leave later.
+    """
     {"save": _save, "shutdown": _shut_down, "migrate": _migrate_there}[away["way"]](away, limit)
 
 
 def is_back(away: dict) -> bool:
     """Whether the domain is here again as it was."""
-    return _seen(HERE, away["guest"]) == _wanted(away)
+    return _seen(HERE, away["uuid"]) == _wanted(away)
 
 
 def come_back(away: dict, limit: float) -> str:
     """Bring the domain back, or wait for its autostart where that was quicker. Returns what was lost of it, in words; mostly nothing."""
-    name = away["guest"]
     if away["way"] == "migrate":
         _migrate_back(away, limit)
         return ""
@@ -78,7 +77,7 @@ def come_back(away: dict, limit: float) -> str:
     if away["way"] == "shutdown":
         return ""
     if away["was_running"]:
-        _libvirt_agent.correct_clock(name)
+        _libvirt_agent.correct_clock(away["guest"])
     return f"its saved state was not below {_libvirt.SAVED} any more, it started clean" if started and not image else ""
 
 
@@ -88,29 +87,34 @@ def _wanted(away: dict) -> str:
 
 
 def _save(away: dict, limit: float) -> None:
-    name = away["guest"]
+    name, uuid = away["guest"], away["uuid"]
     try:
-        _libvirt.virsh("managedsave", name, limit=limit)
+        _libvirt.virsh("managedsave", uuid, limit=limit)
     except LiveUpdateError as err:
-        _cancel(HERE, name)
+        _cancel(HERE, uuid)
         raise LiveUpdateError(
-            f"guest {name}: {err}; it is {_seen(HERE, name)} now, 'virsh start {name}' goes on with it if it is off"
+            f"guest {name}: {err}; it is {_seen(HERE, uuid)} now, 'virsh start {name}' goes on with it if it is off",
+            **_may_leave(HERE, uuid),
         ) from err
 
 
 def _shut_down(away: dict, limit: float) -> None:
     """Through the guest's agent where it has one, else by the power button: libvirt's own choice."""
-    name = away["guest"]
+    name, uuid = away["guest"], away["uuid"]
     until = time.monotonic() + limit
-    _libvirt.virsh("shutdown", name)
+    try:
+        _libvirt.virsh("shutdown", uuid)
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"guest {name}: {err}; it may have been told to shut down, and may yet go off", settled=False) from err
     while True:
-        seen = _seen(HERE, name)
+        seen = _seen(HERE, uuid)
         if seen == "shut off":
             return
         if time.monotonic() > until:
             raise LiveUpdateError(
                 f"guest {name}: still {seen} {limit:g} s after it was asked to shut down, and left so; it may yet go off. See on its"
-                " console whether it heeds its power button, or give it more time"
+                " console whether it heeds its power button, or give it more time",
+                settled=False,
             )
         time.sleep(_POLL_S)
 
@@ -121,11 +125,11 @@ def _migrate_there(away: dict, limit: float) -> None:
 
 def _migrate_back(away: dict, limit: float) -> None:
     """Never a start here: it may still run there."""
-    name, there = away["guest"], away["destination"]
-    seen = _seen(there, name)
+    name, uuid, there = away["guest"], away["uuid"], away["destination"]
+    seen = _seen(there, uuid)
     if seen not in ("running", "paused"):
         raise LiveUpdateError(
-            f"guest {name}: on {there} it is {seen}, here {_seen(HERE, name)}; only one that runs migrates back: see to it there, then run"
+            f"guest {name}: on {there} it is {seen}, here {_seen(HERE, uuid)}; only one that runs migrates back: see to it there, then run"
             " this again"
         )
     _migrate(away, (there, HERE), away["back_uri"], limit)
@@ -133,45 +137,61 @@ def _migrate_back(away: dict, limit: float) -> None:
 
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
     """Move the domain with its definition, and see that it starts with its host there if it did here."""
-    name, (source, target) = away["guest"], ends
+    name, uuid, (source, target) = away["guest"], away["uuid"], ends
     where = ("--migrateuri", uri) if uri else ()
     # A virsh that is killed may leave libvirt at work: the migration is cancelled first, and virsh then ends by itself.
-    cancel = threading.Timer(limit, _cancel, (source, name))
+    cancel = threading.Timer(limit, _cancel, (source, uuid))
     cancel.start()
     try:
-        with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8") as definition:
-            definition.write(portable(_virsh(source, "dumpxml", "--migratable", "--security-info", name)))
+        with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8", errors="surrogateescape") as definition:
+            definition.write(portable(_virsh(source, "dumpxml", "--migratable", "--security-info", uuid)))
             definition.flush()
-            words = ("--live", "--persistent", "--undefinesource", "--xml", definition.name, *where, name, target)
+            words = ("--live", "--persistent", "--undefinesource", "--xml", definition.name, *where, uuid, target)
             _virsh(source, "migrate", *words, limit=limit + CANCEL_S)
         if away["autostart"]:
-            _virsh(target, "autostart", name)
+            _virsh(target, "autostart", uuid)
     except LiveUpdateError as err:
-        message = f"guest {name}: {err}; on {source} it is {_seen(source, name)} now, on {target} {_seen(target, name)} (limit {limit:g} s)"
-        raise LiveUpdateError(message) from err
+        message = f"guest {name}: {err}; on {source} it is {_seen(source, uuid)} now, on {target} {_seen(target, uuid)} (limit {limit:g} s)"
+        raise LiveUpdateError(message, **_may_leave(source, uuid)) from err
     finally:
         cancel.cancel()
 
 
 def portable(xml: str) -> str:
-    """The definition without the labels that the security module of a host made up: another host may have another one. Pure."""
-    return _MADE_UP_LABEL.sub("", xml)
+    """The definition without the labels that the security module of a host made up: another host may have another one. Pure.
+
+    What its owner asked for has a base label, or is not dynamic.
+    """
+    elements = _libvirt_xml.spans(xml.encode("utf-8", "surrogateescape"))
+    asked_for = [label for label in elements if label.path == ("domain", "seclabel", "baselabel")]
+    labels = [label for label in elements if label.path == ("domain", "seclabel") and label.attributes.get("type") == "dynamic"]
+    made_up = [label for label in labels if not any(label.start < base.start < label.end for base in asked_for)]
+    return _libvirt_xml.without(xml, made_up)
 
 
-def _cancel(uri: str, name: str) -> None:
+def _may_leave(uri: str, uuid: str) -> dict:
+    """Details of an error: libvirt may still be at work on the domain, or does not tell."""
+    try:
+        at_work = bool(_libvirt_reasons.job_reasons(_virsh(uri, "domjobinfo", uuid)))
+    except LiveUpdateError:
+        at_work = True
+    return {"settled": False} if at_work else {}
+
+
+def _cancel(uri: str, uuid: str) -> None:
     """End what libvirt does to the domain: it runs on."""
     try:
-        _virsh(uri, "domjobabort", name)
+        _virsh(uri, "domjobabort", uuid)
     except LiveUpdateError:
         return  # there was no job any more
 
 
 def _start(away: dict, limit: float) -> tuple[bool, bool]:
     """Start the domain until it is as it was; returns whether that took a start, and whether there was a saved state to start from."""
-    name, until = away["guest"], time.monotonic() + limit
+    name, uuid, until = away["guest"], away["uuid"], time.monotonic() + limit
     started, image, problem = False, False, ""
     while True:
-        seen = _seen(HERE, name)
+        seen = _seen(HERE, uuid)
         if seen == _wanted(away):
             return started, image
         if seen == "shut off" and problem:
@@ -181,7 +201,7 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
         if seen == "shut off":
             image = os.path.exists(os.path.join(_libvirt.SAVED, f"{name}.save"))
             try:
-                _libvirt.virsh("start", name, limit=limit)
+                _libvirt.virsh("start", uuid, limit=limit)
                 started = True
             except LiveUpdateError as err:
                 problem = str(err)  # or its autostart was quicker: the next look tells
@@ -189,10 +209,10 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
             time.sleep(_POLL_S)
 
 
-def _seen(uri: str, name: str) -> str:
+def _seen(uri: str, uuid: str) -> str:
     """The domain's state at that libvirt, or why it is not known."""
     try:
-        return _virsh(uri, "domstate", name).strip()
+        return _virsh(uri, "domstate", uuid).strip()
     except LiveUpdateError as err:
         return f"unknown ({err})"
 

@@ -110,7 +110,7 @@ def with_xml(head: bytes, change: t.Callable[[str], str]) -> bytes:
     room = stream_start(head) - HEADER
     (cookie_at,) = struct.unpack_from("=I", head, _COOKIE_OFFSET)
     xml, cookie = (head[HEADER + at :].partition(b"\0")[0] for at in (0, cookie_at))
-    new = change(xml.decode()).encode() + b"\0"
+    new = change(xml.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape") + b"\0"
     data = new + (cookie + b"\0" if cookie_at else b"")
     if len(data) > room:
         raise LiveUpdateError(f"save image: the definition and what belongs to it need {len(data)} bytes, there are {room}")

@@ -11,6 +11,8 @@ Source: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+from . import _libvirt_ram
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -23,6 +25,8 @@ __all__ = (
     "is_apparmors",
     "job_reasons",
     "memory_reasons",
+    "monitor_reasons",
+    "place_reasons",
     "reason",
     "xml_reasons",
     "xml_warnings",
@@ -141,6 +145,15 @@ def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
     return []
 
 
+def place_reasons(backends: list[dict], place: str) -> list[dict]:
+    """Whether its RAM files lie where libvirt keeps RAM on this host: there the RAM is looked for after the jump, and nowhere else."""
+    wrong = [backend["path"] for backend in backends if backend["path"] and not _libvirt_ram.is_in_place(backend["path"], place)]
+    if not wrong:
+        return []
+    message = f"its RAM file {', '.join(wrong)} is not below {place}, where libvirt looks for it after the jump (memory_backing_dir)"
+    return [reason("ram-elsewhere", message, "qemu.conf was changed since it started: restart the domain once")]
+
+
 def is_apparmors(label: str) -> bool:
     """Whether a process with this label (proc(5), attr/current) runs in the profile that libvirt made for its domain."""
     return label.startswith("libvirt-")
@@ -177,6 +190,24 @@ def job_reasons(shown: str) -> list[dict]:
         return []
     message = f"libvirt runs a job on it (migration, save, backup): {facts.get('Operation', kind)}"
     return [reason("libvirt-job", message, "let it finish, or cancel it with virsh domjobabort")]
+
+
+def monitor_reasons(seen: dict) -> list[dict]:
+    """What QEMU says of itself, from ``seen`` of a survey; that it says nothing is a reason too."""
+    found = [
+        reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in seen.get("blockers", ())
+    ]
+    if seen.get("block_jobs"):
+        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if seen.get("state", "running") not in ("running", "paused"):
+        found.append(reason("run-state", f"the domain is {seen['state']}", "bring it to running or paused first"))
+    unasked = not {"xml", "job", "state", "blockers", "block_jobs"} <= set(seen)
+    if seen["problem"] or unasked:
+        message = seen["problem"] or "libvirt was at work on it, and its QEMU was not asked"
+        found.append(
+            reason("monitor", message, "see that 'virsh list' answers, then run this again; restart the guest if only its QEMU hangs")
+        )
+    return found
 
 
 def xml_reasons(xml: str) -> list[dict]:

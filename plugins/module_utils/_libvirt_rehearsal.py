@@ -11,21 +11,54 @@ files of the same size), networks (interfaces on no bridge), consoles. Its RAM i
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-import time
 
-from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_reasons, _libvirt_run, _paths, _processes
+from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_needs, _libvirt_reasons, _libvirt_run, _libvirt_virsh, _paths, _processes
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import typing as t
     from xml.etree.ElementTree import Element
 
-__all__ = ("end", "rehearse", "stand_in")
+__all__ = ("end", "firmware", "rehearse", "stand_in", "verdict")
 
 LOAD_LIMIT_S = 150.0
+LOOK_LIMIT_S = 60.0
 _FOLDERS = "/var/lib/libvirt/qemu"
+_LEAVE_OUT = "leave it out (hypervisor_update_rehearsal_guests)"
+# QEMU's own words about a state that it cannot load (migration/savevm.c, migration/migration.c, migration/ram.c).
+_DOES_NOT_LOAD = ("load of migration", "loading state", "savevm section", "Missing section", "Failed to load ", "Size mismatch")
+# What is no device of the guest: its displays, and input devices of the host.
+_LEFT_OUT = (("graphics", "dbus"), ("graphics", "desktop"), ("graphics", "rdp"), ("graphics", "sdl"), ("input", "evdev"))
+# Options of QEMU's command line that name something of the host.
+_OF_THE_HOST = (
+    *(
+        "D",
+        "blockdev",
+        "cdrom",
+        "chardev",
+        "drive",
+        "fsdev",
+        "gdb",
+        "hda",
+        "hdb",
+        "hdc",
+        "hdd",
+        "incoming",
+        "mon",
+        "monitor",
+        "net",
+        "netdev",
+    ),
+    *("nic", "parallel", "pflash", "pidfile", "qmp", "qmp-pretty", "s", "serial", "spice", "tpmdev", "virtfs", "vnc"),
+)
+_OF_A_NETWORK = (
+    *("backend", "bandwidth", "coalesce", "downscript", "filterref", "ip", "port", "portForward", "route", "script", "source", "target"),
+    *("virtualport", "vlan"),
+)
 
 
 def _name_of_stand_in(record: dict) -> str:
@@ -37,21 +70,21 @@ def rehearse(record: dict) -> float:
     """Pause the domain, load its state into the stand-in; returns when it was paused. :func:`end` has to follow, whatever happens."""
     name, other = record["name"], _name_of_stand_in(record)
     folder = os.path.join(_FOLDERS, other)
-    xml = _libvirt.domain_xml(record)
+    xml, uuid = _libvirt.domain_xml(record), _host.random_uuid()
+    try:
+        stand_in(xml, other, uuid, folder)
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"guest {name} cannot be rehearsed: {err}; {_LEAVE_OUT}") from err
     disks = _libvirt.disk_targets(xml)
     shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
     os.mkdir(folder, mode=0o711)
-    for disk in disks:
-        _make_disk(name, disk, os.path.join(folder, disk))
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(nvram(xml), os.path.join(folder, "nvram"))
-    uuid = _host.random_uuid()
+    _make_disks(record, disks, folder)
+    for path, copy in firmware(xml):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path, os.path.join(folder, copy))
     _give_memory(record, other)
     image = os.path.join(folder, "state")
-    _libvirt.ignore_shared(name, True)
-    paused = time.time()
-    _libvirt.virsh("suspend", name)
-    _libvirt.write_image(name, disks, image, running=False)
+    paused = _libvirt.write_image(record, image, running=False)
     with open(image, "r+b") as file:
         saved = file.read()
         file.seek(0)
@@ -60,19 +93,20 @@ def rehearse(record: dict) -> float:
         _libvirt.virsh("restore", image, "--paused", limit=LOAD_LIMIT_S)
         state = _libvirt.virsh("domstate", other).strip()
     except LiveUpdateError as err:
-        raise LiveUpdateError(f"guest {name}: what was saved of it does not load, nor would it after the jump: {err}") from err
+        raise LiveUpdateError(f"guest {name}{verdict(str(err))}") from err
     if state != "paused":
         raise LiveUpdateError(f"guest {name}: what was saved of it loads, but its stand-in is {state} then, not paused")
     return paused
 
 
-def _make_disk(name: str, disk: str, path: str) -> None:
-    """An empty file of the size of the domain's disk; none for a drive without a medium."""
-    facts = dict(line.split(":", 1) for line in _libvirt.virsh("domblkinfo", name, disk).splitlines() if ":" in line)
-    size = facts.get("Capacity", "-").strip()
-    if size.isdigit():
-        with open(path, "wb") as file:
-            file.truncate(int(size))
+def _make_disks(record: dict, disks: list[str], folder: str) -> None:
+    """Empty files of the sizes of the domain's disks; none for a drive without a medium."""
+    for disk, answer in zip(disks, _libvirt_virsh.ask([("domblkinfo", record["uuid"], disk) for disk in disks], LOOK_LIMIT_S)):
+        facts = dict(line.split(":", 1) for line in answer.value().splitlines() if ":" in line)
+        size = facts.get("Capacity", "-").strip()
+        if size.isdigit():
+            with open(os.path.join(folder, disk), "wb") as file:
+                file.truncate(int(size))
 
 
 def _give_memory(record: dict, other: str) -> None:
@@ -110,22 +144,55 @@ def end(record: dict, running: bool) -> None:
     shutil.rmtree(os.path.join(_FOLDERS, other), ignore_errors=True)
 
 
-def nvram(xml: str) -> str:
-    """The file with the firmware's variables; empty when there is none. Pure."""
+def verdict(said: str) -> str:
+    """What libvirt's error about the start of a stand-in means for the guest. Pure."""
+    if any(words in said for words in _DOES_NOT_LOAD):
+        return f": what was saved of it does not load, nor would it after the jump: {said}"
+    return f" cannot be rehearsed: its stand-in did not start, and whether its state loads is not known: {said}; {_LEAVE_OUT}"
+
+
+def firmware(xml: str) -> list[tuple[str, str]]:
+    """The files that firmware writes to, and how the copies of the stand-in are called. Pure."""
     from xml.etree import ElementTree
 
-    found = ElementTree.fromstring(xml).find("os/nvram")
-    if found is None:
-        return ""
-    source = found.find("source")
-    return (found.text or "").strip() if source is None else source.get("file", "")
+    return [(path, copy) for path, copy, _change in _firmware(ElementTree.fromstring(xml)) if path]
+
+
+def _firmware(domain: Element) -> list[tuple[str, str, t.Callable[[str], None]]]:
+    """The same, each with how to put another path in its place."""
+    found: list[tuple[str, str, t.Callable[[str], None]]] = []
+    for loader in domain.findall("os/loader[@type='pflash']"):
+        if loader.get("readonly") != "yes":
+            found.append(((loader.text or "").strip(), "loader", functools.partial(setattr, loader, "text")))
+    for nvram in domain.findall("os/nvram"):
+        source = nvram.find("source")
+        path = (nvram.text or "").strip() if source is None else source.get("file") or source.get("dev") or ""
+        if source is not None and not path:
+            raise LiveUpdateError("its firmware keeps its variables at another host (<nvram> with a network source)")
+        found.append((path, "nvram", functools.partial(_set_nvram, nvram)))
+    for store in domain.findall("os/varstore"):
+        found.append((store.get("path", ""), "varstore", functools.partial(store.set, "path")))
+    return found
+
+
+def _set_nvram(nvram: Element, path: str) -> None:
+    """A copy of a qcow2 file is one too."""
+    kept = nvram.get("format")
+    nvram.clear()
+    nvram.text = path
+    if kept:
+        nvram.set("format", kept)
 
 
 def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
-    """The definition of the stand-in, whose disks and other files are in ``folder``. Pure. Source: libvirt.org/formatdomain.html"""
+    """The definition of the stand-in, whose disks and other files are in ``folder``. Pure. Source: libvirt.org/formatdomain.html
+
+    Raises for what cannot be there twice.
+    """
     from xml.etree import ElementTree
 
     domain = ElementTree.fromstring(xml)
+    _refuse(xml)
     domain.attrib.pop("id", None)
     for path, value in (("name", name), ("uuid", uuid), ("sysinfo/system/entry[@name='uuid']", uuid)):
         found = domain.find(path)
@@ -135,12 +202,29 @@ def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
     for path, key in (("memoryBacking/access", "mode"), ("cpu/numa/cell[@memAccess]", "memAccess")):
         for found in domain.findall(path):
             found.set(key, "private")  # what is loaded must not get into the memory of the original
-    for found in domain.findall("os/nvram"):
-        found.clear()
-        found.text = os.path.join(folder, "nvram")
-    for device in domain.findall("devices/*"):
-        _DEVICES.get(device.tag, lambda _device, _folder: None)(device, folder)
+    for path, copy, change in _firmware(domain):
+        if path:
+            change(os.path.join(folder, copy))
+    for parent in domain.findall("devices"):
+        for device in list(parent):
+            if (device.tag, device.get("type")) in _LEFT_OUT:
+                parent.remove(device)
+            else:
+                _DEVICES.get(device.tag, lambda _device, _folder: None)(device, folder)
     return ElementTree.tostring(domain, encoding="unicode")
+
+
+def _refuse(xml: str) -> None:
+    """Raise for what a stand-in would share with the original."""
+    from xml.etree import ElementTree
+
+    if ElementTree.fromstring(xml).find("devices/tpm/backend[@type='external']") is not None:
+        raise LiveUpdateError("its TPM is a process that libvirt does not start (<backend type='external'>)")
+    if ElementTree.fromstring(xml).find("devices/disk[@device='lun']/target[@bus='virtio']") is not None:
+        raise LiveUpdateError("a virtio disk passes SCSI commands on (device='lun'), which an empty file cannot")
+    for word in _libvirt_needs.command_line(xml)[0]:
+        if word.lstrip("-") in _OF_THE_HOST or "guest-cid" in word:
+            raise LiveUpdateError(f"<qemu:commandline> has {word}, which cannot be there twice")
 
 
 def _without(parent: Element, *tags: str) -> None:
@@ -157,13 +241,17 @@ def _disk(device: Element, folder: str) -> None:
 
     target = device.find("target")
     had_medium = device.find("source") is not None and target is not None
-    _without(device, "source", "backingStore", "mirror", "auth", "encryption", "seclabel")
+    _without(device, "source", "backingStore", "mirror", "auth", "encryption", "seclabel", "reservations", "transient")
     device.set("type", "file")
+    if device.get("device") == "lun":
+        device.set("device", "disk")  # only a device of the host can be one; what is saved of both is the same (hw/scsi/scsi-disk.c)
+    for key in ("rawio", "sgio"):
+        device.attrib.pop(key, None)
     driver = device.find("driver")
     if driver is not None:
         driver.set("type", "raw")
         driver.set("cache", _CACHES.get(driver.get("cache", ""), driver.get("cache", "default")))
-        for key in ("io", "discard", "detect_zeroes"):
+        for key in ("io", "discard", "detect_zeroes", "discard_no_unref", "copy_on_read"):
             driver.attrib.pop(key, None)
         _without(driver, "metadata_cache")
     if had_medium and target is not None:
@@ -171,12 +259,14 @@ def _disk(device: Element, folder: str) -> None:
 
 
 def _interface(device: Element, _folder_: str) -> None:
-    _without(device, "source", "virtualport", "script", "target", "bandwidth", "vlan", "filterref", "ip", "route", "backend", "portForward")
+    _without(device, *_OF_A_NETWORK)
     if device.get("type") != "user":
         device.set("type", "ethernet")  # a tap on no bridge: the same features, and nothing that the network sees
 
 
 def _character(device: Element, _folder_: str) -> None:
+    if device.get("mode") in ("host", "host-certificates"):
+        return  # a smart card of the host has no character device
     device.set("type", "null")
     device.attrib.pop("tty", None)
     _without(device, "source", "protocol", "log")
@@ -187,6 +277,19 @@ def _graphics(device: Element, _folder_: str) -> None:
     if kind in ("vnc", "spice"):
         device.clear()
         device.attrib.update(type=kind, autoport="yes")
+
+
+def _rng(device: Element, _folder_: str) -> None:
+    for backend in device.findall("backend"):
+        backend.clear()
+        backend.set("model", "random")
+        backend.text = "/dev/urandom"
+
+
+def _audio(device: Element, _folder_: str) -> None:
+    number = device.get("id", "1")
+    device.clear()
+    device.attrib.update(id=number, type="none")
 
 
 def _tpm(device: Element, _folder_: str) -> None:
@@ -208,7 +311,11 @@ _DEVICES = {
     "parallel": _character,
     "console": _character,
     "channel": _character,
+    "redirdev": _character,
+    "smartcard": _character,
+    "audio": _audio,
     "graphics": _graphics,
+    "rng": _rng,
     "tpm": _tpm,
     "vsock": _vsock,
 }

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _libvirt_ram, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")
@@ -103,9 +103,11 @@ def _restore(name: str, journal: dict, started: float) -> None:
         )
     _incoming.drop(session, note)
     if state == "shut off":
-        _libvirt.virsh("managedsave-remove", name)  # without its RAM it is of no use, and a start from it would be a disaster
+        _libvirt.virsh(
+            "managedsave-remove", _libvirt.uuid_of(name)
+        )  # without its RAM it is of no use, and a start from it would be a disaster
         _incoming.lost(journal, why)
-        _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+        _libvirt.virsh("start", _libvirt.uuid_of(name), limit=_libvirt.START_LIMIT_S)
     else:
         _incoming.lost(journal, why)
 
@@ -160,7 +162,7 @@ def _start(name: str, image: str) -> float:
         has_run = os.path.exists(marker)
         if not has_run:
             try:
-                _libvirt.virsh("start", name, limit=_libvirt.START_LIMIT_S)
+                _libvirt.virsh("start", _libvirt.uuid_of(name), limit=_libvirt.START_LIMIT_S)
                 return _started(image)
             except LiveUpdateError as err:
                 why = str(err)
@@ -186,7 +188,7 @@ def _started(image: str) -> float:
 def _state(name: str) -> str:
     """The domain's state in libvirt's words; empty when libvirt does not answer."""
     try:
-        return _libvirt.virsh("domstate", name).strip()
+        return _libvirt.virsh("domstate", _libvirt.uuid_of(name)).strip()
     except LiveUpdateError as err:
         _incoming.log(str(err))
         return ""
@@ -265,11 +267,14 @@ def _offered(name: str, state: dict) -> list[str]:
 def _place(name: str, places: dict, memory: list[str]) -> None:
     """Put the RAM where the QEMU that is started now looks for it."""
     directory = _ram_directory(name, places["directory"], sys.stdin.read())
-    for file, there in zip(places["files"], memory):
-        if there.startswith("/proc/"):
-            os.symlink(there, os.path.join(directory, file))
-        else:
-            os.link(there, os.path.join(directory, file))  # AppArmor judges by the path, and this one is the domain's own
+    with _libvirt_ram.entry(directory) as folder:
+        for file, there in zip(places["files"], memory):
+            if there.startswith("/proc/"):
+                os.symlink(there, file, dir_fd=folder)
+                continue
+            above, original = os.path.split(there)
+            with _libvirt_ram.entry(above) as source:  # AppArmor judges by the path, and this one is the domain's own
+                os.link(original, file, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
 
 
 def _ram_directory(name: str, base: str, xml: str) -> str:

@@ -4,7 +4,8 @@
 
 """The definition of a libvirt domain, changed so that its RAM can be preserved. Pure. PRIVATE to the collection.
 
-The text is edited, not rewritten from a tree: what other tools keep in it (name spaces, metadata) stays as it is.
+The text is edited, not rewritten from a tree: what other tools keep in it (name spaces, metadata, comments) stays as it is, byte for byte.
+Where an element stands tells the parser, so that text which only looks like one is left alone.
 
 Source: https://libvirt.org/formatdomain.html, section Memory Backing.
 """
@@ -15,16 +16,57 @@ import re
 
 from ._errors import LiveUpdateError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
-
-__all__ = ("with_shared_file",)
+__all__ = ("Span", "spans", "with_shared_file", "without")
 
 _WANTED = (("source", "type", "file"), ("access", "mode", "shared"))
-# As libvirt writes it: the children of <domain> are two blanks in.
-_BACKING = re.compile(r"^  <memoryBacking(?:/>|>.*?^  </memoryBacking>)\n", re.MULTILINE | re.DOTALL)
-_MEMORY = re.compile(r"^  <(?:currentMemory|memory)[ >].*\n(?!  <currentMemory)", re.MULTILINE)
+_TAG = re.compile(rb"""<[^\s/>]+(?:[^>"']|"[^"]*"|'[^']*')*>""")
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+
+
+class Span:  # pylint: disable=too-few-public-methods
+    """Where an element stands in the text: its start tag from ``start`` to ``inner``, all of it to ``end``, in bytes; ``path`` are the
+    tags down to it."""
+
+    def __init__(self, path: tuple[str, ...], attributes: dict[str, str], start: int, inner: int) -> None:
+        self.path, self.attributes, self.start, self.inner, self.end = path, attributes, start, inner, inner
+
+
+def spans(data: bytes) -> list[Span]:
+    """Every element, in the order of their start tags."""
+    from xml.parsers import expat  # slow to import
+
+    found: list[Span] = []
+    open_now: list[Span] = []
+    parser = expat.ParserCreate()
+
+    def begin(tag: str, attributes: dict[str, str]) -> None:
+        start = parser.CurrentByteIndex
+        whole = _TAG.match(data, start)
+        assert whole, "expat says that a tag begins here"
+        above = open_now[-1].path if open_now else ()
+        open_now.append(Span((*above, tag), attributes, start, whole.end()))
+        found.append(open_now[-1])
+
+    def end(_tag: str) -> None:
+        element = open_now.pop()
+        if not data[: element.inner].endswith(b"/>"):
+            element.end = data.index(b">", parser.CurrentByteIndex) + 1
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.Parse(data, True)
+    return found
+
+
+def without(xml: str, elements: list[Span]) -> str:
+    """The text without these elements, and without the lines that they leave empty."""
+    data = xml.encode("utf-8", "surrogateescape")
+    for element in reversed(elements):
+        start, end = element.start, element.end
+        line = data.rfind(b"\n", 0, start) + 1
+        if not data[line:start].strip() and data[end : end + 1] == b"\n":
+            start, end = line, end + 1
+        data = data[:start] + data[end:]
+    return data.decode("utf-8", "surrogateescape")
 
 
 def with_shared_file(xml: str) -> str:
@@ -34,7 +76,8 @@ def with_shared_file(xml: str) -> str:
     """
     from xml.etree import ElementTree  # slow to import
 
-    domain = ElementTree.fromstring(xml)
+    data = xml.encode("utf-8", "surrogateescape")
+    domain = ElementTree.fromstring(data)
     name = domain.findtext("name", "")
     for path, what in (
         ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
@@ -43,32 +86,56 @@ def with_shared_file(xml: str) -> str:
     ):
         if domain.find(path) is not None:
             raise LiveUpdateError(f"domain {name}: its definition has {what}; remove it with 'virsh edit {name}', then run this again")
-    backing = domain.find("memoryBacking")
-    if backing is None:
-        backing = ElementTree.Element("memoryBacking")
-    elif all(_value(backing, tag, key) == value for tag, key, value in _WANTED):
-        return xml
-    for tag, key, value in _WANTED:
-        child = backing.find(tag)
-        if child is None:
-            child = ElementTree.SubElement(backing, tag)
-        child.set(key, value)
-    block = "  <memoryBacking>\n" + "".join(f"    {_line(child)}\n" for child in backing) + "  </memoryBacking>\n"
-    changed, count = _BACKING.subn(lambda _found: block, xml, count=1)
-    if not count:
-        changed, count = _MEMORY.subn(lambda found: found.group() + block, xml, count=1)
-    if not count:
-        raise LiveUpdateError(f"domain {name}: no <memory> where libvirt writes it; add the following with 'virsh edit {name}':\n{block}")
-    return changed
+    elements = spans(data)
+    backing = _first(elements, "memoryBacking")
+    if backing is None or data[: backing.inner].endswith(b"/>"):
+        changed = _with_backing(data, name, elements, backing)
+    else:
+        changed = _with_wanted(data, elements, backing)
+    return changed.decode("utf-8", "surrogateescape")
 
 
-def _value(backing: Element, tag: str, key: str) -> str | None:
-    child = backing.find(tag)
-    return None if child is None else child.get(key)
+def _first(elements: list[Span], *path: str) -> Span | None:
+    return next((element for element in elements if element.path == ("domain", *path)), None)
 
 
-def _line(child: Element) -> str:
-    from xml.etree import ElementTree
+def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | None) -> bytes:
+    """With a <memoryBacking> where there is none, or an empty one."""
+    block = b"<memoryBacking>" + b"".join(map(_line, _WANTED)) + b"\n  </memoryBacking>"
+    if empty:
+        return data[: empty.start] + block + data[empty.end :]
+    before = _first(elements, "currentMemory") or _first(elements, "memory")
+    if before is None:
+        raise LiveUpdateError(
+            f"domain {name}: its definition has no <memory>; add the following with 'virsh edit {name}':\n{block.decode()}"
+        )
+    return data[: before.end] + b"\n  " + block + data[before.end :]
 
-    child.tail = None
-    return ElementTree.tostring(child, encoding="unicode").replace(" />", "/>")
+
+def _with_wanted(data: bytes, elements: list[Span], backing: Span) -> bytes:
+    """With what is wanted in the <memoryBacking> that is there; all else in it stays."""
+    inside = [element for element in elements if element.path[:-1] == backing.path and backing.start < element.start < backing.end]
+    at = inside[-1].end if inside else backing.inner
+    missing = [wanted for wanted in _WANTED if wanted[0] not in {element.path[-1] for element in inside}]
+    data = data[:at] + b"".join(map(_line, missing)) + data[at:]
+    for element in reversed(inside):
+        for tag, key, value in _WANTED:
+            if element.path[-1] == tag and element.attributes.get(key) != value:
+                changed = _with_attribute(data[element.start : element.inner], key.encode(), value.encode())
+                data = data[: element.start] + changed + data[element.inner :]
+    return data
+
+
+def _line(wanted: tuple[str, str, str]) -> bytes:
+    tag, key, value = wanted
+    return f"\n    <{tag} {key}='{value}'/>".encode()
+
+
+def _with_attribute(tag: bytes, key: bytes, value: bytes) -> bytes:
+    """A start tag with this value of an attribute."""
+    for found in _ATTRIBUTE.finditer(tag):
+        if found.group(1) == key:
+            return tag[: found.start(2)] + b"'" + value + b"'" + tag[found.end(2) :]
+    name = re.match(rb"<[^\s/>]+", tag)
+    at = name.end() if name else 0
+    return tag[:at] + b" " + key + b"='" + value + b"'" + tag[at:]

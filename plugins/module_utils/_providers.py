@@ -9,6 +9,9 @@ A provider is a module, the only code that knows its VMM. It has, with ``record`
 ``known()``
     a record of each guest that runs: ``name``, ``provider``, ``uuid``, ``pid`` and ``started`` (of QEMU, :func:`_processes.start_time`),
     ``unit`` (it is started early after the jump and brings the guest back), ``ram`` (a list of ``fd`` in QEMU and ``size`` in bytes).
+``survey(records)``
+    asks about all of these guests at once and keeps the answers in the records, where that is quicker; the three below do it themselves
+    for a record that was not surveyed. It raises nothing: a question without an answer is a reason of ``inspect``.
 ``inspect(record)``
     why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``.
 ``survey(records)``

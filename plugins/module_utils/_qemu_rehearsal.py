@@ -11,6 +11,8 @@ has no consoles. Its RAM is the guest's, mapped privately. It waits for the stat
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 
 from . import _guests, _paths, _qemu, _qemu_argv
 from ._errors import LiveUpdateError
@@ -44,18 +46,33 @@ def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
     return [*words, "-machine", f"memory-backend={_qemu_argv.RAM_ID}", "-S", "-incoming", "defer"]
 
 
+def _parts(value: str) -> list[tuple[str, str]]:
+    """The keys of an option with their values, in either of QEMU's dialects (qemu(1); two commas stand for one)."""
+    if value.startswith("{"):
+        given = json.loads(value)
+        return [(key, ("off", "on")[one] if isinstance(one, bool) else str(one)) for key, one in given.items()]
+    parts = re.split(r"(?<!,),(?!,)", value)
+    return [(key, text) for key, _equals, text in (part.partition("=") for part in parts)]
+
+
 def _drive(value: str) -> str:
-    """What it writes goes into a file of its own, and it takes no lock on the guest's."""
-    keys = [part.partition("=")[0] for part in value.split(",")]
-    if "snapshot" in keys or any(key.startswith("file.") for key in keys):
+    """What it writes goes into a file of its own, and it takes no lock on the guest's. Only files have locks."""
+    given = dict(_parts(value))
+    file = given.get("file", "")
+    if "snapshot" in given or any(key.startswith("file.") for key in given) or file.startswith("json:"):
         raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file= and leave out snapshot=")
-    return f"{value},snapshot=on,file.locking=off" if "file" in keys else value
+    if not file:
+        return value
+    protocol = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", file)
+    is_file = protocol is None or protocol.group() == "file"
+    return f"{value},snapshot=on{',file.locking=off' if is_file else ''}"
 
 
 def _netdev(value: str) -> str:
     """The same backend, for the features that it has, connected to nothing."""
-    kind, _comma, rest = value.partition(",")
-    kept = [part for part in rest.split(",") if part.partition("=")[0] in ("id", "vhost", "queues", "vnet_hdr", "sndbuf", "restrict")]
+    given = _parts(value)
+    kind = dict(given).get("type") or given[0][0]
+    kept = [f"{key}={text}" for key, text in given if key in ("id", "vhost", "queues", "vnet_hdr", "sndbuf", "restrict")]
     if kind in ("tap", "bridge"):
         return ",".join(["tap", *kept, "script=no", "downscript=no"])
     if kind == "user":
@@ -64,8 +81,23 @@ def _netdev(value: str) -> str:
 
 
 def _chardev(value: str) -> str:
-    kept = [part for part in value.split(",") if part.startswith("id=")]
-    return ",".join(["null", *kept])
+    return f"null,id={dict(_parts(value)).get('id', '')}"
+
+
+def _audiodev(value: str) -> str:
+    return f"none,id={dict(_parts(value)).get('id', '')}"
+
+
+def _device(value: str) -> str:
+    """The same device; a vsock address can be there once only, and is no part of what is saved (hw/virtio/vhost-vsock-common.c)."""
+    return re.sub(
+        r"""(guest-cid"?\s*[=:]\s*)(0[xX][0-9a-fA-F]+|\d+)""", lambda found: f"{found.group(1)}{_other_cid(found.group(2))}", value
+    )
+
+
+def _other_cid(cid: str) -> int:
+    """An address that the operator hardly uses; below 3 and 2**32 - 1 are not for guests (vsock(7))."""
+    return 3 + (int(cid, 0) + (1 << 30)) % ((1 << 32) - 4)
 
 
 def _null(_value: str) -> str:
@@ -73,7 +105,15 @@ def _null(_value: str) -> str:
     return "null"
 
 
-_CHANGED = {"drive": _drive, "netdev": _netdev, "chardev": _chardev, "serial": _null, "parallel": _null}
+_CHANGED = {
+    "audiodev": _audiodev,
+    "chardev": _chardev,
+    "device": _device,
+    "drive": _drive,
+    "netdev": _netdev,
+    "parallel": _null,
+    "serial": _null,
+}
 
 
 def _paths_of(name: str) -> tuple[str, str, str]:
@@ -93,8 +133,10 @@ def rehearse(record: dict) -> float:
         raise LiveUpdateError(f"guest {name}: {err}") from err
     with open(log, "wb") as said:
         subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said)  # pylint: disable=consider-using-with  # ended by end()
+    started = False
     try:
         with Qmp(monitor, wait_s=_qemu.START_LIMIT_S) as other:
+            started = True
             with Qmp(record["monitor"]) as guest:
                 paused = _qemu.write_state(guest, state)
             try:
@@ -103,8 +145,9 @@ def rehearse(record: dict) -> float:
                 raise LiveUpdateError(f"guest {name}: what was saved of it does not load, nor would it after the jump: {err}") from err
             return paused
     except LiveUpdateError as err:
+        told = f"{err}" if started else f"guest {name} cannot be rehearsed: its stand-in did not start: {err}"
         with open(log, encoding="utf-8", errors="replace") as text:
-            raise LiveUpdateError(f"{err}; its stand-in said: {' '.join(text.read().split()) or 'nothing'}") from err
+            raise LiveUpdateError(f"{told}; its stand-in said: {' '.join(text.read().split()) or 'nothing'}") from err
 
 
 def end(record: dict, running: bool) -> None:

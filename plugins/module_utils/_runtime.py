@@ -24,9 +24,13 @@ from . import (
     _libvirt,
     _libvirt_agent,
     _libvirt_image,
+    _libvirt_needs,
+    _libvirt_ram,
     _libvirt_reasons,
     _libvirt_rehearsal,
     _libvirt_run,
+    _libvirt_survey,
+    _libvirt_virsh,
     _lock,
     _luo,
     _memory,
@@ -68,9 +72,13 @@ _MODULES = (
     _libvirt,
     _libvirt_agent,
     _libvirt_image,
+    _libvirt_needs,
+    _libvirt_ram,
     _libvirt_reasons,
     _libvirt_rehearsal,
     _libvirt_run,
+    _libvirt_survey,
+    _libvirt_virsh,
     _lock,
     _luo,
     _memory,
@@ -174,7 +182,7 @@ _BEFORE_DOMAINS = (
 )
 
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
-RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
+RAM_DIRECTORY = _libvirt_ram.DIRECTORY
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
 RAM_SIZE = f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"
 _RAM_OPTIONS = "mode=0755,size={size},huge=within_size"

@@ -61,7 +61,15 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
         timeout = min(timeout, max(_last_moment - time.monotonic(), 0.0))
     try:
         # pylint: disable-next=ansible-bad-function  # the host runtime has no AnsibleModule.run_command
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **_PLAIN_WORDS})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=timeout,
+            check=False,
+            env={**os.environ, **_PLAIN_WORDS},
+        )
     except FileNotFoundError as err:
         raise LiveUpdateError(f"{command[0]}: not found on this host; install what provides it") from err
     except subprocess.TimeoutExpired as err:

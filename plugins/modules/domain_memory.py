@@ -81,7 +81,7 @@ def define(xml: str) -> None:
     """Let libvirt check and keep the definition."""
     handle, path = tempfile.mkstemp(suffix=".xml")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(xml)
         _libvirt.virsh("define", path, "--validate")
     finally:
@@ -91,10 +91,11 @@ def define(xml: str) -> None:
 def manage(module) -> dict:
     """Change the definition, and look at what the domain runs on."""
     name = module.params["name"]
-    shown = _libvirt.virsh("dumpxml", name, "--inactive")
+    uuid = _libvirt.uuid_of(name)
+    shown = _libvirt.virsh("dumpxml", uuid, "--inactive")
     wanted = with_shared_file(shown)
     if wanted != shown and not module.check_mode:
-        define(with_shared_file(_libvirt.virsh("dumpxml", name, "--inactive", "--security-info")))  # with the passwords in it
+        define(with_shared_file(_libvirt.virsh("dumpxml", uuid, "--inactive", "--security-info")))  # with the passwords in it
     running = {record["name"]: record for record in _libvirt.known()}
     restart = name in running and bool(_libvirt_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"

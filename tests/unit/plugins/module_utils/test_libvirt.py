@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _paths
@@ -43,41 +46,12 @@ def test_each_node_has_its_own_file():
     assert [backend["id"] for backend in found] == ["ram-node0", "ram-node1"]
 
 
-class Virsh:
-    """What virsh would print for a domain that can be preserved, and what it was asked."""
-
-    def __init__(self):
-        self.asked = []
-        self.says = {
-            "dumpxml": "<domain><genid>g1</genid></domain>",
-            "domjobinfo": "Job type:         None        \n",
-            "domstate": "running\n",
-            "query-migrate": {},
-            "query-block-jobs": [],
-        }
-
-    def __call__(self, *words, **_limit):
-        what = json.loads(words[2])["execute"] if words[0] == "qemu-monitor-command" else words[0]
-        self.asked.append(what)
-        said = self.says[what]
-        if isinstance(said, LiveUpdateError):
-            raise said
-        return said if isinstance(said, str) else json.dumps({"return": said})
-
-
-@pytest.fixture
-def virsh(monkeypatch):
-    fake = Virsh()
-    monkeypatch.setattr(_libvirt, "virsh", fake)
-    monkeypatch.setattr(_libvirt, "is_defined", lambda name: name == "app")
+@pytest.fixture(name="record")
+def domain_that_can_be_preserved(libvirt, monkeypatch):
     monkeypatch.setattr(_libvirt, "confinement", lambda _pid: "")
-    return fake
-
-
-@pytest.fixture
-def record():
     fd = os.memfd_create("ram")
-    yield {"name": "app", "pid": os.getpid(), "backends": _libvirt.memory_backends(argv(GOOD)), "ram": [{"fd": fd, "size": SIZE}]}
+    record = libvirt.add("app", 1, dumpxml="<domain><genid>g1</genid></domain>")
+    yield {**record, "backends": _libvirt.memory_backends(argv(GOOD)), "ram": [{"fd": fd, "size": SIZE}]}
     os.close(fd)
 
 
@@ -85,10 +59,10 @@ def codes(reasons):
     return [reason["code"] for reason in reasons]
 
 
-def test_a_domain_that_can_be_preserved_is_read_once(virsh, record):
+def test_a_domain_that_can_be_preserved_is_read_once(libvirt, record):
     assert _libvirt.inspect(record) == []
     assert codes(_libvirt.warn(record)) == ["genid"]
-    assert sorted(virsh.asked) == sorted(virsh.says)
+    assert libvirt.processes() == 1
     json.dumps(record)
 
 
@@ -97,61 +71,76 @@ def test_a_domain_that_can_be_preserved_is_read_once(virsh, record):
     [
         ("dumpxml", "<domain><devices><hostdev type='pci'/></devices></domain>", "hostdev", "<hostdev type='pci'>"),
         ("domstate", "crashed\n", "run-state", "crashed"),
-        ("query-migrate", {"blocked-reasons": ["invtsc"]}, "qemu-blocker", "invtsc"),
-        ("query-block-jobs", [{"device": "vda"}], "block-job", "block job"),
-        ("dumpxml", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
-        ("domjobinfo", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
-        ("query-migrate", LiveUpdateError("virsh: no answer"), "monitor", "virsh: no answer"),
+        ("query-migrate", '{"return": {"blocked-reasons": ["invtsc"]}}', "qemu-blocker", "invtsc"),
+        ("query-block-jobs", '{"return": [{"device": "vda"}]}', "block-job", "block job"),
+        ("dumpxml", "error: no such thing\n", "monitor", "no such thing"),
+        ("domjobinfo", "error: no such thing\n", "monitor", "no such thing"),
+        ("query-migrate", "error: no such thing\n", "monitor", "no such thing"),
+        ("query-migrate", '{"error": {"desc": "no such thing"}}', "monitor", "no such thing"),
     ],
 )
-def test_what_libvirt_and_qemu_say_is_a_reason(virsh, record, what, said, code, message):
-    virsh.says[what] = said
+def test_what_libvirt_and_qemu_say_is_a_reason(libvirt, record, what, said, code, message):
+    libvirt.domains[0]["says"][what] = said
+    libvirt.keep()
     (reason,) = _libvirt.inspect(record)
     assert reason["code"] == code and message in reason["message"] and reason["remedy"]
 
 
-def test_a_domain_without_definition_is_refused(virsh, record):
-    assert codes(_libvirt.inspect({**record, "name": "other"})) == ["not-persistent"]
+def test_a_domain_without_definition_is_refused(libvirt, record):
+    (libvirt.folder / "etc" / "app.xml").unlink()
+    assert codes(_libvirt.inspect(record)) == ["not-persistent"]
 
 
-def test_the_monitor_is_not_asked_during_a_job(virsh, record):
-    """It would not answer before the job is done."""
-    virsh.says["domjobinfo"] = "Job type:         Unbounded\nOperation:        Save\n"
+def test_a_job_is_the_reason_while_it_lasts(libvirt, record):
+    libvirt.domains[0]["says"]["domjobinfo"] = "Job type:         Unbounded\nOperation:        Save\n"
+    libvirt.keep()
     assert codes(_libvirt.inspect(record)) == ["libvirt-job"]
-    assert virsh.asked == ["dumpxml", "domjobinfo"]
 
 
-def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(virsh, record):
-    virsh.says["dumpxml"] = LiveUpdateError("virsh: no answer")
+def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(libvirt, record):
+    libvirt.domains[0]["says"]["dumpxml"] = "error: no such thing"
+    libvirt.keep()
     assert _libvirt.warn(record) == []
 
 
+def test_a_domain_is_asked_for_by_what_cannot_be_mistaken(libvirt):
+    one = libvirt.add("1", 7)
+    assert _libvirt.uuid_of("1") == one["uuid"]
+    (libvirt.folder / "etc" / "1.xml").unlink()
+    for name in ("1", "+1", " 01", "x" * 36):
+        with pytest.raises(LiveUpdateError, match="libvirt does not know it"):
+            _libvirt.uuid_of(name)
+    assert _libvirt.uuid_of("app") == "app"
+
+
+def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(libvirt):
+    """A QEMU that was broken into can change its own command line."""
+    run = libvirt.folder / "run"
+    with subprocess.Popen(["sleep", "60"], executable=shutil.which("sleep")) as process:
+        (run / "app.pid").write_text(str(process.pid))
+        status = "<domstatus>\n<domain type='kvm' id='1'>\n  <name>app</name>\n  <uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>\n"
+        (run / "app.xml").write_text(status + "<description>&lt;uuid></description><metadata><uuid>no</uuid></metadata>")
+        assert _libvirt.known() == []  # no QEMU
+        process.kill()
+    code = "print('ready', flush=True); input()"
+    words = [sys.executable, "-IS", "-c", code, "-uuid", "bbbbbbbb-1111-4111-8111-111111111111"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (run / "app.pid").write_text(str(process.pid))
+        (found,) = _libvirt.known()
+        process.kill()
+    assert found["uuid"] == "aaaaaaaa-1111-4111-8111-111111111111"
+
+
 @pytest.fixture(name="saved")
-def domain_to_save(tmp_path, monkeypatch, record):
-    """What virsh was asked, in order, while a held domain was saved; its snapshot is ``image``, or fails."""
-
-    class Saved:
-        def __init__(self):
-            self.asked, self.image = [], b""
-            self.path = tmp_path / "app.save"
-
-        def virsh(self, verb, _name, *words, **_limit):
-            self.asked.append(verb if verb != "qemu-monitor-command" else json.loads(words[0])["arguments"]["capabilities"][0]["state"])
-            if verb == "domstate":
-                return "paused\n" if "suspend" in self.asked else "running\n"
-            if verb == "dumpxml":
-                return "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
-            if verb == "snapshot-create-as":
-                assert words[1:] == ("--no-metadata", "--memspec", f"{self.path},snapshot=external", *self.disks)
-                if not self.image:
-                    raise LiveUpdateError("no space left")
-                self.path.write_bytes(self.image)
-            return '{"return": {}}'
-
-        disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
-
-    made = Saved()
-    monkeypatch.setattr(_libvirt, "virsh", made.virsh)
+def domain_to_save(tmp_path, monkeypatch, libvirt, record):
+    """A held domain; libvirt's snapshot of it is "image". Beside it there is one with an id that is the name of the first."""
+    libvirt.domains[0]["says"]["dumpxml"] = (
+        "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
+    )
+    libvirt.add("other", "app")
+    made = tmp_path / "app.save"
+    made.write_bytes(b"image")
     monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
@@ -161,62 +150,119 @@ def domain_to_save(tmp_path, monkeypatch, record):
     return made
 
 
-def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(saved, record, tmp_path):
-    saved.image = b"image"
+def state_is(libvirt, state):
+    libvirt.domains[0]["says"]["domstate"] = f"{state}\n"
+    libvirt.keep()
+
+
+def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path):
     state = str(tmp_path / "app.state")
     journal = _libvirt.save(record, state, running=True)
-    assert saved.asked == ["dumpxml", True, "suspend", "snapshot-create-as"]
-    assert saved.path.read_bytes() == b"image\1"
-    assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved.path)
+    verbs = ["dumpxml", "qemu-monitor-command", "suspend", "snapshot-create-as"]
+    assert libvirt.asked() == [f"{verb} app" for verb in verbs] and libvirt.processes() == 2
+    assert saved.read_bytes() == b"image\1"
+    assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved)
     assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
+    state_is(libvirt, "paused")
     _libvirt.resume(record, running=True)
-    assert saved.asked[4:] == ["domstate", "domjobabort", False, "resume"] and not saved.path.exists()
+    assert libvirt.asked()[4:] == ["domstate app", "domjobabort app", "qemu-monitor-command app", "resume app"] and not saved.exists()
 
 
-def test_a_save_that_fails_says_so_and_is_undone(saved, record, tmp_path):
-    with pytest.raises(LiveUpdateError, match="guest app: save: no space left"):
+def test_no_disk_is_part_of_the_snapshot(saved, record, monkeypatch):
+    """Libvirt would go on in new files otherwise."""
+    asked = []
+    real = _libvirt._libvirt_virsh.ask
+    monkeypatch.setattr(_libvirt._libvirt_virsh, "ask", lambda commands, limit: asked.extend(commands) or real(commands, limit))
+    _libvirt.write_image(record, str(saved), running=True)
+    disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
+    words = ("--no-metadata", "--memspec", f"{saved},snapshot=external", *disks)
+    assert asked[-1] == ("snapshot-create-as", record["uuid"], "kvm-liveupdate", *words)
+    assert json.loads(asked[1][2])["arguments"]["capabilities"] == [{"capability": "x-ignore-shared", "state": True}]
+
+
+@pytest.mark.parametrize(
+    ("verb", "said", "last"),
+    [
+        ("dumpxml", "error: no answer", "qemu-monitor-command app"),
+        ("migrate-set-capabilities", "error: no answer", "qemu-monitor-command app"),
+        ("migrate-set-capabilities", '{"error": {"desc": "no answer"}}', "qemu-monitor-command app"),
+        ("suspend", "error: no answer", "domjobabort app"),
+        ("snapshot-create-as", "error: no answer", "domjobabort app"),
+    ],
+)
+def test_a_save_that_fails_says_so(libvirt, saved, record, tmp_path, verb, said, last):
+    """A guest whose RAM would be written too, or that would run on, is not suspended, or not taken for saved."""
+    libvirt.domains[0]["says"][verb] = said
+    libvirt.keep()
+    with pytest.raises(LiveUpdateError, match=r"guest app: save: .*no answer"):
         _libvirt.save(record, str(tmp_path / "app.state"), running=False)
-    assert saved.asked[-1] == "domjobabort"
-    _libvirt.resume(record, running=False)
-    assert saved.asked[-1] is False
+    assert libvirt.asked()[-1] == last
+    assert saved.read_bytes() == b"image"
 
 
-def test_a_domain_that_was_not_suspended_yet_runs_on(saved, record):
+def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_path, monkeypatch):
+    """Were the host to go down in between, libvirt's hook has to keep every start of the domain away."""
+    order = []
+    (tmp_path / "app.resumed").touch()
+    real = _paths.write_json
+    monkeypatch.setattr(_paths, "write_json", lambda path, record: order.append(os.path.basename(path)) or real(path, record))
+
+    def write_image(*_arguments):
+        order.append("suspended")
+        assert not (tmp_path / "app.resumed").exists()  # it would pass this save off as one that has run
+        return 0.0
+
+    monkeypatch.setattr(_libvirt, "write_image", write_image)
+    _libvirt.save(record, str(tmp_path / "app.state"), running=True)
+    assert order == ["app.state", "suspended"]
+
+
+def test_a_saved_image_is_durable(saved, record, monkeypatch):
+    """The jump follows at once."""
+    synced, content = [], []
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        content.append(saved.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    _libvirt.write_image(record, str(saved), running=True)
+    assert synced == [str(saved), str(saved.parent)]
+    assert content[0] == b"image\1"
+
+
+def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
     _libvirt.resume(record, running=True)
-    assert saved.asked == ["domstate", False]
+    assert libvirt.asked() == ["domstate app", "qemu-monitor-command app"]
 
 
-def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(saved, record, monkeypatch, tmp_path):
-    saved.asked = ["suspend"]
-
-    def refuse(_name, _state):
-        raise LiveUpdateError("a migration is in progress")
-
-    monkeypatch.setattr(_libvirt, "ignore_shared", refuse)
+def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved, record, monkeypatch, tmp_path):
+    libvirt.domains[0]["says"]["migrate-set-capabilities"] = "error: a migration is in progress"
+    state_is(libvirt, "paused")
     monkeypatch.setattr(_libvirt, "UNDO_LIMIT_S", -1)
     (tmp_path / "app.state").touch()
-    saved.path.touch()
     with pytest.raises(LiveUpdateError, match="in progress"):
         _libvirt.resume(record, running=True)
-    assert saved.asked[-1] == "resume" and not saved.path.exists()
+    assert libvirt.asked()[-1] == "resume app" and not saved.exists()
 
 
-def test_a_job_that_was_told_to_end_may_need_a_moment(saved, record, monkeypatch):
-    saved.asked, answers = ["suspend"], [LiveUpdateError("a migration is in progress")]
+def test_a_job_that_was_told_to_end_may_need_a_moment(libvirt, saved, record, monkeypatch):
+    state_is(libvirt, "paused")
+    answers = [LiveUpdateError("a migration is in progress")]
 
-    def refuse_once(_name, _state):
+    def refuse_once(_said):
         if answers:
             raise answers.pop()
 
-    monkeypatch.setattr(_libvirt, "ignore_shared", refuse_once)
+    monkeypatch.setattr(_libvirt, "taken", refuse_once)
     _libvirt.resume(record, running=True)
-    assert not answers and saved.asked[-1] == "resume"
+    assert not answers and libvirt.asked()[-1] == "resume app"
 
 
 def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
-    saved.path.write_bytes(b"of the operator")
+    saved.write_bytes(b"of the operator")
     _libvirt.resume(record, running=False)
-    assert saved.path.exists()
+    assert saved.exists()
 
 
 def test_the_last_look_at_all_domains_is_one_virsh(monkeypatch):

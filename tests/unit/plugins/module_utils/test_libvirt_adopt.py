@@ -12,7 +12,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_reasons import reason
 
 XML = "<domain>\n  <name>app</name>\n  <memory unit='KiB'>1024</memory>\n</domain>\n"
-RECORD = {"name": "app", "backends": [{"id": "pc.ram", "size": 1 << 20}]}
+RECORD = {"name": "app", "uuid": "u", "backends": [{"id": "pc.ram", "size": 1 << 20}]}
 GIB = 1 << 30
 STREAM = b"QEVM" + bytes(range(256))
 
@@ -65,7 +65,7 @@ def test_a_domain_goes_on_from_its_save_on_another_memory(host):
 def test_a_paused_domain_stays_paused_and_its_clock_alone(host, monkeypatch):
     monkeypatch.setattr(_libvirt, "status", lambda record: "paused")
     assert _libvirt_adopt.adopt(RECORD) == {}
-    assert host.calls[-1] == ("start", "app", "--paused")
+    assert host.calls[-1] == ("start", "u", "--paused")
 
 
 def test_what_cannot_be_started_goes_on_as_it_was(host):

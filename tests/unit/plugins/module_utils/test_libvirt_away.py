@@ -15,6 +15,7 @@ GIB = 1 << 30
 THERE = "qemu+ssh://hv2/system"
 AWAY = {
     "guest": "app",
+    "uuid": "u",
     "way": "save",
     "bytes": GIB,
     "was_running": True,
@@ -32,7 +33,7 @@ class Hosts:
         self.image = folder / "app.save"
         self.state = {_libvirt_away.HERE: "running"}
         self.autostart, self.calls, self.faults = set(), [], {}
-        self.heeds_the_button = True
+        self.heeds_the_button, self.job = True, "None"
         self.released = threading.Event()
 
     def virsh(self, uri, *words, **limit):
@@ -61,6 +62,8 @@ class Hosts:
             self.released.set()
         elif words[0] == "dumpxml":
             return "<domain/>"
+        elif words[0] == "domjobinfo":
+            return "Job type: " + self.job
         elif words[0] == "domstate":
             if uri not in self.state:
                 raise LiveUpdateError("failed to get domain 'app'")
@@ -72,7 +75,7 @@ class Hosts:
         return self.virsh(words[3], *words[4:])
 
     def asked(self):
-        return [words for words in self.calls if words[0] != "domstate"]
+        return [words for words in self.calls if words[0] not in ("domstate", "domjobinfo")]
 
 
 @pytest.fixture(name="hosts")
@@ -189,8 +192,9 @@ def test_a_domain_that_shuts_down_is_started_again(hosts):
 
 def test_a_domain_that_does_not_shut_down_is_never_killed(hosts):
     hosts.heeds_the_button = False
-    with pytest.raises(LiveUpdateError, match=r"still running 0.01 s after it was asked to shut down, and left so.*more time"):
+    with pytest.raises(LiveUpdateError, match=r"still running 0.01 s after it was asked to shut down, and left so.*more time") as caught:
         _libvirt_away.leave({**AWAY, "way": "shutdown"}, 0.01)
+    assert caught.value.details == {"settled": False}  # it may yet go off: its record is still needed
     assert hosts.asked() == [("shutdown", _libvirt_away.HERE)]
 
 
@@ -221,6 +225,30 @@ def test_a_migration_that_takes_too_long_is_cancelled_before_virsh_is(hosts):
     assert hosts.state == {_libvirt_away.HERE: "running"}
 
 
+def test_an_order_to_shut_down_that_may_have_been_given_stands(hosts):
+    hosts.faults["shutdown"] = fail("virsh shutdown: no answer within 60 s")
+    with pytest.raises(LiveUpdateError, match="no answer within 60 s; it may have been told to shut down") as caught:
+        _libvirt_away.leave({**AWAY, "way": "shutdown"}, 5)
+    assert caught.value.details == {"settled": False}
+
+
+@pytest.mark.parametrize(
+    ("job", "faults", "details"),
+    [
+        ("None", {}, {}),
+        ("Unbounded", {}, {"settled": False}),
+        ("None", {"domjobinfo": "no answer"}, {"settled": False}),
+    ],
+)
+@pytest.mark.parametrize(("way", "verb"), [("save", "managedsave"), ("migrate", "migrate")])
+def test_a_domain_that_libvirt_is_still_at_work_on_may_yet_leave(hosts, way, verb, job, faults, details):
+    hosts.job = job
+    hosts.faults = {verb: fail("no answer"), **{verb: fail(text) for verb, text in faults.items()}}
+    with pytest.raises(LiveUpdateError) as caught:
+        _libvirt_away.leave({**AWAY, "way": way}, 5)
+    assert caught.value.details == details
+
+
 def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
     hosts.faults |= {"managedsave": fail("no room"), "domjobabort": fail("no job is active")}
     with pytest.raises(LiveUpdateError, match="guest app: no room; it is running now"):
@@ -241,6 +269,7 @@ def test_limits():
     assert _libvirt_away.limit_s({**AWAY, "way": "migrate"}) == 300 + 1024 / 20
 
 
+ASKED_FOR = "  <seclabel type='dynamic' model='apparmor'>\n    <baselabel>libvirt-1</baselabel>\n  </seclabel>\n"
 MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <label>libvirt-1</label>\n  </seclabel>\n"
 
 
@@ -250,7 +279,7 @@ MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <labe
         (MADE_UP, ""),
         ("  <seclabel type='dynamic' model='dac' relabel='yes'/>\n" + MADE_UP, ""),
         ("  <seclabel type='none' model='apparmor'/>\n" + MADE_UP, "  <seclabel type='none' model='apparmor'/>\n"),
-        (MADE_UP.replace("label>", "baselabel>"), MADE_UP.replace("label>", "baselabel>")),
+        (ASKED_FOR, ASKED_FOR),
         (MADE_UP.replace("dynamic", "static"), MADE_UP.replace("dynamic", "static")),
     ],
 )
@@ -258,3 +287,9 @@ def test_what_a_security_module_made_up_stays_behind(labels, left):
     assert (
         _libvirt_away.portable(f"<domain>\n  <name>app</name>\n{labels}</domain>\n") == f"<domain>\n  <name>app</name>\n{left}</domain>\n"
     )
+
+
+def test_only_the_labels_of_the_domain_itself_stay_behind():
+    """The same text may stand in the owner's metadata, and a disk has labels too."""
+    owners = f"  <metadata><![CDATA[\n{MADE_UP}]]></metadata>\n  <devices>\n    <disk>\n{MADE_UP}    </disk>\n  </devices>\n"
+    assert _libvirt_away.portable(f"<domain>\n{owners}{MADE_UP}</domain>\n") == f"<domain>\n{owners}</domain>\n"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_describe
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 DEVICES = """
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -56,12 +55,9 @@ def test_what_the_owner_says_in_the_metadata(said, ladder, labels):
     assert (found["ladder"], found["labels"]) == (ladder, labels)
 
 
-def test_a_libvirt_that_does_not_answer_leaves_what_the_process_tells(monkeypatch):
-    def silent(*_words, **_limit):
-        raise LiveUpdateError("virsh: no answer")
-
-    record = {"name": "web", "backends": [{"size": 3 << 20}, {"size": 1 << 20}]}
-    monkeypatch.setattr(_libvirt, "virsh", silent)
-    assert _libvirt.describe(record) == {"memory_mib": 4, "devices": [], "labels": {}, "ladder": None}
-    monkeypatch.setattr(_libvirt, "virsh", lambda *_words, **_limit: "<domain><devices><tpm/></devices></domain>")
-    assert _libvirt.describe(record) == {"memory_mib": 4, "devices": ["tpm"], "labels": {}, "ladder": None}
+def test_a_libvirt_that_does_not_answer_leaves_what_the_process_tells(libvirt):
+    memory = {"backends": [{"size": 3 << 20}, {"size": 1 << 20}]}
+    silent = {**libvirt.add("web", 1, dumpxml="error: no answer"), **memory}
+    assert _libvirt.describe(silent) == {"memory_mib": 4, "devices": [], "labels": {}, "ladder": None}
+    answers = {**libvirt.add("app", 2, dumpxml="<domain><devices><tpm/></devices></domain>"), **memory}
+    assert _libvirt.describe(answers) == {"memory_mib": 4, "devices": ["tpm"], "labels": {}, "ladder": None}

@@ -78,12 +78,107 @@ def test_a_stand_in_answers_nowhere_where_the_original_does(other):
     assert other.find("devices/vsock/cid").attrib == {"auto": "yes"}
 
 
+def stand_in(inside: str, place: str = "devices"):
+    xml = f"<domain><name>app</name><{place}>{inside}</{place}></domain>"
+    return ElementTree.fromstring(_libvirt_rehearsal.stand_in(xml, "other", "u", "/f")).find(place)
+
+
 @pytest.mark.parametrize(
-    ("nvram", "path"),
-    [("", ""), ("<nvram template='/t'>/vars/app.fd</nvram>", "/vars/app.fd"), ("<nvram type='file'><source file='/v'/></nvram>", "/v")],
+    ("firmware", "path", "becomes"),
+    [
+        ("<nvram template='/t'>/vars/app.fd</nvram>", [("/vars/app.fd", "nvram")], "<nvram>/f/nvram</nvram>"),
+        ("<nvram format='qcow2'>/vars/app</nvram>", [("/vars/app", "nvram")], '<nvram format="qcow2">/f/nvram</nvram>'),
+        ("<nvram type='file'><source file='/v'/></nvram>", [("/v", "nvram")], "<nvram>/f/nvram</nvram>"),
+        ("<nvram type='block'><source dev='/dev/v'/></nvram>", [("/dev/v", "nvram")], "<nvram>/f/nvram</nvram>"),
+        ("<varstore path='/v' template='/t'/>", [("/v", "varstore")], '<varstore path="/f/varstore" template="/t" />'),
+        ("<loader readonly='yes' type='pflash'>/code</loader>", [], '<loader readonly="yes" type="pflash">/code</loader>'),
+        ("<loader type='pflash'>/both</loader>", [("/both", "loader")], '<loader type="pflash">/f/loader</loader>'),
+        ("<loader>/rom</loader>", [], "<loader>/rom</loader>"),
+    ],
 )
-def test_the_variables_of_the_firmware_are_found(nvram, path):
-    assert _libvirt_rehearsal.nvram(f"<domain><os>{nvram}</os></domain>") == path
+def test_firmware_writes_to_copies(firmware, path, becomes):
+    """A copy of a file in the format qcow2 has that format too."""
+    assert _libvirt_rehearsal.firmware(f"<domain><os>{firmware}</os></domain>") == path
+    assert ElementTree.tostring(stand_in(firmware, "os")[0], encoding="unicode") == becomes
+
+
+@pytest.mark.parametrize(
+    ("device", "becomes"),
+    [
+        ("<disk type='block' device='lun' rawio='yes'><source dev='/d'><reservations/></source><target dev='sda' bus='scsi'/></disk>",
+         '<disk type="file" device="disk"><source file="/f/sda" /><target dev="sda" bus="scsi" /></disk>'),
+        ("<disk type='file'><driver type='qcow2' copy_on_read='on'/><source file='/a'/><transient/><target dev='vda'/></disk>",
+         '<disk type="file"><source file="/f/vda" /><driver type="raw" cache="default" /><target dev="vda" /></disk>'),
+        ("<interface type='network'><source network='n'/><port isolated='yes'/><coalesce/><mtu size='9'/></interface>",
+         '<interface type="ethernet"><mtu size="9" /></interface>'),
+        ("<redirdev bus='usb' type='tcp'><source host='h'/><protocol type='raw'/></redirdev>", '<redirdev bus="usb" type="null" />'),
+        ("<smartcard mode='passthrough' type='unix'><source path='/s'/></smartcard>", '<smartcard mode="passthrough" type="null" />'),
+        ("<smartcard mode='host'/>", '<smartcard mode="host" />'),
+        ("<rng><backend model='egd' type='unix'><source path='/s'/></backend></rng>",
+         '<rng><backend model="random">/dev/urandom</backend></rng>'),
+        ("<audio id='2' type='file' path='/x.wav'><input/></audio>", '<audio id="2" type="none" />'),
+        ("<graphics type='spice' port='5900'><listen type='socket' socket='/s'/></graphics>", '<graphics type="spice" autoport="yes" />'),
+    ],
+)  # fmt: skip
+def test_a_device_stays_but_not_what_it_is_connected_to(device, becomes):
+    """A device that is left out would be missed by the state that is loaded."""
+    (found,) = stand_in(device)
+    assert ElementTree.tostring(found, encoding="unicode") == becomes
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["<graphics type='dbus'/>", "<graphics type='sdl' display=':0'/>", "<input type='evdev'><source dev='/dev/input/event1'/></input>"],
+)
+def test_what_is_no_device_of_the_guest_is_left_out(device):
+    assert not list(stand_in(device))
+
+
+ARGUMENT = (
+    "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:commandline><qemu:arg value='{}'/></qemu:commandline></domain>"
+)
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        ("<domain><devices><tpm><backend type='external'/></tpm></devices></domain>", "type='external'"),
+        ("<domain><devices><disk device='lun'><target dev='vda' bus='virtio'/></disk></devices></domain>", "device='lun'"),
+        ("<domain><os><nvram type='network'><source protocol='nbd'/></nvram></os></domain>", "network source"),
+        (ARGUMENT.format("-chardev"), "<qemu:commandline> has -chardev"),
+        (ARGUMENT.format("vhost-vsock-pci,guest-cid=42"), "guest-cid=42"),
+    ],
+)
+def test_what_cannot_be_there_twice_is_refused_before_the_domain_is_paused(libvirt, tmp_path, monkeypatch, xml, said):
+    record = libvirt.add("app", 1, dumpxml=xml)
+    monkeypatch.setattr(_libvirt_rehearsal, "_FOLDERS", str(tmp_path / "nowhere"))
+    with pytest.raises(LiveUpdateError, match=r"guest app cannot be rehearsed: .*leave it out") as caught:
+        _libvirt_rehearsal.rehearse(record)
+    assert said in str(caught.value)
+    assert libvirt.asked() == ["dumpxml app"]
+
+
+def test_what_qemu_is_told_beside_libvirt_is_there_twice():
+    xml = ARGUMENT.format("-no-hpet")
+    assert "-no-hpet" in _libvirt_rehearsal.stand_in(xml, "other", "u", "/f")
+
+
+@pytest.mark.parametrize(
+    ("said", "loads"),
+    [
+        ("QEMU unexpectedly closed the monitor: qemu-system-x86_64: error while loading state for instance 0x0 of device 'ram'", False),
+        ("qemu-system-x86_64: load of migration failed: Invalid argument", False),
+        ("Unknown savevm section or instance", False),
+        ("Size mismatch: 0000:00:02.0/virtio-net-pci.rom: 0x40000 != 0x80000", False),
+        ("unsupported configuration: disk device='lun' is only valid for block type disk source", True),
+        ("qemu-system-x86_64: -device vhost-vsock-pci,guest-cid=42: Address already in use", True),
+        ("virsh restore: no answer within 150 s", True),
+    ],
+)
+def test_a_stand_in_that_does_not_start_says_nothing_about_the_guest(said, loads):
+    told = _libvirt_rehearsal.verdict(said)
+    assert ("cannot be rehearsed" in told) is loads and ("does not load, nor would it" in told) is not loads
+    assert said in told
 
 
 @pytest.mark.parametrize(
@@ -95,6 +190,7 @@ def test_memory_that_has_lost_its_name_is_not_for_a_confined_stand_in(monkeypatc
     with open("/proc/self/status", encoding="ascii") as file:
         record = {"name": "app", "pid": os.getpid(), "ram": [{"fd": file.fileno()}], "backends": [{"path": f"{directory}/1-app/pc.ram"}]}
         monkeypatch.setattr(_libvirt, "confinement", lambda _pid: label)
+        monkeypatch.setattr(_libvirt, "ram_places", lambda _record: {"directory": directory})
         if refused:
             with pytest.raises(LiveUpdateError, match="guest app cannot be rehearsed: its RAM has no name"):
                 _libvirt_rehearsal._refuse_nameless(record)

@@ -82,6 +82,59 @@ def test_what_contradicts_it_is_the_operators_to_decide(old, new, said):
     assert said in caught.value.message and "virsh edit web" in caught.value.message
 
 
-def test_a_text_that_libvirt_did_not_write_is_not_guessed_at():
+def test_a_definition_that_another_tool_wrote_is_understood():
+    xml = "<domain><name>web</name><memory>1</memory></domain>"
+    changed = with_shared_file(xml)
+    assert changed == xml.replace("</memory>", f"</memory>\n{SHARED.rstrip()}")
+    assert with_shared_file(changed) == changed
+
+
+def test_a_definition_without_memory_is_not_guessed_at():
     with pytest.raises(LiveUpdateError, match="virsh edit"):
-        with_shared_file("<domain><name>web</name><memory>1</memory></domain>")
+        with_shared_file("<domain><name>web</name></domain>")
+
+
+TEMPLATE = """
+<domain type='kvm'>
+  <name>template</name>
+  <memory unit='KiB'>1048576</memory>
+  <currentMemory unit='KiB'>1</currentMemory>
+  <memoryBacking>
+    <nosharepages/>
+  </memoryBacking>
+</domain>
+"""
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        f"<![CDATA[{TEMPLATE}]]>",
+        f"<!--{TEMPLATE}-->",
+        f"<t:x xmlns:t='urn:t'>{TEMPLATE}</t:x>",
+        f"<x a='{TEMPLATE}'/>".replace("='kvm'", "").replace("='KiB'", "").replace("<", "&lt;").replace("&lt;x", "<x"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "  <memoryBacking/>\n", "  <memoryBacking>\n    <locked/>\n  </memoryBacking>\n"])
+def test_text_of_the_owner_that_looks_like_a_definition_stays(owners, before):
+    head = HEAD.replace('<app:memory xmlns:app="urn:app">text with <app:b/> in it</app:memory>', owners)
+    assert owners in head
+    changed = with_shared_file(head + before + TAIL)
+    locked = "    <locked/>\n" if "locked" in before else ""
+    assert changed == head + SHARED.replace("    <source", f"{locked}    <source") + TAIL
+    assert with_shared_file(changed) == changed
+
+
+def test_what_else_stands_in_the_backing_is_kept_byte_for_byte():
+    inside = """<!-- <source type='x'/> -->
+    <source other = "a > b"  type="memfd" more='1'></source><allocation mode="immediate"   threads='8'/>
+    <access/>"""
+    changed = with_shared_file(f"{HEAD}  <memoryBacking>\n    {inside}\n  </memoryBacking>\n{TAIL}")
+    wanted = inside.replace('type="memfd"', "type='file'").replace("<access/>", "<access mode='shared'/>")
+    assert changed == f"{HEAD}  <memoryBacking>\n    {wanted}\n  </memoryBacking>\n{TAIL}"
+
+
+def test_a_definition_in_any_language_goes_back_byte_for_byte():
+    """Libvirt writes UTF-8; a place in it is counted in bytes."""
+    head = HEAD.replace("  <memory unit", "  <title>Büro \U0001f5a5 &amp; Ωμέγα</title>\n  <memory unit")
+    assert with_shared_file(head + TAIL) == head + SHARED + TAIL

@@ -1,0 +1,265 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What libvirt needs to start a domain as it runs now, and whether a boot brings that. PRIVATE to the collection.
+
+A domain that runs does not show what is missing: QEMU has its files open, its networks are there, its secrets were read. After the jump
+all of it is looked for again.
+
+Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.html, tmpfiles.d(5).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from . import _processes, _systemd
+from ._errors import reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t
+    from xml.etree.ElementTree import Element
+
+__all__ = ("command_line", "needs", "paths", "reasons", "sockets")
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_MEMORY = ("ramfs", "tmpfs")
+_ALWAYS_EMPTY = ("/dev/shm/", "/run/")
+# With these a service that a unit file is there for is started by somebody.
+_LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
+# Files that QEMU has read whole at its start. Another version of one of them is the business of whoever looks at QEMU's own files.
+_READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
+_CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
+
+
+def needs(xml: str) -> dict:
+    """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files`` and ``sockets``. Pure.
+
+    A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
+    medium that can be ejected, and whether QEMU has it ``open``. A socket is ``path`` and ``what`` it is for.
+    """
+    from xml.etree import ElementTree  # slow to import
+
+    domain = ElementTree.fromstring(xml)
+    secrets = {(element.get("uuid", ""), element.get("usage", "")) for element in domain.findall("devices//secret")}
+    secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
+    return {
+        "networks": _named(domain, "devices/interface/source", "network"),
+        "pools": _named(domain, "devices/disk//source", "pool"),
+        "secrets": sorted(secrets),
+        "files": [file for file in _files(domain) if file["path"].startswith("/")],
+        "sockets": [{"path": path, "what": what} for path, what in _connections(domain) if path.startswith("/")],
+    }
+
+
+def _named(domain: Element, path: str, key: str) -> list[str]:
+    return sorted({name for name in (element.get(key) for element in domain.findall(path)) if name})
+
+
+def _files(domain: Element) -> t.Iterator[dict]:
+    for path in _READ_ONCE:
+        for element in domain.findall(path):
+            yield _file(element.text, f"<{element.tag}>")
+    for element in domain.findall("os/nvram"):
+        source = element.find("source")
+        yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
+    for disk in domain.findall("devices/disk"):
+        target = disk.find("target")
+        name, is_removable = ("", False) if target is None else (target.get("dev", ""), disk.get("device") in ("cdrom", "floppy"))
+        is_shut = target is None or target.get("tray") != "open"
+        for source in disk.iter("source"):
+            # With a startup policy libvirt starts the domain without the file.
+            if source.get("startupPolicy") not in ("optional", "requisite"):
+                what = f"disk {name}"
+                yield _file(source.get("file") or source.get("dev"), what, is_shut, name if is_removable else "")
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}"):
+            if device.get("type", device.get("model")) in ("dev", "pipe"):
+                source = device.find("source")
+                yield _file("" if source is None else source.get("path"), f"<{device.tag}>")
+
+
+def _file(path: str | None, what: str, is_open: bool = False, target: str = "") -> dict:
+    return {"path": (path or "").strip(), "what": what, "open": is_open, "target": target}
+
+
+def _connections(domain: Element) -> t.Iterator[tuple[str, str]]:
+    for source in domain.findall("devices/tpm/backend[@type='external']/source"):
+        yield source.get("path", ""), "its TPM (swtpm)"
+    for source in domain.findall("devices/disk//reservations[@managed='no']/source"):
+        yield source.get("path", ""), "its persistent reservations (qemu-pr-helper)"
+    for host in domain.findall("devices/disk//source/host[@transport='unix']"):
+        yield host.get("socket", ""), "its network disk"
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}[@type='unix']"):
+            for source in device.findall("source[@mode='connect']"):
+                yield source.get("path", ""), f"<{device.tag}>"
+
+
+def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
+    """The arguments and the environment that the owner gives QEMU past libvirt (``<qemu:commandline>``). Pure."""
+    from xml.etree import ElementTree
+
+    found = ElementTree.fromstring(xml).findall(f"{_QEMU}commandline/*")
+    arguments = [element.get("value", "") for element in found if element.tag == f"{_QEMU}arg"]
+    return arguments, {element.get("name", ""): element.get("value", "") for element in found if element.tag == f"{_QEMU}env"}
+
+
+def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
+    """What is wrong with each file, by its path: ``gone``, ``memory`` (a boot forgets it) or ``replaced`` (QEMU has another one open)."""
+    in_memory, emptied = _memory_devices(mounts), _emptied()
+    opened = _opened(pid)
+    found = {}
+    for file in files:
+        path = os.path.realpath(file["path"])
+        try:
+            seen = os.stat(path)
+        except FileNotFoundError:
+            found[file["path"]] = "gone"
+            continue
+        except OSError:
+            continue  # of a storage that root may not look at (NFS)
+        is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
+        if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
+            found[file["path"]] = "memory"
+        elif file["open"] and opened and _identity(seen) not in opened:
+            found[file["path"]] = "replaced"
+    return found
+
+
+def _memory_devices(mounts: str) -> set[int]:
+    """The file systems that lie in memory (proc(5), mountinfo)."""
+    found = set()
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _dash, rest = line.partition(" - ")
+            if rest.split()[0] in _MEMORY:
+                major, minor = fields.split()[2].split(":")
+                found.add(os.makedev(int(major), int(minor)))
+    return found
+
+
+def _emptied(root: str = "/") -> tuple[str, ...]:
+    """The folders of files that a boot removes, wherever they lie: /tmp only where tmpfiles.d(5) says so (a line of type D)."""
+    configs: dict[str, str] = {}
+    for folder in ("usr/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d"):  # the last one that has a file wins
+        path = os.path.join(root, folder)
+        if os.path.isdir(path):
+            configs.update({name: os.path.join(path, name) for name in os.listdir(path) if name.endswith(".conf")})
+    for config in configs.values():
+        try:
+            with open(config, encoding="utf-8", errors="replace") as file:
+                rows = [line.split()[:2] for line in file]
+        except OSError:
+            continue
+        if any(len(row) == 2 and row[0].startswith("D") and row[1] == "/tmp" for row in rows):
+            return (*_ALWAYS_EMPTY, "/tmp/")
+    return _ALWAYS_EMPTY
+
+
+def _identity(seen: os.stat_result) -> tuple[int, int]:
+    """A device is known by its number: libvirt makes QEMU nodes of its own for them."""
+    return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
+
+
+def _opened(pid: int) -> set[tuple[int, int]]:
+    """The files that a process has open; empty when that cannot be seen."""
+    found = set()
+    for fd in _processes.fd_links(pid):
+        try:
+            found.add(_identity(os.stat(f"/proc/{pid}/fd/{fd}")))
+        except OSError:
+            continue  # closed meanwhile
+    return found
+
+
+def sockets(wanted: list[dict], root: str = "/") -> dict[str, str]:
+    """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty."""
+    if not wanted:
+        return {}
+    listening = _listening(root)
+    owners = {}
+    for socket in wanted:
+        link = f"socket:[{listening.get(os.path.realpath(socket['path']), '')}]"
+        pids = [pid for pid, _fd in _processes.holders(link, root)]
+        # PID 1 listens for the service of a socket unit.
+        owners[socket["path"]] = "init.scope" if 1 in pids else next((unit for unit in map(_processes.unit_of, pids) if unit), "")
+    services = sorted({unit for unit in owners.values() if unit.endswith(".service") and not unit.startswith("user@")})
+    states = _systemd.show_each(services, "UnitFileState")
+    lasting = {"init.scope", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
+    return {path: unit if unit in lasting else "" for path, unit in owners.items()}
+
+
+def _listening(root: str) -> dict[str, str]:
+    """The inode of each UNIX socket that somebody listens at, by its path (proc(5), /proc/net/unix; flag __SO_ACCEPTCON)."""
+    with open(os.path.join(root, "proc/net/unix"), encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.rstrip("\n").split(None, 7) for line in file]
+    return {os.path.realpath(row[7]): row[6] for row in rows if len(row) == 8 and row[3] == "00010000"}
+
+
+def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], name: str) -> list[dict]:
+    """What of ``needs`` a boot does not bring. Pure.
+
+    ``host`` is what a survey saw of it, ``wrong`` what :func:`paths` found and ``served`` what :func:`sockets` did.
+    """
+    return [
+        *_started("network", "net", wanted["networks"], host["networks"], host["problems"].get("networks", "")),
+        *_started("pool", "pool", wanted["pools"], host["pools"], host["problems"].get("pools", "")),
+        *_secret_reasons(wanted["secrets"], host["secrets"], host["problems"].get("secrets", "")),
+        *[_file_reason(file, wrong[file["path"]], name) for file in wanted["files"] if file["path"] in wrong],
+        *[_socket_reason(socket) for socket in wanted["sockets"] if not served.get(socket["path"])],
+    ]
+
+
+def _started(kind: str, verb: str, names: list[str], seen: dict, problem: str) -> list[dict]:
+    found = []
+    for name in names:
+        if problem:
+            message = f"whether the {kind} {name} starts with the host is not known: {problem}"
+            found.append(reason(f"{kind}-unknown", message, f"see that 'virsh {verb}-list --all' answers, then run this again"))
+        elif name not in seen["persistent"]:
+            message = f"it uses the {kind} {name}, which libvirt has no definition of: it is gone after a boot"
+            remedy = f"virsh {verb}-dumpxml {name} > {name}.xml && virsh {verb}-define {name}.xml && virsh {verb}-autostart {name}"
+            found.append(reason(f"{kind}-transient", message, remedy))
+        elif name not in seen["autostart"]:
+            message = f"it uses the {kind} {name}, which does not start with the host"
+            found.append(reason(f"{kind}-no-autostart", message, f"virsh {verb}-autostart {name}"))
+    return found
+
+
+def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> list[dict]:
+    """Libvirt keeps the value of a secret on disk unless that is ephemeral, also of a private one."""
+    found = []
+    for uuid, usage in wanted:
+        shown = uuid or usage
+        known = [secret[0] for secret in seen.get("known", ()) if uuid == secret[0] or (not uuid and secret[2:] == [usage])]
+        ephemeral = [secret[0] for secret in seen.get("ephemeral", ())]
+        if problem:
+            message = f"whether its secret {shown} is still there is not known: {problem}"
+            found.append(reason("secret-unknown", message, "see that 'virsh secret-list' answers, then run this again"))
+        elif not known:
+            message = f"its secret {shown} is not defined any more: libvirt cannot start it without that"
+            found.append(reason("secret-gone", message, "define it again (virsh secret-define, virsh secret-set-value)"))
+        elif known[0] in ephemeral:
+            message = f"its secret {shown} is ephemeral: it is gone after a boot"
+            found.append(reason("secret-ephemeral", message, "define it with ephemeral='no' and set its value again"))
+    return found
+
+
+def _file_reason(file: dict, wrong: str, name: str) -> dict:
+    path, what = file["path"], file["what"]
+    eject = f", or eject it: virsh change-media {name} {file['target']} --eject" if file["target"] else ""
+    if wrong == "gone":
+        return reason("file-gone", f"{path}, {what}, is not there any more: QEMU cannot open it again", f"put it back{eject}")
+    if wrong == "memory":
+        return reason("file-in-memory", f"{path}, {what}, is gone after a boot", f"move it to a disk and restart the guest{eject}")
+    message = f"{path}, {what}, is not the file that QEMU has open: it would go on with another one"
+    return reason("file-replaced", message, f"put the first one back, or restart the guest{eject}")
+
+
+def _socket_reason(socket: dict) -> dict:
+    message = f"{socket['what']} is served at {socket['path']} by a process that no boot starts"
+    return reason("socket", message, "run that process by an enabled systemd service, or shut the guest down for the update")
