@@ -15,9 +15,10 @@ import sys
 import time
 import zlib
 
-from . import _paths, _processes, _qemu_argv
+from . import _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
+from .vmm import _argv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ def inspect(record: dict) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
-    return _qemu_argv.warnings(record["argv"])
+    return _argv.warnings(record["argv"])
 
 
 def describe(record: dict) -> dict:
     """What a policy may tell guests apart by; a command line has no labels."""
     argv = record["argv"]
-    return {"memory_mib": _qemu_argv.ram_size(argv) >> 20, "devices": _qemu_argv.devices(argv), "labels": {}, "ladder": None}
+    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu_argv
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
 
 MIB = 1 << 20
 
@@ -24,13 +24,13 @@ MIB = 1 << 20
     ],
 )
 def test_ram_size(argv, size):
-    assert _qemu_argv.ram_size(argv) == size
+    assert _argv.ram_size(argv) == size
 
 
 @pytest.mark.parametrize("size", ["1.5G", "lots", "0", "-1", "G"])
 def test_a_size_that_is_not_understood_is_refused(size):
     with pytest.raises(LiveUpdateError, match="not a size"):
-        _qemu_argv.ram_size(["qemu", "-m", size])
+        _argv.ram_size(["qemu", "-m", size])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_size_that_is_not_understood_is_refused(size):
     ],
 )
 def test_unpreservable(argv, code):
-    reason = _qemu_argv.unpreservable(["qemu", *argv])
+    reason = _argv.unpreservable(["qemu", *argv])
     assert (reason and reason["code"]) == code
     assert reason is None or (reason["message"] and reason["remedy"])
 
@@ -66,7 +66,7 @@ PLAIN = ["-machine", "pc-q35-10.0,accel=kvm", "-cpu", "EPYC-Rome", "-netdev", "t
     ],
 )
 def test_a_plain_command_line_has_no_warnings(argv):
-    assert _qemu_argv.warnings(["qemu", *argv]) == []
+    assert _argv.warnings(["qemu", *argv]) == []
 
 
 @pytest.mark.parametrize(
@@ -84,27 +84,27 @@ def test_a_plain_command_line_has_no_warnings(argv):
     ],
 )
 def test_what_does_not_come_over_as_it_was_is_a_warning(more, code, message, remedy):
-    (warning,) = _qemu_argv.warnings(["qemu", *PLAIN, *more])
+    (warning,) = _argv.warnings(["qemu", *PLAIN, *more])
     assert warning["code"] == code and message in warning["message"] and remedy in warning["remedy"]
 
 
 def test_without_a_machine_type_it_is_whichever_qemu_makes():
-    (warning,) = _qemu_argv.warnings(["qemu", "-m", "1G"])
+    (warning,) = _argv.warnings(["qemu", "-m", "1G"])
     assert warning["code"] == "machine-version" and "names no machine type" in warning["message"]
 
 
 def test_a_clean_start_and_a_restore_differ_only_by_the_waiting():
     argv = ["qemu", "-m", "1G", "-uuid", "A0B1"]
-    cold = _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=False)
+    cold = _argv.command(argv, "/run/m", 5, 1 << 30, incoming=False)
     assert cold[: len(argv)] == argv
     assert f"memory-backend-file,id=pc.ram,size={1 << 30},align=2097152,share=on,mem-path=/proc/self/fd/5" in cold
     assert "memory-backend=pc.ram" in cold
-    assert _qemu_argv.command(argv, "/run/m", 5, 1 << 30, incoming=True) == [*cold, "-incoming", "defer"]
-    assert _qemu_argv.uuid_of(argv) == "a0b1"
+    assert _argv.command(argv, "/run/m", 5, 1 << 30, incoming=True) == [*cold, "-incoming", "defer"]
+    assert _argv.uuid_of(argv) == "a0b1"
 
 
 def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
-    command = _qemu_argv.command(["qemu", "-mem-path", "/dev/hugepages"], "/run/m", None, 0, incoming=False)
+    command = _argv.command(["qemu", "-mem-path", "/dev/hugepages"], "/run/m", None, 0, incoming=False)
     assert not any("memory-backend" in word for word in command)
     assert "unix:/run/m,server=on,wait=off" in command
 
@@ -112,7 +112,7 @@ def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
 @pytest.mark.parametrize("option", ["-daemonize", "-incoming", "--incoming"])
 def test_options_that_do_not_go_together_are_refused(option):
     with pytest.raises(LiveUpdateError, match="does not go together"):
-        _qemu_argv.command(["qemu", option, "defer"], "/run/m", 5, MIB, incoming=False)
+        _argv.command(["qemu", option, "defer"], "/run/m", 5, MIB, incoming=False)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_options_that_do_not_go_together_are_refused(option):
 )
 def test_devices_in_words(argv, words):
     wanted = [f"interface:{word}" if word in ("bridge", "tap", "user") else word for word in words]
-    assert _qemu_argv.devices(argv) == wanted
+    assert _argv.devices(argv) == wanted
 
 
 @pytest.mark.parametrize(
@@ -152,4 +152,4 @@ def test_devices_in_words(argv, words):
     ],
 )
 def test_which_device_nodes_it_opens(words, nodes):
-    assert _qemu_argv.nodes(["qemu-system-x86_64", *words.split()]) == [f"/dev/{node}" for node in nodes]
+    assert _argv.nodes(["qemu-system-x86_64", *words.split()]) == [f"/dev/{node}" for node in nodes]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 
-from ._errors import LiveUpdateError
+from .._errors import LiveUpdateError
 
-__all__ = ("RAM_ID", "command", "devices", "nodes", "ram_size", "unpreservable", "uuid_of", "warnings")
+__all__ = ("RAM_ID", "command", "devices", "nodes", "ram_size", "reasons", "unpreservable", "uuid_of", "warnings")
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
@@ -91,6 +91,12 @@ def unpreservable(argv: list[str]) -> dict | None:
             "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
         )
     return None
+
+
+def reasons(argv: list[str]) -> list[dict]:
+    """Why a QEMU with this command line, or these words of one, cannot be preserved; none when it can."""
+    found = unpreservable(argv)
+    return [found] if found else []
 
 
 def devices(argv: list[str]) -> list[str]:
