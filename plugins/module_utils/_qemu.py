@@ -68,9 +68,10 @@ def known() -> list[dict]:
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
+    reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
-        return [record["reason"]]
-    reasons = []
+        known_codes = {why["code"] for why in reasons}
+        return reasons + [record["reason"]] * (record["reason"]["code"] not in known_codes)
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
             reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))

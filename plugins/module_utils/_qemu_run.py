@@ -70,7 +70,7 @@ def _start(name: str, argv: list[str]) -> None:
     if unit:
         _boot_order.not_early(unit)  # where a power cut came before its save, nothing else would take that back
         _be_one_of_many(unit)
-    reason = _argv.unpreservable(argv)
+    reason = _argv.ram_reason(argv)
     ram = None
     if reason is None:
         from . import _ram_file  # not on the way back

@@ -58,6 +58,7 @@ _PARTS = (
     "_systemd",
     "_update",
     "vmm._argv",
+    "vmm._options",
 )
 
 # Isolated and without site-packages: quick, and deaf to the environment and to what else is installed.

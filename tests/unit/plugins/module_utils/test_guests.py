@@ -11,7 +11,15 @@ from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
 def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
-    record = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "ram": [], "argv": ["qemu", "-M", "q35"]}
+    record = {
+        "name": "web",
+        "provider": "qemu",
+        "unit": "web.service",
+        "uuid": "u",
+        "pid": 7,
+        "ram": [],
+        "argv": ["qemu", "-nodefaults", "-M", "q35"],
+    }
     monkeypatch.setattr(_guests, "inspect", lambda _record: [])
     monkeypatch.setattr(hypervisor_info._holding, "held", lambda _record: {})
     facts = hypervisor_info.guest_facts(record)

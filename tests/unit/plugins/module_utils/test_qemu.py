@@ -114,3 +114,11 @@ def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
 def test_a_migration_that_does_not_end_is_told():
     with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
         Machine(query_migrate=[{"status": "active"}]).end_migration(-1)
+
+
+def test_what_the_command_line_says_is_told_once():
+    """The wrapper noted why it gave the guest no RAM file; today's reader says that again, and may say more."""
+    argv = ["qemu", "-mem-path", "/dev/hugepages", "-snapshot"]
+    record = {"reason": {"code": "ram-hugetlb", "message": "old", "remedy": "old"}, "argv": argv}
+    assert [reason["code"] for reason in _qemu.inspect(record)] == ["ram-hugetlb", "transient-disk"]
+    assert [reason["code"] for reason in _qemu.inspect({**record, "argv": ["qemu"]})] == ["ram-hugetlb"]
