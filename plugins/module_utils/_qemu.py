@@ -18,7 +18,7 @@ import zlib
 from . import _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
-from .vmm import _argv
+from .vmm import _argv, _now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def inspect(record: dict) -> list[dict]:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")
+            now = _now.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, _reason("monitor", str(err), "see the journal of its unit; restart the guest if QEMU hangs")]
     if state not in ("running", "paused"):
@@ -90,7 +91,8 @@ def inspect(record: dict) -> list[dict]:
     reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
-    return reasons
+    codes = {why["code"] for why in reasons}
+    return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
 
 
 def warn(record: dict) -> list[dict]:

@@ -15,7 +15,19 @@ from .._errors import LiveUpdateError, reason
 from . import _options
 from ._options import Option
 
-__all__ = ("RAM_ID", "command", "devices", "nodes", "ram_reason", "ram_size", "reasons", "uuid_of", "warnings")
+__all__ = (
+    "RAM_ID",
+    "command",
+    "devices",
+    "is_read_only",
+    "local_file",
+    "nodes",
+    "ram_reason",
+    "ram_size",
+    "reasons",
+    "uuid_of",
+    "warnings",
+)
 
 # The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
@@ -212,6 +224,33 @@ def _disk_codes(option: Option) -> list[str]:
 def is_read_only(disk: Option) -> bool:
     """Whether the guest cannot write to this disk."""
     return disk.get("media") == "cdrom" or disk.is_on("readonly") or disk.is_on("read-only")
+
+
+def local_file(disk: Option, nodes: dict[str, Option]) -> str:
+    """The file or block device of the host that a disk's image is; empty when it is none. ``nodes`` are the ``-blockdev`` by their names."""
+    for key, value in disk.keys.items():
+        last = key.rpartition(".")[2]
+        if set(key.split(".")[:-1]) <= {"file"} and last in ("file", "filename"):
+            if last == "file" and value in nodes:
+                return local_file(nodes[value], {name: node for name, node in nodes.items() if node is not disk})
+            if last == "filename":
+                return value
+            if disk.name == "drive":
+                return _local(value)
+    return ""
+
+
+def _local(name: str) -> str:
+    """A file's name as ``-drive file=`` takes it: it may begin with a protocol (block.c, path_has_protocol), and "json:" is one."""
+    if name.startswith("json:"):
+        try:
+            return local_file(Option("drive", _options.keys_of("blockdev", name[len("json:") :]), name), {})
+        except ValueError:
+            return ""
+    protocol, colon, rest = name.partition(":")
+    if not colon or "/" in protocol:
+        return name
+    return rest if protocol in ("file", "host_device", "host_cdrom") else ""
 
 
 def _waits(option: Option) -> bool:
