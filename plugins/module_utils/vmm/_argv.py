@@ -227,7 +227,7 @@ def is_read_only(disk: Option) -> bool:
 
 
 def local_file(disk: Option, nodes: dict[str, Option]) -> str:
-    """The file or block device of the host that a disk's image is; empty when it is none. ``nodes`` are the ``-blockdev`` by their names."""
+    """The file or block device of the host that a disk's image is, or empty; ``nodes`` are the ``-blockdev`` by their names."""
     for key, value in disk.keys.items():
         last = key.rpartition(".")[2]
         if set(key.split(".")[:-1]) <= {"file"} and last in ("file", "filename"):

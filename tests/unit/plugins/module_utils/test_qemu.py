@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -122,3 +124,43 @@ def test_what_the_command_line_says_is_told_once():
     record = {"reason": {"code": "ram-hugetlb", "message": "old", "remedy": "old"}, "argv": argv}
     assert [reason["code"] for reason in _qemu.inspect(record)] == ["ram-hugetlb", "transient-disk"]
     assert [reason["code"] for reason in _qemu.inspect({**record, "argv": ["qemu"]})] == ["ram-hugetlb"]
+
+
+ANSWERS = {
+    "query_status": [RUNNING],
+    "query_block": [[]],
+    "query_block_jobs": [[]],
+    "qom_list": [[]],
+    "human_monitor_command": [""],
+    "query_cpus_fast": [[{}]],
+}
+
+
+@pytest.fixture(name="inspected")
+def examination(monkeypatch):
+    """The codes of the reasons against a guest, by what its QEMU answers."""
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 4096)
+    record = {"name": "web", "pid": os.getpid(), "monitor": "/run/qmp", "ram": [{"fd": fd, "size": 4096}], "argv": ["qemu", "-nodefaults"]}
+
+    def inspect(**other):
+        machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
+        machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+        monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+        return [reason["code"] for reason in _qemu.inspect(record)]
+
+    yield inspect
+    os.close(fd)
+
+
+def test_a_guest_that_is_as_it_was_started_has_no_reasons(inspected):
+    assert inspected() == []
+
+
+def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected):
+    assert inspected(query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["disk-changed"]
+    assert inspected(qom_list=[[{"name": "k", "type": "child<usb-kbd>"}], []]) == ["device-changed"]
+    assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job"]
+    assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
+    assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
+    assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]

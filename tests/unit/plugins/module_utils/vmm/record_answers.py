@@ -63,7 +63,8 @@ GUESTS = {
     ),
     "odd": (
         "-M pc -m 64 -nodefaults -drive file=json:{'driver':'raw',,'offset':512,,'file':{'driver':'file',,'filename':'@/c.raw'}},if=virtio"
-        " -drive driver=raw,file.driver=null-co,if=virtio,throttling.iops-total=10 -nic user,model=e1000 -drive file=fat:@/dir,if=virtio,readonly=on"
+        " -drive driver=raw,file.driver=null-co,if=virtio,throttling.iops-total=10 -nic user,model=e1000"
+        " -drive file=fat:@/dir,if=virtio,readonly=on"
         " -drive file=@/b.qcow2,if=virtio,cache=unsafe",
         [],
     ),

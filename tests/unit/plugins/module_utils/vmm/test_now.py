@@ -41,7 +41,7 @@ def test_a_change_since_the_start_is_a_reason_and_a_guest_without_one_is_as_it_w
     wanted = [reason.split(": ", 1) for reason in reasons.split(" | ")] if reasons != "-" else []
     found = differences(argv, recorded[int(step)][1])
     assert [reason["code"] for reason in found] == [code for code, _words in wanted]
-    assert all(words in reason["message"] and reason["remedy"] for reason, (_code, words) in zip(found, wanted))
+    assert all(words in reason["message"] and reason["remedy"] for reason, (_code, words) in zip(found, wanted, strict=True))
 
 
 def test_what_qemu_has_is_asked_of_it():
