@@ -18,7 +18,7 @@ import zlib
 from . import _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
-from .vmm import _argv, _now
+from .vmm import _argv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ UNDO_LIMIT_S = 30.0
 SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()
+_UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 
@@ -62,16 +63,29 @@ def known() -> list[dict]:
         names = sorted(os.listdir(_paths.GUESTS_RUN))
     except FileNotFoundError:
         return []
-    records = [_paths.read_json(os.path.join(_paths.GUESTS_RUN, name)) for name in names if name.endswith(".json")]
+    records = [_record(name.removesuffix(".json")) for name in names if name.endswith(".json")]
     return [record for record in records if record and _processes.start_time(record["pid"]) == record["started"]]
+
+
+def _record(name: str) -> dict:
+    """What the wrapper wrote about a guest. One that cannot be read is a guest that cannot be preserved, and nothing about the others."""
+    path = os.path.join(_paths.GUESTS_RUN, f"{name}.json")
+    try:
+        return _paths.read_json(path)
+    except LiveUpdateError as err:
+        reason = _reason("record-damaged", str(err), f"restart the guest; if it does not run, remove {path}")
+        return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": reason}
 
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
+    from .vmm import _files, _now  # not on the boot path
+
     reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
         known_codes = {why["code"] for why in reasons}
         return reasons + [record["reason"]] * (record["reason"]["code"] not in known_codes)
+    reasons += _files.replaced(record["pid"], record["argv"])
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
             reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))

@@ -58,6 +58,7 @@ _PARTS = (
     "_systemd",
     "_update",
     "vmm._argv",
+    "vmm._files",
     "vmm._now",
     "vmm._options",
 )

@@ -16,6 +16,7 @@ from . import _options
 from ._options import Option
 
 __all__ = (
+    "CHARACTER_DEVICES",
     "RAM_ID",
     "command",
     "devices",
@@ -38,7 +39,7 @@ _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
 _NETWORKS = ("netdev", "nic", "net")
 _DISK = ("drive", "blockdev")
-_CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
+CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
 _DESCRIPTORS = ("fd", "fds", "vhostfd", "vhostfds", "sock_fd")
 _DESCRIPTOR_PATHS = ("/dev/fdset/", "/dev/fd/", "/proc/self/fd/")
 _ENCRYPTION = ("sev-guest", "sev-snp-guest", "tdx-guest", "pef-guest", "s390-pv-guest")
@@ -196,7 +197,7 @@ def _codes(option: Option) -> list[str]:
         found.append("transient-disk")
     if name in _DISK:
         found += _disk_codes(option)
-    if name in _CHARACTER_DEVICES and _waits(option):
+    if name in CHARACTER_DEVICES and _waits(option):
         found.append("server-waits")
     if name == "add-fd" or any(_is_descriptor(key, value) for key, value in option.keys.items()):
         found.append("inherited-fd")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _processes, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _processes, _providers, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
@@ -21,6 +21,7 @@ def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
         "argv": ["qemu", "-nodefaults", "-M", "q35"],
     }
     monkeypatch.setattr(_guests, "inspect", lambda _record: [])
+    monkeypatch.setattr(_systemd, "show", lambda *_asked: {})
     monkeypatch.setattr(hypervisor_info._holding, "held", lambda _record: {})
     facts = hypervisor_info.guest_facts(record)
     assert [warning["code"] for warning in facts["warnings"]] == ["machine-version"]
@@ -29,7 +30,7 @@ def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
 
 def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     reason = {"code": "not-managed", "message": "no", "remedy": "yes"}
-    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_guests, "records", list)
     monkeypatch.setattr(_processes, "pids", lambda: [7])
     monkeypatch.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
     monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
