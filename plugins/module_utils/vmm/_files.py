@@ -21,6 +21,7 @@ from ._options import Option
 __all__ = ("reasons", "replaced")
 
 _VOLATILE = ("tmpfs", "ramfs")
+_EMPTIED = "/tmp/"  # by a boot, wherever it lies (tmpfiles.d(5))
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/seavgabios", "/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/ipxe")
 # The option ROMs that devices load, by how the devices' names begin.
 _ROMS = {
@@ -76,18 +77,26 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
     options = _options.read(argv)[0]
     found = []
     mounts = _mounts(pid)
-    for path, seen, writable in _open_files(pid, options, ram):
-        there = _stat(pid, path)
-        if there is None:
+    opened = _open_files(pid, options, ram)
+    for path, seen, writable in opened:
+        there, gone = _stat(pid, path)
+        if gone:
             message = f"{path} is open in QEMU, and is not there any more"
             found.append(reason("file-gone", message, "put it back, or eject it or remove it from the command line and restart the guest"))
-        elif (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
+        elif there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
             message = f"{path} is another file than the one that QEMU has open under that name"
             found.append(reason("file-gone", message, "shut the guest down, see which of the two it needs, and start it"))
         elif _is_volatile(path, mounts) and (writable or not made_again):
             found.append(_volatile(path))
+    identities = {(seen.st_dev, seen.st_ino) for _path, seen, _writable in opened}
+    paths = {path for path, _seen, _writable in opened}
+    for path in [path for path in _images(options) if path not in paths]:  # a file that was renamed is open under its new name
+        there, _gone = _stat(pid, path)
+        if there and stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) not in identities:
+            message = f"{path} of its command line is not a file that QEMU has open"
+            found.append(reason("file-gone", message, "shut the guest down, see which file it needs, and start it"))
     for path in _read_at_start(options, argv):
-        if _stat(pid, path) is None:
+        if _stat(pid, path)[1]:
             message = f"{path} is not there any more, and QEMU reads it at its start"
             found.append(reason("file-gone", message, "put it back, or name another file on the command line and restart the guest"))
         elif _is_volatile(path, mounts) and not made_again:
@@ -101,7 +110,7 @@ def _volatile(path: str) -> dict:
 
 
 def _open_files(pid: int, options: list[Option], ram: set[tuple[int, int]]) -> list[tuple[str, os.stat_result, bool]]:
-    """The ordinary files that QEMU has open, but for its RAM, its output and what it made for itself: path, what is open, whether for writing."""
+    """The ordinary files that QEMU has open, but for RAM, output and temporary ones: path, what is open, whether it may write there."""
     written = {
         value for option in options for key, value in option.keys.items() if option.name not in ("drive", "blockdev") and key in _WRITTEN
     }
@@ -123,6 +132,13 @@ def _open_files(pid: int, options: list[Option], ram: set[tuple[int, int]]) -> l
     return list(found.values())
 
 
+def _images(options: list[Option]) -> list[str]:
+    """The paths of the disks that the command line names."""
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    disks = [option for option in options if option.name in ("drive", "blockdev")]
+    return [path for path in dict.fromkeys(_argv.local_file(disk, nodes) for disk in disks) if path.startswith("/")]
+
+
 def _read_at_start(options: list[Option], argv: list[str]) -> list[str]:
     """The paths that QEMU reads at its start and closes again; names without a folder are looked for in QEMU's own folders."""
     named = [option.get(key) for option in options for key in _READ.get(option.name, ())]
@@ -131,11 +147,14 @@ def _read_at_start(options: list[Option], argv: list[str]) -> list[str]:
     return [path for path in dict.fromkeys(named) if path.startswith("/")]
 
 
-def _stat(pid: int, path: str) -> os.stat_result | None:
+def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
+    """What is at a path, and whether it is certain that nothing is: a network file system may not let root look."""
     try:
-        return os.stat(f"/proc/{pid}/root{path}")
+        return os.stat(f"/proc/{pid}/root{path}"), False
+    except (FileNotFoundError, NotADirectoryError):
+        return None, True
     except OSError:
-        return None
+        return None, False
 
 
 def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
@@ -155,7 +174,7 @@ def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
 
 def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
     """Whether a boot finds nothing of it: in memory, in a folder that boots empty, or a service's private one."""
-    if path.startswith("/tmp/"):
+    if path.startswith(_EMPTIED):
         return True
     for mount, root, kind, options in mounts:
         if mount == "/" or path == mount or path.startswith(f"{mount}/"):
@@ -202,7 +221,7 @@ def replaced(pid: int, argv: list[str]) -> list[dict]:
         return []
     found = []
     for path in _roms(pid, argv):
-        there = _stat(pid, path)
+        there, _gone = _stat(pid, path)
         # A package keeps the time when a file was made; when it was put there is the inode's.
         if there is not None and there.st_ctime > started + 1:
             message = f"{path} was replaced since QEMU started: a state with the old one may not load"
@@ -216,6 +235,7 @@ def _roms(pid: int, argv: list[str]) -> list[str]:
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     names = [option.get("") for option in options if option.name == "bios"] or ["bios-256k.bin"]
     names += [option.get("romfile") for option in options if option.name == "option-rom"]
+    names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
     names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other holds the guest's own variables
@@ -224,10 +244,13 @@ def _roms(pid: int, argv: list[str]) -> list[str]:
     drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]
     drivers += [_CARDS.get(option.get("model"), option.get("model") or "e1000e") for option in cards if option.get("type") != "none"]
     drivers += [_VGA.get(option.get(""), "") for option in options if option.name == "vga"]
-    if not any(option.name in ("nodefaults", "vga") for option in options):
+    given = {option.name for option in options}
+    if not given & {"nodefaults", "vga"}:
         drivers.append("VGA")
+    if not given & {"nodefaults", "nic", "net", "netdev"}:
+        drivers += ["e1000e", "e1000"]  # one of them, as the machine will have it
     names += [option.get("romfile") for option in devices]
     names += [next((rom for starts, rom in _ROMS.items() if driver.startswith(starts)), "") for driver in drivers]
     folders = [option.get("") for option in options if option.name == "L"] + list(_DATA)
     places = ([name] if name.startswith("/") else [f"{folder}/{name}" for folder in folders] for name in dict.fromkeys(names) if name)
-    return [path for path in (next((path for path in paths if _stat(pid, path)), "") for paths in places) if path]
+    return [path for path in (next((path for path in paths if _stat(pid, path)[0]), "") for paths in places) if path]

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os
+import stat
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _processes, _qemu
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu import largest_mapping
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
@@ -164,3 +169,44 @@ def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected):
     assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
     assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
     assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]
+
+
+def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "never"))
+    assert _qemu.known() == []
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    me = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    for name, record in {"web": me, "old": {**me, "started": 1}, "gone": {"pid": 1 << 30, "started": 1}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **record}))
+    assert [record["name"] for record in _qemu.known()] == ["web"]
+
+
+def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    (tmp_path / "web.json").write_text("{")
+    (record,) = _qemu.known()
+    (reason,) = _qemu.inspect(record)
+    assert record["name"] == "web" and reason["code"] == "record-damaged" and f"remove {tmp_path}/web.json" in reason["remedy"]
+    assert _qemu.warn({**record, "argv": ["qemu", *PLAIN]}) == []
+
+
+PLAIN = ["-machine", "pc-q35-10.0", "-nodefaults"]
+
+
+def test_a_state_is_on_the_disk_and_for_root_only_when_the_save_ends(monkeypatch, tmp_path):
+    """Nothing else makes it last: the kernel that is jumped into reads it from the disk."""
+    state, synced = tmp_path / "web.state", []
+
+    def write(_monitor, path):
+        Path(path).write_text("state")
+        os.chmod(path, 0o644)  # as QEMU makes it
+        return 1.0
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(_qemu, "Qmp", lambda _path: contextlib.nullcontext())
+    monkeypatch.setattr(_qemu, "write_state", write)
+    saved = _qemu.save({"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"]}, str(state), True)
+    assert str(state) in synced
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    assert saved["state_crc32"] == zlib.crc32(b"state")

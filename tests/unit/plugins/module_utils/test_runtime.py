@@ -159,3 +159,11 @@ def test_a_unit_without_its_suffix_is_refused():
     """A drop-in below web1.d would apply to nothing."""
     with pytest.raises(LiveUpdateError, match=r"'web1': not the name of a service unit; write web1\.service"):
         _runtime.files(["db1.service", "web1"])
+
+
+def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isolation():
+    """Without the first the session is closed at the shutdown, without the second the guest is ended before it is saved."""
+    dropin, _mode = _runtime.files(["web1.service"])[f"{_runtime.UNITS}/web1.service.d/{_runtime.DROPIN}"]
+    unit, service = dropin.split("[Service]")
+    assert "\nIgnoreOnIsolate=yes\n" in unit and "\nDefaultDependencies=no\n" in unit
+    assert "\nFileDescriptorStorePreserve=yes\n" in service and "\nFileDescriptorStoreMax=4\n" in service
