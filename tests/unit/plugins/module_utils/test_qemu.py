@@ -18,6 +18,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _pro
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu import largest_mapping
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
 
 SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Size:                132 kB
@@ -162,13 +163,15 @@ def test_a_guest_that_is_as_it_was_started_has_no_reasons(inspected):
     assert inspected() == []
 
 
-def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected):
+def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, monkeypatch):
     assert inspected(query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["disk-changed"]
     assert inspected(qom_list=[[{"name": "k", "type": "child<usb-kbd>"}], []]) == ["device-changed"]
     assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job"]
     assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
     assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
     assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]
+    monkeypatch.setattr(_files, "replaced", lambda _pid, _argv: [{"code": "rom-replaced"}])
+    assert inspected() == ["rom-replaced"]
 
 
 def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypatch, tmp_path):
