@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import os
+import re
 
 from . import _luo, _memory, _paths, _processes, _providers, _systemd
-from ._errors import LiveUpdateError
+from ._errors import LiveUpdateError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ __all__ = (
     "known",
     "last_pause",
     "memory_limits",
+    "name_reasons",
     "not_back",
+    "records",
     "run_path",
     "state_path",
     "strangers",
@@ -34,6 +37,7 @@ __all__ = (
     "warn",
 )
 
+_UNIT_NAME_LIMIT = 255  # of systemd (src/basic/unit-def.h, UNIT_NAME_MAX)
 _UNIT_NEEDS = {"FileDescriptorStorePreserve": ("yes",), "NotifyAccess": ("all", "main", "exec"), "IgnoreOnIsolate": ("yes",)}
 
 
@@ -88,9 +92,22 @@ def last_pause(update: dict) -> float | None:
     return times["resumed"] - times["paused"] if update.get("state") == "restored" else None
 
 
+def records() -> list[dict]:
+    """The guests that run now: a record of each, as its provider wrote or found it.
+
+    ``namesake`` is the unit of another of the same name, where there is one.
+    """
+    found = [record for provider in _providers.all_of_them() for record in provider.known()]
+    for record in found:
+        others = [other["unit"] for other in found if other is not record and other["name"] == record["name"]]
+        if others:
+            record["namesake"] = others[0]
+    return found
+
+
 def known() -> dict[str, dict]:
-    """The guests that run now, by name: a record of each, as its provider wrote or found it."""
-    return {record["name"]: record for provider in _providers.all_of_them() for record in provider.known()}
+    """The guests that run now, by name. Of two with one name one is here; both have a reason against them (:func:`name_reasons`)."""
+    return {record["name"]: record for record in records()}
 
 
 def find(name: str, running: dict[str, dict] | None = None) -> dict:
@@ -120,9 +137,9 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
     ]
 
 
-def strangers(running: dict[str, dict] | None = None) -> list[dict]:
-    """Virtual machines on this host that no wrapper of ours runs, beside those that are ``running``: the jump would end them."""
-    ours = {record["pid"] for record in (known() if running is None else running).values()}
+def strangers(guests: t.Iterable[dict] | None = None) -> list[dict]:
+    """Virtual machines on this host that are none of these guests, by default of all :func:`records`: the jump would end them."""
+    ours = {record["pid"] for record in (records() if guests is None else guests)}
     found = []
     for pid in _processes.pids():
         if pid not in ours and _processes.VM_LINK in _processes.fd_links(pid).values():
@@ -161,24 +178,99 @@ def describe(record: dict) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
+    wrong = name_reasons(record)
+    if wrong:
+        return wrong  # systemd and the records could not tell which guest is meant
     reasons: list[dict] = _providers.of(record).inspect(record)
     limits = memory_limits(record)
-    shown = record["shown"]
+    shown = _asked(record)["shown"]
     return (
         reasons
         + program_reasons(_processes.replaced_program(record["pid"]))
         + unit_reasons(record["unit"], shown)
-        + (start_reasons(record["unit"], record["pid"], shown) if record["provider"] == "qemu" else [])
+        + (_start_and_files(record, shown) if record["provider"] == "qemu" else [])
         + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), limits)
     )
 
 
+def _start_and_files(record: dict, shown: dict[str, str]) -> list[dict]:
+    """What would keep a guest that a unit runs from its start after the jump."""
+    from .vmm import _files  # not on the boot path
+
+    pid, unit = record["pid"], record["unit"]
+    ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
+    made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
+    return start_reasons(unit, pid, shown) + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again)
+
+
+def name_reasons(record: dict) -> list[dict]:
+    """Whether the guest's name makes it one that nobody can tell from another, or is too long for the unit that holds its memory."""
+    name = record["name"]
+    unit = f"kvm-liveupdate-hold@{_systemd.escape(name)}.service"
+    found = []
+    if len(unit) > _UNIT_NAME_LIMIT and (record["provider"] != "qemu" or _systemd.version() < _systemd.LUO_VERSION):
+        message = f"its name makes a unit name of {len(unit)} characters, and systemd takes {_UNIT_NAME_LIMIT}: {name}"
+        found.append(reason("name-long", message, "give it a shorter name; letters that are not ASCII count eight times and more"))
+    if record.get("namesake"):
+        message = f"another guest has its name, {name}: one is of {record['unit']}, the other of {record['namesake']}"
+        found.append(reason("name-twice", message, "rename one of the two and restart it"))
+    return found
+
+
+def rights_reasons(unit: str, pid: int) -> list[dict]:
+    """Whether QEMU cannot write its state, or its unit's next start cannot ask for its memory: by its user and the files that it sees."""
+    lacks = []
+    user, inside = _processes.user_of(pid), f"/proc/{pid}/root"
+    if user:
+        lacks.append(f"it runs as user {user} instead of root (User=, DynamicUser=)")
+    if os.path.isdir(_paths.GUESTS_STATE):
+        try:
+            same = os.path.samefile(_paths.GUESTS_STATE, inside + _paths.GUESTS_STATE)
+            if not same or os.statvfs(inside + _paths.GUESTS_STATE).f_flag & os.ST_RDONLY:
+                lacks.append(f"it may not write to {_paths.GUESTS_STATE} (ProtectSystem=, ReadOnlyPaths=)")
+        except OSError:
+            lacks.append(f"it does not see {_paths.GUESTS_STATE} (RootDirectory=, RootImage=, InaccessiblePaths=, TemporaryFileSystem=)")
+    if os.path.exists(_luo.DEVICE) and not os.path.exists(inside + _luo.DEVICE):
+        lacks.append(f"it does not see {_luo.DEVICE} (PrivateDevices=, RootDirectory=)")
+    return [
+        reason("unit", f"its QEMU in {unit} lacks what an update needs: {lack}", "remove that setting from the unit and restart the guest")
+        for lack in lacks
+    ]
+
+
+def start_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
+    """What a unit runs at each start beside QEMU, and so when the guest comes back: a warning that names it."""
+    runs = _starters(properties)
+    for setting in ("ExecCondition", "ExecStartPre", "ExecStartPost"):
+        runs += [f"{setting}={command}" for _path, command in _programs(properties, setting)]
+    if not runs:
+        return []
+    message = f"{unit} runs this again when the guest comes back after the jump: {'; '.join(runs)}"
+    return [reason("start-runs-again", message, "see that nothing of it makes a disk, firmware variables or a tap anew")]
+
+
+def _starters(properties: dict[str, str]) -> list[str]:
+    """The programs of ``ExecStart=`` that are not our command, as a script that runs it."""
+    started = _programs(properties, "ExecStart")
+    return [f"ExecStart={command}" for path, command in started if os.path.basename(path) != "kvm-liveupdate"]
+
+
+def _programs(properties: dict[str, str], setting: str) -> list[tuple[str, str]]:
+    """The path and command of each program that a setting names, as systemctl shows them."""
+    return re.findall(r"\{ path=(.*?) ; argv\[\]=(.*?) ; ignore_errors=", properties.get(setting, ""))
+
+
 def memory_limits(record: dict) -> dict[str, int]:
     """The memory limits in bytes of the unit that takes the guest's RAM back, and of the slices that it lies in. Kept in the record."""
-    if "limits" not in record:
-        _ask_systemd([record])
-    found: dict[str, int] = record["limits"]
+    found: dict[str, int] = _asked(record)["limits"]
     return found
+
+
+def _asked(record: dict) -> dict:
+    """The record with what systemd tells of its unit."""
+    if "shown" not in record or "limits" not in record:
+        _ask_systemd([record])
+    return record
 
 
 def program_reasons(replaced: str) -> list[dict]:
@@ -197,7 +289,9 @@ def program_reasons(replaced: str) -> list[dict]:
 def warn(record: dict) -> list[dict]:
     """What of the guest does not come over as it was; none of it keeps it from being preserved."""
     warnings: list[dict] = _providers.of(record).warn(record)
-    return warnings
+    if record["provider"] != "qemu" or name_reasons(record):
+        return warnings
+    return warnings + start_warnings(record["unit"], _asked(record)["shown"])
 
 
 def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]:
@@ -219,7 +313,8 @@ def _denied(properties: dict[str, str]) -> bool:
     return (properties.get("DevicePolicy", "auto") != "auto" or bool(listed)) and not {_luo.DEVICE, "char-misc", "char-*"} & set(listed)
 
 
-_UNIT_PROPERTIES = ("MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
+_RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
+_UNIT_PROPERTIES = (*_RUN_AT_START, "MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:

@@ -134,8 +134,7 @@ def _record(name: str) -> dict:
     try:
         with open(os.path.join(_PIDS, f"{name}.pid"), encoding="ascii") as file:
             pid = int(file.read())
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
-            argv = file.read().split("\0")
+        argv = _processes.argv_of(pid)
         with open(f"/proc/{pid}/status", encoding="utf-8") as file:
             ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
     except (OSError, ValueError):
@@ -246,12 +245,16 @@ def inspect(record: dict) -> list[dict]:
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
     """What libvirt and QEMU would miss when they start the domain after a boot."""
     from . import _libvirt_needs  # not on the boot path
+    from .vmm import _argv, _files
 
     wanted = _libvirt_needs.needs(seen["xml"])
     wrong, served = _libvirt_needs.paths(wanted["files"], record["pid"]), _libvirt_needs.sockets(wanted["sockets"])
-    # MERGE: with vmm/_files.py add its replaced(record["pid"], argv) here, and with vmm/_argv.py its
-    # reasons(_libvirt_needs.command_line(seen["xml"])[0]).
-    return _libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"])
+    past_libvirt, _environment = _libvirt_needs.command_line(seen["xml"])
+    return [
+        *_libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
+        *_argv.reasons(past_libvirt),
+        *_files.replaced(record["pid"], _processes.argv_of(record["pid"])),
+    ]
 
 
 def warn(record: dict) -> list[dict]:

@@ -53,6 +53,10 @@ def read_json(path: str) -> dict:
             return dict(json.load(file))
     except FileNotFoundError:
         return {}
+    except PermissionError as err:
+        raise LiveUpdateError(
+            f"record {path}: {err.strerror}; only root may read it: run this as root, and a guest's unit without User= and DynamicUser="
+        ) from err
     except (OSError, ValueError) as err:
         raise LiveUpdateError(f"record {path}: {err}; look at it, and remove it if the guest or update is settled") from err
 

@@ -11,7 +11,22 @@ import os
 
 from ._errors import LiveUpdateError
 
-__all__ = ("SESSION_LINK", "VM_LINK", "fd_links", "holders", "interfaces", "pids", "replaced_program", "start_time", "take_fd", "unit_of")
+__all__ = (
+    "SESSION_LINK",
+    "VM_LINK",
+    "argv_of",
+    "fd_links",
+    "file_of",
+    "holders",
+    "interfaces",
+    "pids",
+    "replaced_program",
+    "start_time",
+    "started_at",
+    "take_fd",
+    "unit_of",
+    "user_of",
+)
 
 _SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
 SESSION_LINK = "anon_inode:[luo_session] "
@@ -38,6 +53,15 @@ def fd_links(pid: int, root: str = "/") -> dict[int, str]:
     except OSError:
         return {}
     return links
+
+
+def file_of(pid: int, fd: int) -> tuple[int, int]:
+    """Which file a descriptor of a process is, as its device and inode; zeros when it is gone."""
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return 0, 0
+    return seen.st_dev, seen.st_ino
 
 
 def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
@@ -67,6 +91,12 @@ def interfaces(pid: int, root: str = "/") -> list[str]:
     return sorted(found)
 
 
+def argv_of(pid: int) -> list[str]:
+    """The process's command line (proc(5), cmdline). OSError when it is gone."""
+    with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().split("\0")[:-1]
+
+
 def start_time(pid: int) -> int:
     """When the process started, in clock ticks since the boot (proc(5), stat field 22): tells a recycled id apart. 0 when it is gone."""
     try:
@@ -74,6 +104,14 @@ def start_time(pid: int) -> int:
             return int(stat.read().rpartition(")")[2].split()[19])
     except OSError:
         return 0
+
+
+def started_at(pid: int) -> float:
+    """When the process started, in seconds since the epoch by the clock as it is set now (proc(5), stat, btime). 0 when it is gone."""
+    ticks = start_time(pid)
+    with open("/proc/stat", encoding="ascii") as stat:
+        booted = next(int(line.split()[1]) for line in stat if line.startswith("btime "))
+    return booted + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
 
 
 def replaced_program(pid: int) -> str:
@@ -101,6 +139,15 @@ def unit_of(pid: int, root: str = "/") -> str | None:
         return None
     names = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
     return names[0] if names else None
+
+
+def user_of(pid: int) -> int | None:
+    """The effective user id of a process (proc(5), status); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            return next((int(line.split()[2]) for line in status if line.startswith("Uid:")), None)
+    except OSError:
+        return None
 
 
 def take_fd(pid: int, fd: int) -> int:

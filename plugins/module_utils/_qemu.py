@@ -15,9 +15,10 @@ import sys
 import time
 import zlib
 
-from . import _paths, _processes, _qemu_argv
+from . import _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
+from .vmm import _argv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ SETTLE_LIMIT_S = 5.0
 SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()
+_UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 
@@ -64,19 +66,29 @@ def known() -> list[dict]:
         names = sorted(os.listdir(_paths.GUESTS_RUN))
     except FileNotFoundError:
         return []
-    records = [_paths.read_json(os.path.join(_paths.GUESTS_RUN, name)) for name in names if name.endswith(".json")]
+    records = [_record(name.removesuffix(".json")) for name in names if name.endswith(".json")]
     return [record for record in records if record and _processes.start_time(record["pid"]) == record["started"]]
 
 
-def survey(records: list[dict]) -> None:
-    """Each guest has a monitor of its own: nothing is quicker for all at once."""
+def _record(name: str) -> dict:
+    """What the wrapper wrote about a guest. One that cannot be read is a guest that cannot be preserved, and nothing about the others."""
+    path = os.path.join(_paths.GUESTS_RUN, f"{name}.json")
+    try:
+        return _paths.read_json(path)
+    except LiveUpdateError as err:
+        reason = _reason("record-damaged", str(err), f"restart the guest; if it does not run, remove {path}")
+        return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": reason}
 
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
+    from .vmm import _files, _now  # not on the boot path
+
+    reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
-        return [record["reason"]]
-    reasons = []
+        known_codes = {why["code"] for why in reasons}
+        return reasons + [record["reason"]] * (record["reason"]["code"] not in known_codes)
+    reasons += _files.replaced(record["pid"], record["argv"])
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
             reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
@@ -88,6 +100,7 @@ def inspect(record: dict) -> list[dict]:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")
+            now = _now.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, _reason("monitor", str(err), "see the journal of its unit; restart the guest if QEMU hangs")]
     if state not in ("running", "paused"):
@@ -95,7 +108,8 @@ def inspect(record: dict) -> list[dict]:
     reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
-    return reasons
+    codes = {why["code"] for why in reasons}
+    return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
 
 
 def survey(records: list[dict]) -> None:
@@ -104,13 +118,13 @@ def survey(records: list[dict]) -> None:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
-    return _qemu_argv.warnings(record["argv"])
+    return _argv.warnings(record["argv"])
 
 
 def describe(record: dict) -> dict:
     """What a policy may tell guests apart by; a command line has no labels."""
     argv = record["argv"]
-    return {"memory_mib": _qemu_argv.ram_size(argv) >> 20, "devices": _qemu_argv.devices(argv), "labels": {}, "ladder": None}
+    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

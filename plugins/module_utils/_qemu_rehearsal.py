@@ -14,9 +14,10 @@ import contextlib
 import json
 import re
 
-from . import _guests, _paths, _qemu, _qemu_argv
+from . import _guests, _paths, _qemu
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
+from .vmm import _argv
 
 __all__ = ("command", "end", "rehearse")
 
@@ -42,8 +43,8 @@ def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
         if option in _CHANGED:
             words.append(_CHANGED[option](next(options, "")))
     words += ["-monitor", "none", "-display", "none", "-qmp", f"unix:{monitor},server=on,wait=off"]
-    words += ["-object", f"memory-backend-file,id={_qemu_argv.RAM_ID},size={size},share=off,mem-path={memory}"]
-    return [*words, "-machine", f"memory-backend={_qemu_argv.RAM_ID}", "-S", "-incoming", "defer"]
+    words += ["-object", f"memory-backend-file,id={_argv.RAM_ID},size={size},share=off,mem-path={memory}"]
+    return [*words, "-machine", f"memory-backend={_argv.RAM_ID}", "-S", "-incoming", "defer"]
 
 
 def _parts(value: str) -> list[tuple[str, str]]:

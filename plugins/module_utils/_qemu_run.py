@@ -15,9 +15,10 @@ import os
 import time
 import zlib
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _qemu_argv, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
+from .vmm import _argv
 
 __all__ = ("run",)
 
@@ -69,24 +70,24 @@ def _start(name: str, argv: list[str]) -> None:
     if unit:
         _boot_order.not_early(unit)  # where a power cut came before its save, nothing else would take that back
         _be_one_of_many(unit)
-    reason = _qemu_argv.unpreservable(argv)
+    reason = _argv.ram_reason(argv)
     ram = None
     if reason is None:
         from . import _ram_file  # not on the way back
 
-        size = _qemu_argv.ram_size(argv)
+        size = _argv.ram_size(argv)
         ram = {"fd": _ram_file.create(name, size), "size": size}
     _exec(name, argv, ram, reason, incoming=False)
 
 
 def _exec(name: str, argv: list[str], ram: dict | None, reason: dict | None, incoming: bool) -> None:
     monitor = _guests.run_path(name, "qmp")
-    command = _qemu_argv.command(argv, monitor, ram["fd"] if ram else None, ram["size"] if ram else 0, incoming)
+    command = _argv.command(argv, monitor, ram["fd"] if ram else None, ram["size"] if ram else 0, incoming)
     record = {
         "name": name,
         "provider": "qemu",
         "unit": _processes.unit_of(os.getpid()) or "",
-        "uuid": _qemu_argv.uuid_of(argv) or _own_uuid(name),
+        "uuid": _argv.uuid_of(argv) or _own_uuid(name),
         "pid": os.getpid(),
         "started": _processes.start_time(os.getpid()),
         "monitor": monitor,
@@ -132,7 +133,7 @@ def _wait_for_host(name: str, argv: list[str], interfaces: list[str]) -> list[st
     Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
     been made by hand, and a QEMU that cannot do without says so.
     """
-    nodes, until = _qemu_argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
+    nodes, until = _argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
     while True:
         lacking = [f"no {node}" for node in nodes if not os.path.exists(node)]
         if not os.access(_paths.STATE, os.W_OK):

@@ -6,50 +6,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 
-from . import (
-    _away,
-    _boot_order,
-    _cli,
-    _clock,
-    _cmdline,
-    _errors,
-    _guests,
-    _holding,
-    _host,
-    _incoming,
-    _kexec,
-    _libvirt,
-    _libvirt_agent,
-    _libvirt_image,
-    _libvirt_needs,
-    _libvirt_ram,
-    _libvirt_reasons,
-    _libvirt_rehearsal,
-    _libvirt_run,
-    _libvirt_survey,
-    _libvirt_virsh,
-    _lock,
-    _luo,
-    _memory,
-    _paths,
-    _processes,
-    _providers,
-    _qemu,
-    _qemu_argv,
-    _qemu_rehearsal,
-    _qemu_run,
-    _qmp,
-    _ram_file,
-    _rehearsal,
-    _systemd,
-    _update,
-)
+from . import _boot_order, _cli, _holding, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
 from ._errors import LiveUpdateError
 
-__all__ = ("DIRECTORIES", "files", "outdated")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable  # not at run time: slow to import
+
+__all__ = ("DIRECTORIES", "files", "left_over", "outdated")
 
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"
@@ -57,43 +25,48 @@ UNITS = "/etc/systemd/system"
 # What "systemctl set-property" writes is called 50-*.conf and is to win.
 DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
-_MODULES = (
-    _away,
-    _boot_order,
-    _cli,
-    _clock,
-    _cmdline,
-    _errors,
-    _guests,
-    _holding,
-    _host,
-    _incoming,
-    _kexec,
-    _libvirt,
-    _libvirt_agent,
-    _libvirt_image,
-    _libvirt_needs,
-    _libvirt_ram,
-    _libvirt_reasons,
-    _libvirt_rehearsal,
-    _libvirt_run,
-    _libvirt_survey,
-    _libvirt_virsh,
-    _lock,
-    _luo,
-    _memory,
-    _paths,
-    _processes,
-    _providers,
-    _qemu,
-    _qemu_argv,
-    _qemu_rehearsal,
-    _qemu_run,
-    _qmp,
-    _ram_file,
-    _rehearsal,
-    _systemd,
-    _update,
+# What the command imports, also inside functions; a folder's __init__.py goes along.
+_PARTS = (
+    "_away",
+    "_boot_order",
+    "_cli",
+    "_clock",
+    "_cmdline",
+    "_errors",
+    "_guests",
+    "_holding",
+    "_host",
+    "_incoming",
+    "_kexec",
+    "_libvirt",
+    "_libvirt_agent",
+    "_libvirt_describe",
+    "_libvirt_image",
+    "_libvirt_needs",
+    "_libvirt_ram",
+    "_libvirt_reasons",
+    "_libvirt_rehearsal",
+    "_libvirt_run",
+    "_libvirt_survey",
+    "_libvirt_virsh",
+    "_lock",
+    "_luo",
+    "_memory",
+    "_paths",
+    "_processes",
+    "_providers",
+    "_qemu",
+    "_qemu_rehearsal",
+    "_qemu_run",
+    "_qmp",
+    "_ram_file",
+    "_rehearsal",
+    "_systemd",
+    "_update",
+    "vmm._argv",
+    "vmm._files",
+    "vmm._now",
+    "vmm._options",
 )
 
 # Isolated and without site-packages: quick, and deaf to the environment and to what else is installed.
@@ -265,9 +238,22 @@ FileDescriptorStorePreserve=yes
 {_AHEAD}"""
 
 
-def _source(module: object) -> str:
-    """A module's own source, also when Ansible ships it in a zip file."""
-    return str(module.__loader__.get_source(module.__name__))  # type: ignore[attr-defined]
+def _source(part: str) -> str:
+    """The source of a module or folder of the collection's Python, also when Ansible ships it in a zip file."""
+    name = f"{_cli.__package__}.{part}"  # the import of the command is what makes Ansible ship all of them
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise LiveUpdateError(f"{name}: not found where this module runs; install the collection again on the controller")
+    return str(spec.loader.get_source(name))  # type: ignore[attr-defined]  # a loader from a file or zip file has it
+
+
+def _library() -> dict[str, str]:
+    """Each Python file below :data:`LIBRARY`: path -> content."""
+    package = f"{LIBRARY}/kvm_liveupdate"
+    modules = {f"{package}/{part.replace('.', '/')}.py": _source(part) for part in _PARTS}
+    folders = {part.rpartition(".")[0] for part in _PARTS} - {""}
+    inits = {f"{package}/{folder.replace('.', '/')}/__init__.py": _source(folder) for folder in sorted(folders)}
+    return {**modules, **inits, f"{package}/__init__.py": ""}
 
 
 def has_libvirt(root: str = "/") -> bool:
@@ -285,9 +271,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
             raise LiveUpdateError(f"guest unit {unit!r}: not the name of a service unit; write {unit}.service")
     if ram_size and not re.fullmatch(r"[1-9][0-9]*[kKmMgG%]?", ram_size):
         raise LiveUpdateError(f"ram_size {ram_size!r}: not a size; use bytes, or k, m, g or % (of the host's RAM) behind a whole number")
-    package = f"{LIBRARY}/kvm_liveupdate"
-    wanted = {f"{package}/{str(module.__name__).rpartition('.')[2]}.py": (_source(module), 0o644) for module in _MODULES}
-    wanted[f"{package}/__init__.py"] = ("", 0o644)
+    wanted = {path: (content, 0o644) for path, content in _library().items()}
     wanted[COMMAND] = (_COMMAND, 0o755)
     wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
@@ -323,3 +307,16 @@ def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
         if not same:
             found.append(path)
     return found
+
+
+def left_over(wanted: Iterable[str], root: str = "/") -> list[str]:
+    """What lies in the library on this host and is not wanted: Python files of an older version, and their byte code."""
+    kept = set(wanted)
+    found = []
+    for folder, _folders, names in os.walk(os.path.join(root, LIBRARY.lstrip("/"))):
+        there = "/" + os.path.relpath(folder, root)
+        for name in names:
+            source = f"{os.path.dirname(there)}/{name.partition('.')[0]}.py" if there.endswith("/__pycache__") else f"{there}/{name}"
+            if source not in kept:
+                found.append(f"{there}/{name}")
+    return sorted(found)

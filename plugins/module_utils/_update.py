@@ -113,13 +113,14 @@ _SUFFIXES = ("automount", "mount", "path", "scope", "service", "slice", "socket"
 
 def look() -> dict:
     """What the gate judges by. Each running guest is looked at afresh."""
-    guests = _guests.known()
+    found = _guests.records()
+    guests = {record["name"]: record for record in found}
     return {
         "image": _kexec.record(),
         "guests": guests,
         "holds": _holding.held_each(list(guests.values())),
         "not_back": _guests.not_back(guests),
-        "strangers": _guests.strangers(guests),
+        "strangers": _guests.strangers(found),
     }
 
 

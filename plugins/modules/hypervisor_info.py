@@ -163,19 +163,40 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _systemd,
     _update,
 )
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
 
+UNSEEN = {"name-long", "name-twice", "not-examined"}  # reasons that stand for an examination
+UNEXAMINED = {
+    "held": False,
+    "memory_mib": None,
+    "devices": [],
+    "labels": {},
+    "ladder": None,
+    "fill_mib": 0,
+    "last_pause": None,
+    "warnings": [],
+}
+
+
 def guest_facts(record: dict, held: bool) -> dict:
-    """One managed guest as the module returns it."""
+    """One managed guest as the module returns it. What goes wrong with its examination is a reason against it, and no other guest's."""
+    identity = {key: record[key] for key in ("name", "unit", "provider", "uuid", "pid")}
+    reasons = _guests.name_reasons(record)
+    if not reasons:
+        try:
+            return {**identity, **examined(record, held)}
+        except (LiveUpdateError, OSError, ValueError, LookupError) as err:
+            reasons = [reason("not-examined", f"it could not be examined: {err}", "mend what this names and examine the host again")]
+    return {**identity, **UNEXAMINED, "reasons": reasons}
+
+
+def examined(record: dict, held: bool) -> dict:
+    """What an examination finds about a guest."""
     return {
-        "name": record["name"],
-        "unit": record["unit"],
-        "provider": record["provider"],
-        "uuid": record["uuid"],
-        "pid": record["pid"],
         "held": held,
         **_guests.describe(record),
         "fill_mib": 0 if held else _memory.fill(record) >> 20,
@@ -203,16 +224,19 @@ def examine(module):
     """Read everything."""
     version = _systemd.version()
     kernel, boot_id = _host.kernel(), _host.boot_id()
-    running = _guests.known()
-    records = list(running.values())
+    records = _guests.records()
     _guests.survey(records)
     held = _holding.held_each(records)
     guests = [guest_facts(record, record["name"] in held) for record in records]
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
-    limits = {record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record)) for record in records}
+    limits = {
+        record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record))
+        for record, guest in zip(records, guests)
+        if UNSEEN.isdisjoint(why["code"] for why in guest["reasons"])
+    }
     reasons += _memory.shared_limit_reasons(limits)
-    reasons += _guests.not_back(running)
-    guests += _guests.strangers(running)
+    reasons += _guests.not_back([record["name"] for record in records])
+    guests += _guests.strangers(records)
     result: dict = {
         "changed": False,
         "guests": guests,

@@ -57,14 +57,15 @@ files:
 
 import compileall
 import os
+import shutil
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _runtime, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
-def write(wanted: dict, paths: list) -> None:
-    """Write files whole or not at all, byte-compile, prove that the command runs, and let systemd read its units again."""
+def write(wanted: dict, paths: list, old: list) -> None:
+    """Write files whole or not at all, remove old ones, byte-compile, prove that the command runs, and let systemd read its units again."""
     for directory in _runtime.DIRECTORIES:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     for path in paths:
@@ -75,6 +76,8 @@ def write(wanted: dict, paths: list) -> None:
             file.write(content)
         os.chmod(part, mode)
         os.replace(part, path)
+    for path in old:
+        os.unlink(path)
     compileall.compile_dir(_runtime.LIBRARY, quiet=1)
     _systemd.run(_runtime.COMMAND, "status")
     _systemd.run("systemctl", "daemon-reload")
@@ -96,6 +99,7 @@ def erase(paths: list) -> None:
         _systemd.run("systemctl", "disable", "--now", _runtime.RAM_MOUNT)
     for path in paths:
         os.unlink(path)
+    shutil.rmtree(_runtime.LIBRARY, ignore_errors=True)  # its folders are empty by now
     _systemd.run("systemctl", "daemon-reload")
 
 
@@ -104,17 +108,24 @@ def manage(module):
     present = module.params["state"] == "present"
     wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
     paths = _runtime.outdated(wanted) if present else [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)]
-    if paths and not present:
+    old = _runtime.left_over(wanted if present else [path for path in wanted if not path.startswith(_runtime.LIBRARY)])
+    removed = old if present else sorted({*paths, *old})
+    written = paths if present else []
+    if removed and not present:
         refuse_to_erase(list(_guests.known()))
-    if paths and not module.check_mode:
+    if (written or removed) and not module.check_mode:
         with _lock.Lock():
             if present:
-                write(wanted, paths)
+                write(wanted, written, removed)
             else:
-                erase(paths)
-    before, after = ("absent or different", "present") if present else ("present", "absent")
-    diff = {"before": "".join(f"{path}: {before}\n" for path in paths), "after": "".join(f"{path}: {after}\n" for path in paths)}
-    return {"changed": bool(paths), "files": paths, "diff": diff}
+                erase(removed)
+    before = [*(f"{path}: absent or different\n" for path in written), *(f"{path}: present\n" for path in removed)]
+    after = [*(f"{path}: present\n" for path in written), *(f"{path}: absent\n" for path in removed)]
+    return {
+        "changed": bool(written or removed),
+        "files": [*written, *removed],
+        "diff": {"before": "".join(before), "after": "".join(after)},
+    }
 
 
 def main():

@@ -13,8 +13,9 @@ import time
 
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
 
-from kvm_liveupdate import _guests, _qemu, _qemu_argv
+from kvm_liveupdate import _guests, _qemu
 from kvm_liveupdate._qmp import Qmp
+from kvm_liveupdate.vmm import _argv
 
 STATE, MONITOR = "/run/bench.state", "/run/bench.qmp"
 
@@ -29,7 +30,7 @@ subprocess.run(["systemctl", "stop", record["unit"]], check=True)
 os.sync()
 with open("/proc/sys/vm/drop_caches", "w") as file:
     file.write("3\n")
-command = _qemu_argv.command(record["argv"], MONITOR, ram, os.fstat(ram).st_size, incoming=True)
+command = _argv.command(record["argv"], MONITOR, ram, os.fstat(ram).st_size, incoming=True)
 begun = time.monotonic()
 with subprocess.Popen(command, pass_fds=[ram]) as process:
     try:

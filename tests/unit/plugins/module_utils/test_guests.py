@@ -4,15 +4,29 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from types import SimpleNamespace
+
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _paths, _processes, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _luo, _paths, _processes, _providers, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
 def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
-    record = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "ram": [], "argv": ["qemu", "-M", "q35"]}
+    record = {
+        "name": "web",
+        "provider": "qemu",
+        "unit": "web.service",
+        "uuid": "u",
+        "pid": 7,
+        "ram": [],
+        "argv": ["qemu", "-nodefaults", "-M", "q35"],
+    }
     monkeypatch.setattr(_guests, "inspect", lambda _record: [])
+    monkeypatch.setattr(_systemd, "show", lambda *_asked: {})
     facts = hypervisor_info.guest_facts(record, held=False)
     assert [warning["code"] for warning in facts["warnings"]] == ["machine-version"]
     assert hypervisor_info.refusals([], [facts]) == []
@@ -20,7 +34,7 @@ def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
 
 def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     reason = {"code": "not-managed", "message": "no", "remedy": "yes"}
-    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_guests, "records", list)
     monkeypatch.setattr(_processes, "pids", lambda: [7])
     monkeypatch.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
     monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
@@ -71,3 +85,116 @@ def test_a_domain_whose_host_went_down_before_its_journal_was_written_is_lost(tm
 )
 def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
     assert _guests.last_pause(update) == seconds
+
+
+WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "ram": [], "argv": ["qemu"], "limits": {}}
+DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None}
+SHOWN = {
+    "MainPID": "7",
+    "FileDescriptorStoreMax": "4",
+    "FileDescriptorStorePreserve": "yes",
+    "NotifyAccess": "all",
+    "IgnoreOnIsolate": "yes",
+    "ExecStart": "{ path=/usr/local/sbin/kvm-liveupdate ; argv[]=/usr/local/sbin/kvm-liveupdate run web -- qemu ; ignore_errors=no }",
+}
+
+
+PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], describe=lambda _record: {**DESCRIBED})
+
+
+@pytest.fixture(name="looked")
+def examination(monkeypatch):
+    """A guest against which nothing speaks; what is asked about it can be changed."""
+    monkeypatch.setattr(_systemd, "show", lambda *_asked: SHOWN)
+    monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_providers, "of", lambda _record: PROVIDER)
+    monkeypatch.setattr(_processes, "replaced_program", lambda _pid: "")
+    monkeypatch.setattr(_processes, "user_of", lambda _pid: 0)
+    monkeypatch.setattr(_paths, "GUESTS_STATE", "/never/made")
+    return monkeypatch
+
+
+def codes(record):
+    return [reason["code"] for reason in _guests.inspect(record)]
+
+
+def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
+    assert codes(WEB) == []
+    looked.setattr(_processes, "replaced_program", lambda _pid: "/usr/bin/qemu-system-x86_64")
+    assert codes(WEB) == ["qemu-replaced"]
+    looked.setattr(_processes, "replaced_program", lambda _pid: "")
+    looked.setattr(_processes, "user_of", lambda _pid: 64055)
+    assert codes(WEB) == ["unit"]
+    looked.setattr(_processes, "user_of", lambda _pid: 0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        looked.setitem(SHOWN, "MainPID", str(process.pid))
+        assert codes({**WEB, "pid": process.pid, "argv": ["qemu", "-kernel", "/never/made"]}) == ["file-gone"]
+        process.stdin.close()
+
+
+def test_a_qemu_that_does_not_see_where_its_state_goes_is_refused(looked, tmp_path):
+    looked.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    assert _guests.rights_reasons("web.service", os.getpid()) == []
+    (reason,) = _guests.rights_reasons("web.service", 1 << 30)  # of a process that is gone nothing is seen
+    assert reason["code"] == "unit" and f"does not see {tmp_path}" in reason["message"] and "RootDirectory=" in reason["message"]
+    looked.setattr(_paths, "GUESTS_STATE", "/sys/kernel")
+    looked.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    (reason,) = _guests.rights_reasons("web.service", os.getpid())
+    assert "may not write to /sys/kernel" in reason["message"]
+    looked.setattr(_paths, "GUESTS_STATE", "/never/made")
+    looked.setattr(_luo, "DEVICE", str(tmp_path))
+    (reason,) = _guests.rights_reasons("web.service", 1 << 30)
+    assert f"does not see {tmp_path} (PrivateDevices=" in reason["message"]
+
+
+def program(path, *words):
+    return f"{{ path={path} ; argv[]={' '.join((path, *words))} ; ignore_errors=no ; start_time=[n/a] }}"
+
+
+def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
+    assert _guests.warn(WEB) == []
+    both = " ".join((program("/usr/bin/qemu-img", "create", "/srv/a"), program("/usr/bin/cp", "VARS.fd", "/srv")))
+    (warning,) = _guests.start_warnings("web.service", {**SHOWN, "ExecStartPre": both})
+    assert warning["code"] == "start-runs-again"
+    assert "ExecStartPre=/usr/bin/qemu-img create /srv/a; ExecStartPre=/usr/bin/cp VARS.fd /srv" in warning["message"]
+    (warning,) = _guests.start_warnings("web.service", {"ExecStart": program("/usr/local/bin/start-web", "-v")})
+    assert "ExecStart=/usr/local/bin/start-web -v" in warning["message"]
+    looked.setitem(SHOWN, "ExecStartPost", program("/usr/bin/logger", "up"))
+    assert [warning["code"] for warning in _guests.warn(WEB)] == ["start-runs-again"]
+
+
+@pytest.mark.parametrize(("name", "long"), [("\u0432" * 30, True), ("a-" * 30, False), ("a" * 250, True), ("web", False)])
+def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, name, long):
+    record = {**WEB, "name": name}
+    assert [reason["code"] for reason in _guests.name_reasons(record)] == (["name-long"] if long else [])
+    looked.setattr(_systemd, "version", lambda: 261)  # holds the memory of a unit's guest itself, and that of a domain not
+    assert _guests.name_reasons(record) == []
+    assert bool(_guests.name_reasons({**record, "provider": "libvirt"})) is long
+
+
+def test_two_guests_of_one_name_are_both_refused(looked):
+    domain = {**WEB, "provider": "libvirt", "unit": "kvm-liveupdate-hold@web.service", "pid": 8}
+    providers = [SimpleNamespace(known=lambda: [dict(WEB), {**WEB, "name": "db"}]), SimpleNamespace(known=lambda: [domain])]
+    looked.setattr(_providers, "all_of_them", lambda: providers)
+    web, db, other = _guests.records()
+    assert codes(web) == codes(other) == ["name-twice"] and codes(db) == []
+    assert "web.service" in _guests.inspect(other)[0]["message"]
+    looked.setattr(_processes, "pids", lambda: [7, 8])
+    looked.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
+    assert _guests.strangers() == []
+
+
+def test_a_guest_whose_examination_fails_has_a_reason_and_the_others_are_examined(looked):
+    looked.setattr(hypervisor_info._holding, "held", lambda _record: {})
+
+    def inspect(record):
+        if record["name"] == "db":
+            raise LiveUpdateError("systemctl show: invalid argument")
+        return []
+
+    looked.setattr(_guests, "inspect", inspect)
+    web, db, long = (hypervisor_info.guest_facts({**WEB, "name": name}) for name in ("web", "db", "\u0432" * 30))
+    assert web["reasons"] == []
+    assert [reason["code"] for reason in db["reasons"]] == ["not-examined"] and "invalid argument" in db["reasons"][0]["message"]
+    assert [reason["code"] for reason in long["reasons"]] == ["name-long"]
+    assert set(web) == set(db) == set(long)

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _processes
@@ -62,3 +64,10 @@ def test_what_the_taps_of_a_process_need(tmp_path):
     (fds / "8").symlink_to("/dev/null")
     assert _processes.interfaces(7, str(tmp_path)) == ["br0", "web1"]
     assert _processes.interfaces(8, str(tmp_path)) == []
+
+
+def test_when_and_as_whom_a_process_runs(program):
+    _path, process = program
+    assert abs(_processes.started_at(process.pid) - time.time()) < 60
+    assert _processes.user_of(process.pid) == os.geteuid()
+    assert (_processes.started_at(1 << 30), _processes.user_of(1 << 30)) == (0.0, None)

@@ -4,13 +4,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import json
+import os
+import stat
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _qemu
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _processes, _qemu
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu import largest_mapping
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
 
 SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Size:                132 kB
@@ -149,3 +157,94 @@ def test_a_guest_that_went_on_after_its_save_is_seen(monkeypatch, states, says):
 def test_a_qemu_that_does_not_answer_is_a_problem(tmp_path):
     (problem,) = _qemu.still_saved([{"name": "web", "monitor": str(tmp_path / "none")}])
     assert problem.startswith("guest web: whether it still stands still is not known")
+
+
+def test_what_the_command_line_says_is_told_once():
+    """The wrapper noted why it gave the guest no RAM file; today's reader says that again, and may say more."""
+    argv = ["qemu", "-mem-path", "/dev/hugepages", "-snapshot"]
+    record = {"reason": {"code": "ram-hugetlb", "message": "old", "remedy": "old"}, "argv": argv}
+    assert [reason["code"] for reason in _qemu.inspect(record)] == ["ram-hugetlb", "transient-disk"]
+    assert [reason["code"] for reason in _qemu.inspect({**record, "argv": ["qemu"]})] == ["ram-hugetlb"]
+
+
+ANSWERS = {
+    "query_status": [RUNNING],
+    "query_block": [[]],
+    "query_block_jobs": [[]],
+    "qom_list": [[]],
+    "human_monitor_command": [""],
+    "query_cpus_fast": [[{}]],
+}
+
+
+@pytest.fixture(name="inspected")
+def examination(monkeypatch):
+    """The codes of the reasons against a guest, by what its QEMU answers."""
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 4096)
+    record = {"name": "web", "pid": os.getpid(), "monitor": "/run/qmp", "ram": [{"fd": fd, "size": 4096}], "argv": ["qemu", "-nodefaults"]}
+
+    def inspect(**other):
+        machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
+        machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+        monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+        return [reason["code"] for reason in _qemu.inspect(record)]
+
+    yield inspect
+    os.close(fd)
+
+
+def test_a_guest_that_is_as_it_was_started_has_no_reasons(inspected):
+    assert inspected() == []
+
+
+def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, monkeypatch):
+    assert inspected(query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["disk-changed"]
+    assert inspected(qom_list=[[{"name": "k", "type": "child<usb-kbd>"}], []]) == ["device-changed"]
+    assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job"]
+    assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
+    assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
+    assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]
+    monkeypatch.setattr(_files, "replaced", lambda _pid, _argv: [{"code": "rom-replaced"}])
+    assert inspected() == ["rom-replaced"]
+
+
+def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "never"))
+    assert _qemu.known() == []
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    me = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    for name, record in {"web": me, "old": {**me, "started": 1}, "gone": {"pid": 1 << 30, "started": 1}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **record}))
+    assert [record["name"] for record in _qemu.known()] == ["web"]
+
+
+def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    (tmp_path / "web.json").write_text("{")
+    (record,) = _qemu.known()
+    (reason,) = _qemu.inspect(record)
+    assert record["name"] == "web" and reason["code"] == "record-damaged" and f"remove {tmp_path}/web.json" in reason["remedy"]
+    assert _qemu.warn({**record, "argv": ["qemu", *PLAIN]}) == []
+
+
+PLAIN = ["-machine", "pc-q35-10.0", "-nodefaults"]
+
+
+def test_a_state_is_on_the_disk_and_for_root_only_when_the_save_ends(monkeypatch, tmp_path):
+    """Nothing else makes it last: the kernel that is jumped into reads it from the disk."""
+    state, synced = tmp_path / "web.state", []
+
+    def write(_monitor, path):
+        Path(path).write_text("state")
+        os.chmod(path, 0o644)  # as QEMU makes it
+        return 1.0
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(_qemu, "Qmp", lambda _path: contextlib.nullcontext())
+    monkeypatch.setattr(_qemu, "write_state", write)
+    saved = _qemu.save({"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"]}, str(state), True)
+    assert str(state) in synced
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    assert saved["state_crc32"] == zlib.crc32(b"state")

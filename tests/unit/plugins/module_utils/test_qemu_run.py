@@ -19,11 +19,11 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _paths,
     _processes,
     _qemu,
-    _qemu_argv,
     _qemu_run,
     _systemd,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
 
 
 def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
@@ -71,7 +71,7 @@ def host_that_boots(tmp_path, monkeypatch):
     made.kvm.unlink()
     monkeypatch.setattr(_paths, "STATE", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path / "run"))
-    monkeypatch.setattr(_qemu_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
+    monkeypatch.setattr(_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
     monkeypatch.setattr(_qemu_run.time, "sleep", made.sleep)
     monkeypatch.setattr(os, "access", made.access)
     return made

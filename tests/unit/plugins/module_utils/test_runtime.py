@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
+UTILS = Path(_runtime.__file__).parent
 MOUNT = f"/etc/systemd/system/{_runtime.RAM_MOUNT}"
 
 
@@ -57,19 +61,80 @@ def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_oth
     assert _runtime.DROPIN < "50-StartupCPUWeight.conf"
 
 
+def library(tmp_path):
+    """The Python files of the runtime, below a folder as on a host."""
+    for path, (content, _mode) in _runtime.files([]).items():
+        if path.startswith(_runtime.LIBRARY):
+            file = tmp_path / path.removeprefix(f"{_runtime.LIBRARY}/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+
+
 def test_the_runtime_stands_alone(tmp_path):
     """Each of its modules can be imported where there is nothing else: that is how the boot finds it."""
-    package = f"{_runtime.LIBRARY}/kvm_liveupdate/"
-    names = []
-    (tmp_path / "kvm_liveupdate").mkdir()
-    for path, (content, _mode) in _runtime.files([]).items():
-        if path.startswith(package):
-            names.append(path.removeprefix(package).removesuffix(".py"))
-            (tmp_path / "kvm_liveupdate" / path.removeprefix(package)).write_text(content, encoding="utf-8")
-    wanted = "; ".join(f"import kvm_liveupdate.{name}" for name in names if name != "__init__")
+    library(tmp_path)
+    wanted = "; ".join(f"import kvm_liveupdate.{part}" for part in _runtime._PARTS)
     program = f"import sys; sys.path.insert(0, '{tmp_path}'); {wanted}"
     done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def imported(part):
+    """The modules of the collection that a module imports anywhere, also inside functions."""
+    package = part.split(".")[:-1]
+    tree = ast.parse((UTILS / f"{part.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]
+            prefix = ".".join(filter(None, base))
+            for name in [prefix, *(".".join(filter(None, (prefix, alias.name))) for alias in node.names)]:
+                if name and (UTILS / f"{name.replace('.', '/')}.py").is_file():
+                    yield name
+
+
+def test_a_host_gets_what_the_command_imports_and_no_more():
+    """A module that is not there would be missed at the moment when it is needed, which may be in the pause."""
+    found, left = set(), ["_cli"]
+    while left:
+        part = left.pop()
+        if part not in found:
+            found.add(part)
+            left += imported(part)
+    assert "_qemu_run" in found and "vmm._argv" in found
+    assert sorted(found) == sorted(_runtime._PARTS)
+
+
+def test_a_folder_has_a_sentence_and_no_code():
+    folders = list(UTILS.glob("*/__init__.py"))
+    assert folders
+    for path in folders:
+        (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)
+
+
+def test_ansible_ships_all_of_it(tmp_path):
+    """In a zip file, in which most of it is not imported."""
+    command = ["ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "kvm.liveupdate.runtime", "--check", "--diff"]
+    settings = {"ANSIBLE_HOME": str(tmp_path), "ANSIBLE_LOCAL_TEMP": str(tmp_path), "ANSIBLE_REMOTE_TEMP": str(tmp_path)}
+    command += ["-e", f"ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in done.stdout
+    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/__init__.py" in done.stdout
+
+
+def test_what_an_older_version_left_in_the_library_is_found(tmp_path):
+    """Python would go on importing it."""
+    wanted = _runtime.files([])
+    assert _runtime.left_over(wanted, str(tmp_path)) == []
+    library(tmp_path / _runtime.LIBRARY.lstrip("/"))
+    package = tmp_path / _runtime.LIBRARY.lstrip("/") / "kvm_liveupdate"
+    (package / "__pycache__").mkdir()
+    for name in ("_qemu_argv.py", "__pycache__/_qemu_argv.cpython-311.pyc", "__pycache__/_cli.cpython-311.pyc"):
+        (package / name).touch()
+    found = _runtime.left_over(wanted, str(tmp_path))
+    assert found == [f"{_runtime.LIBRARY}/kvm_liveupdate/{name}" for name in ("__pycache__/_qemu_argv.cpython-311.pyc", "_qemu_argv.py")]
+    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in _runtime.left_over([], str(tmp_path))
 
 
 def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
@@ -120,3 +185,11 @@ def test_a_holder_lives_through_the_shutdown():
 
 def test_a_boot_whose_order_fails_is_an_ordinary_one():
     assert "OnFailure=default.target" in sections("kvm-liveupdate-boot.service")["[Unit]"]
+
+
+def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isolation():
+    """Without the first the session is closed at the shutdown, without the second the guest is ended before it is saved."""
+    dropin, _mode = _runtime.files(["web1.service"])[f"{_runtime.UNITS}/web1.service.d/{_runtime.DROPIN}"]
+    unit, service = dropin.split("[Service]")
+    assert "\nIgnoreOnIsolate=yes\n" in unit and "\nDefaultDependencies=no\n" in unit
+    assert "\nFileDescriptorStorePreserve=yes\n" in service and "\nFileDescriptorStoreMax=4\n" in service

@@ -1,0 +1,343 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU command lines: what one says about the guest's RAM, and the one that we run. PRIVATE to the collection.
+
+Source: qemu(1).
+"""
+
+from __future__ import annotations
+
+import re
+
+from .._errors import LiveUpdateError, reason
+from . import _options
+from ._options import Option
+
+__all__ = (
+    "CHARACTER_DEVICES",
+    "RAM_ID",
+    "command",
+    "devices",
+    "is_read_only",
+    "local_file",
+    "nodes",
+    "ram_reason",
+    "ram_size",
+    "reasons",
+    "uuid_of",
+    "warnings",
+)
+
+# The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
+RAM_ID = "pc.ram"
+DEFAULT_RAM_BYTES = 128 << 20
+_HUGE_PAGE = 2 << 20
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+# A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
+_VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
+_NETWORKS = ("netdev", "nic", "net")
+_DISK = ("drive", "blockdev")
+CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
+_DESCRIPTORS = ("fd", "fds", "vhostfd", "vhostfds", "sock_fd")
+_DESCRIPTOR_PATHS = ("/dev/fdset/", "/dev/fd/", "/proc/self/fd/")
+_ENCRYPTION = ("sev-guest", "sev-snp-guest", "tdx-guest", "pef-guest", "s390-pv-guest")
+
+# Devices that are not QEMU's alone, by how their names begin, and why that matters.
+_DEVICES = (
+    (("vfio-", "usb-host", "pci-assign", "kvm-pci-assign"), "hostdev"),
+    (("vhost-user-fs", "virtio-9p"), "filesystem"),
+    (("vhost-user-", "x-pci-proxy-dev"), "vhost-user"),
+    (("vhost-vdpa-",), "vdpa"),
+    (("ivshmem",), "shmem"),
+    (("pc-dimm", "nvdimm", "virtio-mem", "virtio-pmem", "cxl-type3"), "memory-device"),
+)
+_BLOCK_DRIVERS = {
+    "nvme": "disk-nvme",
+    "nvme-io_uring": "disk-nvme",
+    "virtio-blk-vfio-pci": "hostdev",
+    "virtio-blk-vhost-user": "disk-vhost-user",
+    "virtio-blk-vhost-vdpa": "disk-vdpa",
+}
+_SAYS = {
+    "hostdev": ("it has a device of the host", "remove the device and restart the guest; use virtio disks and a tap on a bridge"),
+    "filesystem": ("it shares a folder of the host", "remove it and restart the guest"),
+    "vhost-user": (
+        "another process serves one of its devices, and ends with the jump",
+        "use a device of QEMU's own, and restart the guest",
+    ),
+    "vdpa": ("it has a vDPA device of the host", "use a tap on a bridge and restart the guest"),
+    "shmem": ("it shares memory with another process", "remove the device and restart the guest"),
+    "memory-device": ("it has memory beside its RAM, which is not held", "give it all of its memory by -m and restart the guest"),
+    "disk-nvme": ("it has an NVMe drive of the host as a disk", "use a file or block device and restart the guest"),
+    "disk-vhost-user": (
+        "another process serves one of its disks, and ends with the jump",
+        "use a file or block device and restart the guest",
+    ),
+    "disk-vdpa": ("it has a vDPA device of the host as a disk", "use a file or block device and restart the guest"),
+    "tpm-passthrough": ("it has the host's TPM", "use an emulated TPM and restart the guest"),
+    "launch-security": ("its memory is encrypted for the processor that it started on", "shut it down for the update"),
+    "transient-disk": ("a disk forgets what was written to it when QEMU ends", "remove snapshot=on or -snapshot and restart the guest"),
+    "cache-unsafe": (
+        "what it writes to a disk may not be on the disk at the jump",
+        "use another cache mode (cache=none) and restart the guest",
+    ),
+    "start-option": ("it has an option with which QEMU cannot take in a saved state", "remove the option and restart the guest"),
+    "server-waits": (
+        "QEMU waits at its start until somebody connects, and so would the guest after the jump",
+        "add wait=off to it and restart the guest",
+    ),
+    "privileges": (
+        "QEMU gives up the rights that it needs to write its state",
+        "remove the option and restart the guest; limit QEMU by -sandbox and the settings of its unit instead",
+    ),
+    "inherited-fd": (
+        "it uses descriptors inherited from its starter, which do not exist after the jump",
+        "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
+    ),
+}
+
+
+def _given(argv: list[str], *names: str) -> list[Option]:
+    """The options of these names, in order. What cannot be read is left out: :func:`reasons` tells it."""
+    return [option for option in _options.read(argv)[0] if option.name in names]
+
+
+def ram_size(argv: list[str]) -> int:
+    """The guest's RAM in bytes, from ``-m``: MiB unless a unit follows; 128 MiB when not given."""
+    size = ([option.get("size") for option in _given(argv, "m") if option.get("size")] or [""])[-1]
+    if not size:
+        return DEFAULT_RAM_BYTES
+    digits, shift = size, 20
+    if size[-1].upper() in _UNITS:
+        digits, shift = size[:-1], _UNITS[size[-1].upper()]
+    if not digits.isdigit() or not int(digits):
+        raise LiveUpdateError(f"-m {size}: not a size this wrapper understands; use whole numbers with K, M, G or T, e.g. -m 2G")
+    return int(digits) << shift
+
+
+def uuid_of(argv: list[str]) -> str:
+    """The guest's UUID as given by ``-uuid``; empty when it has none."""
+    return ([option.get("").lower() for option in _given(argv, "uuid")] or [""])[-1]
+
+
+def nodes(argv: list[str]) -> list[str]:
+    """The device nodes of the host that it opens, as far as they come with a kernel module: ``/dev/kvm`` and the like."""
+    options = _options.read(argv)[0]
+    nets = [option for option in options if option.name in _NETWORKS]
+    wanted = {
+        "/dev/kvm": any(option.name == "enable-kvm" or "kvm" in option.get("accel") for option in options),
+        "/dev/net/tun": any(net.get("type") in ("tap", "bridge") for net in nets),
+        "/dev/vhost-net": any(net.is_on("vhost") or net.is_on("vhostforce") for net in nets),
+        "/dev/vhost-vsock": any(option.name == "device" and "vhost-vsock" in option.get("driver") for option in options),
+    }
+    return [node for node, needed in wanted.items() if needed]
+
+
+def ram_reason(argv: list[str]) -> dict | None:
+    """Why the RAM that this command line asks for cannot be preserved: a reason, or None when it can."""
+    for option in _given(argv, "object", "mem-path", "numa", "machine"):
+        backend = option.name == "object" and option.get("qom-type").startswith("memory-backend-")
+        if option.name == "mem-path" or (backend and option.is_on("hugetlb")):
+            return reason(
+                "ram-hugetlb",
+                f"its RAM comes from huge pages or a file of its own, which the kernel cannot preserve: {option.text}",
+                "remove this option: the wrapper gives RAM that transparent huge pages can back",
+            )
+        if backend or option.get("memdev") or option.get("memory-backend"):
+            return reason(
+                "ram-backend",
+                f"it has a RAM backend of its own: {option.text}",
+                "remove -object memory-backend-..., memdev= and memory-backend=: the wrapper adds a backend that can be preserved",
+            )
+    return None
+
+
+def reasons(argv: list[str]) -> list[dict]:
+    """Why a QEMU with this command line, or these words of one, cannot be preserved; none when it can."""
+    options, unread = _options.read(argv)
+    found = [
+        reason("argv-unread", f"its command line cannot be read: {text}", "mend or remove that option and restart the guest")
+        for text in unread
+    ]
+    ram = ram_reason(argv)
+    found += [ram] if ram else []
+    for option in options:
+        for code in dict.fromkeys(_codes(option)):
+            what, remedy = _SAYS[code]
+            found.append(reason(code, f"{what}: {option.text}", remedy))
+    return found
+
+
+def _codes(option: Option) -> list[str]:
+    """The codes of the reasons against one option."""
+    name, kind = option.name, option.get("type")
+    found = []
+    if name in ("loadvm", "incoming", "daemonize", "preconfig") or (name == "icount" and option.get("rr")):
+        found.append("start-option")
+    if name in ("runas", "chroot") or (name == "run-with" and (option.get("user") or option.get("chroot"))):
+        found.append("privileges")
+    if name == "device" or name == "usbdevice":
+        driver = option.get("driver")
+        found += [code for starts, code in _DEVICES if driver.startswith(starts) or (name == "usbdevice" and driver.startswith("host:"))][
+            :1
+        ]
+    if name in _NETWORKS:
+        found += {"vhost-user": ["vhost-user"], "vhost-vdpa": ["vdpa"]}.get(kind, [])
+    if name in ("fsdev", "virtfs", "virtfs_synth"):
+        found.append("filesystem")
+    if name == "tpmdev" and kind == "passthrough":
+        found.append("tpm-passthrough")
+    if (name == "object" and option.get("qom-type") in _ENCRYPTION) or (
+        name == "machine" and (option.get("confidential-guest-support") or option.get("memory-encryption"))
+    ):
+        found.append("launch-security")
+    if name == "snapshot":
+        found.append("transient-disk")
+    if name in _DISK:
+        found += _disk_codes(option)
+    if name in CHARACTER_DEVICES and _waits(option):
+        found.append("server-waits")
+    if name == "add-fd" or any(_is_descriptor(key, value) for key, value in option.keys.items()):
+        found.append("inherited-fd")
+    return found
+
+
+def _is_descriptor(key: str, value: str) -> bool:
+    last = key.rpartition(".")[2]
+    return last in _DESCRIPTORS or (last == "type" and value == "fd") or value.startswith(_DESCRIPTOR_PATHS)
+
+
+def _disk_codes(option: Option) -> list[str]:
+    drivers = {value for key, value in option.keys.items() if key.rpartition(".")[2] == "driver"}
+    drivers |= {file.partition(":")[0] for file in (option.get("file"), option.get("file.filename"))}
+    found = [_BLOCK_DRIVERS[driver] for driver in sorted(drivers) if driver in _BLOCK_DRIVERS]
+    if not is_read_only(option):
+        if option.is_on("snapshot"):
+            found.append("transient-disk")
+        no_flush = any(option.is_on(key) for key in option.keys if f".{key}".endswith(".cache.no-flush"))
+        if no_flush or option.get("cache") == "unsafe":
+            found.append("cache-unsafe")
+    return found
+
+
+def is_read_only(disk: Option) -> bool:
+    """Whether the guest cannot write to this disk."""
+    return disk.get("media") == "cdrom" or disk.is_on("readonly") or disk.is_on("read-only")
+
+
+def local_file(disk: Option, nodes: dict[str, Option]) -> str:
+    """The file or block device of the host that a disk's image is, or empty; ``nodes`` are the ``-blockdev`` by their names."""
+    for key, value in disk.keys.items():
+        last = key.rpartition(".")[2]
+        if set(key.split(".")[:-1]) <= {"file"} and last in ("file", "filename"):
+            if last == "file" and value in nodes:
+                return local_file(nodes[value], {name: node for name, node in nodes.items() if node is not disk})
+            if last == "filename":
+                return value
+            if disk.name == "drive":
+                return _local(value)
+    return ""
+
+
+def _local(name: str) -> str:
+    """A file's name as ``-drive file=`` takes it: it may begin with a protocol (block.c, path_has_protocol), and "json:" is one."""
+    if name.startswith("json:"):
+        try:
+            return local_file(Option("drive", _options.keys_of("blockdev", name[len("json:") :]), name), {})
+        except ValueError:
+            return ""
+    protocol, colon, rest = name.partition(":")
+    if not colon or "/" in protocol:
+        return name
+    return rest if protocol in ("file", "host_device", "host_cdrom") else ""
+
+
+def _waits(option: Option) -> bool:
+    """Whether QEMU waits for a client: by default in its own dialect, not in JSON (qapi/char.json)."""
+    if option.get("backend.type") == "socket":
+        return option.is_on("backend.data.wait") and option.get("backend.data.server") != "off"
+    return option.get("backend") == "socket" and option.is_on("server") and option.get("wait") != "off"
+
+
+def devices(argv: list[str]) -> list[str]:
+    """The guest's devices in words: ``device:virtio-net-pci`` (its driver), ``disk:virtio``, ``interface:tap``, ``hostdev``, ``tpm``."""
+    found = set()
+    for option in _options.read(argv)[0]:
+        if option.name == "device":
+            found.add("hostdev" if "hostdev" in _codes(option) else f"device:{option.get('driver')}")
+        elif option.name == "drive" and option.get("if") != "none":  # else it is the disk of a -device
+            found.add(f"disk:{option.get('if') or 'ide'}")  # but for ARM's virt and the like, whose default is virtio
+        elif option.name in ("netdev", "nic") and option.get("type") != "none":
+            found.add(f"interface:{option.get('type')}")
+        elif option.name == "tpmdev":
+            found.add("tpm")
+    return sorted(found)
+
+
+def warnings(argv: list[str]) -> list[dict]:
+    """What of this command line does not come over as it was, or would not with another QEMU: of the same shape as a reason."""
+    options, found = _options.read(argv)[0], []
+    machine = ([option.get("type") for option in options if option.name == "machine" and option.get("type")] or [""])[-1]
+    if not _VERSIONED.search(machine):
+        seen = f"its machine type {machine!r} has no version" if machine else "its command line names no machine type"
+        found.append(
+            reason(
+                "machine-version",
+                f"{seen}: a QEMU that was upgraded since makes another machine of it, which may not take its state",
+                "name it with its version, as -machine help lists it (pc-q35-10.0), and restart the guest;"
+                " where there is none, do not upgrade QEMU together with the update",
+            )
+        )
+    processor = ([option for option in options if option.name == "cpu"] or [Option("cpu", {}, "")])[-1]
+    if processor.get("model") in ("host", "max"):
+        message = f"its processor is what the host offers, and a new kernel may offer another: {processor.text}"
+        found.append(reason("cpu-host", message, "name the model (-cpu EPYC-Rome, see -cpu help) and restart the guest"))
+    for option in options:
+        if option.name == "device" and "vhost-vsock" in option.get("driver"):
+            found.append(reason("vsock", f"its vsock connections are reset: {option.text}", "see that both ends connect again"))
+        if option.name == "device" and option.get("driver") == "vmgenid" and option.get("guid") == "auto":
+            message = f"it gets a new generation id when it comes back and will take itself for a clone: {option.text}"
+            found.append(reason("genid", message, "give it a guid of its own (guid=UUID) and restart the guest"))
+    return found + [
+        reason(
+            "user-network",
+            f"connections through its user-mode network are lost: {text}",
+            "use a tap on a bridge, or see that both ends connect again",
+        )
+        for text in _user_networks(options)
+    ]
+
+
+def _user_networks(options: list[Option]) -> list[str]:
+    """The networks that QEMU makes itself, of which it makes one where nothing is said about networks and defaults."""
+    names = {option.name for option in options}
+    if not names & {"nodefaults", *_NETWORKS}:
+        return ["QEMU's default, as neither -nodefaults nor -nic none is given"]
+    own = ("user", "passt")
+    return [
+        option.text
+        for option in options
+        if option.name in _NETWORKS and (option.get("type") in own or (option.name == "nic" and not option.get("type")))
+    ]
+
+
+def command(argv: list[str], monitor: str, ram_fd: int | None, size: int, incoming: bool) -> list[str]:
+    """The command line to run: the user's, with our monitor, the RAM behind ``ram_fd``, and waiting for a state or not.
+
+    ``ram_fd`` None leaves the RAM as the user asked for it.
+    """
+    for option, _word in _options.split(argv):
+        if option in ("daemonize", "incoming"):
+            raise LiveUpdateError(f"-{option} does not go together with live update: remove it, systemd runs QEMU in the foreground")
+    added = ["-qmp", f"unix:{monitor},server=on,wait=off"]
+    if ram_fd is not None:
+        # Only a *named file* that is shared stays out of the migration stream (QEMU's migrate_ram_is_ignored), hence the path.
+        # Aligned, a huge page of the file is one for the processor too, and comes with one fault.
+        file = f"memory-backend-file,id={RAM_ID},size={size},align={_HUGE_PAGE},share=on,mem-path=/proc/self/fd/{ram_fd}"
+        added += ["-object", file]
+        added += ["-machine", f"memory-backend={RAM_ID}"]
+    if incoming:
+        added += ["-incoming", "defer"]
+    return argv + added

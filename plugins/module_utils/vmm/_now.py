@@ -1,0 +1,178 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU has now, and how that differs from the command line that it was started with. PRIVATE to the collection.
+
+After a jump QEMU starts with that command line again. A disk that it then opens must be the one that the guest has, and a saved state
+fits the same devices only. Source: QEMU's qapi/block-core.json, qapi/qom.json, softmmu/qdev-monitor.c (aliases), net/net.c (info network).
+"""
+
+from __future__ import annotations
+
+import re
+
+from .._errors import reason
+from . import _argv, _options
+from ._options import Option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .._qmp import Qmp
+
+__all__ = ("ask", "differences")
+
+# Other names of device types.
+_ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es1370": "ES1370", "lsi": "lsi53c895a"}
+_BUSES = ("-pci", "-ccw", "-device", "-s390")
+
+
+def ask(monitor: Qmp) -> dict:
+    """What QEMU has now: its ``disks``, its ``devices`` by id, those of no id (``nameless``), its ``networks``, and how many ``cpus``."""
+    return {
+        "disks": monitor.execute("query-block"),
+        "devices": {entry["name"]: _type(entry) for entry in _children(monitor, "/machine/peripheral")},
+        "nameless": [_type(entry) for entry in _children(monitor, "/machine/peripheral-anon")],
+        "networks": monitor.execute("human-monitor-command", command_line="info network"),
+        "cpus": len(list(monitor.execute("query-cpus-fast"))),  # type: ignore[call-overload]  # a list, as all of these
+    }
+
+
+def _children(monitor: Qmp, path: str) -> list[dict]:
+    entries: list[dict] = monitor.execute("qom-list", path=path)  # type: ignore[assignment]
+    return [entry for entry in entries if entry["type"].startswith("child<")]
+
+
+def _type(entry: dict) -> str:
+    return str(entry["type"])[len("child<") : -1]
+
+
+def differences(argv: list[str], now: dict) -> list[dict]:
+    """Why QEMU would not come back as it is, ``now`` being what :func:`ask` returned: reasons. Pure but for ``-readconfig`` files."""
+    options = _options.read(argv)[0]
+    return _disks(options, now["disks"]) + _devices(options, now) + _networks(options, now["networks"]) + _cpus(options, now["cpus"])
+
+
+def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
+    found = []
+    inserted = [disk["inserted"] for disk in disks if disk.get("inserted")]
+    unsafe = [disk["file"] for disk in inserted if disk.get("cache", {}).get("no-flush") and not disk.get("ro")]
+    if unsafe:
+        message = f"QEMU does not see to it that what the guest writes is on the disk: {', '.join(unsafe)} is open with cache.no-flush"
+        found.append(reason("cache-unsafe", message, "use another cache mode (cache=none) and restart the guest"))
+    if any(option.name == "snapshot" or (option.name == "drive" and option.is_on("snapshot")) for option in options):
+        return found  # which is a reason already, and their files have names that nobody gave
+    named = _named(options)
+    opened = [disk["file"] for disk in inserted]
+    for image in named[:]:
+        match = next((file for file in opened if _is(file, *image)), None)
+        if match is not None:
+            opened.remove(match)
+            named.remove(image)
+    if named or opened:
+        here = ", ".join(opened) or "nothing"
+        there = ", ".join(image or text for image, _words, text in named) or "nothing"
+        message = f"its disks are not those of its command line: it has {here} instead of {there}"
+        remedy = (
+            "undo the change (block-commit merges a live snapshot; blockdev-change-medium puts a medium back),"
+            " or write the disks that it has now into its unit and restart the guest"
+        )
+        found.append(reason("disk-changed", message, remedy))
+    return found
+
+
+def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
+    """The images that the command line attaches: each as its local file or "", all words about it, and the option's text."""
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    used = {value for option in options if option.name in ("device", "machine") for value in option.keys.values()}
+    found = []
+    for option in options:
+        if option.name == "drive" and set(option.keys) & {"file", "filename", "file.driver", "file.filename", "driver"}:
+            found.append((_argv.local_file(option, {}), _words(option, {}), option.text))
+        elif option.name == "blockdev" and option.get("node-name") in used:
+            found.append((_argv.local_file(option, nodes), _words(option, nodes), option.text))
+    return found
+
+
+def _words(option: Option, nodes: dict[str, Option]) -> set[str]:
+    """All that is said about an image, also by the nodes below it."""
+    found: set[str] = set()
+    for value in option.keys.values():
+        protocol, _colon, rest = value.partition(":")
+        if protocol == "json":
+            found |= set(_options.keys_of("blockdev", rest).values())
+        found |= {value, rest, *_parts(value)}
+        if value in nodes and nodes[value] is not option:
+            found |= _words(nodes[value], {name: node for name, node in nodes.items() if node is not option})
+    return found
+
+
+def _parts(text: str) -> set[str]:
+    return set(re.split(r"[^\w.~-]+", text)) - {""}
+
+
+def _is(opened: str, image: str, words: set[str], _text: str) -> bool:
+    """Whether an open image is the one that the command line means. QEMU writes what is no plain file in words of its own."""
+    if opened.startswith("json:"):
+        said = dict(_options.keys_of("blockdev", opened[len("json:") :]))
+        names = {value for key, value in said.items() if not key.endswith("driver") and value not in ("on", "off") and not value.isdigit()}
+        return names <= words
+    if "://" in opened:
+        return {part for part in _parts(opened) if not part.isdigit()} - {"socket"} <= words
+    return bool(image) and opened == image
+
+
+def _devices(options: list[Option], now: dict) -> list[dict]:
+    """The guest's devices: those with an id by that, the others by their types."""
+    named = {option.get("id"): option.get("driver") for option in options if option.name == "device" and option.get("id")}
+    nameless = [option.get("driver") for option in options if option.name == "device" and not option.get("id")]
+    nameless += ["virtio-blk" for option in options if option.name == "drive" and option.get("if") == "virtio"]
+    # What these make has no name either, or is no device of its own, as the machine will have it.
+    perhaps = ["virtio-blk" for option in options if option.name == "drive" and not option.get("if")]
+    perhaps += ["virtio-9p" for option in options if option.name == "virtfs"] + [
+        option.text for option in options if option.name == "watchdog"
+    ]
+    added = [f"{name} ({kind})" for name, kind in now["devices"].items() if name not in named or not _is_type(kind, named[name])]
+    gone = [f"{name} ({kind})" for name, kind in named.items() if not _is_type(now["devices"].get(name, ""), kind)]
+    more = list(now["nameless"])
+    for wanted, kinds in ((True, nameless), (False, perhaps)):
+        for kind in kinds:
+            match = next((there for there in more if _is_type(there, kind)), None)
+            if match:
+                more.remove(match)
+            elif wanted:
+                gone.append(kind)
+    added += more
+    if not (added or gone):
+        return []
+    words = [f"{what}: {', '.join(which)}" for what, which in (("added since its start", added), ("removed", gone)) if which]
+    remedy = "undo that (device_del, device_add), or write it into its unit and restart the guest"
+    return [reason("device-changed", f"its devices are not those of its command line; {'; '.join(words)}", remedy)]
+
+
+def _is_type(kind: str, driver: str) -> bool:
+    """Whether a device is of the type that the command line names, which may leave out the bus or be an alias."""
+    return bool(kind) and kind in (driver, _ALIASES.get(driver), *(driver + bus for bus in _BUSES))
+
+
+def _networks(options: list[Option], info: str) -> list[dict]:
+    """The backends of its cards. One that has no card makes no difference."""
+    now = dict(re.findall(r"^[ \\]*(?:\S+: )?(\S+): index=\d+,(.*?)\r?$", info, re.MULTILINE))
+    changed = []
+    for option in options:
+        if option.name == "netdev" and option.get("id"):
+            said = now.get(option.get("id"), "")
+            tap = option.get("ifname")
+            if not said or (tap and "ifname=" in said and f"ifname={tap}," not in f"{said},"):
+                changed.append(f"{option.get('id')} is {said or 'gone'} instead of {option.text}")
+    remedy = "undo that (netdev_add), or write it into its unit and restart the guest"
+    return [reason("network-changed", f"its networks are not those of its command line: {'; '.join(changed)}", remedy)] if changed else []
+
+
+def _cpus(options: list[Option], count: int) -> list[dict]:
+    """A processor that was added is a device; one that was taken away shows in their number."""
+    wanted = ([option.get("cpus") for option in options if option.name == "smp"] or [""])[-1]
+    if not wanted.isdigit() or count >= int(wanted):
+        return []
+    message = f"it has {count} processors instead of {wanted}"
+    return [reason("device-changed", message, "add them again (device_add), or write -smp anew and restart the guest")]

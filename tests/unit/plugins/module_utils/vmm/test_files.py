@@ -1,0 +1,198 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
+
+OPENER = """
+import sys
+files = [open(path, mode) for mode, path in zip(sys.argv[1::2], sys.argv[2::2])]
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(name="opened")
+def process_with_files():
+    """Starts a process that has files open: mode and path, by turns. It ends with its input."""
+    processes = []
+
+    def start(*words):
+        command = [sys.executable, "-c", OPENER, *map(str, words)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        processes.append(process)
+        process.stdout.readline()
+        return process.pid
+
+    yield start
+    for process in processes:
+        process.communicate(timeout=10)
+
+
+@pytest.fixture(name="disk")
+def folder_that_lasts(monkeypatch, tmp_path):
+    """The tests' own folder, taken for one on a disk."""
+    monkeypatch.setattr(_files, "_EMPTIED", "/never/")
+    monkeypatch.setattr(_files, "_mounts", lambda _pid: [("/dev/shm", "/", "tmpfs", "rw"), ("/", "/", "ext4", "rw")])
+    return tmp_path
+
+
+def codes(pid, argv=(), ram=frozenset(), made_again=False):
+    return [reason["code"] for reason in _files.reasons(pid, ["qemu", *map(str, argv)], set(ram), made_again)]
+
+
+def test_files_that_are_as_they_were_are_no_reason(disk, opened):
+    (disk / "image").write_text("image")
+    assert codes(opened("r+", disk / "image"), ["-drive", f"file={disk}/image", "-cdrom", disk / "never-there"]) == []
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced", "renamed"])
+def test_an_image_that_is_another_one_by_now_would_be_opened_below_a_running_guest(disk, opened, change):
+    (disk / "image").write_text("image")
+    pid = opened("r+", disk / "image")
+    if change != "removed":
+        (disk / "new").write_text("another")
+    if change == "renamed":
+        (disk / "image").rename(disk / "old")
+    (disk / "new").rename(disk / "image") if change != "removed" else (disk / "image").unlink()
+    (reason,) = _files.reasons(pid, ["qemu", "-drive", f"file={disk}/image"], set(), False)
+    assert reason["code"] == "file-gone" and str(disk / "image") in reason["message"]
+
+
+def test_ram_and_output_and_temporary_files_are_not_opened_again(disk, opened):
+    for name in ("ram", "console", "log", "vl.AbC123"):
+        (disk / name).touch()
+    pid = opened("r+", disk / "ram", "w", disk / "console", "w", disk / "log", "r+", disk / "vl.AbC123")
+    seen = os.stat(disk / "ram")
+    for name in ("ram", "console", "log", "vl.AbC123"):
+        (disk / name).unlink()
+    argv = ["-serial", f"file:{disk}/console", "-D", disk / "log"]
+    assert codes(pid, argv, {(seen.st_dev, seen.st_ino)}) == []
+    assert codes(pid, argv) == ["file-gone"]
+
+
+def test_a_disk_in_memory_is_gone_after_a_jump_whoever_made_it(monkeypatch, disk, opened):
+    (disk / "image").touch()
+    (disk / "seed.iso").touch()
+    pid = opened("r+", disk / "image", "r", disk / "seed.iso")
+    monkeypatch.setattr(_files, "_mounts", lambda _pid: [(str(disk), "/", "tmpfs", "rw"), ("/", "/", "ext4", "rw")])
+    assert codes(pid) == ["file-volatile", "file-volatile"]
+    assert codes(pid, made_again=True) == ["file-volatile"]  # what is only read may be made again by its unit
+
+
+def test_what_qemu_reads_at_its_start_is_still_there(disk, opened):
+    (disk / "vmlinuz").touch()
+    pid = opened()
+    for argv in (["-kernel", disk / "vmlinuz"], ["-bios", "bios.bin"], ["-fw_cfg", f"name=opt/a,file={disk}/vmlinuz"]):
+        assert codes(pid, argv) == []
+    never = disk / "never"
+    for argv in (
+        ["-kernel", never],
+        ["-initrd", never],
+        ["-device", f"virtio-net-pci,romfile={never}"],
+        ["-object", f"secret,id=s,file={never}"],
+        ["-object", f"{{'qom-type':'tls-creds-x509','id':'t','dir':'{never}'}}"],
+    ):
+        assert codes(pid, argv) == ["file-gone"]
+
+
+MOUNTS = [
+    ("/run/user", "/", "ext4", "rw"),
+    ("/var/tmp", "/var/tmp/systemd-private-1f-web.service-x/tmp", "ext4", "rw"),
+    ("/live", "/", "overlay", "rw,lowerdir=/l,upperdir=/run/upper,workdir=/w"),
+    ("/kept", "/", "overlay", "rw,lowerdir=/l,upperdir=/srv/upper,workdir=/w"),
+    ("/run", "/", "tmpfs", "rw"),
+    ("/", "/", "ext4", "rw"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "volatile"),
+    [
+        ("/srv/a", False),
+        ("/run/a", True),
+        ("/running/a", False),
+        ("/run/user/a", False),
+        ("/tmp/a", True),
+        ("/var/tmp/a", True),
+        ("/live/a", True),
+        ("/kept/a", False),
+    ],
+)
+def test_what_a_boot_finds_empty(path, volatile):
+    assert _files._is_volatile(path, MOUNTS) is volatile
+
+
+def test_the_mounts_of_a_process_are_read():
+    mounts = _files._mounts(os.getpid())
+    assert ("/proc", "proc") in [(mount[0], mount[2]) for mount in mounts]
+    assert mounts[-1][0] == "/"
+
+
+@pytest.mark.parametrize(("unit", "refused"), [("swtpm.service", False), ("session-3.scope", True), (None, True), ("web.service", False)])
+def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monkeypatch, disk, opened, unit, refused):
+    pid = opened()
+    units = {pid: "web.service", os.getpid(): unit}
+    monkeypatch.setattr(_processes, "unit_of", units.get)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{disk}/s")
+        server.listen()
+        argv = ["-chardev", f"socket,id=c,path={disk}/s", "-tpmdev", "emulator,id=t,chardev=c"]
+        assert codes(pid, argv) == (["peer-gone"] if refused else [])
+        assert codes(pid, ["-chardev", f"socket,id=c,path={disk}/s,server=on,wait=off"]) == []
+
+
+@pytest.fixture(name="roms")
+def firmware(monkeypatch, tmp_path):
+    for name in ("bios-256k.bin", "efi-virtio.rom", "vgabios-stdvga.bin", "efi-e1000.rom"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(_files, "_DATA", (str(tmp_path),))
+    return tmp_path
+
+
+def names(argv):
+    return [os.path.basename(path) for path in _files._roms(os.getpid(), ["qemu", *argv.split()])]
+
+
+def test_the_roms_are_those_of_its_devices(roms):
+    assert names("-nodefaults -device virtio-net-pci,netdev=n") == ["bios-256k.bin", "efi-virtio.rom"]
+    assert names("-nodefaults -nic tap,model=virtio -vga std") == ["bios-256k.bin", "efi-virtio.rom", "vgabios-stdvga.bin"]
+    assert names("-nodefaults -device virtio-net-pci,romfile=") == ["bios-256k.bin"]
+    assert names("") == ["bios-256k.bin", "vgabios-stdvga.bin", "efi-e1000.rom"]
+    assert names("-nodefaults -nic none") == ["bios-256k.bin"]
+    other = roms / "other"
+    other.mkdir()
+    (other / "bios-256k.bin").touch()
+    assert _files._roms(os.getpid(), ["qemu", "-nodefaults", "-L", str(other)]) == [str(other / "bios-256k.bin")]
+
+
+def test_firmware_that_is_only_read_counts_and_the_guests_own_variables_do_not(roms):
+    for name in ("CODE.fd", "VARS.fd"):
+        (roms / name).touch()
+    drives = f"-drive if=pflash,format=raw,readonly=on,file={roms}/CODE.fd -drive if=pflash,format=raw,file={roms}/VARS.fd"
+    assert names(f"-nodefaults {drives}") == ["bios-256k.bin", "CODE.fd"]
+    nodes = f"-machine q35,pflash0=c -blockdev driver=raw,node-name=c,read-only=on,file.driver=file,file.filename={roms}/CODE.fd"
+    assert names(f"-nodefaults {nodes}") == ["bios-256k.bin", "CODE.fd"]
+
+
+def test_a_rom_that_a_package_brought_since_the_start_does_not_fit_the_state(monkeypatch, roms):
+    argv = ["qemu", "-nodefaults", "-device", "virtio-net-pci"]
+    monkeypatch.setattr(_processes, "started_at", lambda _pid: time.time() + 100)
+    assert _files.replaced(os.getpid(), argv) == []
+    monkeypatch.setattr(_processes, "started_at", lambda _pid: time.time() - 100)
+    os.utime(roms / "efi-virtio.rom", (0, 0))  # the package's own time is old
+    found = _files.replaced(os.getpid(), argv)
+    assert [reason["code"] for reason in found] == ["rom-replaced", "rom-replaced"]
+    assert "efi-virtio.rom was replaced" in found[1]["message"]
+    monkeypatch.setattr(_processes, "started_at", lambda _pid: 0.0)
+    assert _files.replaced(os.getpid(), argv) == []

@@ -1,0 +1,122 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The answers are a real QEMU's: record_answers.py wrote them, and says which guests and changes they are of."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm._now import ask, differences
+
+GUESTS = json.loads((Path(__file__).parent / "fixtures/answers.json").read_text(encoding="utf-8"))
+EXPECTED = """
+lab 0 -
+lab 1 -
+docs 0 -
+docs 1 disk-changed: has /snap.qcow2 instead of /a.qcow2
+docs 2 disk-changed: /snap.qcow2 | device-changed: added since its start: virtio-rng-pci
+blockdevs 0 -
+blockdevs 1 disk-changed: has nothing instead of /over.qcow2 | device-changed: removed: disk (scsi-hd)
+blockdevs 2 -
+blockdevs 3 disk-changed: has /snap.qcow2 instead of /over.qcow2
+old 0 -
+old 1 disk-changed: has /e.iso instead of /d.iso
+old 2 -
+old 3 disk-changed: has nothing instead of /d.iso
+old 4 -
+old 5 device-changed: added since its start: k (usb-kbd)
+odd 0 cache-unsafe: /b.qcow2 is open with cache.no-flush
+"""
+
+
+@pytest.mark.parametrize("line", EXPECTED.strip().splitlines())
+def test_a_change_since_the_start_is_a_reason_and_a_guest_without_one_is_as_it_was(line):
+    name, step, reasons = line.split(" ", 2)
+    argv, recorded = GUESTS[name]
+    wanted = [reason.split(": ", 1) for reason in reasons.split(" | ")] if reasons != "-" else []
+    found = differences(argv, recorded[int(step)][1])
+    assert [reason["code"] for reason in found] == [code for code, _words in wanted]
+    assert all(words in reason["message"] and reason["remedy"] for reason, (_code, words) in zip(found, wanted, strict=True))
+
+
+def test_what_qemu_has_is_asked_of_it():
+    answers = {
+        "query-block": [{"device": "virtio0"}],
+        "/machine/peripheral": [{"name": "type", "type": "string"}, {"name": "s", "type": "child<virtio-scsi-pci>"}],
+        "/machine/peripheral-anon": [{"name": "type", "type": "string"}, {"name": "device[0]", "type": "child<scsi-cd>"}],
+        "info network": "",
+        "query-cpus-fast": [{"cpu-index": 0}, {"cpu-index": 1}],
+    }
+
+    class Monitor:
+        def execute(self, command, **arguments):
+            return answers[next(iter(arguments.values()), command)]
+
+    assert ask(Monitor()) == {
+        "disks": [{"device": "virtio0"}],
+        "devices": {"s": "virtio-scsi-pci"},
+        "nameless": ["scsi-cd"],
+        "networks": "",
+        "cpus": 2,
+    }
+
+
+def started(name):
+    argv, recorded = GUESTS[name]
+    return list(argv), copy.deepcopy(recorded[0][1])
+
+
+def test_a_processor_that_was_taken_away_is_a_change():
+    argv, now = started("old")
+    assert now["cpus"] == 2
+    (reason,) = differences(argv, {**now, "cpus": 1})
+    assert reason["code"] == "device-changed" and "1 processors instead of 2" in reason["message"]
+
+
+def test_a_card_on_another_tap_than_that_of_the_command_line_is_a_change():
+    """The text is what net/net.c prints for a tap; the recorded guests have none."""
+    argv, now = started("docs")
+    argv[argv.index("user,id=n")] = "tap,id=n,ifname=web1,script=no"
+    shown = now["networks"].replace("type=user,net=10.0.2.0,restrict=off", "type=tap,ifname={},script=no,downscript=no")
+    assert "ifname={}" in shown
+    assert differences(argv, {**now, "networks": shown.format("web1")}) == []
+    (reason,) = differences(argv, {**now, "networks": shown.format("web11")})
+    assert reason["code"] == "network-changed" and "ifname=web11" in reason["message"]
+    (reason,) = differences(argv, {**now, "networks": ""})
+    assert reason["code"] == "network-changed" and "n is gone" in reason["message"]
+
+
+def test_two_devices_without_a_name_that_changed_places_are_told_by_their_types():
+    argv, now = started("lab")
+    now["nameless"][0] = "virtio-rng-pci"
+    (reason,) = differences(argv, now)
+    assert "added since its start: virtio-rng-pci" in reason["message"] and "removed: virtio-serial-pci" in reason["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "opened", "same"),
+    [
+        ("file=nbd:unix:/run/n:exportname=x", "nbd+unix:///x?socket=/run/n", True),
+        ("file=nbd://10.0.0.1:10809/x", "nbd://10.0.0.1:10809/x", True),
+        ("file=nbd://10.0.0.1:10809/x", "nbd://10.0.0.2:10809/x", False),
+        ("file=nbd://10.0.0.1:10809/x", "/srv/x", False),
+        (
+            "file=rbd:pool/image:id=admin",
+            'json:{"driver":"raw","file":{"pool":"pool","image":"image","driver":"rbd","user":"admin"}}',
+            True,
+        ),
+        ("file=rbd:pool/image", 'json:{"driver":"raw","file":{"pool":"pool","image":"other","driver":"rbd"}}', False),
+        ("file=file:/srv/x", "/srv/x", True),
+        ("file=/srv/x", "/srv/x.snap", False),
+    ],
+)
+def test_an_image_that_qemu_calls_by_another_name_is_the_same_image(words, opened, same):
+    _argv, now = started("docs")
+    now = {**now, "nameless": ["virtio-blk-pci"], "disks": [{"inserted": {"file": opened, "ro": False}}]}
+    found = differences(["qemu", "-nodefaults", "-drive", f"{words},if=virtio"], now)
+    assert [reason["code"] for reason in found] == ([] if same else ["disk-changed"])
