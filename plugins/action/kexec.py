@@ -158,8 +158,8 @@ class ActionModule(ActionBase):
                 return _failure(
                     "stuck",
                     f"the host still runs kernel {look.kernel[0]}: {JUMP_UNIT} is {look.idle}, it has ended without the jump and without an"
-                    f" undo (update {state}). 'systemctl status {JUMP_UNIT}' on the host says why; 'kvm-liveupdate recover' there undoes the"
-                    " update",
+                    f" undo (update {state}). 'systemctl status {JUMP_UNIT}' on the host says why; 'kvm-liveupdate recover' there"
+                    " undoes the update",
                 )
             seen = f"the old kernel {look.kernel[0]}, update {state}"
         return _failure(

@@ -152,7 +152,7 @@ def _table(names: tuple[str, ...], rows: list[str]) -> str:
 def _host(name: str, host: dict[str, t.Any]) -> str:
     """One host: what became of it, its timeline, and where the time went."""
     found = [f"<section><h2>{escape(name)}</h2>"]
-    step = f"The update had begun; its last step was \"{host['step']}\". " if host.get("step") else ""
+    step = f'The update had begun; its last step was "{host["step"]}". ' if host.get("step") else ""
     if step or host.get("why"):
         found.append(f'<p class="why">{escape(step + host.get("why", ""))}</p>')
     carried = {guest: facts for guest, facts in host["guests"].items() if blackout(facts) is not None}

@@ -114,7 +114,8 @@ def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
     """Where the guests of a lost host may be, and what to look at."""
     status = "once it answers, 'kvm-liveupdate status' on it says what became of the update and of each guest"
     if jump.get("kernel_after"):
-        return f"The host had come back with kernel {jump['kernel_after']}, and its guests come back by themselves. Look at its console; {status}"
+        back = f"The host had come back with kernel {jump['kernel_after']}, and its guests come back by themselves"
+        return f"{back}. Look at its console; {status}"
     if jump.get("outcome") in ("lost", "gone"):
         return f"Its guests may be paused, or gone over the jump with it. Look at its console; {status}"
     begun = "The update had begun, and its guests were not paused for it yet" if step else "The update had not begun"
@@ -131,13 +132,13 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dic
     untouched = "refused" in ends and not {"updated", "undone", "failed", "lost"}.intersection(ends)
     lines, failed = {}, []
     for name, host in hosts.items():
-        line = f"{name}: {_line(host, check_mode)}"
+        line = " ".join(f"{name}: {_line(host, check_mode)}".split())
         if host["outcome"] == "refused" and untouched:
             line += ". No host was touched; hypervisor_update_leave_out: true leaves such hosts out"
         if host["outcome"] == "left_out" and empty:
-            line += ". No host was updated: the run left out what was not fit, and nothing else was to be done"
+            line += ". The run updated no host: each was left out or runs the kernel already"
         lines[name] = line
-        if host["outcome"] in STOPS or host["over_budget"] or (empty and host["outcome"] == "left_out"):
+        if host["outcome"] in STOPS or (host["outcome"] == "updated" and host["over_budget"]) or (empty and host["outcome"] == "left_out"):
             failed.append(name)
     return {"lines": lines, "failed": failed}
 
@@ -151,7 +152,7 @@ def _line(host: dict[str, t.Any], check_mode: bool) -> str:
         return f"runs {host['kernel_before']} already"
     if host["outcome"] == "checked":
         return "can be updated" if check_mode else "not touched: the run stopped before its turn"
-    after = f" at \"{host['step']}\"" if host["step"] else ""
+    after = f' at "{host["step"]}"' if host["step"] else ""
     return f"{OUTCOMES[host['outcome']]}{after}: {host['why']}"
 
 

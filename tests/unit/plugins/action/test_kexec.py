@@ -100,7 +100,9 @@ def host(tmp_path):
 
 @pytest.mark.parametrize("term", ["dumb", "xterm-256color", "xterm-ghostty"])
 def test_a_look_at_this_machine_does_not_depend_on_the_terminal(host, term):
-    output = on_a_terminal(look_command("m4rk"), TERM=term, LC_ALL="de_DE.UTF-8", SYSTEMD_PAGER="", PAGER="more", SYSTEMD_COLORS="1", **host)
+    output = on_a_terminal(
+        look_command("m4rk"), TERM=term, LC_ALL="de_DE.UTF-8", SYSTEMD_PAGER="", PAGER="more", SYSTEMD_COLORS="1", **host
+    )
     look = read_look(output, "m4rk")
     assert look is not None, output
     assert look.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -124,7 +126,9 @@ def test_another_kernel_is_a_failure():
 
 
 def test_a_host_that_came_back_has_the_stamps_of_both_kernels():
-    found = verdict(UPDATE, Look(NEXT, ("7.3.4", "#1 SMP"), {"kernel": 3.0}, [{"id": "u", "state": "jumping", "times": {"saving": 2.0}}]), 12.0)
+    found = verdict(
+        UPDATE, Look(NEXT, ("7.3.4", "#1 SMP"), {"kernel": 3.0}, [{"id": "u", "state": "jumping", "times": {"saving": 2.0}}]), 12.0
+    )
     assert (found["outcome"], found["times"]) == ("jumped", {"saving": 2.0, "kernel": 3.0})
 
 
