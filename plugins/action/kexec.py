@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import secrets
+import shlex
+import signal
 import time
 import typing as t
 from datetime import datetime, timezone
@@ -16,42 +20,87 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# One look: the boot id, the kernel's release and version, its first moments, and the update's journal.
-LOOK = (
-    "cd /proc/sys/kernel; cat random/boot_id osrelease version;"
-    " systemctl show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp,UnitsLoadFinishTimestamp;"
-    " cat /var/lib/kvm-liveupdate/update.json"
+JUMP_UNIT = "kvm-liveupdate-jump.service"
+# One look, a name and a value a line: the boot id, the kernel's release and version, what the host wrote about the update, whether it
+# still carries it out, and its first moments. What may wait for PID 1 comes last.
+LOOK = "; ".join(
+    (
+        "cd /proc/sys/kernel",
+        r'for name in random/boot_id osrelease version; do printf "%s=%s\n" "$name" "$(cat "$name")"; done',
+        "for file in /var/lib/kvm-liveupdate/update.json /run/kvm-liveupdate/update-outcome.json",
+        r'do test -e "$file" && printf "journal=%s\n" "$(tr -d "\n" <"$file")"; done',
+        f"systemctl --no-pager show --property=ActiveState,Job {JUMP_UNIT}",
+        "systemctl --no-pager show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp,UnitsLoadFinishTimestamp",
+    )
 )
-STAMP = re.compile(r"^(\w+)Timestamp=\w+ (\S+ \S+) UTC$", re.MULTILINE)
+STAMP = re.compile(r"\w+ (\S+ \S+) UTC")
 # When the kernel and PID 1 started, and when that had loaded its units (org.freedesktop.systemd1(5)).
-STAMPS = {"Kernel": "kernel", "Userspace": "userspace", "UnitsLoadFinish": "units"}
+STAMPS = {"KernelTimestamp": "kernel", "UserspaceTimestamp": "userspace", "UnitsLoadFinishTimestamp": "units"}
 PAUSE_S = 2.0
+# What the host grants one look, and what the controller does: the connection counts too, and ssh(1) has no limit once it is made.
+LOOK_S = 30
+ATTEMPT_S = 60.0
+# So that an ssh that is waited for no longer ends (ssh_config(5)).
+KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+# An update is given up only when two looks in a row find that nothing carries it out.
+IDLE_LOOKS = 2
 
 
 class Look(t.NamedTuple):
-    """What a host is seen to be: ``kernel`` is its release and version, ``started`` its first moments (:data:`STAMPS`, since the epoch)."""
+    """What a host is seen to be.
+
+    ``kernel`` is its release and version, ``started`` its first moments (:data:`STAMPS`, since the epoch), ``journals`` what it wrote about
+    its last update, ``idle`` the state of the unit that carries an update out once that has ended, else empty.
+    """
 
     boot_id: str
     kernel: tuple[str, str]
     started: dict[str, float]
-    journal: dict[str, t.Any]
+    journals: list[dict[str, t.Any]]
+    idle: str = ""
 
 
-def read_look(output: str) -> Look | None:
-    """What :data:`LOOK` printed; None for anything else.
+def look_command(mark: str) -> str:
+    """The command of one look, which puts the mark before each of its lines.
 
-    A host that is going down prints all kinds of things; only a UUID counts as a boot id.
+    It depends on nothing of the user's: no terminal, pager, language or colour. It ends by itself.
     """
-    lines = output.strip().splitlines()
-    if len(lines) < 3 or not UUID.fullmatch(lines[0].strip()):
+    plain = "env LC_ALL=C TERM=dumb SYSTEMD_PAGER=cat SYSTEMD_COLORS=0"
+    limited = f"{plain} timeout --kill-after=5 {LOOK_S} sh -c {shlex.quote(LOOK)}"
+    return f"echo; {limited} </dev/null 2>/dev/null | sed 's/^/{mark} /'"
+
+
+def read_look(output: str, mark: str) -> Look | None:
+    """What :func:`look_command` printed; None without a boot id and a kernel.
+
+    A login shell, sudo and a host that goes down print all kinds of things, with -tt on the same channel: only marked lines count.
+    """
+    lines = [line.rstrip("\r") for line in output.split("\n")]
+    told = [line.removeprefix(f"{mark} ").partition("=")[::2] for line in lines if line.startswith(f"{mark} ")]
+    found = dict(told)
+    boot_id, kernel = found.get("random/boot_id", ""), (found.get("osrelease", ""), found.get("version", ""))
+    if not UUID.fullmatch(boot_id) or not all(kernel):
         return None
-    rest = "\n".join(lines[3:])
-    started = {STAMPS[stamp[1]]: _epoch(stamp[2]) for stamp in STAMP.finditer(rest) if stamp[1] in STAMPS}
+    started = {STAMPS[name]: _epoch(stamp[1]) for name, value in told if name in STAMPS and (stamp := STAMP.fullmatch(value))}
+    journals = [journal for name, value in told if name == "journal" and (journal := _record(value))]
+    state = found.get("ActiveState", "")
+    ended = state in ("inactive", "failed") and found.get("Job", "0") in ("", "0")
+    return Look(boot_id, kernel, started, journals, state if ended else "")
+
+
+def _record(text: str) -> dict[str, t.Any]:
+    """A record that the host wrote; empty when it is torn."""
     try:
-        journal = json.loads(rest[rest.index("{") :])
+        record = json.loads(text)
     except ValueError:
-        journal = {}
-    return Look(lines[0].strip(), (lines[1].strip(), lines[2].strip()), started, journal)
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def journal_of(look: Look, update_id: str) -> dict[str, t.Any]:
+    """What the host wrote about this update; where that contradicts itself, that it was undone. Empty when it wrote nothing."""
+    found = [journal for journal in look.journals if journal.get("id") == update_id]
+    return next((journal for journal in found if journal.get("state") == "aborted"), found[0] if found else {})
 
 
 def _epoch(stamp: str) -> float:
@@ -68,7 +117,11 @@ class ActionModule(ActionBase):
         if self._connection.transport == "local":
             return {**result, "failed": True, "msg": "connection local: the jump would end the controller itself; reach the host over SSH"}
         started = time.monotonic()
-        result.update(self._execute_module(module_name="kvm.liveupdate.kexec", task_vars=task_vars))
+        try:
+            result.update(self._execute_module(module_name="kvm.liveupdate.kexec", task_vars=task_vars))
+        except AnsibleConnectionFailure as err:
+            # Whether the host has committed is not known.
+            return {**result, **_failure("lost", f"the host was lost when it was told to jump: {err}"), "lost": True}
         if result.get("failed") or self._task.check_mode:
             return result
         update = result["journal"]
@@ -78,37 +131,87 @@ class ActionModule(ActionBase):
         return result
 
     def _wait(self, update: dict[str, t.Any], started: float, timeout: float) -> dict[str, t.Any]:
-        seen = "no answer at all"
-        while time.monotonic() - started < timeout:
-            time.sleep(PAUSE_S)
+        seen, idle = "no answer at all", 0
+        if self._connection.transport == "ssh":
+            given = self._connection.get_option("ssh_extra_args") or ""
+            self._connection.set_option("ssh_extra_args", f"{given} {KEEPALIVE}".strip())
+        while (left := started + timeout - time.monotonic()) > 0:
+            time.sleep(min(PAUSE_S, left))
             try:
-                self._connection.reset()
-                look = read_look(self._low_level_execute_command(LOOK, sudoable=True).get("stdout", ""))
-            except (AnsibleConnectionFailure, AnsibleError, OSError) as err:
-                seen = f"no connection: {err}"
+                with _limit(max(0.1, min(ATTEMPT_S, started + timeout - time.monotonic()))):
+                    look = self._look()
+            except _Late:
+                seen, idle = "a connection without an answer", 0
+                continue
+            except (AnsibleError, OSError) as err:
+                seen, idle = f"no connection: {err}", 0
                 continue
             if look is None:
-                seen = "an answer without a boot id"
+                seen, idle = "an answer without a boot id", 0
                 continue
-            journal = look.journal if look.journal.get("id") == update["id"] else {}
-            if journal.get("state") == "aborted":
-                why = journal.get("error", "no reason recorded")
-                return _failure("aborted", f"the update was undone before the jump, the guests run on: {why}")
-            if look.boot_id != update["boot_id"]:
-                return {**_verdict(update, look, time.monotonic() - started), "times": {**journal.get("times", {}), **look.started}}
-            seen = f"the old kernel {look.kernel[0]}, update {journal.get('state', 'without a journal')}"
+            ended = verdict(update, look, time.monotonic() - started)
+            if ended:
+                return ended
+            state = journal_of(look, update["id"]).get("state", "without a journal")
+            idle = idle + 1 if look.idle and state != "jumping" else 0
+            if idle >= IDLE_LOOKS:
+                return _failure(
+                    "stuck",
+                    f"the host still runs kernel {look.kernel[0]}: {JUMP_UNIT} is {look.idle}, it has ended without the jump and without an"
+                    f" undo (update {state}). 'systemctl status {JUMP_UNIT}' on the host says why; 'kvm-liveupdate recover' there"
+                    " undoes the update",
+                )
+            seen = f"the old kernel {look.kernel[0]}, update {state}"
         return _failure(
             "gone",
             f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console; guests come back by themselves once"
             " it runs the staged kernel, and a cold boot starts them clean",
         )
 
+    def _look(self) -> Look | None:
+        mark = secrets.token_hex(8)
+        self._connection.reset()
+        return read_look(self._low_level_execute_command(look_command(mark), sudoable=True).get("stdout", ""), mark)
+
+
+class _Late(BaseException):
+    """A look took too long. No Exception, which the connection would take for its own and try again."""
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> t.Iterator[None]:
+    """Raise :class:`_Late` in a block that takes longer; a limit of Ansible's own, which uses the same timer, goes on afterwards."""
+
+    def late(_number: int, _frame: t.Any) -> None:
+        raise _Late
+
+    begun, handler = time.monotonic(), signal.signal(signal.SIGALRM, late)
+    theirs = signal.setitimer(signal.ITIMER_REAL, seconds)[0]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if theirs:
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, theirs - (time.monotonic() - begun)))
+
+
+def verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
+    """What a look says of the update, ``elapsed`` seconds after its commit; empty while it is under way. Pure."""
+    journal = journal_of(look, update["id"])
+    if journal.get("state") == "aborted":
+        why = journal.get("error") or "no reason recorded"
+        return _failure("aborted", f"the update was undone before the jump, the host still runs kernel {look.kernel[0]}: {why}")
+    if look.boot_id == update["boot_id"]:
+        return {}
+    return {**_came_back(update, look, elapsed), "times": {**journal.get("times", {}), **look.started}}
+
 
 def _failure(outcome: str, message: str) -> dict[str, t.Any]:
     return {"failed": True, "changed": True, "outcome": outcome, "msg": message}
 
 
-def _verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
+def _came_back(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
     found = {"boot_id_after": look.boot_id, "kernel_after": look.kernel[0], "elapsed": round(elapsed, 3)}
     wanted = update["image"]["release"], update["image"]["version"]
     if look.kernel != wanted:

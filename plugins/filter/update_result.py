@@ -49,6 +49,18 @@ options:
     description: For how many seconds guests may be paused; V(0) for any.
     type: float
     default: 0
+  step:
+    description: The step of the update that failed; empty when none did or the update had not begun.
+    type: str
+    default: ""
+  lost:
+    description: Whether it failed because the host did not answer.
+    type: bool
+    default: false
+  undo:
+    description: The message of an undo that failed.
+    type: str
+    default: ""
   left_out:
     description: Whether the host is left out of a run that goes on with others.
     type: bool
@@ -65,7 +77,8 @@ RETURN = r"""
 _value:
   description:
     - V(outcome) is V(updated), V(current) (it ran the kernel already), V(refused) or V(left_out) (nothing was touched), V(undone) (before
-      the jump), V(failed) or V(checked) (examined only); V(why) says it in a sentence.
+      the jump), V(failed), V(lost) (it stopped answering in the middle) or V(checked) (examined only); V(why) says it in a sentence.
+    - V(step) is the step at which an update that had begun failed; empty otherwise.
     - V(over_budget) says which pause is longer than O(blackout_max), expected before an update and measured after it; empty when none is.
     - V(plan), and its V(expected_pause) in seconds.
     - V(kernel_before), V(kernel_after), V(boot_id_before), V(boot_id_after), V(update_id), V(times) of the host.

@@ -17,7 +17,7 @@ import time
 import typing as t
 from html import escape
 
-__all__ = ("PARTS", "blackout", "page", "parts", "short_names")
+__all__ = ("OUTCOMES", "PARTS", "blackout", "page", "parts", "short_names")
 
 # The steps of a guest's blackout: the part's name, where its first and its last stamp stand (host or guest), and the stamps.
 PARTS = (
@@ -32,13 +32,15 @@ PARTS = (
     ("load the devices", ("guest", "qemu"), ("guest", "loaded")),
     ("go on", ("guest", "loaded"), ("guest", "resumed")),
 )
-_OUTCOMES = {
+# In words, by outcome (result.py).
+OUTCOMES = {
     "updated": "updated",
     "current": "ran the kernel already",
     "refused": "refused, nothing touched",
     "left_out": "left out, nothing touched",
     "undone": "undone before the jump",
     "failed": "failed",
+    "lost": "lost in the middle",
     "checked": "examined only",
 }
 _WIDTH = 960
@@ -96,7 +98,8 @@ def page(hosts: dict[str, dict[str, t.Any]]) -> str:
 def _when(hosts: dict[str, dict[str, t.Any]]) -> str:
     stamps = [stamp for host in hosts.values() for stamp in _stamps(host)]
     if not stamps:
-        return "No host was touched."
+        begun = any(host.get("step") for host in hosts.values())
+        return "No host has jumped." if begun else "No host was touched."
     first, last = (time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(moment)) for moment in (min(stamps), max(stamps)))
     return f"{first} to {last} UTC"
 
@@ -123,7 +126,7 @@ def _overview(hosts: dict[str, dict[str, t.Any]]) -> str:
         pauses = [pause for guest in host["guests"].values() if (pause := blackout(guest)) is not None]
         cells = (
             name,
-            _OUTCOMES.get(host["outcome"], host["outcome"]) + (", over budget" if host.get("over_budget") else ""),
+            OUTCOMES.get(host["outcome"], host["outcome"]) + (", over budget" if host.get("over_budget") else ""),
             host["kernel_before"],
             host["kernel_after"],
             str(len(host["guests"])),
@@ -149,8 +152,9 @@ def _table(names: tuple[str, ...], rows: list[str]) -> str:
 def _host(name: str, host: dict[str, t.Any]) -> str:
     """One host: what became of it, its timeline, and where the time went."""
     found = [f"<section><h2>{escape(name)}</h2>"]
-    if host.get("why"):
-        found.append(f'<p class="why">{escape(host["why"])}</p>')
+    step = f'The update had begun; its last step was "{host["step"]}". ' if host.get("step") else ""
+    if step or host.get("why"):
+        found.append(f'<p class="why">{escape(step + host.get("why", ""))}</p>')
     carried = {guest: facts for guest, facts in host["guests"].items() if blackout(facts) is not None}
     if carried:
         found.append(_timeline(host, carried))
@@ -293,7 +297,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--faint);font-weight:600}
 td.short{white-space:nowrap}
-:is(tr.failed,tr.refused,tr.left_out,tr.undone,tr.over) td:nth-child(2){color:var(--pause);font-weight:600}
+:is(tr.failed,tr.refused,tr.left_out,tr.undone,tr.lost,tr.over) td:nth-child(2){color:var(--pause);font-weight:600}
 .why{background:var(--card);border-left:4px solid var(--pause);padding:.6rem .9rem}
 svg{width:100%;min-width:640px;font:11px system-ui,sans-serif}
 svg text{fill:var(--text)}

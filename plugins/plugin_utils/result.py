@@ -2,16 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What an update did to one host, summed up from what the modules returned. Pure. PRIVATE to the collection."""
+"""What an update did to one host, summed up from what the modules returned, and to all hosts of a run. Pure. PRIVATE to the collection."""
 
 from __future__ import annotations
 
 import typing as t
 
 from .budget import over_budget
-from .report import blackout
+from .report import OUTCOMES, blackout
 
-__all__ = ("outcome", "result")
+__all__ = ("outcome", "result", "summary")
+
+# How a host ends that stops the rollout.
+STOPS = ("refused", "undone", "failed", "lost")
 
 
 def outcome(
@@ -22,23 +25,29 @@ def outcome(
     check_mode: bool = False,
     left_out: bool = False,
     over: str = "",
+    step: str = "",
+    lost: bool = False,
+    undo: str = "",
 ) -> str:
-    """``current``, ``left_out``, ``refused``, ``checked``, ``undone``, ``failed`` or ``updated``.
+    """``current``, ``left_out``, ``refused``, ``checked``, ``undone``, ``failed``, ``lost`` or ``updated``.
 
-    Being ``over`` budget refuses before the jump only.
+    Being ``over`` budget refuses before the jump only. ``step`` is the step of the update that failed, ``undo`` what kept it from being
+    undone; only an update that had begun is undone.
     """
     if left_out:
         return "left_out"
     if not host:
-        return "failed"
+        return "lost" if lost else "failed"
     if host.get("failed") or host.get("unreachable") or plan.get("verdict", "refuse") == "refuse":
         return "refused"
-    if plan["verdict"] == "current":
-        return "current"
     if over and not jump:
         return "refused"
     if why:
-        return "undone" if jump.get("outcome", "aborted") == "aborted" else "failed"
+        if lost:
+            return "lost"
+        return "undone" if step and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
+    if plan["verdict"] == "current":
+        return "current"
     return "checked" if check_mode or not jump else "updated"
 
 
@@ -52,12 +61,16 @@ def result(
     left_out: bool = False,
     away: t.Sequence[dict[str, t.Any]] = (),
     blackout_max: float = 0.0,
+    step: str = "",
+    lost: bool = False,
+    undo: str = "",
 ) -> dict[str, t.Any]:
     """The result of one host.
 
     ``host`` is what hypervisor_info returned before the update, ``plan`` what was planned from it, ``jump`` what kexec did, ``guests`` what
     guest did with each guest then, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
-    update may have ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any.
+    update may have ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any. ``step`` is the step of the
+    update that failed, empty before it began; ``lost`` whether the host did not answer then, ``undo`` the message of an undo that failed.
     """
     plan, jump = plan or {}, jump or {}
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
@@ -70,9 +83,19 @@ def result(
     }
     pauses = {name: pause for name, fate in fates.items() if (pause := blackout(fate)) is not None}
     over = "" if plan.get("verdict") == "current" else over_budget(plan.get("expected_pause"), pauses, blackout_max)
+    end = outcome(host, plan, jump, why, check_mode, left_out, over, step, lost, undo)
+    why = why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
+    if undo and undo != why:
+        why = f"{why}; not all was undone: {undo}"
+    if end == "lost":
+        why = f"{why}. {_after_a_loss(jump, step)}"
+        for fate in fates.values():
+            if not fate["state"]:
+                fate["why"] = f"nobody knows: the host was lost; planned: {fate['why'] or 'nothing'}"
     return {
-        "outcome": outcome(host, plan, jump, why, check_mode, left_out, over),
-        "why": why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over,
+        "outcome": end,
+        "why": why,
+        "step": step if end in STOPS else "",
         "plan": plan,
         "over_budget": over,
         "blackout_max": blackout_max,
@@ -85,6 +108,66 @@ def result(
         "times": jump.get("times") or {},
         "guests": _with_away(fates, away),
     }
+
+
+def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
+    """Where the guests of a lost host may be, and what to look at."""
+    status = "once it answers, 'kvm-liveupdate status' on it says what became of the update and of each guest"
+    if jump.get("kernel_after"):
+        back = f"The host had come back with kernel {jump['kernel_after']}, and its guests come back by themselves"
+        return f"{back}. Look at its console; {status}"
+    if jump.get("outcome") in ("lost", "gone"):
+        return f"Its guests may be paused, or gone over the jump with it. Look at its console; {status}"
+    begun = "The update had begun, and its guests were not paused for it yet" if step else "The update had not begun"
+    return f"{begun}. Look at its console; once it answers, run the update again: it also brings back guests that were sent away"
+
+
+def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dict[str, t.Any]:
+    """What a run did, from the results by host: ``lines``, one a host, and ``failed``, the hosts that are to fail with theirs.
+
+    A run that updated nothing and left something out fails at the hosts that it left out.
+    """
+    ends = [host["outcome"] for host in hosts.values()]
+    empty = "left_out" in ends and not {"updated", *(["checked"] if check_mode else [])}.intersection(ends)
+    untouched = "refused" in ends and not {"updated", "undone", "failed", "lost"}.intersection(ends)
+    lines, failed = {}, []
+    for name, host in hosts.items():
+        line = " ".join(f"{name}: {_line(host, check_mode)}".split())
+        if host["outcome"] == "refused" and untouched:
+            line += ". No host was touched; hypervisor_update_leave_out: true leaves such hosts out"
+        if host["outcome"] == "left_out" and empty:
+            line += ". The run updated no host: each was left out or runs the kernel already"
+        lines[name] = line
+        if host["outcome"] in STOPS or (host["outcome"] == "updated" and host["over_budget"]) or (empty and host["outcome"] == "left_out"):
+            failed.append(name)
+    return {"lines": lines, "failed": failed}
+
+
+def _line(host: dict[str, t.Any], check_mode: bool) -> str:
+    kernels = f"{host['kernel_before']} -> {host['kernel_after']}"
+    if host["outcome"] == "updated":
+        over = f"; {host['over_budget']}" if host["over_budget"] else ""
+        return f"updated {kernels}, {_kept(host['guests'])}{over}"
+    if host["outcome"] == "current":
+        return f"runs {host['kernel_before']} already"
+    if host["outcome"] == "checked":
+        return "can be updated" if check_mode else "not touched: the run stopped before its turn"
+    after = f' at "{host["step"]}"' if host["step"] else ""
+    return f"{OUTCOMES[host['outcome']]}{after}: {host['why']}"
+
+
+def _kept(guests: dict[str, dict[str, t.Any]]) -> str:
+    """How many guests stayed in memory and for how long at most they were paused, and how many were away."""
+    pauses = [pause for guest in guests.values() if (pause := blackout(guest)) is not None]
+    away = [guest["back"] for guest in guests.values() if "back" in guest]
+    told = [f"{_guests(len(pauses))} kept" + (f", longest pause {max(pauses):.1f} s" if pauses else "")]
+    if away:
+        told.append(f"{_guests(len(away))} sent away, {sum(away)} back")
+    return ", ".join(told)
+
+
+def _guests(number: int) -> str:
+    return f"{number} guest" if number == 1 else f"{number} guests"
 
 
 def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:

@@ -4,38 +4,238 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, _verdict, read_look
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.kvm.liveupdate.plugins.action import kexec
+from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, journal_of, look_command, read_look, verdict
 
 BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
+NEXT = "1f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 SEEN = BOOT, ("7.3.4", "#1 SMP")
-STARTED = "KernelTimestamp=Tue 2026-11-24 09:19:46.303854 UTC\nUserspaceTimestamp=Tue 2026-11-24 09:19:47.500000 UTC\n"
-LOADED = "UnitsLoadFinishTimestamp=Tue 2026-11-24 09:19:48.250000 UTC\n"
+HEAD = f"m random/boot_id={BOOT}\nm osrelease=7.3.4\nm version=#1 SMP\n"
+STARTED = "m KernelTimestamp=Tue 2026-11-24 09:19:46.303854 UTC\nm UserspaceTimestamp=Tue 2026-11-24 09:19:47.500000 UTC\n"
+LOADED = "m UnitsLoadFinishTimestamp=Tue 2026-11-24 09:19:48.250000 UTC\n"
 STAMPS = {"kernel": 1795511986.303854, "userspace": 1795511987.5}
 ALL_STAMPS = {**STAMPS, "units": 1795511988.25}
+UPDATE = {"id": "u", "boot_id": BOOT, "kernel": {"release": "7.2.13"}, "image": {"release": "7.3.4", "version": "#1 SMP"}}
 
 
 @pytest.mark.parametrize(
     ("output", "look"),
     [
-        (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}" + '{"id": "u",\n "state": "jumping"}', Look(*SEEN, STAMPS, {"id": "u", "state": "jumping"})),
-        (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}{LOADED}" + '{"id": "u"}', Look(*SEEN, ALL_STAMPS, {"id": "u"})),
-        (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"id": "u"}', Look(*SEEN, {}, {"id": "u"})),
-        (f"{BOOT}\n7.3.4\n#1 SMP\n{STARTED}", Look(*SEEN, STAMPS, {})),
-        (f"{BOOT}\n7.3.4\n#1 SMP\n" + '{"torn', Look(*SEEN, {}, {})),
+        (HEAD + 'm journal={"id": "u", "state": "jumping"}\n' + STARTED, Look(*SEEN, STAMPS, [{"id": "u", "state": "jumping"}])),
+        (HEAD + STARTED + LOADED, Look(*SEEN, ALL_STAMPS, [])),
+        (HEAD, Look(*SEEN, {}, [])),
+        (HEAD + 'm journal={"torn\n', Look(*SEEN, {}, [])),
+        (HEAD + "m journal=\nm journal=[1]\n", Look(*SEEN, {}, [])),
+        (HEAD + "m ActiveState=failed\n", Look(*SEEN, {}, [], "failed")),
+        (HEAD + "m ActiveState=inactive\nm Job=0\n", Look(*SEEN, {}, [], "inactive")),
+        (HEAD + "m ActiveState=inactive\nm Job=4711\n", Look(*SEEN, {}, [])),
+        (HEAD + "m ActiveState=deactivating\n", Look(*SEEN, {}, [])),
+        (HEAD.replace("\n", "\r\n"), Look(*SEEN, {}, [])),
+        (f"bash: warning: setlocale: LC_ALL\nWelcome\n{NEXT}\n{HEAD}Broadcast message\n", Look(*SEEN, {}, [])),
         ("", None),
-        (f"{BOOT}\n", None),
-        ("System is going down.\n7.3.4\n#1\n", None),
-        (f"{BOOT}x\n7.3.4\n#1\n", None),
+        (HEAD.replace("m ", ""), None),
+        (HEAD.replace("m ", "n "), None),
+        (HEAD.replace(BOOT, f"{BOOT}x"), None),
+        (HEAD.replace("m osrelease", "osrelease"), None),
+        (f"+ echo m random/boot_id={BOOT} m osrelease=7.3.4 m version=#1\n", None),
     ],
 )
-def test_only_a_uuid_counts_as_a_boot_id(output, look):
-    assert read_look(output) == look
+def test_only_marked_lines_count(output, look):
+    assert read_look(output, "m") == look
+
+
+def on_a_terminal(command, **environment):
+    """What a login shell on a terminal prints, as ssh -tt has it: standard error is in it, lines end in CRLF."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"echo 'motd: no newline' >&2; printf Last-login; {command}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                output += chunk
+        except OSError:  # EIO: the other end is closed
+            pass
+        process.wait(timeout=30)
+    os.close(ours)
+    return output.decode()
+
+
+SYSTEMCTL = """#!/bin/sh
+# As the real one with a pager: on a terminal it never ends, and in colour or another language nobody can read it.
+[ -t 1 ] && [ "$SYSTEMD_PAGER" != cat ] && sleep 60
+case "$LC_ALL $TERM $SYSTEMD_COLORS" in "C dumb 0") utc=UTC ;; *) utc="$(printf 'UTC\\033[m')" ;; esac
+[ -z "$HANGS" ] || sleep 60
+case "$*" in
+  *kvm-liveupdate-jump.service*) echo ActiveState=failed ;;
+  *) echo "KernelTimestamp=Tue 2026-11-24 09:19:46.303854 $utc"; echo noise >&2 ;;
+esac
+"""
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A PATH whose systemctl is the one above."""
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm-256color", "xterm-ghostty"])
+def test_a_look_at_this_machine_does_not_depend_on_the_terminal(host, term):
+    output = on_a_terminal(
+        look_command("m4rk"), TERM=term, LC_ALL="de_DE.UTF-8", SYSTEMD_PAGER="", PAGER="more", SYSTEMD_COLORS="1", **host
+    )
+    look = read_look(output, "m4rk")
+    assert look is not None, output
+    assert look.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert look.kernel[0] == os.uname().release and look.kernel[1] == os.uname().version
+    assert look.started == {"kernel": STAMPS["kernel"]} and look.idle == "failed"
+
+
+def test_a_look_ends_on_the_host_and_tells_what_it_saw(host, monkeypatch):
+    monkeypatch.setattr(kexec, "LOOK_S", 1)
+    begun = time.monotonic()
+    look = read_look(on_a_terminal(look_command("m4rk"), HANGS="yes", **host), "m4rk")
+    assert time.monotonic() - begun < 20
+    assert look is not None and look.kernel[0] == os.uname().release and look.started == {}
 
 
 def test_another_kernel_is_a_failure():
-    update = {"image": {"release": "7.3.4", "version": "#1 SMP"}}
-    assert "failed" not in _verdict(update, Look(*SEEN, {}, {}), 12.0)
+    assert "failed" not in verdict(UPDATE, Look(NEXT, ("7.3.4", "#1 SMP"), {}, []), 12.0)
     for kernel in (("7.2.13", "#1 SMP"), ("7.3.4", "#2 SMP")):
-        verdict = _verdict(update, Look(BOOT, kernel, {}, {}), 12.0)
-        assert verdict["failed"] and verdict["boot_id_after"] == BOOT and "memory is gone" in verdict["msg"]
+        found = verdict(UPDATE, Look(NEXT, kernel, {}, []), 12.0)
+        assert found["failed"] and found["boot_id_after"] == NEXT and "memory is gone" in found["msg"]
+
+
+def test_a_host_that_came_back_has_the_stamps_of_both_kernels():
+    found = verdict(
+        UPDATE, Look(NEXT, ("7.3.4", "#1 SMP"), {"kernel": 3.0}, [{"id": "u", "state": "jumping", "times": {"saving": 2.0}}]), 12.0
+    )
+    assert (found["outcome"], found["times"]) == ("jumped", {"saving": 2.0, "kernel": 3.0})
+
+
+def test_an_update_that_is_under_way_has_no_verdict():
+    assert verdict(UPDATE, Look(*SEEN, {}, [{"id": "u", "state": "saving"}]), 12.0) == {}
+
+
+ABORTED = {"id": "u", "state": "aborted", "error": "guest web: save; guest web does not run on"}
+
+
+@pytest.mark.parametrize("journals", [[ABORTED], [{"id": "u", "state": "saving"}, ABORTED], [ABORTED, {"id": "u", "state": "saving"}]])
+def test_whichever_record_says_that_the_update_was_undone_wins(journals):
+    found = verdict(UPDATE, Look(BOOT, ("7.2.13", "#1"), {}, journals), 12.0)
+    assert found["outcome"] == "aborted"
+    assert found["msg"] == f"the update was undone before the jump, the host still runs kernel 7.2.13: {ABORTED['error']}"
+
+
+@pytest.mark.parametrize("journals", [[{**ABORTED, "id": "earlier"}], [{**ABORTED, "id": "earlier"}, {"id": "u", "state": "saving"}]])
+def test_the_record_of_another_update_says_nothing_of_this_one(journals):
+    look = Look(*SEEN, {}, journals)
+    assert verdict(UPDATE, look, 12.0) == {} and journal_of(look, "u").get("state") != "aborted"
+
+
+class Connection:
+    """An ssh whose looks are given; one that is a number hangs for so many seconds."""
+
+    transport = "ssh"
+
+    def __init__(self, *looks):
+        self.looks, self.options = list(looks), {"ssh_extra_args": "-v"}
+
+    def reset(self):
+        pass
+
+    def get_option(self, name):
+        return self.options[name]
+
+    def set_option(self, name, value):
+        self.options[name] = value
+
+    def answer(self, command, **_given):
+        mark = command.rpartition("s/^/")[2].split()[0]
+        seen = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if isinstance(seen, Exception):
+            raise seen
+        if not isinstance(seen, str):
+            time.sleep(seen)
+        return {"stdout": str(seen).replace("m ", f"{mark} ")}
+
+
+def waited(monkeypatch, timeout, *looks):
+    """What the plugin makes of a host that gives these answers, the last one for ever."""
+    monkeypatch.setattr(kexec, "PAUSE_S", 0.01)
+    plugin, connection = object.__new__(kexec.ActionModule), Connection(*looks)
+    plugin._connection, plugin._low_level_execute_command = connection, connection.answer
+    plugin._task = SimpleNamespace(args={}, check_mode=False)
+    before, begun = signal.getsignal(signal.SIGALRM), time.monotonic()
+    found = plugin._wait(UPDATE, begun, timeout)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.setitimer(signal.ITIMER_REAL, 0)[0] == 0
+    assert "ServerAliveInterval" in connection.options["ssh_extra_args"] and connection.options["ssh_extra_args"].startswith("-v ")
+    return found, time.monotonic() - begun
+
+
+OLD = HEAD + 'm journal={"id": "u", "state": "%s"}\n'
+BACK = HEAD.replace(BOOT, NEXT)
+
+
+def test_a_look_that_hangs_does_not_outlast_the_timeout(monkeypatch):
+    found, took = waited(monkeypatch, 1.0, 60)
+    assert found["outcome"] == "gone" and "last seen: a connection without an answer" in found["msg"] and took < 5
+
+
+def test_a_look_that_hangs_is_followed_by_the_next(monkeypatch):
+    monkeypatch.setattr(kexec, "ATTEMPT_S", 0.2)
+    found, _took = waited(monkeypatch, 30.0, 60, AnsibleConnectionFailure("refused"), "Welcome", BACK)
+    assert found["outcome"] == "jumped"
+
+
+def test_a_host_where_nothing_carries_the_update_on_is_not_waited_for(monkeypatch):
+    found, took = waited(monkeypatch, 30.0, OLD % "committed" + "m ActiveState=failed\n")
+    assert found["outcome"] == "stuck" and "kvm-liveupdate-jump.service is failed" in found["msg"] and "update committed" in found["msg"]
+    assert "systemctl status" in found["msg"] and took < 5
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [OLD % "committed" + "m ActiveState=inactive\n", OLD % "committed" + "m ActiveState=active\n"] * 2,
+        [OLD % "committed" + "m ActiveState=inactive\n", AnsibleConnectionFailure("refused")] * 2,
+        [OLD % "jumping" + "m ActiveState=failed\n"] * 4,
+        [OLD % "committed" + "m ActiveState=inactive\nm Job=7\n"] * 4,
+    ],
+    ids=["starts", "not two in a row", "a kexec is under way", "its start is queued"],
+)
+def test_one_look_without_the_unit_is_not_enough(monkeypatch, looks):
+    found, _took = waited(monkeypatch, 30.0, *looks, BACK)
+    assert found["outcome"] == "jumped"
+
+
+def test_a_host_that_is_lost_when_it_is_told_to_jump_is_a_failure(monkeypatch):
+    def gone(**_given):
+        raise AnsibleConnectionFailure("closed by remote host")
+
+    plugin = object.__new__(kexec.ActionModule)
+    plugin._connection, plugin._task = Connection(), SimpleNamespace(args={}, check_mode=False)
+    plugin._execute_module = gone
+    monkeypatch.setattr(kexec.ActionBase, "run", lambda *_given: {})
+    found = plugin.run()
+    assert found["failed"] and found["lost"] and found["outcome"] == "lost" and "closed by remote host" in found["msg"]
+    assert json.dumps(found)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import page
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result, summary
 
 HOST = {
     "boot_id": "b1",
@@ -36,8 +36,8 @@ REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guest
         (HOST, {}, {}, "the policy cannot be read", False, "refused"),
         ({"unreachable": True}, {}, {}, "no answer", False, "refused"),
         ({"failed": True}, GO, {}, "", False, "refused"),
-        (HOST, GO, {}, "the kernel could not be staged", False, "undone"),
-        (HOST, GO, {"outcome": "aborted"}, "guest web: save", False, "undone"),
+        (HOST, CURRENT, {}, "not the boot default", False, "failed"),
+        (HOST, GO, {}, "guest db cannot be brought back", False, "failed"),
         (HOST, GO, {"outcome": "gone"}, "did not come back", False, "failed"),
         (HOST, GO, JUMP, "guest web: not back", False, "failed"),
         ({}, {}, {}, "", False, "failed"),
@@ -45,6 +45,111 @@ REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guest
 )
 def test_outcome(host, plan, jump, why, check_mode, end):
     assert outcome(host, plan, jump, why, check_mode) == end
+
+
+STEP = "Preserve | Hold the guests' RAM"
+
+
+@pytest.mark.parametrize(
+    ("host", "jump", "lost", "undo", "end"),
+    [
+        (HOST, {}, False, "", "undone"),
+        (HOST, {"outcome": "aborted"}, False, "", "undone"),
+        (HOST, {"failed": True}, False, "", "undone"),
+        (HOST, {}, False, "guest web: its session is stuck", "failed"),
+        (HOST, {}, True, "", "lost"),
+        (HOST, {"outcome": "aborted"}, True, "hv1 cannot be reached", "lost"),
+        (HOST, {"outcome": "lost"}, True, "", "lost"),
+        (HOST, {"outcome": "lost"}, False, "", "failed"),
+        (HOST, {"outcome": "stuck"}, False, "", "failed"),
+        (HOST, JUMP, True, "", "lost"),
+        (HOST, JUMP, False, "", "failed"),
+        ({}, {}, True, "", "lost"),
+    ],
+)
+def test_an_update_that_had_begun_is_never_called_examined(host, jump, lost, undo, end):
+    found = result(host, GO, jump, why="no", step=STEP, lost=lost, undo=undo)
+    assert (found["outcome"], found["step"]) == (end, STEP) and found["why"].startswith("no")
+    assert undo in found["why"]
+    shown = page({"hv1": found})
+    assert "The update had begun; its last step was" in shown and "examined only" not in shown and "No host was touched" not in shown
+
+
+@pytest.mark.parametrize(
+    ("jump", "step", "told"),
+    [
+        ({}, STEP, "The update had begun, and its guests were not paused for it yet"),
+        ({}, "", "The update had not begun"),
+        ({"outcome": "lost"}, STEP, "Its guests may be paused, or gone over the jump with it"),
+        (JUMP, STEP, "The host had come back with kernel 7.3.4, and its guests come back by themselves"),
+    ],
+)
+def test_a_lost_host_says_where_its_guests_may_be(jump, step, told):
+    found = result(HOST, GO, jump, why="hv1 cannot be reached", step=step, lost=True)
+    assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Look at its console" in found["why"]
+    assert found["guests"]["web"]["why"] == "nobody knows: the host was lost; planned: stays in memory"
+
+
+def test_what_is_known_of_a_guest_of_a_lost_host_stays():
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}], why="hv1 cannot be reached", step=STEP, lost=True)
+    assert found["guests"]["web"]["state"] == "restored" and found["guests"]["web"]["why"] == ""
+
+
+UPDATED = result(HOST, GO, JUMP, [{"last_update": RESTORED}])
+SLOW = result(HOST, GO, JUMP, [{"last_update": RESTORED}], blackout_max=2.5)
+AWAY = result(
+    HOST, GO, JUMP, [{"last_update": RESTORED}], away=[{"guest": "db", "name": "db", "left": "saved", "where": "here", "msg": "is back"}]
+)
+RUNS = result({**HOST, "kernel": {"release": "7.3.4"}}, CURRENT)
+FIT = result(HOST, GO)
+LEFT_OUT = result(HOST, REFUSE, left_out=True)
+REFUSED = result(HOST, REFUSE)
+UNDONE = result(HOST, GO, why="guest web:\nsave", step=STEP)
+ALONE = ". No host was touched; hypervisor_update_leave_out: true leaves such hosts out"
+EMPTY = ". The run updated no host: each was left out or runs the kernel already"
+
+
+@pytest.mark.parametrize(
+    ("host", "check_mode", "line"),
+    [
+        (UPDATED, False, "updated 7.2.13 -> 7.3.4, 1 guest kept, longest pause 3.0 s"),
+        (AWAY, False, "updated 7.2.13 -> 7.3.4, 1 guest kept, longest pause 3.0 s, 1 guest sent away, 1 back"),
+        (SLOW, False, f"updated 7.2.13 -> 7.3.4, 1 guest kept, longest pause 3.0 s; {SLOW['over_budget']}"),
+        (result({**HOST, "guests": []}, {**GO, "guests": []}, JUMP), False, "updated 7.2.13 -> 7.3.4, 0 guests kept"),
+        (RUNS, False, "runs 7.3.4 already"),
+        (FIT, False, "not touched: the run stopped before its turn"),
+        (FIT, True, "can be updated"),
+        (REFUSED, False, f"refused, nothing touched: guest web: no - yes{ALONE}"),
+        (LEFT_OUT, False, f"left out, nothing touched: guest web: no - yes{EMPTY}"),
+        (UNDONE, False, f'undone before the jump at "{STEP}": guest web: save'),
+    ],
+)
+def test_one_line_says_what_became_of_a_host(host, check_mode, line):
+    assert summary({"hv1": host}, check_mode)["lines"] == {"hv1": f"hv1: {line}"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "check_mode", "failed"),
+    [
+        ([UPDATED, RUNS], False, []),
+        ([RUNS, RUNS], False, []),
+        ([UPDATED, LEFT_OUT], False, []),
+        ([RUNS, LEFT_OUT], False, ["hv2"]),
+        ([LEFT_OUT, LEFT_OUT], False, ["hv1", "hv2"]),
+        ([LEFT_OUT, FIT], True, []),
+        ([LEFT_OUT, RUNS], True, ["hv1"]),
+        ([UPDATED, UNDONE], False, ["hv2"]),
+        ([FIT, REFUSED], False, ["hv2"]),
+        ([SLOW, FIT], False, ["hv1"]),
+        ([], False, []),
+    ],
+)
+def test_which_hosts_fail_at_the_end(hosts, check_mode, failed):
+    assert summary({f"hv{number}": host for number, host in enumerate(hosts, 1)}, check_mode)["failed"] == failed
+
+
+def test_a_refusal_after_others_were_updated_does_not_say_that_none_was_touched():
+    assert "No host was touched" not in summary({"hv1": UPDATED, "hv2": REFUSED})["lines"]["hv2"]
 
 
 @pytest.mark.parametrize(("host", "plan"), [(HOST, REFUSE), ({"unreachable": True, "msg": "no answer"}, {})])
@@ -104,7 +209,11 @@ def test_guests_that_left_say_how_and_whether_they_are_back():
 def test_a_guest_that_did_not_leave_is_what_it_was():
     sent = [{"name": "web", "failed": True, "left": "", "where": "", "msg": "guest web: still running 300 s after"}]
     found = result(
-        HOST, GO, why="guest web: still running", away=[*sent, {"name": "web", "left": "", "where": "here", "msg": "is not away"}]
+        HOST,
+        GO,
+        why="guest web: still running",
+        step="Send away",
+        away=[*sent, {"name": "web", "left": "", "where": "here", "msg": "is not away"}],
     )
     assert found["outcome"] == "undone" and found["guests"]["web"]["why"] == "guest web: still running 300 s after"
 

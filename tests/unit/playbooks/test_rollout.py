@@ -1,0 +1,211 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The playbooks over several hosts: which are touched, and what is told of them.
+
+Playbooks, role, filters and action plugins are the real ones. The modules are stubs, and ssh is a script that runs here what it is to run
+on a host, until that host is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import result
+
+COLLECTION = Path(result.__file__).parents[2]
+
+SSH = """#!/bin/sh
+# ssh OPTION... HOST COMMAND; a host with a file HOST.down does not answer, also when it goes down in the middle of a command.
+case " $* " in *" -O "*) exit 255 ;; esac
+for word; do HOST=$COMMAND COMMAND=$word; done
+export HOST
+[ ! -e "$STAGE/$HOST.down" ] || { echo "ssh: connect to host $HOST port 22: Connection refused" >&2; exit 255; }
+sh -c "$COMMAND"
+code=$?
+[ ! -e "$STAGE/$HOST.down" ] || { echo "Connection to $HOST closed by remote host." >&2; exit 255; }
+exit $code
+"""
+
+MODULE = '''#!/usr/bin/python
+"""A stub of all modules: it logs its call, and does as the stage says: fail, or lose its host."""
+import json, os
+from ansible.module_utils.basic import AnsibleModule
+
+WORDS = ("accept_unknown", "back", "back_uri", "cmdline", "destination", "guests", "initrd", "keep_units", "kernel", "migrate_uri", "name",
+         "names", "on_loss", "only_kept", "state", "timeout", "timeouts", "way")
+module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
+name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
+call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
+with open(f"{stage}/log", "a") as log:
+    log.write(f"{host} {call}\\n")
+act = json.load(open(f"{stage}/acts")).get(host, {}).get(call, "")
+if act == "lose":
+    open(f"{stage}/{host}.down", "w").close()
+if act == "fail":
+    module.fail_json(msg=f"{host}: {call} does not work")
+kernel = {"release": "7.2.13", "version": "#1", "cmdline": ""}
+update = {"id": "u1", "boot_id": "b1", "kernel": kernel, "image": {"release": os.uname().release, "version": os.uname().version}}
+last = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 10.6}}
+answers = {
+    "hypervisor_info": {
+        "ready": True, "reasons": [], "away": [], "boot_id": "b1", "kernel": kernel, "free": {"memory_mib": 9, "saves_mib": 9},
+        "target": {"current": act == "current", "release": "7.3.4", "initrd": None},
+        "guests": [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}],
+    },
+    "kexec": {"journal": update},
+    "guest": {"last_update": last, "guests": [{"name": "web", "changed": False, "failed": False, "msg": "", "last_update": last}]},
+}
+module.exit_json(changed=name not in ("hypervisor_info", "boot_default"), **answers.get(name, {}))
+'''
+
+
+class Stage:
+    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there: fail, lose (the host), or current (it runs the kernel)."""
+
+    def __init__(self, path: Path, hosts: int, acts: dict[str, dict[str, str]]) -> None:
+        self.path = path
+        self.names = [f"hv{number}" for number in range(1, hosts + 1)]
+        root = path / "ansible_collections/kvm/liveupdate"
+        (root / "plugins/modules").mkdir(parents=True)
+        for part in ("galaxy.yml", "meta", "playbooks", "roles"):
+            (root / part).symlink_to(COLLECTION / part)
+        for part in ("action", "doc_fragments", "filter", "module_utils", "plugin_utils"):
+            (root / "plugins" / part).symlink_to(COLLECTION / "plugins" / part)
+        for module in (COLLECTION / "plugins/modules").glob("[a-z]*.py"):
+            (root / "plugins/modules" / module.name).write_text(MODULE.replace("@NAME@", module.stem))
+        (path / "ssh").write_text(SSH)
+        (path / "ssh").chmod(0o755)
+        (path / "acts").write_text(json.dumps(acts))
+        (path / "log").touch()
+        settings = {
+            "ansible_ssh_executable": f"{path}/ssh",
+            "ansible_ssh_args": "",
+            "ansible_pipelining": "true",
+            "ansible_become": "false",
+        }
+        settings |= {"ansible_remote_tmp": f"{path}/tmp", "ansible_python_interpreter": "'{{ ansible_playbook_python }}'"}
+        lines = ["[fleet]", *self.names, "[fleet:vars]", "hypervisor_update_kernel=/boot/vmlinuz-7.3.4"]
+        (path / "hosts").write_text("\n".join([*lines, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
+
+    def play(self, playbook: str, **extra: object) -> tuple[int, str]:
+        """Run a playbook of the collection; its exit code and what it printed."""
+        environment = {**os.environ, "STAGE": str(self.path), "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": ""}
+        environment |= {"ANSIBLE_HOME": str(self.path), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SHOW_CUSTOM_STATS": "1"}
+        done = subprocess.run(
+            ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps({"target": "fleet", **extra}), playbook],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def calls(self, call: str) -> list[str]:
+        """The hosts that were called so, in order."""
+        return [line.split()[0] for line in (self.path / "log").read_text().splitlines() if line.endswith(f" {call}")]
+
+
+def said(output: str) -> list[str]:
+    """The lines at the end, one a host."""
+    return re.findall(r'^        "(hv\d: .*?)",?$', output.rpartition("Say what became of each host")[2], re.MULTILINE)
+
+
+def artifact(output: str) -> dict[str, dict[str, object]]:
+    """What AWX gets."""
+    return json.loads(re.search(r"RUN: (\{.*\})", output)[1])["liveupdate_report"]
+
+
+def test_every_host_is_updated_and_examined_once_where_that_is_fresh(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/hv2.yml").write_text("hypervisor_update_fresh: 0\n")
+    code, output = stage.play("kvm.liveupdate.update")
+    assert code == 0, output
+    assert sorted(stage.calls("hypervisor_info")) == ["hv1", "hv2", "hv2"]
+    assert stage.calls("kexec") == ["hv1", "hv2"]
+    kernels = f"7.2.13 -> {os.uname().release}"
+    assert said(output) == [f"hv{number}: updated {kernels}, 1 guest kept, longest pause 8.6 s" for number in (1, 2)]
+    assert {name: host["outcome"] for name, host in artifact(output).items()} == {"hv1": "updated", "hv2": "updated"}
+    first, _second = output.split("PLAY [Update")[1:]
+    assert first.count("\nTASK [") <= 17, first
+
+
+@pytest.mark.parametrize(
+    ("serial", "act", "touched"),
+    [(1, "lose", ["hv1"]), (2, "lose", ["hv1", "hv2"]), ([1, 2], "lose", ["hv1"]), ([1, 2], "fail", ["hv1"])],
+    ids=["one at a time", "two at a time", "first one, then two", "one that fails"],
+)
+def test_no_further_host_is_touched_after_one_that_fails_or_is_lost(tmp_path, serial, act, touched):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": act}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=serial)
+    assert code != 0 and sorted(stage.calls("kexec_image")) == touched, output
+    assert stage.calls("kexec") == touched[1:], output  # who has begun beside it goes on
+    report, lines = artifact(output), said(output)
+    assert len(lines) == 3 and lines[2] == "hv3: not touched: the run stopped before its turn"
+    assert (report["hv1"]["outcome"], report["hv3"]["outcome"]) == ({"fail": "undone", "lose": "lost"}[act], "checked")
+    assert str(report["hv1"]["step"]).startswith("Preserve | ")
+    assert lines[0].startswith(f'hv1: {"undone before the jump" if act == "fail" else "lost in the middle"} at \\"Preserve | '), lines
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"), [("kexec", "may be paused, or gone over the jump"), ("guest running", "come back by themselves")]
+)
+def test_a_host_that_is_lost_after_the_commit_says_where_its_guests_may_be(tmp_path, call, hint):
+    stage = Stage(tmp_path, 1, {"hv1": {call: "lose"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_report=f"{tmp_path}/page.html")
+    host = json.loads((tmp_path / "page.html.json").read_text())["hv1"]
+    assert code != 0 and host["outcome"] == "lost" and artifact(output)["hv1"] == host, output
+    assert hint in host["why"] and "kvm-liveupdate status" in host["why"] and "nobody knows" in host["guests"]["web"]["why"]
+    assert "lost in the middle" in (tmp_path / "page.html").read_text() and hint in (tmp_path / "page.html").read_text()
+
+
+def test_a_host_that_is_left_out_takes_no_place_in_a_batch(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"hypervisor_info": "lose"}, "hv2": {"guest preserved": "fail"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_leave_out=True, hypervisor_update_serial=[1, 2])
+    assert code != 0 and stage.calls("kexec_image") == ["hv2"], output
+    assert {name: host["outcome"] for name, host in artifact(output).items()} == {"hv1": "left_out", "hv2": "undone", "hv3": "checked"}
+
+
+def test_a_failed_commit_of_a_host_on_the_kernel_is_not_passed_over(tmp_path):
+    stage = Stage(tmp_path, 1, {"hv1": {"hypervisor_info": "current", "boot_default": "fail"}})
+    code, output = stage.play("kvm.liveupdate.update")
+    assert code != 0 and artifact(output)["hv1"]["outcome"] == "failed" and stage.calls("kexec_image") == [], output
+
+
+SETUP = """- name: Touch the host
+  ansible.builtin.command: sh -c 'echo $HOST finish >>{log}; ! test $HOST = hv2 || {act}'
+  changed_when: true
+"""
+
+
+@pytest.mark.parametrize("act", ["exit 1", "touch {stage}/hv2.down"], ids=["fails", "is lost"])
+def test_setup_stops_at_a_host_that_fails_or_is_lost(tmp_path, act):
+    stage = Stage(tmp_path, 3, {})
+    roles = tmp_path / "ansible_collections/kvm/liveupdate/roles"
+    roles.unlink()
+    (roles / "hypervisor_setup/tasks").mkdir(parents=True)
+    (roles / "hypervisor_setup/tasks/prepare.yml").write_text("[]\n")
+    (roles / "hypervisor_setup/tasks/finish.yml").write_text(SETUP.format(log=tmp_path / "log", act=act.format(stage=tmp_path)))
+    code, output = stage.play("kvm.liveupdate.setup")
+    assert code != 0 and stage.calls("finish") == ["hv1", "hv2"], output
+
+
+def test_setup_reboots_nobody_after_a_host_that_was_lost_while_all_were_prepared(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    roles = tmp_path / "ansible_collections/kvm/liveupdate/roles"
+    roles.unlink()
+    (roles / "hypervisor_setup/tasks").mkdir(parents=True)
+    (roles / "hypervisor_setup/tasks/prepare.yml").write_text("- name: Reach it\n  ansible.builtin.ping:\n")
+    (roles / "hypervisor_setup/tasks/finish.yml").write_text(SETUP.format(log=tmp_path / "log", act="true"))
+    (tmp_path / "hv1.down").touch()
+    code, output = stage.play("kvm.liveupdate.setup")
+    assert code != 0 and stage.calls("finish") == [], output
