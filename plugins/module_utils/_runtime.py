@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 
-from . import _boot_order, _cli, _holding, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
+from . import _boot_order, _cli, _holding, _libvirt_ram, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -273,7 +273,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
         raise LiveUpdateError(f"ram_size {ram_size!r}: not a size; use bytes, or k, m, g or % (of the host's RAM) behind a whole number")
     wanted = {path: (content, 0o644) for path, content in _library().items()}
     wanted[COMMAND] = (_COMMAND, 0o755)
-    wanted[f"{UNITS}/{_update.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
+    wanted[f"{UNITS}/{_lock.JUMP_UNIT}"] = (_JUMP_SERVICE, 0o644)
     wanted[f"{UNITS}/{_holding.RESIDENT}"] = (_HOLD_SERVICE, 0o644)
     wanted[f"{UNITS}/{_rehearsal.UNIT}"] = (_REHEARSAL_SERVICE, 0o644)
     wanted[f"{UNITS}/{_update.JUMP_TARGET}"] = (_TARGET, 0o644)
