@@ -463,6 +463,22 @@ def test_a_host_that_is_too_slow_pauses_nobody(host):
     assert not host.done("save")
 
 
+def test_a_host_that_gets_late_just_before_the_pause_pauses_nobody(host, monkeypatch):
+    monkeypatch.setattr(_update, "_write_out", lambda limit: None)
+    _update.commit(list(host.records), [], "start", timeout=0)
+    assert _update.jump() == 1
+    undone(host, _update.last(), "the host took too long until it could have paused its guests. Half of the 0 s")
+    assert not host.done("save")
+
+
+def test_logins_end_before_a_guest_is_paused(host, monkeypatch):
+    monkeypatch.setattr(_update, "_active_units", lambda types="": [] if host.done("stop") or "scope" not in types else ["session-3.scope"])
+    ended = update(host)
+    steps = [step[0] for step in host.did]
+    assert host.done("stop") == ["session-3.scope"] and steps.index("isolate") < steps.index("stop") < steps.index("save")
+    assert "logins and containers were ended, and do not start by themselves: session-3.scope" in ended["error"]
+
+
 def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
     moments = []
     monkeypatch.setattr(_systemd, "end_by", moments.append)
