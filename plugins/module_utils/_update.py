@@ -340,7 +340,7 @@ def _carry_out(update: dict) -> None:
 
 
 def _late(update: dict) -> bool:
-    return time.monotonic() > update["pause_by"]
+    return bool(time.monotonic() > update["pause_by"])
 
 
 def _too_slow(update: dict) -> str:
