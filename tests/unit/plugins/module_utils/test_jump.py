@@ -447,13 +447,27 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     ended = update(host)
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
-    assert _update._meant_to_run(host.records) == ["web"]
-    assert _update.owes(host.records["web"]) and not _update.owes({**host.records["web"], "started": 2})
     for name in host.state:
         _paths.remove(_guests.journal_path(name))
     host.resume = real
+    assert _update._meant_to_run(host.records) == ["web"]
+    _update.let_go_on(host.records["web"], False)  # as the undo of an update that did not get as far as the pause
+    host.state["web"] = "paused"
+    assert _update.owes(host.records["web"]) and not _update.owes({**host.records["web"], "started": 2})
     _update.let_go_on(host.records["web"], True)
     assert host.state["web"] == "running" and not _update.owes(host.records["web"])
+
+
+def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
+    """Nothing of it is kept."""
+
+    def ends():
+        del host.records["web"], host.state["web"]
+
+    host.at["isolate"] = ends
+    ended = update(host)
+    undone(host, ended, "guest web does not run any more")
+    assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
 
 
 def test_a_host_that_is_too_slow_pauses_nobody(host):
