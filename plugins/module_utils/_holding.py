@@ -241,4 +241,5 @@ def owes(record: dict) -> bool:
 def let_go_on(record: dict, running: bool) -> None:
     """Undo what was saved of a guest; ``running``: it is to run on."""
     _providers.of(record).resume(record, running)
-    _paths.remove(_guests.run_path(record["name"], "paused"))
+    if running:
+        _paths.remove(_guests.run_path(record["name"], "paused"))

@@ -74,7 +74,7 @@ def outcome(update: dict, boot_id: str, release: str) -> str:
 def busy() -> bool:
     """Whether the unit that carries out an update, or undoes it, has not ended."""
     shown = _systemd.show(JUMP_UNIT, "ActiveState", "Job")
-    return shown.get("ActiveState") not in ("inactive", "failed") or shown.get("Job", "0") != "0"
+    return shown.get("ActiveState") not in ("inactive", "failed") or shown.get("Job") not in (None, "", "0")
 
 
 def _under_way() -> bool:

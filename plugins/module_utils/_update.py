@@ -48,6 +48,8 @@ SESSIONS_LIMIT_S = 30.0
 PAUSE_LIMIT_S = 180.0
 FINAL_KILL_S = 10
 _MANY_FDS = 4096
+# Each look at a guest runs a few programs; the guests run on beside them.
+_LOOKS_AT_ONCE = 8
 # Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started. It
 # stops no units (src/core/manager.c, objective_table): nothing unpacks an exitrd, no service gets 90 s to end.
 _KEXEC_SIGNAL = 16
@@ -347,7 +349,8 @@ def _reasons(records: list[dict]) -> list[str]:
         survey = getattr(provider, "survey", None)
         if survey:
             survey(its_own)
-    return [f"guest {record['name']}: {told(reason)}" for record in records for reason in _guests.inspect(record)]
+    jobs = _at_once(_guests.inspect, records, _LOOKS_AT_ONCE)
+    return [f"guest {record['name']}: {told(reason)}" for record, job in zip(records, jobs) for reason in job.result()]
 
 
 def _by_provider(records: t.Iterable[dict]) -> list[tuple[t.Any, list[dict]]]:
@@ -497,11 +500,11 @@ def _save_all(update: dict, records: dict[str, dict]) -> None:
             raise LiveUpdateError("; ".join(errors))
 
 
-def _at_once(step: t.Callable[[t.Any], t.Any], items: t.Sequence[t.Any]) -> list[Future]:
-    """Do a step for all of these at the same time, and wait for all of them."""
+def _at_once(step: t.Callable[[t.Any], t.Any], items: t.Sequence[t.Any], most: int = 0) -> list[Future]:
+    """Do a step for all of these, or for ``most``, at the same time, and wait for all of them."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, min(len(items), most or len(items)))) as pool:
         return [pool.submit(step, item) for item in items]
 
 
@@ -549,7 +552,7 @@ def _abort(update: dict, why: str) -> None:
             problems.append(f"not undone: {what}: {err}")
             return False
 
-    records = dict(update.get("records") or {})
+    records = dict(update["records"]) if "running" in update else {}  # before the pause guests may have ended, or be others by now
     if not records:
         undo("search for the guests", lambda: records.update(_guests.known()))
         records = {name: record for name, record in records.items() if name in update["guests"]}

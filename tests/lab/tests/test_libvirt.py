@@ -304,9 +304,9 @@ import os, sys; sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
 from kvm_liveupdate import _boot_order, _guests, _holding, _host, _update
 for name, on_loss in {"plain": "start", "disk": "stop"}.items():
     record = _guests.find(name)
-    _holding.hold(record)
+    holds = {name: _holding.hold(record)}
     _boot_order.start_early(record["unit"], True)
-    _update._save(name, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name]})
+    _update._save(record, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name], "holds": holds})
 os.unlink(_guests.journal_path("plain"))
 """
 

@@ -116,6 +116,7 @@ def make(root, monkeypatch, names) -> Host:
     for name in ("IMAGE_RECORD", "LOCK", "OUTCOME"):
         monkeypatch.setattr(_paths, name, str(root / "run" / name))
     monkeypatch.setattr(_paths, "UPDATE", str(root / "update.json"))
+    monkeypatch.setattr(_paths.os, "fsync", lambda fd: None)  # many guests, and a disk that others write to
     host = Host(root, names)
     for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S"):
         monkeypatch.setattr(_update, step, 0)
@@ -447,13 +448,27 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     ended = update(host)
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
-    assert _update._meant_to_run(host.records) == ["web"]
-    assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
     for name in host.state:
         _paths.remove(_guests.journal_path(name))
     host.resume = real
-    _update.let_go_on(host.records["web"], True)
+    assert _update._meant_to_run(host.records) == ["web"]
+    _holding.let_go_on(host.records["web"], False)  # as the undo of an update that did not get as far as the pause
+    host.state["web"] = "paused"
+    assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
+    _holding.let_go_on(host.records["web"], True)
     assert host.state["web"] == "running" and not _holding.owes(host.records["web"])
+
+
+def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
+    """Nothing of it is kept."""
+
+    def ends():
+        del host.records["web"], host.state["web"]
+
+    host.at["isolate"] = ends
+    ended = update(host)
+    undone(host, ended, "guest web does not run any more")
+    assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
 
 
 def test_a_host_that_is_too_slow_pauses_nobody(host):
@@ -462,6 +477,22 @@ def test_a_host_that_is_too_slow_pauses_nobody(host):
     ended = _update.last()
     undone(host, ended, "Half of the 0 s that the update may take are over and no guest was paused: run the update again, or raise")
     assert not host.done("save")
+
+
+def test_a_host_that_gets_late_just_before_the_pause_pauses_nobody(host, monkeypatch):
+    monkeypatch.setattr(_update, "_write_out", lambda limit: None)
+    _update.commit(list(host.records), [], "start", timeout=0)
+    assert _update.jump() == 1
+    undone(host, _update.last(), "the host took too long until it could have paused its guests. Half of the 0 s")
+    assert not host.done("save")
+
+
+def test_logins_end_before_a_guest_is_paused(host, monkeypatch):
+    monkeypatch.setattr(_update, "_active_units", lambda types="": [] if host.done("stop") or "scope" not in types else ["session-3.scope"])
+    ended = update(host)
+    steps = [step[0] for step in host.did]
+    assert host.done("stop") == ["session-3.scope"] and steps.index("isolate") < steps.index("stop") < steps.index("save")
+    assert "logins and containers were ended, and do not start by themselves: session-3.scope" in ended["error"]
 
 
 def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
