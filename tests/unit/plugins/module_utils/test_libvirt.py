@@ -263,3 +263,13 @@ def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
     saved.write_bytes(b"of the operator")
     _libvirt.resume(record, running=False)
     assert saved.exists()
+
+
+def test_what_virsh_prints_is_utf_8_and_comes_back_byte_for_byte(tmp_path, monkeypatch):
+    """Whatever the locale of the caller, and even where it is none."""
+    program = tmp_path / "virsh"
+    program.write_bytes(b"#!/bin/sh\nprintf 'B\303\274ro \377'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = _libvirt.virsh("dumpxml")
+    assert said.startswith("Büro ") and said.encode("utf-8", "surrogateescape") == b"B\xc3\xbcro \xff"
