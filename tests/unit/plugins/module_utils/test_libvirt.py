@@ -272,3 +272,13 @@ def test_the_last_look_at_all_domains_is_one_virsh(monkeypatch):
     (problem,) = _libvirt.still_saved(records)
     assert problem.startswith("guest db was saved and is not paused any more") and asked == [("list", "--state-paused", "--uuid")]
     assert _libvirt.still_saved([records[0], records[2]]) == []
+
+
+def test_what_virsh_prints_is_utf_8_and_comes_back_byte_for_byte(tmp_path, monkeypatch):
+    """Whatever the locale of the caller, and even where it is none."""
+    program = tmp_path / "virsh"
+    program.write_bytes(b"#!/bin/sh\nprintf 'B\303\274ro \377'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = _libvirt.virsh("dumpxml")
+    assert said.startswith("Büro ") and said.encode("utf-8", "surrogateescape") == b"B\xc3\xbcro \xff"
