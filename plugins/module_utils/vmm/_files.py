@@ -64,8 +64,6 @@ _READ = {
     "spice": ("x509-dir",),
     "vnc": ("tls-creds-dir",),
 }
-# Keys and options that name a file which QEMU writes, and makes where it is not there.
-_WRITTEN = ("logfile", "path")
 
 
 def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool) -> list[dict]:
@@ -111,10 +109,8 @@ def _volatile(path: str) -> dict:
 
 def _open_files(pid: int, options: list[Option], ram: set[tuple[int, int]]) -> list[tuple[str, os.stat_result, bool]]:
     """The ordinary files that QEMU has open, but for RAM, output and temporary ones: path, what is open, whether it may write there."""
-    written = {
-        value for option in options for key, value in option.keys.items() if option.name not in ("drive", "blockdev") and key in _WRITTEN
-    }
-    written |= {option.get("") for option in options if option.name in ("D", "pidfile")}
+    others = [option for option in options if option.name not in ("drive", "blockdev", *_READ)]
+    written = {value for option in others for value in option.keys.values()}
     found: dict[str, tuple[str, os.stat_result, bool]] = {}
     for fd, link in sorted(_processes.fd_links(pid).items()):
         path = link[: -len(" (deleted)")] if link.endswith(" (deleted)") else link

@@ -87,7 +87,7 @@ def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
     used = {value for option in options if option.name in ("device", "machine") for value in option.keys.values()}
     found = []
     for option in options:
-        if option.name == "drive" and set(option.keys) & {"file", "filename", "file.driver", "file.filename", "driver"}:
+        if option.name == "drive" and any(map(option.get, ("file", "filename", "file.driver", "file.filename", "driver"))):
             found.append((_argv.local_file(option, {}), _words(option, {}), option.text))
         elif option.name == "blockdev" and option.get("node-name") in used:
             found.append((_argv.local_file(option, nodes), _words(option, nodes), option.text))

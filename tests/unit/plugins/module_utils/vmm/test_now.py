@@ -91,6 +91,11 @@ def test_a_card_on_another_tap_than_that_of_the_command_line_is_a_change():
     assert reason["code"] == "network-changed" and "n is gone" in reason["message"]
 
 
+def test_a_drive_without_a_medium_is_as_it_was():
+    argv, now = started("lab")
+    assert differences([*argv, "-cdrom", "", "-drive", "if=floppy"], now) == []
+
+
 def test_two_devices_without_a_name_that_changed_places_are_told_by_their_types():
     argv, now = started("lab")
     now["nameless"][0] = "virtio-rng-pci"
