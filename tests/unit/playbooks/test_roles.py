@@ -57,7 +57,7 @@ PROOFS = {
     "refused": (told("refused", "modules", "kvm-off"), {}, "says modules - mend it; says kvm-off - mend it"),
     "unknown": (told("unknown", "config-unread"), {}, "says config-unread - mend it"),
     "accepted": (told("unknown", "config-unread"), {"hypervisor_kernel_accept_unknown": ["a-b"]}, ""),
-    "not_accepted": (told("refused", "kvm-off"), {"hypervisor_kernel_accept_unknown": ["a-b"]}, "says kvm-off - mend it"),
+    "known_to_fail": (told("refused", "kvm-off"), {"hypervisor_kernel_accept_unknown": ["a-b"]}, "says kvm-off - mend it"),
     "no_initrd": (told("refused", "initrd-missing"), {}, "says initrd-missing - mend it"),
     "none_built_yet": (told("refused", "initrd-missing"), {"hypervisor_kernel_initrd": "/boot/i"}, ""),
     "nor_modules": (told("refused", "initrd-missing", "modules"), {"hypervisor_kernel_initrd": "/boot/i"}, "says modules - mend it"),
