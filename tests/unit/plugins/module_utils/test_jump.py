@@ -100,9 +100,9 @@ class Host:
         self.note(command[1], command[-1])
         return ""
 
-    def known(self) -> dict:
+    def known(self) -> list:
         self.calls.append("known")
-        return {name: dict(record) for name, record in self.records.items()}
+        return [dict(record) for record in self.records.values()]
 
     def kexec(self, _kernel, _initrd, _cmdline, flags) -> None:
         self.loaded = not flags & 1
@@ -136,7 +136,6 @@ def make(root, monkeypatch, names) -> Host:
     monkeypatch.setattr(_processes, "start_time", lambda pid: host.started.get(pid, 0))
     monkeypatch.setattr(_processes, "pids", lambda: sorted({*host.processes, *host.started}))
     monkeypatch.setattr(_processes, "fd_links", lambda pid: dict(enumerate(host.processes.get(pid, []))))
-    monkeypatch.setattr(_guests, "known", host.known)
     monkeypatch.setattr(_guests, "inspect", lambda record: host.reasons.get(record["name"], []) if record.pop("xml") else [])
     monkeypatch.setattr(_update._providers, "of", lambda record: host)
     monkeypatch.setattr(_update._providers, "all_of_them", lambda: (host,))

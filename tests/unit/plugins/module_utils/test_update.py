@@ -41,7 +41,7 @@ STRANGER = {"name": "pid-7", "pid": 7, "reasons": [{"code": "not-managed", "mess
         (["web"], {"image": {}}, "no kernel is staged in this boot"),
         (["web", "db"], {}, "guest db does not run any more"),
         ([], {}, "guest web runs but is not part of this update"),
-        (["web"], {"holds": {"web": {}}}, "guest web: its RAM is not held"),
+        (["web"], {"holds": {}}, "guest web: its RAM is not held"),
         (["web"], {"strangers": [STRANGER]}, "pid-7 (process 7) runs a virtual machine that would be lost: no monitor is known"),
         (["web"], {"not_back": [{"code": "not-back", "message": "app was saved", "remedy": "start it"}]}, "app was saved - start it"),
     ],
