@@ -154,6 +154,7 @@ def survey(records: list[dict]) -> None:
 
     Without it each look asks for itself. The answers are of now: for a later look take new records.
     """
+    records = [record for record in records if not name_reasons(record)]  # else systemctl answers for nobody
     _ask_systemd(records)
     for provider in _providers.all_of_them():
         provider.survey([record for record in records if _providers.of(record) is provider])

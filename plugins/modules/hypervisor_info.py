@@ -226,7 +226,7 @@ def examine(module):
     kernel, boot_id = _host.kernel(), _host.boot_id()
     records = _guests.records()
     _guests.survey(records)
-    held = _holding.held_each(records)
+    held = _holding.held_each([record for record in records if not _guests.name_reasons(record)])
     guests = [guest_facts(record, record["name"] in held) for record in records]
     reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
     limits = {

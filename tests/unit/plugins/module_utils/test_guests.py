@@ -26,7 +26,7 @@ def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
         "argv": ["qemu", "-nodefaults", "-M", "q35"],
     }
     monkeypatch.setattr(_guests, "inspect", lambda _record: [])
-    monkeypatch.setattr(_systemd, "show", lambda *_asked: {})
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_asked: {unit: {} for unit in units})
     facts = hypervisor_info.guest_facts(record, held=False)
     assert [warning["code"] for warning in facts["warnings"]] == ["machine-version"]
     assert hypervisor_info.refusals([], [facts]) == []
@@ -105,7 +105,7 @@ PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], 
 @pytest.fixture(name="looked")
 def examination(monkeypatch):
     """A guest against which nothing speaks; what is asked about it can be changed."""
-    monkeypatch.setattr(_systemd, "show", lambda *_asked: SHOWN)
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_asked: {unit: dict(SHOWN) for unit in units})
     monkeypatch.setattr(_systemd, "version", lambda: 257)
     monkeypatch.setattr(_providers, "of", lambda _record: PROVIDER)
     monkeypatch.setattr(_processes, "replaced_program", lambda _pid: "")
@@ -119,12 +119,12 @@ def codes(record):
 
 
 def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
-    assert codes(WEB) == []
+    assert codes(dict(WEB)) == []
     looked.setattr(_processes, "replaced_program", lambda _pid: "/usr/bin/qemu-system-x86_64")
-    assert codes(WEB) == ["qemu-replaced"]
+    assert codes(dict(WEB)) == ["qemu-replaced"]
     looked.setattr(_processes, "replaced_program", lambda _pid: "")
     looked.setattr(_processes, "user_of", lambda _pid: 64055)
-    assert codes(WEB) == ["unit"]
+    assert codes(dict(WEB)) == ["unit"]
     looked.setattr(_processes, "user_of", lambda _pid: 0)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         looked.setitem(SHOWN, "MainPID", str(process.pid))
@@ -152,7 +152,7 @@ def program(path, *words):
 
 
 def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
-    assert _guests.warn(WEB) == []
+    assert _guests.warn(dict(WEB)) == []
     both = " ".join((program("/usr/bin/qemu-img", "create", "/srv/a"), program("/usr/bin/cp", "VARS.fd", "/srv")))
     (warning,) = _guests.start_warnings("web.service", {**SHOWN, "ExecStartPre": both})
     assert warning["code"] == "start-runs-again"
@@ -160,7 +160,7 @@ def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
     (warning,) = _guests.start_warnings("web.service", {"ExecStart": program("/usr/local/bin/start-web", "-v")})
     assert "ExecStart=/usr/local/bin/start-web -v" in warning["message"]
     looked.setitem(SHOWN, "ExecStartPost", program("/usr/bin/logger", "up"))
-    assert [warning["code"] for warning in _guests.warn(WEB)] == ["start-runs-again"]
+    assert [warning["code"] for warning in _guests.warn(dict(WEB))] == ["start-runs-again"]
 
 
 @pytest.mark.parametrize(("name", "long"), [("\u0432" * 30, True), ("a-" * 30, False), ("a" * 250, True), ("web", False)])
@@ -185,15 +185,13 @@ def test_two_guests_of_one_name_are_both_refused(looked):
 
 
 def test_a_guest_whose_examination_fails_has_a_reason_and_the_others_are_examined(looked):
-    looked.setattr(hypervisor_info._holding, "held", lambda _record: {})
-
     def inspect(record):
         if record["name"] == "db":
             raise LiveUpdateError("systemctl show: invalid argument")
         return []
 
     looked.setattr(_guests, "inspect", inspect)
-    web, db, long = (hypervisor_info.guest_facts({**WEB, "name": name}) for name in ("web", "db", "\u0432" * 30))
+    web, db, long = (hypervisor_info.guest_facts({**WEB, "name": name}, held=False) for name in ("web", "db", "\u0432" * 30))
     assert web["reasons"] == []
     assert [reason["code"] for reason in db["reasons"]] == ["not-examined"] and "invalid argument" in db["reasons"][0]["message"]
     assert [reason["code"] for reason in long["reasons"]] == ["name-long"]

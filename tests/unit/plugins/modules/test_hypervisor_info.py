@@ -91,7 +91,7 @@ def a_host(tmp_path, monkeypatch):
                 "provider": "qemu",
                 "uuid": "u",
                 "unit": f"{name}.service",
-                "argv": ["qemu"],
+                "argv": ["qemu", "-nodefaults"],
                 "monitor": "/m",
                 **process,
             }
@@ -113,7 +113,8 @@ def test_no_guest_costs_the_host_another_program(host, count, held, programs):
     finally:
         os.close(fd)
     assert [guest["held"] for guest in found["guests"]] == [held] * count
-    assert {reason["code"] for guest in found["guests"] for reason in guest["reasons"]} == {"ram-gone"}  # a file with a name
+    codes = {reason["code"] for guest in found["guests"] for reason in guest["reasons"]}
+    assert codes - {"file-gone"} == {"ram-gone"}  # a file with a name; and what pytest has open of files that are gone
     assert sorted(host.programs) == programs
 
 
