@@ -16,6 +16,7 @@ description:
     brings them back, whether or not this task still waits.
   - The task waits for the host to come back with another boot id, and proves that it runs the staged kernel.
   - A host that undid the update before the jump, or does not come back in time, makes the task fail; it is not reported as unreachable.
+  - The wait never lasts longer than O(timeout), whatever becomes of the connection.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -89,8 +90,9 @@ kernel_after:
 outcome:
   description:
     - V(jumped) when the host runs the staged kernel, V(aborted) when it undid the update before the jump, V(rebooted) when it came
-      back with another kernel, V(gone) when it did not come back in O(timeout).
-  returned: when a jump was committed
+      back with another kernel, V(gone) when it did not come back in O(timeout), V(stuck) when it still runs the old kernel and nothing
+      there carries the update on, V(lost) when the connection broke while the host was told to jump, which it may have done.
+  returned: when a jump was committed, or may have been
   type: str
 times:
   description:

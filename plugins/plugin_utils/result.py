@@ -128,7 +128,7 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dic
     A run that updated nothing and left something out fails at the hosts that it left out.
     """
     ends = [host["outcome"] for host in hosts.values()]
-    empty = "left_out" in ends and not {"updated", *(["checked"] if check_mode else [])}.intersection(ends)
+    empty = "left_out" in ends and {"left_out", "current"}.issuperset(ends)
     untouched = "refused" in ends and not {"updated", "undone", "failed", "lost"}.intersection(ends)
     lines, failed = {}, []
     for name, host in hosts.items():

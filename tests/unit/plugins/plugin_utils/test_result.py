@@ -139,6 +139,7 @@ def test_one_line_says_what_became_of_a_host(host, check_mode, line):
         ([LEFT_OUT, FIT], True, []),
         ([LEFT_OUT, RUNS], True, ["hv1"]),
         ([UPDATED, UNDONE], False, ["hv2"]),
+        ([LEFT_OUT, UNDONE], False, ["hv2"]),
         ([FIT, REFUSED], False, ["hv2"]),
         ([SLOW, FIT], False, ["hv1"]),
         ([], False, []),
