@@ -82,7 +82,7 @@ class Fleet:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
         calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]

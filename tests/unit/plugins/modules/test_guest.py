@@ -103,6 +103,9 @@ def test_held_and_let_go_of_as_predicted(host):
         "guest web: its 64 MiB of RAM is held in session kvm-web1; guest db: its 64 MiB of RAM is held in session kvm-db1"
     )
     assert done["diff"] == {"before": {"web": "running", "db": "running"}, "after": {"web": "preserved", "db": "preserved"}}
+    some = ask("preserved", "web", "app")
+    assert [each["changed"] for each in some["guests"]] == [False, True] and host.held == {"web", "db", "app"}
+    host.held.discard("app")
     again = ask("preserved", "web", "db")
     assert not again["changed"] and again["guests"][0]["session"] == "kvm-web1" and "is held already" in again["msg"]
     predicted = ask("running", "web", "db", "app", check_mode=True)
