@@ -6,7 +6,8 @@
 #
 #   . tests/setup.sh
 #   ensure_packages FILE...    install the Debian packages named in FILE, one a line, "#" comments
-#   ensure_venv                export VENV, PATH (its bin first) and ANSIBLE_COLLECTIONS_PATH (holds this checkout)
+#   ensure_venv [FILE]         export VENV, PATH (its bin first) and ANSIBLE_COLLECTIONS_PATH (holds this checkout); FILE names what
+#                              is in the environment, tests/requirements.txt if it is not given
 #   bounded SECONDS COMMAND    run a program without stdin, interrupt it at the limit
 #   say_how_long WHAT SECONDS PATTERN:SECONDS...   a line that says what will be done and about how long that takes
 #   say MESSAGE, die MESSAGE   a line of progress; a last line and exit 1
@@ -143,13 +144,13 @@ find_python() {
 }
 
 ensure_venv() {
-    local python key
+    local requirements=${1:-$REPO/tests/requirements.txt} python key
     if ! python=$(find_python); then
         [ -z "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not a Python of 3.11 or later with the venv module"
         install_packages python3 python3-venv
         python=$(find_python) || die "no Python of 3.11 or later with the venv module"
     fi
-    key=$({ "$python" -c 'import sys; print(sys.executable, sys.version)' && cat "$REPO/tests/requirements.txt"; } |
+    key=$({ "$python" -c 'import sys; print(sys.executable, sys.version)' && cat "$requirements"; } |
         sha256sum | cut -c-12)
     VENV=$CACHE/venv/$key
     # Scripts in an environment hold its path, so it is built in place: only the mark at the end makes it one.
@@ -160,7 +161,7 @@ ensure_venv() {
             rm -rf "$VENV"
             logged "$PIP_LIMIT" "$VENV.log" "$python" -m venv "$VENV"
             logged "$PIP_LIMIT" "$VENV.log" "$VENV/bin/python" -m pip --disable-pip-version-check install \
-                --no-input --prefer-binary --requirement "$REPO/tests/requirements.txt"
+                --no-input --prefer-binary --requirement "$requirements"
             touch "$VENV/complete"
         fi
         exec {lock}>&-

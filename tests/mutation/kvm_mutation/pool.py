@@ -1,0 +1,112 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Asking workers what the unit tests say to broken sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import typing as t
+from pathlib import Path
+
+from .checkout import Checkout, MutationError
+
+# Namespaces of its own; for root also without what the kernel grants nobody else: to reboot, kexec, set the clock and load modules.
+_SECLUDED = ("unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
+_AS_ROOT = ("setpriv", "--bounding-set=-sys_boot,-sys_time,-sys_module")
+# The first run also loads what later ones find loaded.
+BASELINE_LIMIT_S = 900.0
+
+
+class Verdict(t.NamedTuple):
+    """What the unit tests say to a broken source.
+
+    ``outcome`` is ``killed`` (a test failed), ``crash`` (nothing of it could be tested), ``timeout`` or ``survived``; ``how`` it was
+    killed is by an ``assertion`` or by another ``exception`` in the call of a test.
+    """
+
+    outcome: str
+    test: str = ""
+    how: str = ""
+    what: str = ""
+    seconds: float = 0.0
+
+
+def verdict(answer: dict[str, t.Any]) -> Verdict:
+    """What an answer of a worker means. Pure."""
+    seconds = round(float(answer["seconds"]), 2)
+    events = answer["events"]
+    for event in events:
+        if "test" in event:
+            return Verdict("killed", event["test"], event["how"], event["what"], seconds)
+    if not answer["in_time"]:
+        return Verdict("timeout", seconds=seconds)
+    for event in events:
+        if "crash" in event:
+            return Verdict("crash", event["crash"], "", event["what"], seconds)
+    ends = [event["end"] for event in events if "end" in event]
+    if ends != [0]:
+        return Verdict("crash", "", "", f"pytest ended with {ends[0]}" if ends else "the process of the tests ended before its time", seconds)
+    return Verdict("survived", seconds=seconds)
+
+
+class Worker:
+    """One process that runs tests, one question after the other."""
+
+    def __init__(self, checkout: Checkout, python: str) -> None:
+        rooted = os.geteuid() == 0
+        words = [*_SECLUDED, *(_AS_ROOT if rooted else ("--user", "--map-root-user")), python, str(Path(__file__).with_name("worker.py"))]
+        for program in {"unshare", words[len(_SECLUDED)]} - {"--user"}:
+            if shutil.which(program) is None:
+                raise MutationError(f"{program} is not there: apt-get install util-linux")
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment())
+        self._ask({path: content.decode("latin-1") for path, content in checkout.files.items()})
+
+    def _ask(self, question: object) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except OSError as err:
+            raise MutationError(f"the process that runs the tests is gone ({err}); what it said last stands above") from err
+
+    def run(self, files: dict[str, str], tests: list[str], limit: float) -> Verdict:
+        """What these tests say when these files are as given."""
+        return verdict(self._answer({"files": files, "tests": tests, "limit": limit}))
+
+    def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> float:
+        """Run the tests on the files as they are, which has to go well; returns the seconds that they take when all is loaded."""
+        question = {"files": {file: checkout.text(file) for file in files}, "tests": tests, "limit": BASELINE_LIMIT_S, "warm": True}
+        for _attempt in range(2):
+            answer = self._answer(question)
+            found = verdict(answer)
+            if found.outcome != "survived":
+                said = f"{found.outcome}: {found.test} {found.what}"
+                raise MutationError(f"the tests fail already when nothing is broken: {said}\n{answer['output']}")
+        return found.seconds
+
+    def _answer(self, question: dict[str, t.Any]) -> dict[str, t.Any]:
+        assert self._process.stdout
+        self._ask(question)
+        line = self._process.stdout.readline()
+        if not line:
+            raise MutationError("the process that runs the tests ended; what it said last stands above")
+        answer: dict[str, t.Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()  # unshare, with which the whole namespace ends
+        self._process.wait()
+
+
+def limit_of(baseline: float) -> float:
+    """How long tests may take on a broken source, if they take ``baseline`` seconds on the right one. Pure."""
+    return 10.0 + 5.0 * baseline
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "LC_ALL", "TERM")}
+    return {**kept, "PYTHONHASHSEED": "0"}
