@@ -268,10 +268,11 @@ def save(record: dict, path: str, running: bool) -> dict:
         paused = time.time()
         virsh("suspend", name)
         write_image(name, disks, image, running)
+        digest = _paths.digest(image)  # only this one is started from
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
-    return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
+    return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, **kept}
 
 
 def ram_places(record: dict) -> dict:

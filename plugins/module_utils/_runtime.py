@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 
@@ -29,6 +30,7 @@ from . import (
     _luo,
     _memory,
     _paths,
+    _paused,
     _processes,
     _providers,
     _qemu,
@@ -43,7 +45,7 @@ from . import (
 )
 from ._errors import LiveUpdateError
 
-__all__ = ("DIRECTORIES", "files", "outdated")
+__all__ = ("DIRECTORIES", "files", "in_order", "outdated", "stale")
 
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"
@@ -71,6 +73,7 @@ _MODULES = (
     _luo,
     _memory,
     _paths,
+    _paused,
     _processes,
     _providers,
     _qemu,
@@ -129,7 +132,11 @@ SurviveFinalKillSignal=yes
 
 [Service]
 Type=notify
-ExecStart={COMMAND} hold %I
+# ":" because a name may have a dollar sign in it (systemd.service(5), command lines).
+ExecStart=:{COMMAND} hold %I
+# A domain that cannot be brought back yet is tried again until it is.
+RestartForceExitStatus={_incoming.AGAIN}
+RestartSec=5
 # Not one of its own, in which the weights below would count for little.
 Slice=system.slice
 TimeoutStartSec={_holding.HOLD_LIMIT_S}
@@ -144,9 +151,10 @@ Description=Rehearsal of a live update with guest %I
 [Service]
 Type=oneshot
 NotifyAccess=main
-ExecStart={COMMAND} rehearse %I
-ExecStopPost={COMMAND} end-rehearsal %I
+ExecStart=:{COMMAND} rehearse %I
+ExecStopPost=:{COMMAND} end-rehearsal %I
 TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
+TimeoutStopSec={_rehearsal.END_LIMIT_S}
 """
 
 # What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network, whose
@@ -170,7 +178,7 @@ _BEFORE_DOMAINS = (
 )
 
 # The domains' RAM: on a file system of its own, so that nothing else can fill it up.
-RAM_DIRECTORY = "/run/kvm-liveupdate-ram"
+RAM_DIRECTORY = _paths.DOMAINS_RAM
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
 RAM_SIZE = f"{UNITS}/{RAM_MOUNT}.d/50-size.conf"
 _RAM_OPTIONS = "mode=0755,size={size},huge=within_size"
@@ -248,6 +256,8 @@ IgnoreOnIsolate=yes
 
 [Service]
 NotifyAccess=all
+# What a guest waits for that cannot be brought back yet is asked for again, whatever Restart= says.
+RestartForceExitStatus={_incoming.AGAIN}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
 {_AHEAD}"""
@@ -299,6 +309,12 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     return wanted
 
 
+def in_order(paths: list[str]) -> list[str]:
+    """The files in the order to write them in: what a unit or a hook calls is there before it. Pure."""
+    ranks = (LIBRARY, COMMAND, UNITS)
+    return sorted(paths, key=lambda path: next((rank for rank, start in enumerate(ranks) if path.startswith(start)), len(ranks)))
+
+
 def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
     """Which of the files are missing or differ on this host."""
     found = []
@@ -311,3 +327,19 @@ def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
         if not same:
             found.append(path)
     return found
+
+
+def stale(wanted: dict[str, tuple[str, int]], kept: list[str], root: str = "/") -> list[str]:
+    """Which files on this host are the runtime's, and not of those that are wanted: of an older version, or of units that are not listed.
+
+    The drop-ins of the units in ``kept`` stay: their guests run.
+    """
+    patterns = (
+        f"{LIBRARY}/kvm_liveupdate/*.py",
+        f"{UNITS}/*.d/{DROPIN}",
+        f"{UNITS}/kvm-liveupdate*.service",
+        f"{UNITS}/kvm-liveupdate*.target",
+    )
+    found = [f"/{os.path.relpath(path, root)}" for pattern in patterns for path in glob.glob(os.path.join(root, pattern.lstrip("/")))]
+    stay = {*wanted, *(f"{UNITS}/{unit}.d/{DROPIN}" for unit in kept)}
+    return sorted(path for path in found if path not in stay)

@@ -13,7 +13,7 @@ description:
   - With O(state=preserved) the guest's RAM is preserved in a live update session. The guest runs on.
   - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
   - With O(state=running) the guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
-    after a jump it waits until the host has brought the guest back.
+    after a jump it waits until the host has brought the guest back. A guest that a rehearsal or an update left paused goes on.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -71,7 +71,7 @@ msg:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _providers, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _incoming, _paused, _providers, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -103,12 +103,16 @@ def run_free(module) -> dict:
     record = wait_until_back(name, module.params["timeout"])
     state = _providers.of(record).status(record)
     held = bool(_holding.held(record))
-    changed = held or state == "postmigrate"
+    paused = _paused.by(record)
+    changed = held or bool(paused) or state == "postmigrate"
     if changed and not module.check_mode:
         with _update.Lock():
-            _providers.of(record).resume(record, running=state == "postmigrate")
+            if not _paused.let_go_on(record):
+                _providers.of(record).resume(record, running=state == "postmigrate")
             _holding.release(record)
-    done = "runs" if not changed else "runs on, its RAM is no longer held"
+    if not module.check_mode:
+        _incoming.settle_seen(name)
+    done = "runs on, its RAM is no longer held" if changed else "runs"
     return {"changed": changed, "session": "", "msg": f"guest {name} {done}"}
 
 
@@ -123,9 +127,10 @@ def wait_until_back(name: str, timeout: int) -> dict:
             return _guests.find(name)  # no update was ever here: nothing to wait for
         if time.monotonic() > limit:
             seen = "its QEMU runs, but its state is not loaded" if record else "its QEMU does not run"
+            again = "restart" if record else "start"
             raise LiveUpdateError(
                 f"guest {name}: not back within {timeout} s: {seen}. What was saved is kept; 'journalctl -b -u {journal['unit']}' says"
-                f" why, 'systemctl start {journal['unit']}' tries again",
+                f" why, 'systemctl {again} {journal['unit']}' tries again",
                 last_update=journal,
             )
         time.sleep(0.5)

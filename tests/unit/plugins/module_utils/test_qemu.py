@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +115,27 @@ def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
 def test_a_migration_that_does_not_end_is_told():
     with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
         Machine(query_migrate=[{"status": "active"}]).end_migration(-1)
+
+
+def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monkeypatch):
+    """QEMU writes into the file that it finds there."""
+    path, synced = tmp_path / "web.state", []
+    path.write_text("of an update before")
+    path.chmod(0o644)
+
+    class Saving(Machine):
+        def execute(self, command, **arguments):
+            if command == "stop":
+                assert path.read_bytes() == b"" and path.stat().st_mode & 0o777 == 0o600
+            if command == "migrate":
+                path.write_bytes(b"state")
+            return super().execute(command, **arguments)
+
+    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+    monkeypatch.setattr(_qemu._processes, "interfaces", lambda _pid: [])
+    monkeypatch.setattr(_qemu.os, "fsync", lambda fd: synced.append(_qemu.os.pread(fd, 9, 0)))
+    saved = _qemu.save({"name": "web", "pid": 1, "monitor": "m", "argv": ["qemu"]}, str(path), True)
+    assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
+    assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}
