@@ -163,7 +163,7 @@ def late(name: str) -> None:
     Never raises: what the guest itself needs goes on, and the rest of the boot starts at the limit.
     """
     try:
-        os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
+        _paths.make_directory(_paths.GUESTS_RUN)
         os.close(os.open(_guests.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as err:
         sys.stderr.write(f"kvm-liveupdate: {name}: the rest of the boot waits for it for {LIMIT_S:g} s at most: {err}\n")

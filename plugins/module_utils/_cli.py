@@ -4,7 +4,7 @@
 
 """The command ``kvm-liveupdate`` on a host. PRIVATE to the collection.
 
-Called by systemd units; ``status`` and ``discard`` are for the operator.
+Called by systemd units; ``status``, ``resume`` and ``discard`` are for the operator.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
        kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
        kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
        kvm-liveupdate status                     the last update, the guests and who is away, as JSON
+       kvm-liveupdate resume NAME                let a guest go on that a rehearsal or an update left paused
        kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
 
 
@@ -41,9 +42,9 @@ def _status() -> None:
 
 
 def _hold(name: str) -> None:
-    from . import _guests, _host, _paths
+    from . import _guests, _host, _incoming, _paths
 
-    journal = _guests.journal(name)
+    journal = _incoming.recorded(name)
     cut_off = _guests.cut_off(name) if journal.get("state") != "saved" else {}
     if cut_off and cut_off["boot_id"] != _host.boot_id():
         journal = cut_off
@@ -58,34 +59,88 @@ def _hold(name: str) -> None:
         reside(name)
 
 
+def _resume(name: str) -> None:
+    from . import _guests, _lock, _paused
+
+    with _lock.Lock():
+        why = _paused.let_go_on(_guests.find(name))
+    if not why:
+        raise LiveUpdateError(f"guest {name}: nothing of ours keeps it paused; resume it by its own means (virsh resume, or its monitor)")
+
+
 def _discard(name: str) -> None:
+    from . import _lock
+
+    with _lock.Lock():
+        _discard_locked(name)
+
+
+def _discard_locked(name: str) -> None:
     import contextlib
 
-    from . import _boot_order, _guests, _holding, _libvirt, _paths, _systemd
+    from . import _boot_order, _guests, _holding, _host, _incoming, _libvirt, _lock, _paths, _systemd
 
-    journal, state = _guests.journal(name), _guests.state_path(name)
-    if not journal and not os.path.exists(state):
+    update = _paths.read_json(_paths.UPDATE)
+    if _lock.outcome(update, _host.boot_id(), "") == "pending":
+        raise LiveUpdateError(
+            f"guest {name}: an update of this host is {update['state']}; wait until it has ended. If {_lock.JUMP_UNIT} does not run"
+            " any more, 'kvm-liveupdate recover' undoes it"
+        )
+    _incoming.settle_seen(name)  # of one that is back nothing is left to give up
+    journal, state = _incoming.recorded(name), _guests.state_path(name)
+    if journal.get("state") != "saved" and not os.path.exists(state):
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
+    record = _guests.known().get(name)
+    if record:
+        _refuse_to_discard(record, journal)
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
-    if (journal.get("provider") == "libvirt" or not journal) and _libvirt.is_defined(name):
+    elif (journal.get("provider") == "libvirt" or not journal) and _libvirt.is_defined(name):
         _libvirt.virsh("managedsave-remove", _libvirt.uuid_of(name))
     holder = _holding.resident_unit(name)
     unit = journal.get("unit", holder)
-    for ended in (holder,) if name in _guests.known() else (holder, unit):
+    for ended in () if record else (holder, unit):
         with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
-            _systemd.run("systemctl", "stop", ended)
-            _systemd.run("systemctl", "reset-failed", ended)
+            _systemd.run("systemctl", "stop", "--", ended)
+            _systemd.run("systemctl", "reset-failed", "--", ended)
         if _holding.FDNAME in _systemd.fdstore(ended):
             _systemd.forget_fd(ended, 0, _holding.FDNAME)  # else its memory stays taken beside that of its next start
+    if record:
+        _holding.release(record)
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
     _boot_order.start_early(unit, False)
 
 
+def _refuse_to_discard(record: dict, journal: dict) -> None:
+    """Raise for a guest that is on its way, or stands still with what is saved: only one that runs has no need of that."""
+    from . import _paused, _providers
+    from ._errors import told
+
+    for why in _paused.reasons(record):
+        raise LiveUpdateError(told(why))
+    name, state = record["name"], _providers.of(record).status(record)
+    if journal.get("state") == "saved":
+        raise LiveUpdateError(
+            f"guest {name}: its QEMU is there ({state}) and may be about to take in what is saved; if it does not come back,"
+            f" stop it first ('systemctl stop {record['unit']}', for a domain also 'virsh destroy'), then discard what is saved"
+        )
+    if state != "running":
+        raise LiveUpdateError(f"guest {name} is {state}, and what is saved may be all there is of it; let it run first, or stop it")
+
+
+def _checked(name: str) -> str:
+    """A guest's name, which becomes a part of paths and of units' names."""
+    if name in ("", ".", "..") or any(char == "/" or ord(char) < 32 or ord(char) == 127 for char in name):
+        raise LiveUpdateError(f"{name!r} is not the name of a guest: it is empty, or has a slash, a line break or the like in it")
+    return name
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 after a failure or 2 for a wrong call."""
+    """Run one command; the exit code is 0, 1 after a failure, 2 for a wrong call, or :data:`_incoming.AGAIN`."""
     words = sys.argv[1:] if argv is None else argv
     try:
+        if len(words) > 1:
+            _checked(words[1])
         if len(words) > 3 and words[0] == "run" and words[2] == "--":
             from ._qemu_run import run
 
@@ -99,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         elif len(words) == 2 and words[0] in ("rehearse", "end-rehearsal"):
             from . import _rehearsal
 
-            (_rehearsal.run if words[0] == "rehearse" else _rehearsal.end)(words[1])
+            (_rehearsal.run if words[0] == "rehearse" else _rehearsal.end_cut_off)(words[1])
         elif words == ["jump"]:
             from ._update import jump
 
@@ -114,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             start_rest()
         elif words == ["status"]:
             _status()
+        elif len(words) == 2 and words[0] == "resume":
+            _resume(words[1])
         elif len(words) == 2 and words[0] == "discard":
             _discard(words[1])
         else:
@@ -121,5 +178,9 @@ def main(argv: list[str] | None = None) -> int:
             return 2
     except (LiveUpdateError, OSError) as err:
         sys.stderr.write(f"kvm-liveupdate: {err}\n")
+        if isinstance(err, LiveUpdateError) and err.details.get("again"):
+            from ._incoming import AGAIN
+
+            return AGAIN
         return 1
     return 0

@@ -57,8 +57,13 @@ def state_path(name: str) -> str:
 
 
 def journal(name: str) -> dict:
-    """What the last update did with this guest; empty when none did."""
-    return _paths.read_json(journal_path(name))
+    """What the last update did with this guest; empty when none did. A guest that runs again is ``restored``, recorded on disk or not."""
+    recorded = _paths.read_json(journal_path(name))
+    if recorded.get("state") != "saved":
+        return recorded
+    from . import _incoming  # for a guest that is, or was, on its way back
+
+    return _incoming.as_seen(name, recorded)
 
 
 def journals() -> dict[str, dict]:
@@ -81,7 +86,7 @@ def cut_off(name: str) -> dict:
         return {}
     from . import _holding, _libvirt  # a domain's business
 
-    known = {"provider": "libvirt", "unit": record["unit"], "session": _holding.session_name(record["uuid"])}
+    known = {**{key: record[key] for key in ("provider", "unit", "uuid")}, "session": _holding.session_name(record["uuid"])}
     asked = {key: update[key] for key in ("boot_id", "on_loss")}
     return {**known, **asked, "state": "saved", "guest": name, "hold": "", "image": _libvirt.image_path(name)}
 
@@ -179,10 +184,12 @@ def describe(record: dict) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
+    from . import _paused  # for the modules only
+
     wrong = name_reasons(record)
     if wrong:
         return wrong  # systemd and the records could not tell which guest is meant
-    reasons: list[dict] = _providers.of(record).inspect(record)
+    reasons: list[dict] = _paused.reasons(record) + _providers.of(record).inspect(record)
     limits = memory_limits(record)
     shown = _asked(record)["shown"]
     return (

@@ -8,11 +8,40 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from . import _boot_order, _guests, _holding, _host, _luo, _paths, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("decide", "drop", "log", "lost", "memory", "note_of", "session_of")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = (
+    "AGAIN",
+    "BACK_LIMIT_S",
+    "as_seen",
+    "decide",
+    "drop",
+    "log",
+    "lost",
+    "memory",
+    "note_of",
+    "recorded",
+    "session_of",
+    "settle",
+    "settle_at_last",
+    "settle_seen",
+    "settled",
+    "verify",
+)
+
+# The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_runtime.py, RestartForceExitStatus=).
+# It is even, because a guest can have QEMU end with any odd one (isa-debug-exit).
+AGAIN = 100
+# For each step on the way back. A step that has failed costs an operator; one that is only slow costs its time.
+BACK_LIMIT_S = 1800.0
+SETTLE_S = 30.0
 
 
 def log(text: str) -> None:
@@ -30,11 +59,16 @@ def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
         return "cold", "no update left it to be restored"
     if resumed:
         return "cold", "it was restored already and has run since"
-    if note and note.get("hold") == journal["hold"] and note.get("qemu") in (None, journal.get("qemu")):
+    give_up = f"'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+    if note and note.get("hold") == journal["hold"]:
+        told = [key for key in ("guest", "uuid", "sizes", "qemu") if key != "qemu" or key in note]  # older holds do not name their QEMU
+        wrong = [f"{key} {note.get(key)!r}, not {journal.get(key)!r}" for key in told if note.get(key) != journal.get(key)]
+        if wrong:
+            return "refuse", f"the memory that came over says that it has {', '.join(wrong)}; it is kept, and not used: {give_up}"
         return "restore", "its memory came over"
     lost_why = "its memory did not come over the reboot" if note is None else "the memory that came over is not its own"
     if journal.get("on_loss") == "stop":
-        return "refuse", f"{lost_why}; it stays down as the update asked: 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+        return "refuse", f"{lost_why}; it stays down as the update asked: {give_up}"
     return "cold", f"{lost_why}; it starts clean"
 
 
@@ -51,8 +85,9 @@ def session_of(journal: dict) -> int | None:
     except LiveUpdateError as err:
         log(str(err))
         if not _luo.is_gone(err):
-            again = f"mend that, then 'systemctl start {journal['unit']}' tries again; its memory is kept"
-            raise LiveUpdateError(f"guest {journal['guest']}: {err}: {again}") from err
+            busy = err.details.get("errno") == "EBUSY"
+            remedy = "this is tried again by itself" if busy else f"mend that, then 'systemctl start {journal['unit']}' tries again"
+            raise LiveUpdateError(f"guest {journal['guest']}: {err}: {remedy}; its memory is kept", again=busy) from err
         return None
     _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_holding.FDNAME}", (session,))  # a crash from here on loses nothing
     return session
@@ -65,8 +100,8 @@ def note_of(session: int | None) -> dict | None:
     try:
         fd = _luo.retrieve_fd(session, _holding.META_TOKEN)
     except LiveUpdateError as err:
-        if err.details.get("errno") == "EINVAL":
-            return None  # outgoing: preserved for a jump that has not come
+        if err.details.get("errno") in ("EINVAL", "ENOENT"):
+            return None  # outgoing: preserved for a jump that has not come; or finished, and so of no use any more
         raise
     try:
         return _holding.read_note(fd)
@@ -98,6 +133,89 @@ def drop(session: int | None, note: dict | None) -> None:
 
 def lost(journal: dict, why: str) -> None:
     """Record that the guest's memory did not come over: what was saved of it is of no use any more."""
-    _paths.write_json(_guests.journal_path(journal["guest"]), {**journal, "state": "lost", "why": why})
+    settle({**journal, "state": "lost", "why": why})
+
+
+def verify(journal: dict, path: str) -> None:
+    """Raise when the file at ``path`` is not the one that was saved with the guest."""
+    found: object = "no file"
+    if os.path.exists(path):
+        found = _paths.digest(path)
+    if found != journal.get("digest"):
+        name = journal["guest"]
+        raise LiveUpdateError(
+            f"guest {name}: {path} is not what was saved: it is {found}, not {journal.get('digest')}. Nothing is loaded, and its memory is"
+            f" kept: 'kvm-liveupdate discard {name}' gives it up and lets the guest start clean"
+        )
+
+
+def recorded(name: str) -> dict:
+    """The guest's journal as it is on disk; :func:`_guests.journal` is how it counts."""
+    return _paths.read_json(_guests.journal_path(name))
+
+
+def as_seen(name: str, journal: dict) -> dict:
+    """The journal of a guest that was saved, as it counts: one that has gone on in this boot is ``restored``, whatever the disk took.
+
+    The mark is made right before the guest goes on, in /run, which is as lasting as its memory. A domain's image lies there until libvirt
+    takes its start for done.
+    """
+    try:
+        resumed = os.stat(_guests.run_path(name, "resumed")).st_mtime
+    except FileNotFoundError:
+        return journal
+    now = _host.boot_id()
+    if journal.get("boot_id") == now or os.path.exists(journal.get("image", "")):
+        return journal  # the mark is of an update before; or the start of the domain has not ended
+    times = {**journal.get("times", {}), "resumed": resumed}
+    return {**journal, "state": "restored", "boot_id_after": now, "clock_step": None, "times": times}
+
+
+def settle(journal: dict) -> None:
+    """Make durable that nothing waits to be restored: of a guest that is back, or lost. May be repeated.
+
+    The state goes first: that may make the room on a full disk that the record needs.
+    """
     _paths.remove(_guests.state_path(journal["guest"]))
+    _paths.write_json(_guests.journal_path(journal["guest"]), journal)
     _boot_order.start_early(journal["unit"], False)
+
+
+def settled(restored: dict) -> bool:
+    """Do :func:`settle` for a guest that is back, unless its record tells of something newer; false when the disk does not take it."""
+    name = restored["guest"]
+    try:
+        on_disk = recorded(name)
+        if on_disk.get("hold") == restored["hold"] and on_disk.get("state") in ("saved", "restored"):
+            settle(restored)
+        return True
+    except (LiveUpdateError, OSError) as err:
+        log(f"{name}: it is back, but that is not recorded: {err}; mend that: it is tried again every {SETTLE_S:g} s")
+        return False
+
+
+def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
+    """As :func:`settled`, again and again until the disk takes it, while ``lasts`` says so.
+
+    Within this boot :func:`as_seen` knows of the guest meanwhile. Another operation may save the guest once more: not at the same time.
+    """
+    from ._update import Lock  # not on the way back
+
+    while lasts():
+        time.sleep(SETTLE_S)
+        try:
+            with Lock():
+                if settled(restored):
+                    log(f"{restored['guest']}: it is recorded now")
+                    return
+        except LiveUpdateError:
+            continue  # another operation is under way
+
+
+def settle_seen(name: str) -> None:
+    """Make durable what :func:`as_seen` tells, where the disk does not say it yet."""
+    on_disk = recorded(name)
+    if on_disk.get("state") == "saved":
+        seen = as_seen(name, on_disk)
+        if seen["state"] == "restored":
+            settle(seen)

@@ -314,10 +314,11 @@ def save(record: dict, path: str, running: bool) -> dict:
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
         _paths.write_json(path, {"hold": hold, **ram_places(record)})
         paused = write_image(record, image, running)
+        digest = _paths.digest(image)  # only this one is started from
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
-    return {"times": {"paused": paused, "saved": time.time()}, "image": image, **kept}
+    return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, **kept}
 
 
 def still_saved(records: list[dict]) -> list[str]:

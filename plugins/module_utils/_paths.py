@@ -26,6 +26,9 @@ __all__ = (
     "RUN",
     "STATE",
     "UPDATE",
+    "create",
+    "digest",
+    "make_directory",
     "read_json",
     "remove",
     "sync_directory",
@@ -70,32 +73,68 @@ def sync_directory(path: str) -> None:
         os.close(handle)
 
 
+def make_directory(path: str) -> None:
+    """Make a directory of the runtime, and those above it that are missing, for root only."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            continue  # somebody else was quicker
+        sync_directory(directory)
+
+
+def create(path: str, mode: int = 0o600) -> int:
+    """The descriptor of a new file that replaces what is at ``path``; a link there is not followed. Close-on-exec."""
+    _unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def digest(path: str) -> dict[str, int]:
+    """The ``size`` and the ``crc32`` of a file: enough to see that a saved state is not the one that was written."""
+    import zlib  # not every process needs it
+
+    with open(path, "rb") as file:
+        content = file.read()
+    return {"size": len(content), "crc32": zlib.crc32(content)}
+
+
 def write_json(path: str, record: dict) -> None:
     """Write a record as :func:`write_text` does, readable by root only."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    make_directory(os.path.dirname(path))
     write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n", 0o600)
 
 
 def write_text(path: str, text: str, mode: int) -> None:
-    """Write a file whole or not at all, durable when this returns."""
+    """Write a file whole or not at all, durable when this returns, with this mode whatever the umask."""
     part = f"{path}.{os.getpid()}.part"
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "w", encoding="utf-8") as file:
+        with open(create(part), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
-        remove(part)
+        _unlink(part)
         raise
     sync_directory(path)
 
 
 def remove(path: str) -> bool:
     """Remove a file durably; false when there was none."""
+    if not _unlink(path):
+        return False
+    sync_directory(path)
+    return True
+
+
+def _unlink(path: str) -> bool:
     try:
         os.unlink(path)
     except FileNotFoundError:
         return False
-    sync_directory(path)
     return True

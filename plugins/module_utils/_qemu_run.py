@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 
 from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _systemd
 from ._errors import LiveUpdateError
@@ -24,6 +23,8 @@ __all__ = ("run",)
 
 
 HOST_LIMIT_S = 60
+AGAIN_S = 1.0
+_GIVEN_UP = 2
 NETWORKS = "/sys/class/net"
 
 
@@ -37,30 +38,41 @@ def run(name: str, argv: list[str]) -> None:
 
 
 def _become(name: str, argv: list[str], started: float) -> None:
-    journal = _guests.journal(name)
+    journal = _incoming.recorded(name)
     if not os.path.isdir(_paths.STATE):
         raise LiveUpdateError(f"{_paths.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
-    back = journal if journal.get("state") == "saved" else {"argv": argv}
+    saved = journal.get("state") == "saved"
+    back = journal if saved else {"argv": argv}
     lacking = _wait_for_host(name, back["argv"], back.get("interfaces", []))
     if lacking:
         _incoming.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
-    marker = _guests.run_path(name, "resumed")
-    verdict, why = _incoming.decide(journal, note, os.path.exists(marker))
+    resumed = os.path.exists(_guests.run_path(name, "resumed"))
+    verdict, why = _incoming.decide(journal, note, resumed)
     _incoming.log(f"{name}: {verdict}: {why}")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
-    os.makedirs(_paths.GUESTS_RUN, mode=0o700, exist_ok=True)
+    _paths.make_directory(_paths.GUESTS_RUN)
     if verdict == "restore" and session is not None:
         if lacking:  # QEMU might fall back on something else, which is no place for this state
-            remedy = "mount it writable or load the kernel module, then start the unit again"
-            raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept")
+            remedy = "mount it writable or load the kernel module: this is tried again by itself"
+            raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept", again=True)
         _restore(name, journal, session, started)
     _incoming.drop(session, note)
-    if journal.get("state") == "saved":
+    if saved and resumed:
+        _settle_or_say(name)
+    elif saved:
         _incoming.lost(journal, why)
     _start(name, argv)
+
+
+def _settle_or_say(name: str) -> None:
+    """The guest was back before this start of it; /run says so for the rest of this boot where the disk does not."""
+    try:
+        _incoming.settle_seen(name)
+    except (LiveUpdateError, OSError) as err:
+        _incoming.log(f"{name}: that it was brought back cannot be recorded: {err}")
 
 
 def _start(name: str, argv: list[str]) -> None:
@@ -110,18 +122,15 @@ def _own_uuid(name: str) -> str:
 
 
 def _restore(name: str, journal: dict, session: int, started: float) -> None:
-    state = _guests.state_path(name)
-    with open(state, "rb") as file:
-        if zlib.crc32(file.read()) != journal["state_crc32"]:
-            raise LiveUpdateError(f"guest {name}: {state} is not what was saved: 'kvm-liveupdate discard {name}' lets it start clean")
+    _incoming.verify(journal, _guests.state_path(name))
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
     child = os.fork()
     if child == 0:
         if os.fork():
-            os._exit(0)  # the loader belongs to PID 1, not to QEMU, which would never reap it
-        _load(name, journal, session, main, times)
+            os._exit(0)  # what loads the state belongs to PID 1, not to QEMU, which would never reap it
+        _see_it_back(name, journal, session, main, times)
     os.waitpid(child, 0)
     os.close(session)
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
@@ -164,37 +173,112 @@ def _be_one_of_many(unit: str) -> None:
         _incoming.log(str(err))
 
 
-def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
-    """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on."""
-    marker = _guests.run_path(name, "resumed")
-    resumed = False
+def _see_it_back(name: str, journal: dict, session: int, main: int, times: dict) -> None:
+    """In a process of its own: have another one load the state, and do what is left where that one does not get to the end."""
+    loader = os.fork()
+    if loader == 0:
+        _load(name, journal, session, main, times)
+    code = os.waitstatus_to_exitcode(os.waitpid(loader, 0)[1])
+    if code in (0, _GIVEN_UP):
+        os._exit(code)
+    if code < 0:
+        _incoming.log(f"{name}: the process that loads its state was ended by signal {-code}")
     try:
-        with Qmp(_guests.run_path(name, "qmp"), wait_s=_qemu.START_LIMIT_S) as monitor:
+        if os.path.exists(_guests.run_path(name, "resumed")):
+            _go_on_at_last(name, journal, session, main)
+        else:
+            _give_up(name, main)
+    except Exception as err:  # pylint: disable=broad-except  # this process must not go on as the wrapper that it was forked from
+        _incoming.log(f"{name}: {err!r}")
+    os._exit(1)
+
+
+def _give_up(name: str, main: int) -> None:
+    """End the QEMU of a guest that has not run, so that its unit counts as failed, and can be started again."""
+    _incoming.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
+    os.kill(main, 9)  # SIGKILL; the module that names it is slow to import
+
+
+def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
+    """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on.
+
+    These limits only end what hangs: systemd ends this process with QEMU.
+    """
+    marker = _guests.run_path(name, "resumed")
+    wait = _incoming.BACK_LIMIT_S
+    try:
+        with Qmp(_guests.run_path(name, "qmp"), wait_s=wait, answer_s=wait) as monitor:
             times["qemu"] = time.time()
-            _qemu.load(monitor, _guests.state_path(name))
+            _qemu.load(monitor, _guests.state_path(name), wait)
             times["loaded"] = time.time()
             # From here on the memory may be no longer what the state belongs to. This boot's /run is as lasting as the memory.
-            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            resumed = True
+            _mark(name, marker, main)
             if journal["was_running"] and not _qemu.go_on(monitor):
                 _paths.remove(marker)
-                resumed = False
                 raise LiveUpdateError(f"QEMU does not let it run within {_qemu.GO_ON_LIMIT_S:g} s: mend what the line before names")
             times["resumed"] = time.time()
-            status = monitor.status()
-        _luo.finish(session)
-        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main)
-        restored = _restored(journal, times)
-        _paths.write_json(_guests.journal_path(name), restored)
-        _paths.remove(_guests.state_path(name))
-        _boot_order.start_early(journal["unit"], False)
-        _be_one_of_many(journal["unit"])
-        _incoming.log(f"{name}: {status}, {restored['times']['resumed'] - restored['times']['paused']:.3f} s after its pause")
+        _let_go(name, session, main)
+        _record(_restored(journal, times), main)
         os._exit(0)
-    except Exception as err:  # pylint: disable=broad-except  # whatever it is, the unit must end as failed, not hang
+    except Exception as err:  # pylint: disable=broad-except  # whatever it is, it is said, and what is left is the other process's
         _incoming.log(f"{name}: {err}")
         _boot_order.late(name)
-        if not resumed:
-            _incoming.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
-            os.kill(main, 9)  # SIGKILL; the module that names it is slow to import
         os._exit(1)
+
+
+def _mark(name: str, marker: str, main: int) -> None:
+    try:
+        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        _incoming.log(f"{name}: a state was loaded onto memory that has run already; this QEMU is ended")
+        _give_up(name, main)
+        os._exit(_GIVEN_UP)
+
+
+def _go_on_at_last(name: str, journal: dict, session: int, main: int) -> None:
+    """See that a guest goes on that is marked so: nobody knows how far that came, but QEMU. Neither is it ended, nor loaded once more."""
+    said, started = "", _processes.start_time(main)
+    while _lasts(main, started):
+        try:
+            with Qmp(_guests.run_path(name, "qmp"), answer_s=_incoming.BACK_LIMIT_S) as monitor:
+                if monitor.status() != "paused" or not journal["was_running"] or _qemu.go_on(monitor):
+                    break
+        except LiveUpdateError as err:
+            if str(err) != said:
+                said = str(err)
+                _incoming.log(f"{name}: whether it goes on is not known yet: {said}; this is tried until its QEMU ends")
+        time.sleep(AGAIN_S)
+    else:
+        _incoming.log(f"{name}: its QEMU has ended; the guest may have run, and is not brought back once more")
+        return
+    _let_go(name, session, main)
+    seen = _guests.journal(name)
+    if seen.get("hold") == journal["hold"] and seen.get("state") == "restored":  # else it tells of something newer
+        _record(seen, main)
+
+
+def _lasts(main: int, started: int) -> bool:
+    """Whether the process still is the one that started then."""
+    return started != 0 and _processes.start_time(main) == started
+
+
+def _let_go(name: str, session: int, main: int) -> None:
+    """End the session of a guest that runs. Each step is for itself: the guest runs, whatever fails."""
+    try:
+        _luo.finish(session)
+    except LiveUpdateError as err:
+        _incoming.log(f"{name}: {err}")
+    try:
+        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main)
+    except LiveUpdateError as err:
+        _incoming.log(f"{name}: {err}")
+
+
+def _record(restored: dict, main: int) -> None:
+    """Tell that the guest is back, and take back what it went ahead with."""
+    started, times = _processes.start_time(main), restored["times"]
+    _incoming.log(f"{restored['guest']}: back, {times['resumed'] - times['paused']:.3f} s after its pause")
+    recorded = _incoming.settled(restored)
+    _be_one_of_many(restored["unit"])
+    if not recorded:
+        _incoming.settle_at_last(restored, lambda: _lasts(main, started))

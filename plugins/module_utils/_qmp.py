@@ -27,10 +27,10 @@ _OVER = ("none", "completed", "failed", "cancelled")
 
 
 class Qmp:
-    """A monitor connection. Use as a context manager; ``wait_s`` is how long to wait for the socket to appear."""
+    """A monitor connection. Use as a context manager. It waits ``wait_s`` for the socket to appear, and ``answer_s`` for each answer."""
 
-    def __init__(self, path: str, wait_s: float = 0.0) -> None:
-        self._path = path
+    def __init__(self, path: str, wait_s: float = 0.0, answer_s: float = ANSWER_LIMIT_S) -> None:
+        self._path, self._answer_s = path, answer_s
         self._socket = self._connect(wait_s)
         self._file = self._socket.makefile("rb")
         self._read()  # the greeting
@@ -49,7 +49,7 @@ class Qmp:
         limit = time.monotonic() + wait_s
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            connection.settimeout(ANSWER_LIMIT_S)
+            connection.settimeout(self._answer_s)
             try:
                 connection.connect(self._path)
                 return connection
@@ -63,7 +63,7 @@ class Qmp:
         try:
             line = self._file.readline()
         except OSError as err:
-            raise LiveUpdateError(f"monitor {self._path}: no answer within {ANSWER_LIMIT_S:g} s ({err})") from err
+            raise LiveUpdateError(f"monitor {self._path}: no answer within {self._answer_s:g} s ({err})") from err
         if not line:
             raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection")
         return dict(json.loads(line))

@@ -17,10 +17,13 @@ import time
 from . import _guests, _lock, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
-__all__ = ("UNIT", "UNIT_LIMIT_S", "end", "rehearse", "run")
+__all__ = ("END_LIMIT_S", "UNIT", "UNIT_LIMIT_S", "end", "end_cut_off", "rehearse", "run")
 
 UNIT = "kvm-liveupdate-rehearsal@.service"
 UNIT_LIMIT_S = 240
+# What lets the guest go on takes as long as libvirt lets it: cut off, it would leave the guest paused.
+END_LIMIT_S = 900
+LOCK_LIMIT_S = 600.0
 
 
 def rehearse(name: str) -> dict:
@@ -28,7 +31,7 @@ def rehearse(name: str) -> dict:
     unit = UNIT.replace("@", f"@{_systemd.escape(name)}")
     _paths.remove(_guests.run_path(name, "rehearsed"))
     try:
-        _systemd.run("systemctl", "start", unit, timeout=UNIT_LIMIT_S + 60)
+        _systemd.run("systemctl", "start", unit, timeout=UNIT_LIMIT_S + END_LIMIT_S + 60)
     except LiveUpdateError as err:
         said = _systemd.show(unit, "StatusText").get("StatusText")
         raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
@@ -49,13 +52,15 @@ def run(name: str) -> None:
 
 
 def _rehearse(name: str) -> None:
+    end(name)  # one that was cut off may have left the guest paused, and that is not what it was
     record = _guests.find(name)
     provider = _providers.of(record)
     state = provider.status(record)
     if state not in ("running", "paused"):
         raise LiveUpdateError(f"guest {name} is {state}; it can be rehearsed when it is running or paused")
     running = state == "running"
-    _paths.write_json(_guests.run_path(name, "rehearsal"), {"running": running})
+    mark = {"running": running, "pid": record["pid"], "started": record["started"]}
+    _paths.write_json(_guests.run_path(name, "rehearsal"), mark)
     try:
         paused = provider.rehearse(record, running)
     finally:
@@ -63,13 +68,24 @@ def _rehearse(name: str) -> None:
     _paths.write_json(_guests.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3) if running else 0.0})
 
 
+def end_cut_off(name: str) -> None:
+    """As :func:`end`, when no other operation is under way; at once where there is nothing to end."""
+    if os.path.exists(_guests.run_path(name, "rehearsal")):
+        with _lock.Lock(wait_s=LOCK_LIMIT_S):
+            end(name)
+
+
 def end(name: str) -> None:
-    """Let the guest go on and remove what the rehearsal made; nothing where none is under way."""
-    mark = _guests.run_path(name, "rehearsal")
-    if os.path.exists(mark):
-        try:
-            record = _guests.find(name)
-            _providers.of(record).end_rehearsal(record, _paths.read_json(mark)["running"])
-        except LiveUpdateError as err:
-            raise LiveUpdateError(f"{err}; guest {name} may stand still: 'kvm-liveupdate end-rehearsal {name}' lets it go on") from err
-        _paths.remove(mark)
+    """Let the guest go on and remove what the rehearsal made; nothing where none is under way. The caller has the host's lock."""
+    path = _guests.run_path(name, "rehearsal")
+    mark = _paths.read_json(path)
+    if not mark:
+        return
+    record = _guests.known().get(name)
+    try:
+        if record:
+            same = all(mark.get(key) == record[key] for key in ("pid", "started"))
+            _providers.of(record).end_rehearsal(record, bool(mark["running"] and same))
+    except LiveUpdateError as err:
+        raise LiveUpdateError(f"{err}; guest {name} may stand still: 'kvm-liveupdate resume {name}' lets it go on") from err
+    _paths.remove(path)

@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import re
 
-from . import _boot_order, _cli, _holding, _libvirt_ram, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
+from . import _boot_order, _cli, _holding, _incoming, _libvirt_ram, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable  # not at run time: slow to import
 
-__all__ = ("DIRECTORIES", "files", "left_over", "outdated")
+__all__ = ("DIRECTORIES", "files", "in_order", "left_over", "outdated", "stale")
 
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"
@@ -53,6 +54,7 @@ _PARTS = (
     "_luo",
     "_memory",
     "_paths",
+    "_paused",
     "_processes",
     "_providers",
     "_qemu",
@@ -114,7 +116,11 @@ SurviveFinalKillSignal=yes
 
 [Service]
 Type=notify
-ExecStart={COMMAND} hold %I
+# ":" because a name may have a dollar sign in it (systemd.service(5), command lines).
+ExecStart=:{COMMAND} hold %I
+# A domain that cannot be brought back yet is tried again until it is.
+RestartForceExitStatus={_incoming.AGAIN}
+RestartSec=5
 # Not one of its own, in which the weights below would count for little.
 Slice=system.slice
 TimeoutStartSec={_holding.HOLD_LIMIT_S}
@@ -129,9 +135,10 @@ Description=Rehearsal of a live update with guest %I
 [Service]
 Type=oneshot
 NotifyAccess=main
-ExecStart={COMMAND} rehearse %I
-ExecStopPost={COMMAND} end-rehearsal %I
+ExecStart=:{COMMAND} rehearse %I
+ExecStopPost=:{COMMAND} end-rehearsal %I
 TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
+TimeoutStopSec={_rehearsal.END_LIMIT_S}
 """
 
 # What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network, whose
@@ -233,6 +240,8 @@ IgnoreOnIsolate=yes
 
 [Service]
 NotifyAccess=all
+# What a guest waits for that cannot be brought back yet is asked for again, whatever Restart= says.
+RestartForceExitStatus={_incoming.AGAIN}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
 {_AHEAD}"""
@@ -295,6 +304,12 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     return wanted
 
 
+def in_order(paths: list[str]) -> list[str]:
+    """The files in the order to write them in: what a unit or a hook calls is there before it. Pure."""
+    ranks = (LIBRARY, COMMAND, UNITS)
+    return sorted(paths, key=lambda path: next((rank for rank, start in enumerate(ranks) if path.startswith(start)), len(ranks)))
+
+
 def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
     """Which of the files are missing or differ on this host."""
     found = []
@@ -320,3 +335,19 @@ def left_over(wanted: Iterable[str], root: str = "/") -> list[str]:
             if source not in kept:
                 found.append(f"{there}/{name}")
     return sorted(found)
+
+
+def stale(wanted: dict[str, tuple[str, int]], kept: list[str], root: str = "/") -> list[str]:
+    """Which files on this host are the runtime's, and not of those that are wanted: of an older version, or of units that are not listed.
+
+    The drop-ins of the units in ``kept`` stay: their guests run.
+    """
+    patterns = (
+        f"{UNITS}/*.d/{DROPIN}",
+        f"{UNITS}/kvm-liveupdate*.service",
+        f"{UNITS}/kvm-liveupdate*.target",
+    )
+    found = left_over(wanted, root)
+    found += [f"/{os.path.relpath(path, root)}" for pattern in patterns for path in glob.glob(os.path.join(root, pattern.lstrip("/")))]
+    stay = {*wanted, *(f"{UNITS}/{unit}.d/{DROPIN}" for unit in kept)}
+    return sorted(path for path in found if path not in stay)

@@ -52,7 +52,7 @@ words:
   elements: str
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _update
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -63,7 +63,7 @@ def manage(module) -> dict:
     unfit = [word for word in words if not word or set(word) & set(" \t\n\"'\\$`")]
     if unfit:
         raise LiveUpdateError(f"words: {unfit[0]!r} is no plain word; give words without blanks, quotes, backslashes and dollar signs")
-    with _update.Lock():
+    with _lock.Lock():
         before, after, changed = _boot_cmdline.change(words, module.check_mode)
     return {"changed": changed, "words": after, "diff": {"before": {"words": before}, "after": {"words": after}}}
 

@@ -13,7 +13,7 @@ description:
   - With O(state=preserved) the RAM of each guest is preserved in a live update session. The guest runs on.
   - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
   - With O(state=running) each guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
-    after a jump it waits until the host has brought the guests back.
+    after a jump it waits until the host has brought the guests back. A guest that a rehearsal or an update left paused goes on.
   - One call for all guests of a host costs little more than one for a single guest.
   - A guest for which it fails does not keep the others from being held, let go or waited for. The task then fails and names each such
     guest, and RV(guests) says what became of all of them. Only a guest that cannot be preserved is refused before any is held.
@@ -97,7 +97,7 @@ msg:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _lock, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _incoming, _lock, _paused, _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
@@ -151,19 +151,21 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     held = _holding.held_each(list(records.values()))
     # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
-    problems = {**late, **silent}
-    left_paused = {name: state == "postmigrate" or (state != "running" and _holding.owes(records[name])) for name, state in states.items()}
-    tied = [name for name in states if name in held or left_paused[name]]
+    ours, unknown = each(list(states), lambda name: _paused.by(records[name]))
+    problems = {**late, **silent, **unknown}
+    tied = [name for name in ours if name in held or ours[name] or states[name] == "postmigrate"]
 
     def let_go(name: str) -> dict:
         if name in problems:
             return problems[name]
-        if name not in tied:
-            return done(name, False, f"guest {name} runs")
-        if not check_mode:
-            _holding.let_go_on(records[name], running=left_paused[name])
+        if name in tied and not check_mode:
+            if not _paused.let_go_on(records[name]):
+                _holding.let_go_on(records[name], running=states[name] == "postmigrate")
             _holding.release(records[name])
-        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
+        if not check_mode:
+            _incoming.settle_seen(name)
+        told_now = "runs on, its RAM is no longer held" if name in tied else "runs"
+        return done(name, name in tied, f"guest {name} {told_now}")
 
     return carry_out(names, let_go, check_mode or not tied)
 
@@ -190,9 +192,10 @@ def wait_until_back(names: list, timeout: int) -> tuple:
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
     """What was last seen of a guest that is not back at the limit. Pure."""
     seen = "its QEMU runs, but its state is not loaded" if runs else "its QEMU does not run"
+    again = "restart" if runs else "start"
     return LiveUpdateError(
         f"guest {name}: not back within {timeout} s: {seen}. What was saved is kept; 'journalctl -b -u {journal['unit']}' says why,"
-        f" 'systemctl start {journal['unit']}' tries again"
+        f" 'systemctl {again} {journal['unit']}' tries again"
     )
 
 

@@ -155,13 +155,13 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _initrd,
     _kexec,
     _libvirt,
+    _lock,
     _memory,
     _paths,
     _proof,
     _room,
     _runtime,
     _systemd,
-    _update,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
@@ -208,8 +208,8 @@ def examined(record: dict, held: bool) -> dict:
 
 def update_facts(boot_id: str, release: str) -> dict:
     """The last update's journal and what became of it."""
-    update = _update.last()
-    return {**update, "outcome": _update.outcome(update, boot_id, release)} if update else {}
+    update = _lock.last()
+    return {**update, "outcome": _lock.outcome(update, boot_id, release)} if update else {}
 
 
 def refusals(reasons: list, guests: list) -> list:

@@ -13,6 +13,8 @@ description:
   - Installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
   - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. Running guests are not touched; the fd store of a guest's unit is there
     from the unit's next start on.
+  - What an older version brought and this one does not is removed, and the drop-ins of units that are not listed any more, unless their
+    guests run.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -55,31 +57,31 @@ files:
   elements: str
 """
 
-import compileall
+import contextlib
+import importlib.util
 import os
+import py_compile
 import shutil
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _runtime, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _paths, _runtime, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 
 
-def write(wanted: dict, paths: list, old: list) -> None:
-    """Write files whole or not at all, remove old ones, byte-compile, prove that the command runs, and let systemd read its units again."""
+def write(wanted: dict, paths: list, stale: list) -> None:
+    """Write files whole and durable, prove that the command runs, and let systemd read its units again."""
     for directory in _runtime.DIRECTORIES:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    for path in paths:
+        _paths.make_directory(directory)
+        os.chmod(directory, 0o700)
+    for path in _runtime.in_order(paths):
         content, mode = wanted[path]
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        part = f"{path}.part"
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(part, mode)
-        os.replace(part, path)
-    for path in old:
-        os.unlink(path)
-    compileall.compile_dir(_runtime.LIBRARY, quiet=1)
-    _systemd.run(_runtime.COMMAND, "status")
+        _paths.write_text(path, content, mode)
+        if path.startswith(_runtime.LIBRARY):
+            compile_durably(path)
+    remove(stale)
+    if paths:
+        _systemd.run(_runtime.COMMAND, "status")
     _systemd.run("systemctl", "daemon-reload")
     if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
         _systemd.run("systemctl", "enable", "--now", _runtime.RAM_MOUNT)
@@ -87,18 +89,41 @@ def write(wanted: dict, paths: list, old: list) -> None:
         _systemd.run("systemctl", "reload", _runtime.RAM_MOUNT)  # what it holds stays
 
 
+def compile_durably(path: str) -> None:
+    """Byte-compile a file of the library. Python trusts what it finds: a power cut must not leave half of it."""
+    compiled = py_compile.compile(path, doraise=True)
+    handle = os.open(compiled, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    _paths.sync_directory(compiled)
+
+
+def remove(paths: list) -> None:
+    """Remove files, with what was compiled from them and the directories that are empty then."""
+    for path in paths:
+        _paths.remove(path)
+        if path.endswith(".py"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(importlib.util.cache_from_source(path))
+        with contextlib.suppress(OSError):  # something else is in there
+            os.rmdir(os.path.dirname(path))
+
+
 def refuse_to_erase(running: list) -> None:
-    """Guests that run need what would be removed."""
+    """Guests that run need what would be removed, and so do those that are not back yet."""
     if running:
         raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
+    for why in _guests.not_back(running):
+        raise LiveUpdateError(told(why))
 
 
 def erase(paths: list) -> None:
     """Remove the files."""
     if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
         _systemd.run("systemctl", "disable", "--now", _runtime.RAM_MOUNT)
-    for path in paths:
-        os.unlink(path)
+    remove(paths)
     shutil.rmtree(_runtime.LIBRARY, ignore_errors=True)  # its folders are empty by now
     _systemd.run("systemctl", "daemon-reload")
 
@@ -107,25 +132,28 @@ def manage(module):
     """Read, plan, write."""
     present = module.params["state"] == "present"
     wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
-    paths = _runtime.outdated(wanted) if present else [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)]
-    old = _runtime.left_over(wanted if present else [path for path in wanted if not path.startswith(_runtime.LIBRARY)])
-    removed = old if present else sorted({*paths, *old})
-    written = paths if present else []
-    if removed and not present:
-        refuse_to_erase(list(_guests.known()))
-    if (written or removed) and not module.check_mode:
+    guests = _guests.known()
+    in_use = [*guests.values(), *(saved for saved in _guests.journals().values() if saved.get("state") == "saved")]
+    stale = _runtime.stale(wanted, [record["unit"] for record in in_use])
+    if present:
+        outdated = _runtime.outdated(wanted)
+        paths = outdated + stale
+    else:
+        paths = [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)] + stale
+    if paths and not present:
+        refuse_to_erase(list(guests))
+    if paths and not module.check_mode:
         with _lock.Lock():
             if present:
-                write(wanted, written, removed)
+                write(wanted, outdated, stale)
             else:
-                erase(removed)
-    before = [*(f"{path}: absent or different\n" for path in written), *(f"{path}: present\n" for path in removed)]
-    after = [*(f"{path}: present\n" for path in written), *(f"{path}: absent\n" for path in removed)]
-    return {
-        "changed": bool(written or removed),
-        "files": [*written, *removed],
-        "diff": {"before": "".join(before), "after": "".join(after)},
+                erase(paths)
+    before, after = ("absent or different", "present") if present else ("present", "absent")
+    diff = {
+        "before": "".join(f"{path}: {'not wanted' if present and path in stale else before}\n" for path in paths),
+        "after": "".join(f"{path}: {'absent' if present and path in stale else after}\n" for path in paths),
     }
+    return {"changed": bool(paths), "files": paths, "diff": diff}
 
 
 def main():

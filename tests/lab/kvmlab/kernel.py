@@ -37,6 +37,8 @@ BUILD_ENV = {
 }
 CONFIGURE = ("make", "KCONFIG_ALLCONFIG=lab.config", "allnoconfig")
 COMPILE = ("make", "bzImage")
+# What brings about another option, in kernels that have it.
+HINTS = {"CONFIG_PROC_SYSCTL=y"}
 # Not read by a build with this configuration, and slow to unpack.
 LEFT_OUT = ("*/Documentation/*/*", "*/drivers/gpu/drm/*/*.[ch]", "*/sound/*.[ch]", "*/tools/testing")
 # The twin of a kernel: the same source under another name, as a distribution's update that mends one fault.
@@ -157,7 +159,7 @@ def build(source: Source, twin: bool = False) -> Kernel:
 
 def missing_options(config: str, fragment: str) -> list[str]:
     """The options of the fragment that this configuration does not have: a kernel drops what it does not know or what lacks another one."""
-    return sorted(set(options_of(fragment).splitlines()) - set(config.splitlines()))
+    return sorted(set(options_of(fragment).splitlines()) - set(config.splitlines()) - HINTS)
 
 
 def _unpack(source: Source, folder: Path, log: Path, *selection: str) -> Path:

@@ -232,7 +232,7 @@ SPDX-License-Identifier: GPL-3.0-or-later
 
 # What the unit tests notice
 
-Commit {commit}, {datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}. Written by `tests/mutation/run --figures`; CONTRIBUTING.md says how to get these figures.
+Commit {commit}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}. Written by `tests/mutation/run --figures`; CONTRIBUTING.md says how to get these figures.
 
 ## The known lines
 

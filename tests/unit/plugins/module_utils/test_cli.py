@@ -13,11 +13,15 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _guests,
     _holding,
     _host,
+    _incoming,
     _libvirt,
     _libvirt_run,
+    _lock,
     _paths,
+    _providers,
     _systemd,
 )
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
 @pytest.fixture(name="virsh")
@@ -29,9 +33,13 @@ def virsh_calls(tmp_path, monkeypatch):
 
 
 @pytest.fixture(name="stored", autouse=True)
-def what_units_store(monkeypatch):
+def what_units_store(monkeypatch, tmp_path_factory):
     """The units that hold a session; what is forgotten leaves them."""
     stored = set()
+    run = tmp_path_factory.mktemp("run")
+    for name, path in {"RUN": "", "GUESTS_RUN": "guests", "LOCK": "lock", "UPDATE": "update.json"}.items():
+        monkeypatch.setattr(_paths, name, str(run / path))
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit in stored else [])
     ended = set()
 
@@ -39,7 +47,7 @@ def what_units_store(monkeypatch):
         assert not pid and {("stop", unit), ("reset-failed", unit)} <= ended, "systemd cleans what has ended only"
         stored.discard(unit)
 
-    monkeypatch.setattr(_systemd, "run", lambda *command: ended.add(command[1:]) or "")
+    monkeypatch.setattr(_systemd, "run", lambda *command: ended.add((command[1], command[-1])) or "")
     monkeypatch.setattr(_systemd, "forget_fd", forget)
     monkeypatch.setattr(_guests, "known", dict)
     return stored
@@ -111,3 +119,108 @@ def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(t
     assert _cli.main(["hold", "app"]) == 0 and not virsh
     assert done == ([cut_off] if boot == "before" else ["app"])
     assert _guests.journals() == ({"app": cut_off} if boot == "before" else {})
+
+
+def test_nothing_is_given_up_during_another_operation_or_an_update(tmp_path, monkeypatch, capsys, virsh, stored):
+    """The jump saves a guest, and its unit holds its memory, at that moment."""
+    _paths.write_json(_guests.journal_path("web"), {"state": "saved", "unit": "web.service"})
+    with _lock.Lock():
+        assert _cli.main(["discard", "web"]) == 1
+    assert "another live update operation is under way" in capsys.readouterr().err
+    for state in ("committed", "stopping", "saving", "jumping"):
+        _paths.write_json(_paths.UPDATE, {"state": state, "boot_id": "now"})
+        assert _cli.main(["discard", "web"]) == 1
+        assert f"an update of this host is {state}" in capsys.readouterr().err
+    assert (tmp_path / "web.json").exists()
+    _paths.write_json(_paths.UPDATE, {"state": "aborted", "boot_id": "now"})
+    assert _cli.main(["discard", "web"]) == 0
+
+
+class Machine:
+    def __init__(self, state):
+        self.status = lambda _record: state
+
+
+@pytest.fixture(name="runs")
+def guest_whose_qemu_is_there(monkeypatch):
+    released = []
+    record = {"name": "web", "provider": "qemu", "unit": "web.service", "pid": 7, "started": 70}
+    monkeypatch.setattr(_guests, "known", lambda: {"web": record})
+    monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
+
+    def runs(state):
+        monkeypatch.setattr(_providers, "of", lambda _record: Machine(state))
+        return released
+
+    return runs
+
+
+@pytest.mark.parametrize("journal", [{}, {"state": "restored", "unit": "web.service"}, {"state": "lost", "unit": "web.service"}])
+def test_a_guest_that_runs_and_is_held_keeps_its_hold(monkeypatch, capsys, virsh, runs, journal):
+    released = runs("running")
+    if journal:
+        _paths.write_json(_guests.journal_path("web"), journal)
+    monkeypatch.setattr(_systemd, "run", lambda *command: 1 // 0)
+    assert _cli.main(["discard", "web"]) == 1
+    assert "nothing is saved for it" in capsys.readouterr().err
+    assert not released and _guests.journal("web") == journal
+
+
+def test_a_guest_that_is_on_its_way_back_is_not_given_up(tmp_path, monkeypatch, capsys, virsh, runs):
+    released = runs("inmigrate")
+    _paths.write_json(_guests.journal_path("web"), {"state": "saved", "unit": "web.service", "boot_id": "before"})
+    monkeypatch.setattr(_systemd, "run", lambda *command: 1 // 0)
+    assert _cli.main(["discard", "web"]) == 1
+    assert "stop it first ('systemctl stop web.service'" in capsys.readouterr().err
+    assert not released and (tmp_path / "web.json").exists()
+
+
+@pytest.mark.parametrize(("state", "code"), [("running", 0), ("paused", 1)])
+def test_what_an_undone_update_kept_of_a_guest_is_given_up_when_it_runs(tmp_path, monkeypatch, capsys, virsh, runs, state, code):
+    """Its unit is not stopped for that, and what holds its memory is let go."""
+    released = runs(state)
+    (tmp_path / "web.state").touch()
+    monkeypatch.setattr(_systemd, "run", lambda *command: 1 // 0)
+    assert _cli.main(["discard", "web"]) == code
+    assert (released, (tmp_path / "web.state").exists()) == ((["web"], False) if state == "running" else ([], True))
+
+
+def test_a_guest_that_is_back_has_nothing_to_give_up(tmp_path, capsys, virsh, runs):
+    runs("running")
+    saved = {"state": "saved", "guest": "web", "hold": "h", "unit": "web.service", "boot_id": "before", "times": {"paused": 1.0}}
+    _paths.write_json(_guests.journal_path("web"), saved)
+    _paths.write_json(_guests.run_path("web", "resumed"), {})
+    assert _cli.main(["discard", "web"]) == 1
+    assert _incoming.recorded("web")["state"] == "restored"
+
+
+def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, runs, monkeypatch):
+    runs("paused")
+    monkeypatch.setattr(_guests, "find", lambda name: _guests.known()[name])
+    assert _cli.main(["resume", "web"]) == 1
+    assert "nothing of ours keeps it paused" in capsys.readouterr().err
+    with _lock.Lock():
+        assert _cli.main(["resume", "web"]) == 1
+    assert "under way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../web", "a/b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("verb", ["discard", "hold", "hook", "rehearse", "resume"])
+def test_what_is_no_name_of_a_guest_is_refused(capsys, virsh, verb, name):
+    assert _cli.main([verb, name]) == 1
+    assert "is not the name of a guest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["-web", "$HOME", "${x}", "%n", "gäst 1", "1"])
+def test_a_name_is_taken_as_it_is(capsys, virsh, name):
+    assert _cli.main(["discard", name]) == 1
+    assert f"guest {name!r}: nothing is saved for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("again", "code"), [(True, _incoming.AGAIN), (False, 1)])
+def test_a_start_that_may_work_later_has_an_exit_code_of_its_own(monkeypatch, virsh, again, code):
+    def reside(_name):
+        raise LiveUpdateError("busy", again=again)
+
+    monkeypatch.setattr(_holding, "reside", reside)
+    assert _cli.main(["hold", "app"]) == code

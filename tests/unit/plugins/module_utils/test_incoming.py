@@ -7,33 +7,38 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _host, _incoming, _luo, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _guests, _holding, _host, _incoming, _luo, _paths, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 
-SAVED = {"state": "saved", "guest": "web1", "hold": "h1", "on_loss": "start"}
+IDENTITY = {"hold": "h1", "guest": "web1", "uuid": "u1", "sizes": [4096]}
+SAVED = {"state": "saved", "on_loss": "start", **IDENTITY}
 
 
 @pytest.mark.parametrize(
     ("journal", "note", "resumed", "verdict", "why"),
     [
         ({}, None, False, "cold", "no update left it"),
-        ({}, {"hold": "h1"}, False, "cold", "no update left it"),
-        (SAVED, {"hold": "h1"}, False, "restore", "came over"),
-        (SAVED, {"hold": "h1"}, True, "cold", "has run since"),
-        (SAVED, {"hold": "h2"}, False, "cold", "not its own"),
-        ({**SAVED, "qemu": [7, 1]}, {"hold": "h1", "qemu": [7, 1]}, False, "restore", "came over"),
-        ({**SAVED, "qemu": [7, 1]}, {"hold": "h1", "qemu": [7, 2]}, False, "cold", "not its own"),
-        ({**SAVED, "qemu": [7, 1]}, {"hold": "h1"}, False, "restore", "came over"),
+        ({}, IDENTITY, False, "cold", "no update left it"),
+        (SAVED, IDENTITY, False, "restore", "came over"),
+        (SAVED, IDENTITY, True, "cold", "has run since"),
+        (SAVED, {**IDENTITY, "hold": "h2"}, False, "cold", "not its own"),
+        (SAVED, {**IDENTITY, "uuid": "u2"}, False, "refuse", "uuid 'u2', not 'u1'"),
+        (SAVED, {**IDENTITY, "sizes": [4096, 4096]}, False, "refuse", "discard web1"),
+        (SAVED, {**IDENTITY, "guest": "db1"}, False, "refuse", "guest 'db1', not 'web1'"),
+        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 1]}, False, "restore", "came over"),
+        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 2]}, False, "refuse", "qemu [7, 2], not [7, 1]"),
+        ({**SAVED, "qemu": [7, 1]}, IDENTITY, False, "restore", "came over"),
         (SAVED, {}, False, "cold", "not its own"),
         (SAVED, None, False, "cold", "did not come over"),
         ({**SAVED, "on_loss": "stop"}, None, False, "refuse", "discard web1"),
         ({**SAVED, "on_loss": "stop"}, {"hold": "h2"}, False, "refuse", "discard web1"),
-        ({**SAVED, "on_loss": "stop"}, {"hold": "h1"}, False, "restore", "came over"),
-        ({**SAVED, "state": "restored"}, {"hold": "h1"}, False, "cold", "no update left it"),
-        ({**SAVED, "state": "lost"}, {"hold": "h1"}, False, "cold", "no update left it"),
+        ({**SAVED, "on_loss": "stop"}, IDENTITY, False, "restore", "came over"),
+        ({**SAVED, "state": "restored"}, IDENTITY, False, "cold", "no update left it"),
+        ({**SAVED, "state": "lost"}, IDENTITY, False, "cold", "no update left it"),
     ],
 )
 def test_decide(journal, note, resumed, verdict, why):
@@ -53,13 +58,130 @@ def test_memory_that_nobody_could_look_for_is_not_taken_for_lost(monkeypatch, co
     if lost:
         assert _incoming.session_of(journal) is None
     else:
-        with pytest.raises(LiveUpdateError, match=rf"guest web1: .*\({code}\).* 'systemctl start web1.service' tries again"):
+        with pytest.raises(LiveUpdateError, match=rf"guest web1: .*\({code}\).* tr.* again.*its memory is kept") as told:
             _incoming.session_of(journal)
+        assert told.value.details["again"] is (code == "EBUSY")
 
 
 def test_a_restore_needs_the_same_hold_and_a_memory_that_has_not_run():
-    states, holds, notes = ("saved", "restored", "lost", None), ("h1", "h2"), (None, {}, {"hold": "h1"}, {"hold": "h2"})
+    states, holds = ("saved", "restored", "lost", None), ("h1", "h2")
+    notes = (None, {}, IDENTITY, {**IDENTITY, "hold": "h2"}, {**IDENTITY, "sizes": [1]})
     for state, hold, note, resumed, loss in itertools.product(states, holds, notes, (False, True), ("start", "stop")):
-        journal = {"state": state, "guest": "g", "hold": hold, "on_loss": loss}
+        journal = {**SAVED, "state": state, "hold": hold, "on_loss": loss}
         restores = decide(journal, note, resumed)[0] == "restore"
-        assert restores == (state == "saved" and not resumed and note is not None and note.get("hold") == hold)
+        assert restores == (state == "saved" and not resumed and note == {**IDENTITY, "hold": hold})
+
+
+@pytest.fixture(name="notified")
+def what_systemd_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(_systemd, "notify", lambda state, *_fds: told.append(state))
+    monkeypatch.setattr(_systemd, "listen_fds", dict)
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    return told
+
+
+def test_a_session_is_not_asked_for_in_the_boot_that_saved_the_guest(monkeypatch, notified):
+    """Its memory is on no way back there; the name may be that of the session that holds it."""
+    monkeypatch.setattr(_luo, "retrieve_session", lambda _name: 7)
+    journal = {**SAVED, "session": "kvm-1", "unit": "web1.service"}
+    assert _incoming.session_of({**journal, "boot_id": "now"}) is None and not notified
+    assert _incoming.session_of({**journal, "boot_id": "before"}) == 7
+    assert notified == [f"FDSTORE=1\nFDPOLL=0\nFDNAME={_holding.FDNAME}"]
+    notified.clear()
+    assert _incoming.session_of({**journal, "boot_id": "before", "state": "restored"}) is None and not notified
+
+
+@pytest.mark.parametrize(("code", "note"), [("EINVAL", None), ("ENOENT", None), ("ENOMEM", LiveUpdateError)])
+def test_a_session_without_a_note_is_of_no_use(monkeypatch, code, note):
+    """EINVAL: of this kernel. ENOENT: finished, by a restore that was cut off right after that."""
+
+    def retrieve(_session, _token):
+        raise LiveUpdateError("no", errno=code)
+
+    monkeypatch.setattr(_luo, "retrieve_fd", retrieve)
+    if note is None:
+        assert _incoming.note_of(7) is None
+    else:
+        with pytest.raises(LiveUpdateError):
+            _incoming.note_of(7)
+
+
+@pytest.mark.parametrize(("sizes", "fits"), [([4096, 8192], True), ([8192, 4096], False), ([4096, 4096], False)])
+def test_the_size_of_every_memory_file_is_compared(monkeypatch, sizes, fits):
+    came = {_holding.RAM_TOKEN + index: os.memfd_create("ram") for index in range(2)}
+    for fd, size in zip(came.values(), sizes, strict=True):
+        os.ftruncate(fd, size)
+    monkeypatch.setattr(_luo, "retrieve_fd", lambda _session, token: came[token])
+    journal = {**SAVED, "sizes": [4096, 8192]}
+    if fits:
+        assert _incoming.memory(journal, 7) == list(came.values())
+    else:
+        with pytest.raises(LiveUpdateError, match=r"has \[.*\] bytes, not \[4096, 8192\]; 'kvm-liveupdate discard web1'"):
+            _incoming.memory(journal, 7)
+    for fd in came.values():
+        os.close(fd)
+
+
+@pytest.mark.parametrize("note", [{"hold": "h1"}, None])
+def test_a_session_that_came_over_is_finished_before_it_is_given_up(monkeypatch, notified, note):
+    """Closing it would do for an outgoing one; of an incoming one the memory would stay taken until the last copy is closed."""
+    finished = []
+    monkeypatch.setattr(_luo, "finish", lambda session: finished.append(os.fstat(session) and session))
+    session = os.memfd_create("session")
+    _incoming.drop(session, note)
+    assert finished == ([session] if note else [])
+    assert notified == [f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(session)
+
+
+@pytest.fixture(name="home")
+def folders_of_a_host(tmp_path, monkeypatch):
+    for name in ("GUESTS_STATE", "GUESTS_RUN"):
+        monkeypatch.setattr(_paths, name, str(tmp_path))
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    return tmp_path
+
+
+def test_what_was_saved_of_a_guest_that_is_lost_is_removed(home, monkeypatch):
+    early = []
+    monkeypatch.setattr(_boot_order, "start_early", lambda *unit: early.append(unit))
+    (home / "web1.state").touch()
+    _incoming.lost({**SAVED, "unit": "web1.service"}, "a power cut")
+    assert not (home / "web1.state").exists() and early == [("web1.service", False)]
+    assert (_guests.journal("web1")["state"], _guests.journal("web1")["why"]) == ("lost", "a power cut")
+
+
+def test_a_full_disk_has_room_for_the_record_when_the_state_is_gone(home, monkeypatch):
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    (home / "web1.state").touch()
+    monkeypatch.setattr(_paths, "write_json", lambda path, record: (home / "web1.state").exists() and 1 // 0)
+    _incoming.settle({**SAVED, "unit": "web1.service"})
+    assert not (home / "web1.state").exists()
+
+
+@pytest.mark.parametrize(
+    ("mark", "boot", "image", "state"),
+    [
+        (True, "before", False, "restored"),
+        (False, "before", False, "saved"),
+        (True, "now", False, "saved"),  # the mark is of the update before
+        (True, "before", True, "saved"),  # libvirt has not taken its start for done
+    ],
+)
+def test_a_guest_that_has_gone_on_in_this_boot_is_back_whatever_the_disk_says(home, monkeypatch, mark, boot, image, state):
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    journal = {**SAVED, "boot_id": boot, "unit": "web1.service", "times": {"paused": 1.0}, "image": str(home / "web1.save")}
+    _paths.write_json(_guests.journal_path("web1"), journal)
+    if mark:
+        (home / "web1.resumed").touch()
+    if image:
+        (home / "web1.save").touch()
+    assert _guests.journal("web1")["state"] == state
+    assert [why["code"] for why in _guests.not_back([])] == ([] if state == "restored" else ["not-back"])
+    assert _incoming.recorded("web1") == journal
+    _incoming.settle_seen("web1")
+    assert _incoming.recorded("web1")["state"] == state
+    if state == "restored":
+        assert _guests.last_pause(_guests.journal("web1")) > 1

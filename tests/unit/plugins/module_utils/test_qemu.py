@@ -4,13 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
-import stat
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -231,20 +228,25 @@ def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkey
 PLAIN = ["-machine", "pc-q35-10.0", "-nodefaults"]
 
 
-def test_a_state_is_on_the_disk_and_for_root_only_when_the_save_ends(monkeypatch, tmp_path):
-    """Nothing else makes it last: the kernel that is jumped into reads it from the disk."""
-    state, synced = tmp_path / "web.state", []
+def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monkeypatch):
+    """QEMU writes into the file that it finds there."""
+    path, synced = tmp_path / "web.state", []
+    path.write_text("of an update before")
+    path.chmod(0o644)
 
-    def write(_monitor, path):
-        Path(path).write_text("state")
-        os.chmod(path, 0o644)  # as QEMU makes it
-        return 1.0
+    class Saving(Machine):
+        def execute(self, command, **arguments):
+            if command == "stop":
+                assert path.read_bytes() == b"" and path.stat().st_mode & 0o777 == 0o600
+            if command == "migrate":
+                path.write_bytes(b"state")
+            return super().execute(command, **arguments)
 
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(_qemu, "Qmp", lambda _path: contextlib.nullcontext())
-    monkeypatch.setattr(_qemu, "write_state", write)
-    saved = _qemu.save({"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"]}, str(state), True)
-    assert str(state) in synced
-    assert stat.S_IMODE(state.stat().st_mode) == 0o600
-    assert saved["state_crc32"] == zlib.crc32(b"state")
+    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+    monkeypatch.setattr(_qemu._processes, "interfaces", lambda _pid: [])
+    monkeypatch.setattr(_qemu.os, "fsync", lambda fd: synced.append(_qemu.os.pread(fd, 9, 0)))
+    saved = _qemu.save({"name": "web", "pid": 1, "monitor": "m", "argv": ["qemu"]}, str(path), True)
+    assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
+    assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}

@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import types
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
@@ -129,7 +133,7 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
     """With "-accel kvm -accel tcg" QEMU would load the state of KVM into something else."""
     done = []
     saved = {"state": "saved", "argv": KVM_GUEST}
-    monkeypatch.setattr(_guests, "journal", lambda name: saved if verdict == "restore" else {})
+    monkeypatch.setattr(_incoming, "recorded", lambda name: saved if verdict == "restore" else {})
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(bare.kvm.parent))
     monkeypatch.setattr(_incoming, "session_of", lambda journal: 7)
     monkeypatch.setattr(_incoming, "note_of", lambda session: {})
@@ -138,60 +142,254 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
     monkeypatch.setattr(_qemu_run, "_restore", lambda *guest: done.append("restored"))
     monkeypatch.setattr(_qemu_run, "_start", lambda *guest: done.append("started"))
     if verdict == "restore":
-        with pytest.raises(LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only: .* its memory is kept"):
+        with pytest.raises(LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only: .* its memory is kept") as told:
             _qemu_run.run("web", ["qemu-system-x86_64"])
+        assert told.value.details["again"]  # systemd starts the unit once more
     else:
         _qemu_run.run("web", KVM_GUEST)
     assert "the host still has no " in capsys.readouterr().err
     assert done == ([] if verdict == "restore" else ["started"])
 
 
-@pytest.fixture(name="loads")
-def guest_whose_state_is_loaded(tmp_path, monkeypatch):
-    """Runs the loader beside a QEMU that lets the guest run, or refuses; returns what it ended with, and whom it killed."""
-    killed = []
+# A QEMU that waits for a state: its run state, and whether it lets the guest go on, are files beside its monitor.
+QEMU = """
+import json, os, socket, sys
+base = sys.argv[1]
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(base + ".qmp")
+    server.listen()
+    def state(now=None):
+        if now:
+            with open(base + ".qemu", "w") as file:
+                file.write(now)
+        with open(base + ".qemu") as file:
+            return file.read()
+    state("inmigrate")
+    while True:
+        client = server.accept()[0]
+        with client, client.makefile("rwb", 0) as monitor:
+            monitor.write(b"{}\\n")
+            for line in monitor:
+                command = json.loads(line)["execute"]
+                answer = {"return": {}}
+                if command == "migrate-incoming":
+                    state("paused")
+                elif command == "query-migrate":
+                    answer = {"return": {"status": "completed"}}
+                elif command == "query-status":
+                    answer = {"return": {"status": state()}}
+                elif command == "cont" and os.path.exists(base + ".locked"):
+                    answer = {"error": {"desc": "Failed to get lock"}}
+                elif command == "cont":
+                    state("running")
+                try:
+                    monitor.write(json.dumps(answer).encode() + b"\\n")
+                except BrokenPipeError:
+                    break
+"""
+SAVED = {
+    "guest": "web",
+    "state": "saved",
+    "hold": "h",
+    "boot_id": "before",
+    "was_running": True,
+    "unit": "web.service",
+    "times": {"paused": 1.0},
+}
 
-    class Ended(BaseException):
-        pass
 
-    def end(code):
-        raise Ended(code)
-
-    monitor = contextlib.nullcontext(types.SimpleNamespace(status=lambda: "running"))
-    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
-    monkeypatch.setattr(_qemu_run, "Qmp", lambda *_socket, **_wait: monitor)
-    monkeypatch.setattr(_qemu, "load", lambda *_state: None)
+@pytest.fixture(name="qemu")
+def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
+    """Runs what sees the guest back, in a process of its own, beside a QEMU; tells what is the end of it."""
+    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_paths, name, str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_luo, "finish", lambda _session: None)
     monkeypatch.setattr(_systemd, "notify", lambda *_state, **_pid: None)
     monkeypatch.setattr(_systemd, "run", lambda *_command: "")
     monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
     monkeypatch.setattr(_clock, "ahead", lambda: None)
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    monkeypatch.setattr(_incoming, "SETTLE_S", 0.05)
+    monkeypatch.setattr(_incoming, "BACK_LIMIT_S", 10.0)
+    monkeypatch.setattr(_qemu_run, "AGAIN_S", 0.05)
+    monkeypatch.setattr(_qemu, "GO_ON_LIMIT_S", 0.3)
     (tmp_path / "web.state").touch()
-    journal = {"state": "saved", "was_running": True, "unit": "web.service", "times": {"paused": 1.0}}
+    _paths.write_json(_guests.journal_path("web"), SAVED)
 
-    def load(goes_on):
-        monkeypatch.setattr(_qemu, "go_on", goes_on)
-        with pytest.raises(Ended) as ended:
-            _qemu_run._load("web", journal, 5, 77, {})
-        return ended.value.args[0], killed, sorted(path.name for path in tmp_path.iterdir())
+    class Machine:
+        def __init__(self):
+            self.process = subprocess.Popen([sys.executable, "-IS", "-c", QEMU, str(tmp_path / "web")])
 
-    return load
+        def start(self):
+            child = os.fork()
+            if child == 0:
+                try:
+                    _qemu_run._see_it_back("web", SAVED, 5, self.process.pid, {})
+                finally:
+                    os._exit(99)
+            return child
+
+        def end(self):
+            """The exit code, QEMU's run state (none when it was ended), the guest's journal and what lies there of it."""
+            code = os.waitstatus_to_exitcode(os.waitpid(self.start(), 0)[1])
+            left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "resumed", "late", "part"}
+            time.sleep(0.05)
+            state = None if self.process.poll() else (tmp_path / "web.qemu").read_text()
+            return code, state, _paths.read_json(_guests.journal_path("web"))["state"], left
+
+    machine = Machine()
+    yield machine
+    machine.process.kill()
+    machine.process.wait()
 
 
-def test_a_guest_that_runs_again_is_no_longer_saved(loads):
-    assert loads(lambda _monitor: True) == (0, [], ["web.json", "web.resumed"])
+def once(monkeypatch, tmp_path, place, what, when, how):
+    """Have the process that calls this function end by a signal, or fail, before it or after it; the first of the calls only."""
+    real = getattr(place, what)
+
+    def strike():
+        try:
+            os.close(os.open(tmp_path / "struck", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.EIO, "no luck")
+
+    def call(*words, **more):
+        if when == "before":
+            strike()
+        result = real(*words, **more)
+        if when == "after":
+            strike()
+        return result
+
+    monkeypatch.setattr(place, what, call)
 
 
-def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(loads):
-    assert loads(lambda _monitor: False) == (1, [(77, 9)], ["web.late", "web.state"])
+NOT_RUN = (1, None, "saved", {"state", "late"})
+BACK = (0, "running", "restored", {"resumed"})
+STEPS = [
+    (_qemu_run, "Qmp", "before", NOT_RUN),
+    (_qemu, "load", "before", NOT_RUN),
+    (_qemu, "load", "after", NOT_RUN),
+    (_qemu_run, "_mark", "before", NOT_RUN),
+    (_qemu_run, "_mark", "after", BACK),
+    (_qemu, "go_on", "after", BACK),
+    (_luo, "finish", "before", BACK),
+    (_luo, "finish", "after", BACK),
+    (_systemd, "notify", "after", BACK),
+    (_clock, "ahead", "before", BACK),
+    (_incoming, "settle", "before", BACK),
+    (_paths, "remove", "after", BACK),
+    (_paths, "write_json", "before", BACK),
+    (_paths, "write_json", "after", BACK),
+    (_qemu_run, "_be_one_of_many", "before", BACK),
+]
 
 
-def test_a_guest_that_may_have_run_is_neither_ended_nor_brought_back_once_more(loads):
-    def silent(_monitor):
-        raise LiveUpdateError("no answer")
+@pytest.mark.parametrize("how", ["killed", "failed"])
+@pytest.mark.parametrize(("place", "what", "when", "end"), STEPS, ids=[f"{when}-{what}" for _place, what, when, _end in STEPS])
+def test_wherever_the_loader_ends_a_guest_either_runs_and_is_known_to_or_can_be_brought_back(
+    qemu, monkeypatch, tmp_path, place, what, when, end, how
+):
+    once(monkeypatch, tmp_path, place, what, when, how)
+    code, *found = qemu.end()
+    assert (tmp_path / "struck").exists()
+    left = found[-1] - {"late"}  # that the boot goes on without it is right where anything failed
+    assert [*found[:-1], left] == [*end[1:-1], end[-1] - {"late"}]
+    assert _guests.journal("web")["state"] == end[2]
+    if end is NOT_RUN:
+        assert code == 1 and "resumed" not in found[-1]
+    else:
+        assert _guests.last_pause(_guests.journal("web")) > 0
 
-    assert loads(silent) == (1, [], ["web.late", "web.resumed", "web.state"])
+
+def test_a_guest_that_runs_again_is_no_longer_saved(qemu):
+    assert qemu.end() == BACK
+
+
+def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path):
+    (tmp_path / "web.locked").touch()
+    assert qemu.end() == NOT_RUN
+
+
+def test_a_guest_that_was_paused_comes_back_paused(qemu, monkeypatch):
+    monkeypatch.setitem(SAVED, "was_running", False)
+    assert qemu.end() == (0, "paused", "restored", {"resumed"})
+
+
+def test_a_guest_that_is_marked_goes_on_when_its_disk_is_free(qemu, tmp_path, monkeypatch):
+    """The loader ended right after the mark, and QEMU refuses at first: it is neither ended nor left paused."""
+    once(monkeypatch, tmp_path, _qemu_run, "_mark", "after", "killed")
+    (tmp_path / "web.locked").touch()
+    threading.Timer(1.0, (tmp_path / "web.locked").unlink).start()
+    assert qemu.end()[1:3] == ("running", "restored")
+
+
+def test_memory_that_has_run_is_not_let_go_on_once_more(qemu, tmp_path):
+    """Should a state ever be loaded onto it all the same."""
+    (tmp_path / "web.resumed").touch()
+    _code, state, _journal, left = qemu.end()
+    assert state is None and "state" in left
+
+
+def test_a_disk_that_is_full_keeps_no_guest_saved(qemu, tmp_path, monkeypatch):
+    """Every look at it within this boot says that it is back; the disk says so as soon as it can."""
+    real = _paths.write_text
+
+    def write(path, text, mode):
+        if path.endswith("web.json") and not (tmp_path / "room").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, text, mode)
+
+    monkeypatch.setattr(_paths, "write_text", write)
+    child = qemu.start()
+    until = time.monotonic() + 20
+    while _guests.journal("web")["state"] != "restored" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert _incoming.recorded("web")["state"] == "saved"
+    assert _guests.not_back([]) == [] and _guests.last_pause(_guests.journal("web")) > 0
+    (tmp_path / "room").touch()
+    assert os.waitpid(child, 0)[1] == 0
+    assert _incoming.recorded("web")["state"] == "restored" and not (tmp_path / "web.state").exists()
+
+
+def test_what_is_tried_again_does_not_touch_a_newer_save(qemu, tmp_path, monkeypatch):
+    _paths.write_json(_guests.journal_path("web"), {**SAVED, "hold": "of the next update"})
+    _incoming.settle_at_last({**SAVED, "state": "restored"}, lambda: True)
+    assert _incoming.recorded("web")["hold"] == "of the next update" and (tmp_path / "web.state").exists()
+
+
+def test_a_start_after_a_cut_off_restore_is_clean_and_the_guest_counts_as_restored(tmp_path, monkeypatch, booting):
+    """Its unit is started again in the same boot, and neither is the old state loaded, nor the guest told to be lost."""
+    done = []
+    booting.kvm.touch()
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path / "guests"))
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    monkeypatch.setattr(_incoming, "session_of", lambda _journal: 5)
+    monkeypatch.setattr(_incoming, "note_of", lambda _session: {"hold": "h"})
+    monkeypatch.setattr(_incoming, "drop", lambda *session: done.append("dropped"))
+    monkeypatch.setattr(_qemu_run, "_start", lambda *guest: done.append("started"))
+    _paths.write_json(_guests.journal_path("web"), {**SAVED, "argv": []})
+    _paths.write_json(_guests.run_path("web", "resumed"), {})
+    (tmp_path / "guests/web.state").touch()
+    _qemu_run.run("web", [])
+    assert done == ["dropped", "started"]
+    assert _incoming.recorded("web")["state"] == "restored" and not (tmp_path / "guests/web.state").exists()
+
+
+@pytest.mark.parametrize("found", ["other", None])
+def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monkeypatch, found):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_incoming, "memory", lambda *_session: 1 // 0)
+    (tmp_path / "web.state").write_text("state")
+    journal = {**SAVED, "digest": _paths.digest(_guests.state_path("web"))}
+    if found:
+        (tmp_path / "web.state").write_text(found)
+    else:
+        (tmp_path / "web.state").unlink()
+    with pytest.raises(LiveUpdateError, match=r"guest web: .*/web\.state is not what was saved: .* kept: 'kvm-liveupdate discard web'"):
+        _qemu_run._restore("web", journal, 5, 0.0)

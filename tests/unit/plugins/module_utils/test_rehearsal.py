@@ -39,7 +39,9 @@ def a_host(tmp_path, monkeypatch):
     for name in ("RUN", "GUESTS_RUN"):
         monkeypatch.setattr(_paths, name, str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
-    monkeypatch.setattr(_guests, "find", lambda name: {"name": name})
+    record = {"name": "web", "pid": 7, "started": 70}
+    monkeypatch.setattr(_guests, "find", lambda name: record)
+    monkeypatch.setattr(_guests, "known", lambda: {"web": record})
     monkeypatch.setattr(_rehearsal._systemd, "notify", said.append)
 
     def of(provider):
@@ -81,3 +83,62 @@ def test_an_answer_that_somebody_else_took_is_said(host, monkeypatch):
     monkeypatch.setattr(_rehearsal._systemd, "run", lambda *command, timeout: "")
     with pytest.raises(LiveUpdateError, match=r"guest web: somebody else had it rehearsed .* rehearse it again"):
         _rehearsal.rehearse("web")
+
+
+class Hung(Provider):
+    """Libvirt does not answer while the guest is to go on."""
+
+    hung = True
+
+    def end_rehearsal(self, record, running):
+        if self.hung:
+            raise LiveUpdateError("virsh: no answer within 60 s")
+        super().end_rehearsal(record, running)
+
+
+def test_a_guest_that_a_rehearsal_left_paused_is_not_taken_for_one_that_its_owner_paused(host):
+    provider = Hung()
+    host(provider)
+    for attempt in (_rehearsal.run, _rehearsal.end_cut_off):  # the unit's ExecStart=, then its ExecStopPost=
+        with pytest.raises(LiveUpdateError, match="guest web may stand still: 'kvm-liveupdate resume web' lets it go on"):
+            attempt("web")
+    assert provider.state == "paused"
+    provider.hung = False
+    _rehearsal.run("web")
+    assert provider.state == "running"
+    assert _paths.read_json(_guests.run_path("web", "rehearsed"))["paused_s"] > 0
+    assert not _paths.read_json(_guests.run_path("web", "rehearsal"))
+
+
+def test_a_guest_that_was_started_again_since_is_left_as_its_owner_has_it(host):
+    provider = Provider()
+    host(provider)
+    provider.state = "paused"
+    _paths.write_json(_guests.run_path("web", "rehearsal"), {"running": True, "pid": 6, "started": 60})
+    _rehearsal.end("web")
+    assert provider.state == "paused"
+
+
+def test_a_rehearsal_is_not_ended_in_the_middle_of_another_operation(host, monkeypatch):
+    """A jump may be saving the guest, and would save it once more paused."""
+    provider = Provider()
+    host(provider)
+    monkeypatch.setattr(_rehearsal, "LOCK_LIMIT_S", 0)
+    _rehearsal.end_cut_off("web")  # nothing to end, nothing to wait for
+    _paths.write_json(_guests.run_path("web", "rehearsal"), {"running": True, "pid": 7, "started": 70})
+    provider.state = "paused"
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="under way"):
+        _rehearsal.end_cut_off("web")
+    assert provider.state == "paused"
+    _rehearsal.end_cut_off("web")
+    assert provider.state == "running"
+
+
+def test_who_asks_waits_until_the_guest_was_let_go_on(host, monkeypatch):
+    limits = []
+    host(Provider())
+    _paths.write_json(_guests.run_path("web", "rehearsed"), {"paused_s": 1.0})
+    monkeypatch.setattr(_rehearsal._paths, "remove", lambda _path: True)
+    monkeypatch.setattr(_rehearsal._systemd, "run", lambda *command, timeout: limits.append(timeout))
+    _rehearsal.rehearse("web")
+    assert limits[0] > _rehearsal.UNIT_LIMIT_S + _rehearsal.END_LIMIT_S

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _runtime
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _incoming, _paths, _rehearsal, _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 UTILS = Path(_runtime.__file__).parent
@@ -155,36 +155,118 @@ def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
     assert hook("app", "started", "begin") != 0
 
 
+def test_the_hook_asks_before_a_saved_domain_or_a_stand_in_starts_and_its_no_is_libvirts(tmp_path):
+    asked = tmp_path / "asked"
+    command = tmp_path / "command.py"
+    command.write_text(f"import sys\nopen({str(asked)!r}, 'a').write(repr(sys.argv[1:]))\nsys.exit(1)\n")
+    script = _runtime._HOOK.replace(_runtime.COMMAND, str(command)).replace("/usr/bin/python3", sys.executable)
+    script = script.replace(_paths.GUESTS_STATE, str(tmp_path)).replace(_paths.GUESTS_RUN, str(tmp_path))
+
+    def hook(name, *words):
+        return subprocess.run(["sh", "-c", script, "hook", name, *words], check=False).returncode
+
+    (tmp_path / "-a $b.state").touch()
+    (tmp_path / "db.stand-in").touch()
+    assert [hook(name, "start", "begin") for name in ("-a $b", "db", "web")] == [1, 1, 0]
+    assert asked.read_text() == "['hook', '-a $b']['hook', 'db']"
+
+
+def sections(path):
+    """A unit's or drop-in's settings, by section and name."""
+    unit, section = {}, {}
+    for line in _runtime.files(["web.service"])[path][0].splitlines():
+        if line.startswith("["):
+            section = unit.setdefault(line, {})
+        elif line and not line.startswith("#"):
+            key, _equals, value = line.partition("=")
+            section[key] = value
+    return unit
+
+
+def test_a_holder_lives_through_the_shutdown_and_is_there_before_libvirt():
+    """In [Service] systemd ignores SurviveFinalKillSignal=, and the memory is lost."""
+    unit = sections(f"{_runtime.UNITS}/kvm-liveupdate-hold@.service")
+    wanted = {"SurviveFinalKillSignal": "yes", "IgnoreOnIsolate": "yes", "DefaultDependencies": "no"}
+    assert wanted.items() <= unit["[Unit]"].items()
+    assert {"libvirtd.service", "virtqemud.service"} <= set(unit["[Unit]"]["Before"].split())
+    assert unit["[Service]"]["FileDescriptorStorePreserve"] == "yes" and int(unit["[Service]"]["FileDescriptorStoreMax"]) > 0
+
+
+def test_a_guests_unit_keeps_its_session_and_is_not_stopped_before_the_jump():
+    unit = sections(f"{_runtime.UNITS}/web.service.d/{_runtime.DROPIN}")
+    assert {"IgnoreOnIsolate": "yes", "DefaultDependencies": "no"}.items() <= unit["[Unit]"].items()
+    assert {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all"}.items() <= unit["[Service]"].items()
+    assert "Restart" not in unit["[Service]"]  # the operator's
+
+
+@pytest.mark.parametrize("path", ["kvm-liveupdate-hold@.service", f"web.service.d/{_runtime.DROPIN}"])
+def test_a_guest_that_cannot_be_brought_back_yet_is_tried_again(path):
+    assert sections(f"{_runtime.UNITS}/{path}")["[Service]"]["RestartForceExitStatus"] == str(_incoming.AGAIN)
+    assert _incoming.AGAIN % 2 == 0  # a guest chooses the odd ones (isa-debug-exit)
+
+
+def test_the_rest_of_the_boot_comes_also_when_what_orders_it_fails():
+    assert sections(f"{_runtime.UNITS}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
+
+
+def test_the_end_of_a_rehearsal_lets_the_guest_go_on_and_has_the_time_for_it():
+    """systemd's own limit of 90 s is less than a libvirtd that hangs takes for its answers (virsh's limits)."""
+    service = sections(f"{_runtime.UNITS}/kvm-liveupdate-rehearsal@.service")["[Service]"]
+    assert service["ExecStopPost"] == f":{_runtime.COMMAND} end-rehearsal %I"
+    assert int(service["TimeoutStopSec"]) == _rehearsal.END_LIMIT_S >= 600 + 2 * 60 > 90
+    assert _rehearsal.LOCK_LIMIT_S + 240 <= _rehearsal.END_LIMIT_S
+
+
+def test_a_dollar_sign_in_a_name_is_no_variable():
+    """systemd.service(5): only with a colon before the program it stands for itself."""
+    for path, (content, _mode) in _runtime.files(["web.service"]).items():
+        commands = [line.partition("=")[2] for line in content.splitlines() if line.startswith("Exec") and "%I" in line]
+        assert all(command.startswith(":") for command in commands), path
+
+
+def test_what_a_unit_calls_is_there_before_it():
+    ordered = _runtime.in_order(list(_runtime.files(["web.service"])))
+    ranks = [
+        next((rank for rank, start in enumerate((_runtime.LIBRARY, _runtime.COMMAND, _runtime.UNITS)) if path.startswith(start)), 3)
+        for path in ordered
+    ]
+    assert ranks == sorted(ranks) and set(ranks) == {0, 1, 2, 3}
+
+
+def test_what_is_not_brought_any_more_is_found_and_nothing_else(tmp_path):
+    wanted = _runtime.files(["web.service"])
+    old = {
+        f"{_runtime.LIBRARY}/kvm_liveupdate/_old.py",
+        f"{_runtime.UNITS}/kvm-liveupdate-old.service",
+        f"{_runtime.UNITS}/gone.service.d/{_runtime.DROPIN}",
+    }
+    others = {
+        f"{_runtime.UNITS}/gone.service.d/50-operator.conf",
+        f"{_runtime.UNITS}/runs.service.d/{_runtime.DROPIN}",
+        f"{_runtime.UNITS}/web.service",
+        _runtime.RAM_SIZE,
+    }
+    for path in (*wanted, *old, *others):
+        place = tmp_path / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    assert set(_runtime.stale(wanted, ["runs.service"], str(tmp_path))) == old
+
+
 def test_a_unit_without_its_suffix_is_refused():
     """A drop-in below web1.d would apply to nothing."""
     with pytest.raises(LiveUpdateError, match=r"'web1': not the name of a service unit; write web1\.service"):
         _runtime.files(["db1.service", "web1"])
 
 
-def sections(path):
-    """A unit file as its sections, each with its lines."""
-    found: dict = {}
-    for line in _runtime.files([])[f"{_runtime.UNITS}/{path}"][0].splitlines():
-        if line.startswith("["):
-            found[line] = []
-        elif line and not line.startswith("#"):
-            found[line and list(found)[-1]].append(line)
-    return found
-
-
 def test_the_unit_that_jumps_undoes_what_a_crash_leaves_and_is_given_the_time():
     """Cut off, it would leave guests paused."""
-    service = sections("kvm-liveupdate-jump.service")["[Service]"]
-    assert f"ExecStopPost={_runtime.COMMAND} recover" in service and "TimeoutStopSec=30min" in service
-
-
-def test_a_holder_lives_through_the_shutdown():
-    """In [Service] the word is ignored, and the session is lost without a sound."""
-    assert "SurviveFinalKillSignal=yes" in sections("kvm-liveupdate-hold@.service")["[Unit]"]
+    service = sections(f"{_runtime.UNITS}/kvm-liveupdate-jump.service")["[Service]"]
+    assert service["ExecStopPost"] == f"{_runtime.COMMAND} recover" and service["TimeoutStopSec"] == "30min"
 
 
 def test_a_boot_whose_order_fails_is_an_ordinary_one():
-    assert "OnFailure=default.target" in sections("kvm-liveupdate-boot.service")["[Unit]"]
+    assert sections(f"{_runtime.UNITS}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
 
 
 def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isolation():

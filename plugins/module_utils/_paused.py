@@ -1,0 +1,72 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Guests that stand still because of us, and not because their owner wants it. PRIVATE to the collection.
+
+What pauses a guest lets it go on as well. Where that was cut off or failed, the records of this boot still tell who paused it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _guests, _holding, _incoming, _paths, _providers, _rehearsal
+from ._errors import LiveUpdateError, reason
+
+__all__ = ("by", "let_go_on", "reasons")
+
+_WHAT = {
+    "rehearsal": "a rehearsal that has not ended",
+    "update": "an update that was undone",
+    "restore": "its restore after the jump, which was cut off",
+}
+
+
+def by(record: dict) -> str:
+    """What of ours keeps the guest paused: ``rehearsal`` (also while one is under way), ``update`` or ``restore``; empty for none."""
+    name = record["name"]
+    if os.path.exists(_guests.run_path(name, "rehearsal")):
+        return "rehearsal"
+    restored, undone = _cut_off_restore(name), _holding.owes(record)
+    if not (restored or undone) or _providers.of(record).status(record) not in ("paused", "postmigrate"):
+        return ""
+    return "restore" if restored else "update"
+
+
+def _cut_off_restore(name: str) -> bool:
+    """Whether the guest was to run, was let go on in this boot, and nothing has noted since that it did."""
+    on_disk = _incoming.recorded(name)
+    return on_disk.get("state") == "saved" and bool(on_disk.get("was_running")) and _incoming.as_seen(name, on_disk)["state"] == "restored"
+
+
+def reasons(record: dict) -> list[dict]:
+    """That the guest stands still because of us, as a reason against carrying it over so."""
+    name = record["name"]
+    try:
+        cause = by(record)
+    except LiveUpdateError as err:
+        return [reason("monitor", str(err), "see that its QEMU, or libvirtd, answers")]
+    if not cause:
+        return []
+    message = f"guest {name} was paused by {_WHAT[cause]}"
+    remedy = f"let it go on: kvm.liveupdate.guest with state: running, or 'kvm-liveupdate resume {name}' on the host"
+    return [reason("left-paused", message, remedy)]
+
+
+def let_go_on(record: dict) -> str:
+    """Let the guest go on where :func:`by` says that we keep it paused, and remove what kept it; returns what that was.
+
+    The caller has the host's lock.
+    """
+    name, cause = record["name"], by(record)
+    if cause == "rehearsal":
+        _rehearsal.end(name)
+    elif cause:
+        _holding.let_go_on(record, True)
+        if cause == "update":
+            _paths.remove(_guests.state_path(name))
+            _holding.release(record)
+        else:
+            _incoming.settle_seen(name)
+    return cause

@@ -1,0 +1,117 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A guest that we left paused is never taken for one that its owner paused."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _guests,
+    _holding,
+    _host,
+    _incoming,
+    _paths,
+    _paused,
+    _rehearsal,
+)
+from ansible_collections.kvm.liveupdate.plugins.modules import guest
+
+RECORD = {"name": "web", "provider": "qemu", "unit": "web.service", "pid": 7, "started": 70}
+
+
+class Machine:
+    """A guest with a run state."""
+
+    def __init__(self):
+        self.state, self.released = "paused", []
+
+    def status(self, _record):
+        return self.state
+
+    def resume(self, _record, running):
+        if running:
+            self.state = "running"
+
+    def end_rehearsal(self, record, running):
+        self.resume(record, running)
+
+
+@pytest.fixture(name="machine")
+def a_paused_guest(tmp_path, monkeypatch):
+    made = Machine()
+    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_paths, name, str(tmp_path))
+    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+    monkeypatch.setattr(_guests, "known", lambda: {"web": RECORD})
+    monkeypatch.setattr(_guests, "find", lambda name: RECORD)
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    monkeypatch.setattr(_holding, "held", lambda _record: {})
+    monkeypatch.setattr(_holding, "release", made.released.append)
+    for user in (_paused, _rehearsal, guest):
+        monkeypatch.setattr(user._providers, "of", lambda _record: made)
+    return made
+
+
+def after_a_rehearsal(_folder):
+    _paths.write_json(_guests.run_path("web", "rehearsal"), {"running": True, "pid": 7, "started": 70})
+
+
+def after_an_undone_update(folder):
+    update = {"state": "aborted", "boot_id": "now", "running": ["web"], "records": {"web": RECORD}}
+    _paths.write_json(_paths.UPDATE, update)
+    (folder / "web.state").touch()
+
+
+def after_a_restore(folder):
+    saved = {"state": "saved", "guest": "web", "hold": "h", "boot_id": "before", "was_running": True, "unit": "web.service"}
+    _paths.write_json(_guests.journal_path("web"), {**saved, "times": {"paused": 1.0}})
+    (folder / "web.resumed").touch()
+
+
+CAUSES = {"rehearsal": after_a_rehearsal, "update": after_an_undone_update, "restore": after_a_restore}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_guest_that_we_left_paused_is_a_reason_and_goes_on_when_it_is_to_run(machine, tmp_path, cause):
+    CAUSES[cause](tmp_path)
+    (why,) = _paused.reasons(RECORD)
+    assert why["code"] == "left-paused" and "guest web was paused by" in why["message"] and "resume web" in why["remedy"]
+    module = types.SimpleNamespace(params={"name": "web", "timeout": 1}, check_mode=True)
+    assert guest.run_free(module)["changed"] is True and machine.state == "paused"
+    module.check_mode = False
+    assert guest.run_free(module)["changed"] is True
+    assert machine.state == "running" and _paused.reasons(RECORD) == []
+    assert guest.run_free(module)["changed"] is False
+    assert not (tmp_path / "web.state").exists() and not (tmp_path / "web.rehearsal").exists()
+    if cause == "restore":
+        assert _incoming.recorded("web")["state"] == "restored"
+
+
+@pytest.mark.parametrize("cause", [None, *CAUSES])
+def test_a_guest_that_its_owner_paused_stays_so(machine, tmp_path, cause):
+    """Nothing of ours is there; or it ran since; or another QEMU runs it."""
+    if cause == "rehearsal":
+        _paths.write_json(_guests.run_path("web", "rehearsal"), {"running": False, "pid": 7, "started": 70})
+    elif cause == "update":
+        after_an_undone_update(tmp_path)
+        update = _paths.read_json(_paths.UPDATE)
+        _paths.write_json(_paths.UPDATE, {**update, "records": {"web": {**RECORD, "pid": 8}}})
+    elif cause == "restore":
+        after_a_restore(tmp_path)
+        _incoming.settle_seen("web")
+    _paused.let_go_on(RECORD)
+    assert machine.state == "paused" and _paused.reasons(RECORD) == []
+
+
+def test_a_guest_that_runs_is_left_alone(machine, tmp_path):
+    machine.state = "running"
+    after_a_restore(tmp_path)
+    after_an_undone_update(tmp_path)
+    assert _paused.by(RECORD) == "" and _paused.let_go_on(RECORD) == ""
