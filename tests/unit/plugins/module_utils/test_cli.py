@@ -123,6 +123,7 @@ def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(t
 
 def test_nothing_is_given_up_during_another_operation_or_an_update(tmp_path, monkeypatch, capsys, virsh, stored):
     """The jump saves a guest, and its unit holds its memory, at that moment."""
+    monkeypatch.setattr(_lock, "busy", lambda: False)
     _paths.write_json(_guests.journal_path("web"), {"state": "saved", "unit": "web.service"})
     with _lock.Lock():
         assert _cli.main(["discard", "web"]) == 1

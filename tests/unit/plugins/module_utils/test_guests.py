@@ -87,7 +87,7 @@ def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
     assert _guests.last_pause(update) == seconds
 
 
-WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "ram": [], "argv": ["qemu"], "limits": {}}
+WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "started": 1, "ram": [], "argv": ["qemu"]}
 DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None}
 SHOWN = {
     "MainPID": "7",

@@ -92,9 +92,10 @@ def correct_the_clock(_libvirt_, _one):
     assert _libvirt_agent.correct_clock("1") == {"clock": "synchronised", "thawed": True}
 
 
-def restore(_libvirt_, _one):
-    assert _libvirt_run._state("1") == "running"
-    _libvirt_run._start("1", "/nowhere/1.save")
+def restore(_libvirt_, one):
+    journal = {"uuid": one["uuid"], "image": "/nowhere/1.save"}
+    assert _libvirt_run._state(journal) == "running"
+    _libvirt_run._start("1", journal)
 
 
 def discard(_libvirt_, _one):

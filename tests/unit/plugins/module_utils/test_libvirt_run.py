@@ -443,6 +443,7 @@ def test_a_domain_is_started_from_the_very_image_that_was_saved(tmp_path, monkey
     monkeypatch.setattr(_libvirt, "ignore_shared", lambda *_words: None)
     monkeypatch.setattr(_libvirt, "virsh", lambda *_words, **_limit: "")
     monkeypatch.setattr(_libvirt, "write_image", lambda *_words: image.write_text("image"))
+    monkeypatch.setattr(_libvirt, "ram_places", lambda _record: {})
     _paths.write_json(_guests.run_path("app", "held"), {"hold": "h"})
     record = {"name": "app", "provider": "libvirt", "uuid": "0-1-2", "uid": 1, "gid": 1, "backends": [{"path": "/ram/7-app/pc.ram"}]}
     saved = {**SAVED, **_libvirt.save(record, str(tmp_path / "app.state"), True)}

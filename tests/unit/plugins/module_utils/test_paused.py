@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import types
-
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _boot_order,
@@ -50,9 +48,9 @@ def a_paused_guest(tmp_path, monkeypatch):
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
     monkeypatch.setattr(_guests, "known", lambda: {"web": RECORD})
-    monkeypatch.setattr(_guests, "find", lambda name: RECORD)
+    monkeypatch.setattr(_guests, "find", lambda name, running=None: RECORD)
     monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
-    monkeypatch.setattr(_holding, "held", lambda _record: {})
+    monkeypatch.setattr(_holding, "held_each", lambda _records: {})
     monkeypatch.setattr(_holding, "release", made.released.append)
     for user in (_paused, _rehearsal, guest):
         monkeypatch.setattr(user._providers, "of", lambda _record: made)
@@ -64,8 +62,7 @@ def after_a_rehearsal(_folder):
 
 
 def after_an_undone_update(folder):
-    update = {"state": "aborted", "boot_id": "now", "running": ["web"], "records": {"web": RECORD}}
-    _paths.write_json(_paths.UPDATE, update)
+    _paths.write_json(_guests.run_path("web", "paused"), _holding.process(RECORD))
     (folder / "web.state").touch()
 
 
@@ -73,6 +70,12 @@ def after_a_restore(folder):
     saved = {"state": "saved", "guest": "web", "hold": "h", "boot_id": "before", "was_running": True, "unit": "web.service"}
     _paths.write_json(_guests.journal_path("web"), {**saved, "times": {"paused": 1.0}})
     (folder / "web.resumed").touch()
+
+
+def lets_go(check_mode=False):
+    (done,) = guest.run_free(["web"], timeout=1, check_mode=check_mode)
+    assert not done["failed"], done
+    return done["changed"]
 
 
 CAUSES = {"rehearsal": after_a_rehearsal, "update": after_an_undone_update, "restore": after_a_restore}
@@ -83,12 +86,10 @@ def test_a_guest_that_we_left_paused_is_a_reason_and_goes_on_when_it_is_to_run(m
     CAUSES[cause](tmp_path)
     (why,) = _paused.reasons(RECORD)
     assert why["code"] == "left-paused" and "guest web was paused by" in why["message"] and "resume web" in why["remedy"]
-    module = types.SimpleNamespace(params={"name": "web", "timeout": 1}, check_mode=True)
-    assert guest.run_free(module)["changed"] is True and machine.state == "paused"
-    module.check_mode = False
-    assert guest.run_free(module)["changed"] is True
+    assert lets_go(check_mode=True) and machine.state == "paused"
+    assert lets_go()
     assert machine.state == "running" and _paused.reasons(RECORD) == []
-    assert guest.run_free(module)["changed"] is False
+    assert not lets_go()
     assert not (tmp_path / "web.state").exists() and not (tmp_path / "web.rehearsal").exists()
     if cause == "restore":
         assert _incoming.recorded("web")["state"] == "restored"
@@ -101,8 +102,7 @@ def test_a_guest_that_its_owner_paused_stays_so(machine, tmp_path, cause):
         _paths.write_json(_guests.run_path("web", "rehearsal"), {"running": False, "pid": 7, "started": 70})
     elif cause == "update":
         after_an_undone_update(tmp_path)
-        update = _paths.read_json(_paths.UPDATE)
-        _paths.write_json(_paths.UPDATE, {**update, "records": {"web": {**RECORD, "pid": 8}}})
+        _paths.write_json(_guests.run_path("web", "paused"), _holding.process({**RECORD, "pid": 8}))
     elif cause == "restore":
         after_a_restore(tmp_path)
         _incoming.settle_seen("web")

@@ -19,7 +19,8 @@ class Host:
     """Guests that are held and let go of at a word, and what was asked of the host to do so."""
 
     def __init__(self, names):
-        self.running = {name: {"name": name, "uuid": f"{name}-1", "ram": [{"size": 64 << 20}]} for name in names}
+        who = {"provider": "qemu", "pid": 7, "started": 1, "ram": [{"size": 64 << 20}]}
+        self.running = {name: {"name": name, "uuid": f"{name}-1", **who} for name in names}
         self.states = dict.fromkeys(names, "running")
         self.journals, self.reasons, self.faults = {}, {}, {}
         self.held, self.calls, self.slept = set(), [], 0
@@ -70,6 +71,8 @@ def a_host(tmp_path, monkeypatch):
     host = Host(["web", "db", "app"])
     monkeypatch.setattr(_paths, "RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    for name in ("GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_paths, name, str(tmp_path))
     for name in ("known", "survey", "inspect"):
         monkeypatch.setattr(_guests, name, getattr(host, name))
     monkeypatch.setattr(_guests, "journal", lambda name: host.journals.get(name, {}))
@@ -226,7 +229,7 @@ def test_who_is_back_in_time_is_told_beside_who_is_not(host, runs, seen):
     err = fails("running", "web", "db", timeout=0)
     assert err.message == (
         f"guest db: not back within 0 s: {seen}. What was saved is kept; 'journalctl -b -u db.service' says why,"
-        " 'systemctl start db.service' tries again"
+        f" 'systemctl {'restart' if runs else 'start'} db.service' tries again"
     )
     web, db = err.details["guests"]
     assert (web["failed"], web["last_update"]) == (False, RESTORED)
@@ -263,8 +266,6 @@ def test_no_guest_at_all(host):
 )
 def test_a_guest_that_only_our_undo_left_paused_runs_on(host, monkeypatch, state, ours, goes_on):
     host.states["web"] = state
-    host.running["web"] |= {"pid": 7, "started": 1}
-    monkeypatch.setattr(_paths, "GUESTS_RUN", _paths.RUN)
     if ours:
         _paths.write_json(_guests.run_path("web", "paused"), {"pid": 7, "started": 1})
     assert ask("running", "web", check_mode=True)["changed"] is bool(goes_on)
