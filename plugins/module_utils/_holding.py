@@ -24,6 +24,7 @@ __all__ = (
     "held",
     "held_each",
     "hold",
+    "hold_each",
     "is_of",
     "let_go_on",
     "owes",
@@ -58,21 +59,54 @@ def holder(record: dict) -> str:
 
 
 def hold(record: dict) -> dict:
-    """Preserve the guest's RAM while it runs on, and see that its session outlives the shutdown.
+    """Preserve the guest's RAM while it runs on, and see that its session outlives the shutdown; :func:`hold_each` for one guest."""
+    found, problems = hold_each([record])
+    if problems:
+        raise problems[record["name"]]
+    return found[record["name"]]
 
-    Any failure closes the session, and with that gives up what was preserved: the guest is as before.
+
+def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdateError]]:
+    """Preserve the RAM of guests while they run on, and see that their sessions outlive the shutdown.
+
+    Returns the holds, and for whom it failed, both by guest. A failure closes that guest's session, and with that gives up what was
+    preserved: the guest is as before. Systemd is asked about all of them at once.
     """
-    name, unit = record["name"], holder(record)
+    in_store = _systemd.version() >= _systemd.LUO_VERSION
+    units = {record["name"]: record["unit"] if in_store else resident_unit(record["name"]) for record in records}
+    stores = _systemd.fdstore_each(list(units.values()))
+    problems: dict[str, LiveUpdateError] = {}
+    for record in records:
+        unit = units[record["name"]]
+        try:
+            _hold(record, unit, in_store, FDNAME in stores[unit])
+        except LiveUpdateError as err:
+            problems[record["name"]] = err
+    begun = [record for record in records if record["name"] not in problems]
+    found = held_each(begun)
+    for record in (record for record in begun if record["name"] not in found):
+        name, unit = record["name"], units[record["name"]]
+        problems[name] = LiveUpdateError(f"guest {name}: {unit} does not hold its session; 'journalctl -u {unit}' may say why")
+        try:
+            release(record)
+        except LiveUpdateError as err:
+            problems[name] = err
+    return found, problems
+
+
+def _hold(record: dict, unit: str, in_store: bool, stored: bool) -> None:
+    """Preserve one guest's RAM and hand its session to the holder; ``stored``: there is an older one, which goes first."""
+    name = record["name"]
     if _guests.journal(name).get("state") == "saved":
         raise LiveUpdateError(
             f"guest {name}: the last update has not brought it back yet; wait for that, or see 'journalctl -b -u {record['unit']}'"
         )
-    if _paths.read_json(_guests.run_path(name, "held")) or FDNAME in _systemd.fdstore(unit):
+    if stored or _paths.read_json(_guests.run_path(name, "held")):
         release(record)
-    if unit != resident_unit(name):
+    if in_store:
         session = _preserve(record, _host.random_uuid())
         try:
-            _systemd.store_fd(unit, record["pid"], FDNAME, session)
+            _systemd.give_fd(record["pid"], FDNAME, session)
         finally:
             os.close(session)
     else:
@@ -82,11 +116,6 @@ def hold(record: dict) -> dict:
         except LiveUpdateError as err:
             said = _systemd.show(unit, "StatusText").get("StatusText")
             raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
-    hold_record = held(record)
-    if not hold_record:
-        release(record)
-        raise LiveUpdateError(f"guest {name}: {unit} does not hold its session; 'journalctl -u {unit}' may say why")
-    return hold_record
 
 
 def _preserve(record: dict, hold_id: str) -> int:

@@ -23,6 +23,7 @@ __all__ = (
     "fdstore",
     "fdstore_each",
     "forget_fd",
+    "give_fd",
     "listen_fds",
     "notify",
     "run",
@@ -188,10 +189,15 @@ def _barrier(pid: int, limit: float = 10.0) -> None:
             os.close(given)
 
 
-def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
-    """Push a descriptor into the unit's fd store on behalf of its main process, and prove that it is there."""
+def give_fd(pid: int, name: str, fd: int) -> None:
+    """Push a descriptor into the unit's fd store on behalf of its main process. Whether it is kept is for the caller to look."""
     notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (fd,), pid)
     _barrier(pid)
+
+
+def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
+    """Push a descriptor into the unit's fd store on behalf of its main process, and prove that it is there."""
+    give_fd(pid, name, fd)
     stored = fdstore(unit)
     if name not in stored:
         raise LiveUpdateError(

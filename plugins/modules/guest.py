@@ -132,17 +132,20 @@ def preserve(names: list, check_mode: bool) -> list:
     if refused:
         return [refused.get(name) or done(name, False, f"guest {name} is left as it is") for name in names]
     held = _holding.held_each(list(records.values()))
+    missing = [records[name] for name in names if name not in held]
+    problems: dict = {}
+    if missing and not check_mode:
+        with _lock.Lock():
+            problems = _holding.hold_each(missing)[1]
+    return [failed(name, problems[name]) if name in problems else held_now(records[name], name in held) for name in names]
 
-    def hold(name: str) -> dict:
-        record = records[name]
-        session = _holding.session_name(record["uuid"])
-        if name not in held and not check_mode:
-            _holding.hold(record)
-        verb = "is held already" if name in held else "is held"
-        mib = sum(ram["size"] for ram in record["ram"]) >> 20
-        return done(name, name not in held, f"guest {name}: its {mib} MiB of RAM {verb} in session {session}", session)
 
-    return carry_out(names, hold, check_mode or set(names) <= set(held))
+def held_now(record: dict, already: bool) -> dict:
+    """What became of a guest that is held, or would be. Pure."""
+    name, session = record["name"], _holding.session_name(record["uuid"])
+    mib = sum(ram["size"] for ram in record["ram"]) >> 20
+    verb = "is held already" if already else "is held"
+    return done(name, not already, f"guest {name}: its {mib} MiB of RAM {verb} in session {session}", session)
 
 
 def run_free(names: list, timeout: int, check_mode: bool) -> list:
@@ -156,18 +159,22 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     tied = [name for name in ours if name in held or ours[name] or states[name] == "postmigrate"]
 
     def let_go(name: str) -> dict:
-        if name in problems:
-            return problems[name]
-        if name in tied and not check_mode:
-            if not _paused.let_go_on(records[name]):
-                _holding.let_go_on(records[name], running=states[name] == "postmigrate")
-            _holding.release(records[name])
-        if not check_mode:
-            _incoming.settle_seen(name)
-        told_now = "runs on, its RAM is no longer held" if name in tied else "runs"
-        return done(name, name in tied, f"guest {name} {told_now}")
+        if not _paused.let_go_on(records[name]):
+            _holding.let_go_on(records[name], running=states[name] == "postmigrate")
+        _holding.release(records[name])
+        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
 
-    return carry_out(names, let_go, check_mode or not tied)
+    if check_mode:
+        found = {name: done(name, True, f"guest {name} runs on, its RAM is no longer held") for name in tied}
+    elif tied:
+        with _lock.Lock():
+            found, kept = each(tied, let_go)
+            problems.update(kept)
+    else:
+        found = {}
+    if not check_mode:
+        each(list(records), _incoming.settle_seen)  # a disk that does not take that yet takes it later
+    return [problems.get(name) or found.get(name) or done(name, False, f"guest {name} runs") for name in names]
 
 
 def wait_until_back(names: list, timeout: int) -> tuple:
@@ -208,16 +215,6 @@ def each(names: list, step) -> tuple:
         except LiveUpdateError as err:
             problems[name] = failed(name, err)
     return found, problems
-
-
-def carry_out(names: list, step, nothing_to_do: bool) -> list:
-    """Do a step for each name, under the host's lock unless there is nothing to do; a failure of one does not keep it from the others."""
-    if nothing_to_do:
-        found, problems = each(names, step)
-    else:
-        with _lock.Lock():
-            found, problems = each(names, step)
-    return [found.get(name) or problems[name] for name in names]
 
 
 def manage(module):

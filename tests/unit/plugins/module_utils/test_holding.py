@@ -179,10 +179,72 @@ def test_a_hold_that_nobody_has_is_an_error_and_given_up(held, monkeypatch):
 def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypatch):
     """A new hold would end the process that does that."""
     monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     monkeypatch.setattr(_holding._paths, "GUESTS_STATE", str(tmp_path))
     (tmp_path / "web 1.json").write_text('{"state": "saved"}')
     with pytest.raises(LiveUpdateError, match=r"guest web 1: the last update has not brought it back yet.*web\.service"):
         _holding.hold(RECORD)
+
+
+class Holding:
+    """What systemd and the kernel do for guests that are held; ``lost`` are those whose descriptor PID 1 does not keep."""
+
+    def __init__(self, lost=()):
+        self.lost, self.stored, self.released, self.asked, self.at_work = lost, {"old"}, [], [], ""
+
+    def fdstore_each(self, units):
+        self.asked.append("fdstore")
+        return {unit: [_holding.FDNAME] if unit.removesuffix(".service") in self.stored else [] for unit in units}
+
+    def preserve(self, record, _hold_id):
+        if record["name"] == "bad":
+            raise LiveUpdateError("guest bad: no room")
+        self.at_work = record["name"]
+        return os.memfd_create("session")
+
+    def give_fd(self, _pid, name, fd):
+        assert name == _holding.FDNAME and os.fstat(fd)
+        self.stored |= {self.at_work} - set(self.lost)
+
+    def release(self, record):
+        self.released.append(record["name"])
+        self.stored.discard(record["name"])
+
+    def held_each(self, records):
+        self.asked.append("held")
+        return {record["name"]: {"hold": "h"} for record in records if record["name"] in self.stored}
+
+
+@pytest.fixture(name="holding")
+def systemd_and_the_kernel(tmp_path, monkeypatch):
+    host = Holding(lost=["gone"])
+    for name in ("GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_holding._paths, name, str(tmp_path))
+    monkeypatch.setattr(_systemd, "version", lambda: 262)
+    for name in ("fdstore_each", "give_fd"):
+        monkeypatch.setattr(_systemd, name, getattr(host, name))
+    for name in ("release", "held_each"):
+        monkeypatch.setattr(_holding, name, getattr(host, name))
+    monkeypatch.setattr(_holding, "_preserve", host.preserve)
+    return host
+
+
+def test_guests_are_held_and_it_is_proven_for_all_at_once(holding):
+    """What is left of an older hold goes first; the guest whose hold fails is as before, and the others are held."""
+    records = [{**RECORD, "name": name, "unit": f"{name}.service"} for name in ("web", "old", "bad", "gone", "db")]
+    found, problems = _holding.hold_each(records)
+    assert list(found) == ["web", "old", "db"] and holding.asked == ["fdstore", "held"]
+    assert {name: err.message for name, err in problems.items()} == {
+        "bad": "guest bad: no room",
+        "gone": "guest gone: gone.service does not hold its session; 'journalctl -u gone.service' may say why",
+    }
+    assert holding.released == ["old", "gone"]
+
+
+def test_a_hold_that_fails_is_an_error(holding):
+    with pytest.raises(LiveUpdateError, match=r"guest gone: gone\.service does not hold its session"):
+        _holding.hold({**RECORD, "name": "gone", "unit": "gone.service"})
+    assert _holding.hold({**RECORD, "name": "web", "unit": "web.service"}) == {"hold": "h"}
 
 
 def test_the_note_comes_back():

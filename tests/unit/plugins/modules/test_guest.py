@@ -40,9 +40,15 @@ class Host:
         self.calls.append("held_each")
         return {record["name"]: {"session": "s"} for record in records if record["name"] in self.held}
 
-    def hold(self, record):
-        self._act("hold", record["name"])
-        self.held.add(record["name"])
+    def hold_each(self, records):
+        problems = {}
+        for name in (record["name"] for record in records):
+            try:
+                self._act("hold", name)
+                self.held.add(name)
+            except LiveUpdateError as err:
+                problems[name] = err
+        return {name: {} for name in self.held}, problems
 
     def release(self, record):
         self._act("release", record["name"])
@@ -76,7 +82,7 @@ def a_host(tmp_path, monkeypatch):
     for name in ("known", "survey", "inspect"):
         monkeypatch.setattr(_guests, name, getattr(host, name))
     monkeypatch.setattr(_guests, "journal", lambda name: host.journals.get(name, {}))
-    for name in ("held_each", "hold", "release"):
+    for name in ("held_each", "hold_each", "release"):
         monkeypatch.setattr(_holding, name, getattr(host, name))
     monkeypatch.setattr(_providers, "of", lambda record: host)
     monkeypatch.setattr(guest.time, "sleep", host.sleep)
