@@ -65,7 +65,8 @@ class Pool:
     def baseline(self, checkout: Checkout, files: t.Sequence[str], tests: list[str]) -> float:
         """The same for all workers, so that all are warm; returns the longest."""
         with ThreadPoolExecutor(max_workers=len(self._workers)) as threads:
-            return max(threads.map(lambda worker: worker.baseline(checkout, files, tests), self._workers))
+            seconds: list[float] = list(threads.map(lambda worker: worker.baseline(checkout, files, tests), self._workers))
+        return max(seconds)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -232,7 +233,8 @@ SPDX-License-Identifier: GPL-3.0-or-later
 
 # What the unit tests notice
 
-Commit {commit}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}. Written by `tests/mutation/run --figures`; CONTRIBUTING.md says how to get these figures.
+Commit {commit}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}. Written by `tests/mutation/run --figures`;
+CONTRIBUTING.md says how to get these figures.
 
 ## The known lines
 
@@ -240,7 +242,8 @@ Commit {commit}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}. Written by `
 
 ## All mutants of the files on which safety rests
 
-The goal: at least {report.KILLED_AT_LEAST:g} % killed, at most {report.EQUIVALENT_AT_MOST:g} % equivalent. All percentages are of all mutants of the file.
+The goal: at least {report.KILLED_AT_LEAST:g} % killed, at most {report.EQUIVALENT_AT_MOST:g} % equivalent. All percentages are of all
+mutants of the file.
 
 {table}
 """

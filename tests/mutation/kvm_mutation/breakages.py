@@ -90,7 +90,7 @@ def _breakages(source: str) -> tuple[Breakage, ...]:
     finder = _Finder(source)
     finder.visit(ast.parse(source))
     found = [*finder.found, *_modes(source)]
-    return tuple(sorted((each for each in found if not is_exempt(source, each.operator, each.start)), key=lambda each: (each.start, each)))
+    return tuple(sorted((each for each in found if not is_exempt(source, each.operator, each.start)), key=lambda each: each.start))
 
 
 @functools.lru_cache(maxsize=4)
@@ -221,7 +221,7 @@ class _Finder(ast.NodeVisitor):
         word = " and " if isinstance(node.op, ast.And) else " or "
         for number in range(len(node.values)):
             rest = [f"({self._places.text(value)})" for index, value in enumerate(node.values) if index != number]
-            self._add("DropOperand", node, f"({word.join(rest)})")
+            self._add("DropOperand", node, f"({word.join(rest)})" if len(rest) > 1 else rest[0])
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:

@@ -12,15 +12,13 @@ import typing as t
 from importlib.metadata import version
 from pathlib import Path
 
-import parso
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
-from cosmic_ray.operators.operator import Operator
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
-from . import breakages
+from . import breakages, operators
 from .checkout import Checkout, digest
 from .pool import Verdict
 from .report import Mutant
@@ -70,39 +68,6 @@ CORE = (
 CHOSEN = (*(f"kvm/{name}" for name in breakages.OPERATORS), *(f"core/{name}" for name in CORE))
 
 
-class Own(Operator):
-    """An operator of :mod:`breakages`. It works on the text of a whole file, so its place is the root of the tree."""
-
-    kind = ""
-
-    def _found(self, node: t.Any) -> list[breakages.Breakage]:
-        return [each for each in breakages.breakages(node.get_code()) if each.operator == self.kind]
-
-    def mutation_positions(self, node: t.Any) -> t.Iterator[tuple[breakages.Place, breakages.Place]]:
-        if node.type == "file_input" and node.parent is None:
-            for each in self._found(node):
-                yield each.start, each.end
-
-    def mutate(self, node: t.Any, index: int) -> t.Any:
-        return parso.parse(breakages.apply(node.get_code(), self._found(node)[index]))
-
-    @classmethod
-    def examples(cls) -> tuple[()]:
-        return ()
-
-
-class Provider:
-    """What cosmic-ray finds through the entry point."""
-
-    _operators: t.ClassVar = {name: type(name, (Own,), {"kind": name, "__doc__": text}) for name, text in breakages.OPERATORS.items()}
-
-    def __iter__(self) -> t.Iterator[str]:
-        return iter(self._operators)
-
-    def __getitem__(self, name: str) -> type[Own]:
-        return self._operators[name]
-
-
 class Session:
     """All mutants of one file as it is, and what is known of them."""
 
@@ -110,7 +75,7 @@ class Session:
         self.path, self._source = path, checkout.text(path)
         self._surroundings = checkout.surroundings
         # Another operator or another exemption makes other mutants.
-        makers = [Path(module).read_bytes() for module in (__file__, breakages.__file__)]
+        makers = [Path(module).read_bytes() for module in (__file__, breakages.__file__, operators.__file__)]
         folder = cache / f"{Path(path).stem}-{digest(path.encode(), checkout.files[path], *makers, version('cosmic-ray').encode())}"
         database = folder / "session.sqlite"
         if not database.exists():

@@ -49,9 +49,8 @@ def verdict(answer: dict[str, t.Any]) -> Verdict:
             return Verdict("crash", event["crash"], "", event["what"], seconds)
     ends = [event["end"] for event in events if "end" in event]
     if ends != [0]:
-        return Verdict(
-            "crash", "", "", f"pytest ended with {ends[0]}" if ends else "the process of the tests ended before its time", seconds
-        )
+        what = f"pytest ended with {ends[0]}" if ends else "the process of the tests ended before its time"
+        return Verdict("crash", what=what, seconds=seconds)
     return Verdict("survived", seconds=seconds)
 
 

@@ -15,7 +15,7 @@ EQUIVALENT_AT_MOST = 5.0
 
 
 class Mutant(t.NamedTuple):
-    """One mutant: ``line`` is the number of the source line on which it begins, ``text`` that line, ``verdict`` None before it was tried."""
+    """One mutant: ``line`` is the number of the source line on which it begins, ``text`` that line; without ``verdict`` it is untried."""
 
     file: str
     operator: str
