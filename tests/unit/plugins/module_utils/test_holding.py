@@ -167,7 +167,7 @@ def test_a_hold_that_nobody_has_is_an_error_and_given_up(held, monkeypatch):
     Preserving(monkeypatch)
     released = []
     monkeypatch.setattr(_holding, "release", lambda record: released.append(record["name"]))
-    monkeypatch.setattr(_systemd, "store_fd", lambda *_what: None)
+    monkeypatch.setattr(_systemd, "give_fd", lambda *_what: None)
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
     monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     _paths.remove(_holding._guests.run_path("web 1", "held"))
