@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 
-from . import _libvirt, _libvirt_agent, _libvirt_image, _paths, _room, _runtime
-from ._errors import LiveUpdateError
+from . import _libvirt, _libvirt_agent, _libvirt_image, _libvirt_needs, _paths, _room, _runtime
+from ._errors import LiveUpdateError, told
 from ._libvirt_xml import with_shared_file
 
 __all__ = ("adopt", "obstacles", "refuse")
@@ -71,9 +71,10 @@ def _size(record: dict) -> int:
 def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> list[str]:
     """What keeps a domain's RAM of ``size`` bytes from being saved where ``on_disk`` is free, and loaded where ``in_memory`` is. Pure.
 
-    Reasons against the memory that it has are what is to be mended.
+    Reasons against the memory that it has are what is to be mended, and what a boot would not bring is there in this one.
     """
-    found = [f"{reason['message']} - {reason['remedy']}" for reason in reasons if not reason["code"].startswith("ram-")]
+    against = [reason for reason in reasons if not reason["code"].startswith("ram-") and reason["code"] not in _libvirt_needs.OF_A_BOOT]
+    found = [told(reason) for reason in against]
     found += _room.shortage(size, on_disk, _libvirt.SAVED)
     if in_memory < size:
         found.append(f"its RAM needs {size >> 20} MiB below {_runtime.RAM_DIRECTORY}, which has {in_memory >> 20} - make room there")

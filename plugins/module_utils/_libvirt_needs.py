@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     import typing as t
     from xml.etree.ElementTree import Element
 
-__all__ = ("command_line", "needs", "paths", "reasons", "sockets")
+__all__ = ("OF_A_BOOT", "command_line", "needs", "paths", "reasons", "sockets")
 
+# Codes of reasons that count only when the host boots in between.
+OF_A_BOOT = (
+    *("file-in-memory", "network-no-autostart", "network-transient", "network-unknown", "pool-no-autostart", "pool-transient"),
+    *("pool-unknown", "secret-ephemeral", "socket"),
+)
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _MEMORY = ("ramfs", "tmpfs")
 _ALWAYS_EMPTY = ("/dev/shm/", "/run/")

@@ -132,3 +132,8 @@ def test_there_has_to_be_room(on_disk, in_memory, says):
     found = _libvirt_adopt.obstacles([], 512 << 20, on_disk, in_memory)
     assert len(found) == len(says)
     assert all(text in sentence and "which has 100" in sentence for text, sentence in zip(says, found, strict=True))
+
+
+def test_what_a_boot_would_not_bring_is_no_obstacle_within_this_one():
+    reasons = [reason("network-no-autostart", "a network", "autostart it"), reason("file-gone", "an ISO", "eject it")]
+    assert _libvirt_adopt.obstacles(reasons, 1, GIB, GIB) == ["an ISO - eject it"]
