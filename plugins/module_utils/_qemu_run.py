@@ -186,10 +186,10 @@ def _see_it_back(name: str, journal: dict, session: int, main: int, times: dict)
     try:
         if os.path.exists(_guests.run_path(name, "resumed")):
             _go_on_at_last(name, journal, session, main)
-        else:
-            _give_up(name, main)
+            os._exit(0)
+        _give_up(name, main)
     except Exception as err:  # pylint: disable=broad-except  # this process must not go on as the wrapper that it was forked from
-        _incoming.log(f"{name}: {err!r}")
+        _incoming.log(f"{name}: {err}")
     os._exit(1)
 
 
@@ -249,8 +249,7 @@ def _go_on_at_last(name: str, journal: dict, session: int, main: int) -> None:
                 _incoming.log(f"{name}: whether it goes on is not known yet: {said}; this is tried until its QEMU ends")
         time.sleep(AGAIN_S)
     else:
-        _incoming.log(f"{name}: its QEMU has ended; the guest may have run, and is not brought back once more")
-        return
+        raise LiveUpdateError("its QEMU has ended; the guest may have run, and is not brought back once more")
     _let_go(name, session, main)
     seen = _guests.journal(name)
     if seen.get("hold") == journal["hold"] and seen.get("state") == "restored":  # else it tells of something newer
