@@ -29,12 +29,11 @@ from __future__ import annotations
 import os
 import time
 
-from . import _paths
+from . import _limits, _paths
 
 __all__ = ("ORDER_S", "WHERE", "forget", "may_leave", "read", "records", "write")
 
-# For how long after its limit a guest may still follow an order to leave: it may install updates before it goes off.
-ORDER_S = 1800.0
+ORDER_S = _limits.GUEST_OFF_LATE
 # What a guest is that has left by that way.
 WHERE = {"save": "saved", "shutdown": "shut down", "migrate": "migrated"}
 

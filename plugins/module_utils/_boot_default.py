@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import re
 
-from . import _grub, _paths, _systemd
+from . import _grub, _limits, _paths, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("change", "kept", "release_of")
 
 GRUBBY = "/usr/sbin/grubby"
 SETTING = "/etc/default/grub.d/kvm-liveupdate-default.cfg"
-LIMIT_S = 300.0
+LIMIT_S = _limits.BOOT_LOADER
 _SETTING = """# The kernel that a cold boot comes up with, kept by kvm.liveupdate.boot_default
 GRUB_DEFAULT="{entry}"
 """

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 
-from . import _cmdline, _guests, _paths, _systemd
+from . import _cmdline, _guests, _limits, _paths, _systemd
 
 __all__ = (
     "DAEMONS_TARGET",
@@ -40,8 +40,7 @@ BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remo
 UNITS = "/etc/systemd/system"
 # What starts with a unit (systemctl(1), list-dependencies).
 _STARTS = ("Requires", "Requisite", "Wants", "ConsistsOf", "BindsTo", "Upholds")
-# For guests that neither run nor are late.
-LIMIT_S = 60.0
+LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1
 
 

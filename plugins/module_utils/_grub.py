@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 
-from . import _cmdline, _kexec, _systemd
+from . import _cmdline, _kexec, _limits, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -34,7 +34,7 @@ __all__ = (
 UPDATE_GRUB = "/usr/sbin/update-grub"
 MENU = "/boot/grub/grub.cfg"
 SETTINGS = "/etc/default/grub.d"
-LIMIT_S = 300.0
+LIMIT_S = _limits.BOOT_LOADER
 _PROXMOX = "etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _BOOT_PARAMS = "sys/kernel/boot_params/data"

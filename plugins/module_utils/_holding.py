@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 
-from . import _boot_order, _guests, _host, _luo, _paths, _processes, _providers, _systemd
+from . import _boot_order, _guests, _host, _limits, _luo, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -39,7 +39,7 @@ FDNAME = "kvm-liveupdate"
 META_TOKEN = 0
 RAM_TOKEN = 1  # and on: a guest may have several memory files
 RESIDENT = "kvm-liveupdate-hold@.service"
-HOLD_LIMIT_S = 300
+HOLD_LIMIT_S = _limits.HOLD
 _SURVIVES = "user.survive_final_kill_signal"  # what systemd sets on the cgroup of a unit that lives through the final kill
 
 

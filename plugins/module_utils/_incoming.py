@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from . import _boot_order, _guests, _holding, _host, _luo, _paths, _systemd
+from . import _boot_order, _guests, _holding, _host, _limits, _luo, _paths, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -39,9 +39,8 @@ __all__ = (
 # The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_runtime.py, RestartForceExitStatus=).
 # It is even, because a guest can have QEMU end with any odd one (isa-debug-exit).
 AGAIN = 100
-# For each step on the way back. A step that has failed costs an operator; one that is only slow costs its time.
-BACK_LIMIT_S = 1800.0
-SETTLE_S = 30.0
+BACK_LIMIT_S = _limits.BACK
+SETTLE_S = _limits.BACK_SETTLE
 
 
 def log(text: str) -> None:

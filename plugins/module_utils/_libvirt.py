@@ -19,7 +19,7 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _paths, _processes, _systemd
+from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _limits, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -65,15 +65,15 @@ KEPT = (
     "virtqemud.service",
     "virtqemud.socket",
 )
-SAVE_LIMIT_S = 120.0
-UNDO_LIMIT_S = 30.0
-START_LIMIT_S = 300.0
+SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
+UNDO_LIMIT_S = _limits.UNDO
+START_LIMIT_S = _limits.LIBVIRT_START
 _PIDS = "/run/libvirt/qemu"
 _DEFINITIONS = "/etc/libvirt/qemu"
 SAVED = "/var/lib/libvirt/qemu/save"
 
 
-def virsh(*words: str, limit: float = 60.0) -> str:
+def virsh(*words: str, limit: float = _limits.COMMAND) -> str:
     """What ``virsh`` prints for these words. A domain is named by its UUID: see :func:`uuid_of`."""
     return _systemd.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
 

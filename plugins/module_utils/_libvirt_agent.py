@@ -15,17 +15,15 @@ from __future__ import annotations
 import json
 import time
 
-from . import _libvirt
+from . import _libvirt, _limits
 from ._errors import LiveUpdateError
 
 __all__ = ("correct_clock",)
 
-LIMIT_S = 30.0
-CALL_LIMIT_S = 10.0
-# Libvirt asks for an agent's attention before each command, and waits 5 s for it; this is for the answer.
-ANSWER_LIMIT_S = 5
-# After a resume libvirt learns only from an event that the guest has the channel open.
-CONNECT_LIMIT_S = 10.0
+LIMIT_S = _limits.CLOCK
+CALL_LIMIT_S = _limits.AGENT_CALL
+ANSWER_LIMIT_S = _limits.AGENT_ANSWER
+CONNECT_LIMIT_S = _limits.AGENT_CONNECT
 RETRY_S = 0.5
 
 

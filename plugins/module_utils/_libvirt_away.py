@@ -16,16 +16,15 @@ import tempfile
 import threading
 import time
 
-from . import _libvirt, _libvirt_agent, _libvirt_reasons, _libvirt_xml, _room, _systemd
+from . import _libvirt, _libvirt_agent, _libvirt_reasons, _libvirt_xml, _limits, _room, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
 
 HERE = "qemu:///system"
 AUTOSTART = "/etc/libvirt/qemu/autostart"
-SHUTDOWN_LIMIT_S = 300.0
-# For libvirt to end a migration that was cancelled.
-CANCEL_S = 60.0
+SHUTDOWN_LIMIT_S = _limits.GUEST_OFF
+CANCEL_S = _limits.MIGRATION_CANCELLED
 _POLL_S = 0.5
 
 
@@ -217,7 +216,7 @@ def _seen(uri: str, uuid: str) -> str:
         return f"unknown ({err})"
 
 
-def _virsh(uri: str, *words: str, limit: float = 60.0) -> str:
+def _virsh(uri: str, *words: str, limit: float = _limits.COMMAND) -> str:
     if uri == HERE:
         return _libvirt.virsh(*words, limit=limit)
     return _systemd.run("virsh", "--quiet", "--connect", uri, *words, timeout=limit)

@@ -15,7 +15,19 @@ import functools
 import os
 import shutil
 
-from . import _guests, _host, _libvirt, _libvirt_image, _libvirt_needs, _libvirt_reasons, _libvirt_run, _libvirt_virsh, _paths, _processes
+from . import (
+    _guests,
+    _host,
+    _libvirt,
+    _libvirt_image,
+    _libvirt_needs,
+    _libvirt_reasons,
+    _libvirt_run,
+    _libvirt_virsh,
+    _limits,
+    _paths,
+    _processes,
+)
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -25,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ("end", "firmware", "rehearse", "stand_in", "verdict")
 
-LOAD_LIMIT_S = 150.0
-LOOK_LIMIT_S = 60.0
+LOAD_LIMIT_S = _limits.REHEARSAL_LOAD
+LOOK_LIMIT_S = _limits.REHEARSAL_LOOK
 _FOLDERS = "/var/lib/libvirt/qemu"
 _LEAVE_OUT = "leave it out (hypervisor_update_rehearsal_guests)"
 # QEMU's own words about a state that it cannot load (migration/savevm.c, migration/migration.c, migration/ram.c).

@@ -16,14 +16,13 @@ import stat
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _luo, _paths, _processes, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _limits, _luo, _paths, _processes, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")
 
-LIBVIRT_LIMIT_S = 300
-# A start by libvirt whose memory is in use goes on by itself; when it has stood still for so long, the daemon has ended meanwhile.
-STUCK_S = 60.0
+LIBVIRT_LIMIT_S = _limits.LIBVIRT_SOCKET
+STUCK_S = _limits.LIBVIRT_STUCK
 RETRY_S = 0.5
 POLL_S = 0.1
 # Of libvirtd, and of the daemon that hosts without it have for QEMU.

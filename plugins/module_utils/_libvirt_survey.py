@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 
-from . import _libvirt_virsh
+from . import _libvirt_virsh, _limits
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ("LIMIT_S", "survey")
 
-# For one that does not answer: libvirt's daemon, or the monitor of a domain. A second for each domain comes on top.
-ANSWER_LIMIT_S = 60.0
-# For all questions of a host.
-LIMIT_S = 300.0
+ANSWER_LIMIT_S = _limits.LIBVIRT_ANSWER
+LIMIT_S = _limits.LIBVIRT_ANSWERS
 
 # Code words of the answers, and the questions: about the host, about a domain, and about a domain to its QEMU.
 _HOST = (

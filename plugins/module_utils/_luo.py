@@ -19,6 +19,7 @@ import os
 import struct
 import time
 
+from . import _limits
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -38,7 +39,7 @@ DEVICE = "/dev/liveupdate"
 _CLASS = "/sys/class/misc/liveupdate"  # there whenever the kernel has the device, also where a unit's own /dev has not
 # The kernel takes 63 bytes; systemd before kernel 7.2 reads names through /proc, which cuts them after 38.
 NAME_MAX = 38
-BUSY_LIMIT_S = 60.0  # guests run, or their memory is kept until somebody asks once more
+BUSY_LIMIT_S = _limits.DEVICE_BUSY
 
 _NAME = struct.Struct("=Ii64s")  # size, fd, name: create, retrieve; with fd read as a reserved word: get name
 _FD = struct.Struct("=IiQ")  # size, fd, token: preserve, retrieve

@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 
-from . import _paths, _processes
+from . import _limits, _paths, _processes
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 from .vmm import _argv
@@ -42,12 +42,12 @@ __all__ = (
     "write_state",
 )
 
-START_LIMIT_S = 120.0
-SAVE_LIMIT_S = 60.0
-LOAD_LIMIT_S = 120.0
-GO_ON_LIMIT_S = 300.0  # a server of NFS keeps the locks of a host that is gone for 90 s by default (nfsd(7), lease and grace time)
-UNDO_LIMIT_S = 30.0
-SETTLE_LIMIT_S = 5.0
+START_LIMIT_S = _limits.QEMU_START
+SAVE_LIMIT_S = _limits.QEMU_SAVE
+LOAD_LIMIT_S = _limits.QEMU_LOAD
+GO_ON_LIMIT_S = _limits.DISK_LOCKS
+UNDO_LIMIT_S = _limits.UNDO
+SETTLE_LIMIT_S = _limits.QEMU_SETTLE
 SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 
-from . import _qemu, _systemd
+from . import _limits, _qemu, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 
 __all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles")
 
-LIMIT_S = 300.0
-STOP_LIMIT_S = 120.0
+LIMIT_S = _limits.GUEST_OFF
+STOP_LIMIT_S = _limits.UNIT_STOP
 _POLL_S = 0.5
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _luo, _paths, _processes, _qemu, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _limits, _luo, _paths, _processes, _qemu, _systemd
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
 from .vmm import _argv
@@ -22,7 +22,7 @@ from .vmm import _argv
 __all__ = ("run",)
 
 
-HOST_LIMIT_S = 60
+HOST_LIMIT_S = _limits.HOST_READY
 AGAIN_S = 1.0
 _GIVEN_UP = 2
 NETWORKS = "/sys/class/net"

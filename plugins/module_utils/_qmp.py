@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 
+from . import _limits
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Qmp",)
 
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = _limits.QEMU_ANSWER
 # Of a migration (qapi/migration.json, MigrationStatus).
 _OVER = ("none", "completed", "failed", "cancelled")
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 import os
 import time
 
-from . import _guests, _lock, _paths, _providers, _systemd
+from . import _guests, _limits, _lock, _paths, _providers, _systemd
 from ._errors import LiveUpdateError
 
 __all__ = ("END_LIMIT_S", "UNIT", "UNIT_LIMIT_S", "end", "end_cut_off", "rehearse", "run")
 
 UNIT = "kvm-liveupdate-rehearsal@.service"
-UNIT_LIMIT_S = 240
-# What lets the guest go on takes as long as libvirt lets it: cut off, it would leave the guest paused.
-END_LIMIT_S = 900
-LOCK_LIMIT_S = 600.0
+UNIT_LIMIT_S = _limits.REHEARSAL
+END_LIMIT_S = _limits.REHEARSAL_END
+LOCK_LIMIT_S = _limits.LOCK
 
 
 def rehearse(name: str) -> dict:

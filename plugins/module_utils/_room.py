@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 
+from . import _limits
+
 __all__ = ("BESIDE_BYTES", "free", "limit_s", "shortage")
 
 # Of a slow disk or network. A guest that is saved is paused for as long as its RAM is written and read.
 SLOWEST_MIB_S = 20
-LEAST_LIMIT_S = 300.0
+LEAST_LIMIT_S = _limits.LEAVE_LEAST
 # What is in a saved state beside the RAM, with room to spare.
 BESIDE_BYTES = 256 << 20
 

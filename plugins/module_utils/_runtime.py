@@ -50,6 +50,7 @@ _PARTS = (
     "_libvirt_run",
     "_libvirt_survey",
     "_libvirt_virsh",
+    "_limits",
     "_lock",
     "_luo",
     "_memory",

@@ -13,6 +13,7 @@ import os
 import struct
 import time
 
+from . import _limits
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -35,8 +36,7 @@ __all__ = (
 
 LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
 SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
-# Only for a command that hangs: on a slow host, or one with hundreds of guests, an answer may take minutes.
-COMMAND_LIMIT_S = 600
+COMMAND_LIMIT_S = _limits.COMMAND
 # As many names on one command line: even the longest names of units (255 bytes) stay far below what execve(2) takes.
 _NAMES_AT_ONCE = 200
 # What commands print is compared with their words in no language but their own.
@@ -170,7 +170,7 @@ def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
             raise LiveUpdateError(f"notify systemd at {address}: {err.strerror}") from err
 
 
-def _barrier(pid: int, limit: float = 10.0) -> None:
+def _barrier(pid: int, limit: float = _limits.PID_1) -> None:
     """Wait until PID 1 has handled all that was sent before (sd_notify_barrier(3))."""
     import select
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _paths, _processes, _providers, _systemd
+from . import _boot_order, _clock, _guests, _holding, _host, _kexec, _limits, _paths, _processes, _providers, _systemd
 from ._errors import LiveUpdateError, told
 from ._lock import JUMP_UNIT, Lock, busy, last, outcome
 
@@ -33,20 +33,14 @@ _MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system
 # What systemd-shutdown would execute instead of the kexec (src/shutdown/shutdown.c, can_exitrd). It lies on a tmpfs.
 _EXITRD = "/run/initramfs/shutdown"
 _EXITRD_ASIDE = _EXITRD + ".kvm-liveupdate"
-# The commit's answer has to leave the host before its SSH session is stopped.
-GRACE_S = 3.0
-# A kexec that was asked for ends every process long before this; only a host that stays recovers.
-RECOVER_S = 15.0
-DOWN_LIMIT_S = 120.0
-# Seconds that the whole update may take when nobody says it; until half of them the guests have to be paused.
-TIMEOUT_S = 1800
-# The lock is free as soon as the commit has answered, and nobody else takes it then.
-LOCK_LIMIT_S = 600.0
-# While the guests run on: a login or a container that does not end by itself is killed.
-SESSIONS_LIMIT_S = 30.0
-# In the pause: all commands together, and in the shutdown each of the two waits for processes that do not end.
-PAUSE_LIMIT_S = 180.0
-FINAL_KILL_S = 10
+GRACE_S = _limits.COMMIT_ANSWER
+RECOVER_S = _limits.KEXEC_AFTER_CRASH
+DOWN_LIMIT_S = _limits.KEXEC
+TIMEOUT_S = _limits.UPDATE
+LOCK_LIMIT_S = _limits.LOCK
+SESSIONS_LIMIT_S = _limits.SESSIONS
+PAUSE_LIMIT_S = _limits.PAUSE
+FINAL_KILL_S = _limits.FINAL_KILL
 _MANY_FDS = 4096
 # Each look at a guest runs a few programs; the guests run on beside them.
 _LOOKS_AT_ONCE = 8
@@ -55,8 +49,7 @@ _LOOKS_AT_ONCE = 8
 _KEXEC_SIGNAL = 16
 # Between the stop of a service and the start of its socket, something may ask for the service once more.
 SOCKET_ATTEMPTS = 3
-# Each of them stops and starts: all together stay below what systemd grants the unit's ExecStopPost=.
-SOCKET_LIMIT_S = 60
+SOCKET_LIMIT_S = _limits.SOCKETS
 # What stops with a unit (systemd.unit(5)).
 _NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
 # And what a unit stops with, the other way round; and what it cannot do without, which isolation leaves where the unit stays.
