@@ -372,6 +372,7 @@ def let_go_on(record: dict, running: bool) -> None:
     _providers.of(record).resume(record, running)
     if running:
         _paths.remove(_guests.run_path(record["name"], "paused"))
+    _paths.remove(_guests.state_path(record["name"]))  # the memory goes on without it
 
 
 def _put_exitrd_aside() -> None:
@@ -643,8 +644,10 @@ def _abort(update: dict, why: str) -> None:
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
-        keeps = "its memory and state are kept: mend that, start it by its own means, then"
-        problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
+        problems.append(
+            f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
+            f" (state: running); 'kvm-liveupdate discard {name}' gives both up"
+        )
         return False
 
     names = list(records)
