@@ -272,3 +272,4 @@ def let_go_on(record: dict, running: bool) -> None:
     _providers.of(record).resume(record, running)
     if running:
         _paths.remove(_guests.run_path(record["name"], "paused"))
+    _paths.remove(_guests.state_path(record["name"]))  # the memory goes on without it

@@ -557,8 +557,10 @@ def _abort(update: dict, why: str) -> None:
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
-        keeps = "its memory and state are kept: mend that, start it by its own means, then"
-        problems.append(f"guest {name} does not run on, {keeps} 'kvm-liveupdate discard {name}'")
+        problems.append(
+            f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
+            f" (state: running); 'kvm-liveupdate discard {name}' gives both up"
+        )
         return False
 
     names = list(records)

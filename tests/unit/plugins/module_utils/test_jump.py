@@ -447,15 +447,21 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     ended = update(host)
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
-    for name in host.state:
-        _paths.remove(_guests.journal_path(name))
     host.resume = real
     assert _update._meant_to_run(host.records) == ["web"]
-    _holding.let_go_on(host.records["web"], False)  # as the undo of an update that did not get as far as the pause
-    host.state["web"] = "paused"
     assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
+    assert os.path.exists(_guests.state_path("web"))
     _holding.let_go_on(host.records["web"], True)
+    assert not os.path.exists(_guests.state_path("web"))  # libvirt's hook would refuse every start for it
     assert host.state["web"] == "running" and not _holding.owes(host.records["web"])
+
+
+def test_an_undo_before_the_pause_forgets_nobody_whom_an_earlier_one_left_paused(host):
+    host.state["web"] = "paused"
+    _paths.write_json(_guests.run_path("web", "paused"), _holding.process(host.records["web"]))
+    reason(host)
+    assert "a block job is running" in update(host)["error"]
+    assert host.state["web"] == "paused" and _holding.owes(host.records["web"])
 
 
 def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
