@@ -54,6 +54,13 @@ def verdict(answer: dict[str, t.Any]) -> Verdict:
     return Verdict("survived", seconds=seconds)
 
 
+def together(verdicts: list[Verdict]) -> Verdict:
+    """The verdict of several runs on the same broken source: the one that says most. Pure."""
+    order = ("killed", "timeout", "crash", "survived")
+    most = min(verdicts, key=lambda verdict: order.index(verdict.outcome))
+    return most._replace(seconds=round(sum(verdict.seconds for verdict in verdicts), 2))
+
+
 class Worker:
     """One process that runs tests, one question after the other."""
 
@@ -75,8 +82,12 @@ class Worker:
             raise MutationError(f"the process that runs the tests is gone ({err}); what it said last stands above") from err
 
     def run(self, files: dict[str, str], tests: list[str], limit: float) -> Verdict:
-        """What these tests say when these files are as given."""
-        return verdict(self._answer({"files": files, "tests": tests, "limit": limit}))
+        """What these tests say when these files are as given. The first test file is asked alone: mostly it knows, and that is quicker."""
+        found: list[Verdict] = []
+        for some in (tests[:1], tests[1:]):
+            if some and not any(each.outcome == "killed" for each in found):
+                found.append(verdict(self._answer({"files": files, "tests": some, "limit": limit})))
+        return together(found)
 
     def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> float:
         """Run the tests on the files as they are, which has to go well; returns the seconds that they take when all is loaded."""

@@ -112,6 +112,7 @@ def answer(question: dict[str, Any], originals: dict[str, bytes]) -> dict[str, A
     if child == 0:
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             run(question)
         finally:
             os._exit(0)
@@ -168,6 +169,7 @@ def content_of(path: str) -> str:
 def main() -> None:
     """Take in the files of the collection, then answer questions until there are none."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks ends this process
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed
     seclude()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from kvm_mutation.equivalent import Equivalent
-from kvm_mutation.pool import Verdict, limit_of, verdict
+from kvm_mutation.pool import Verdict, limit_of, together, verdict
 from kvm_mutation.report import Figures, Mutant, figures, outcome, stale, table, unnoticed
 
 FAILED = {"test": "test_a.py::test_lock", "how": "assertion", "what": "assert 1 == 2"}
@@ -33,6 +33,13 @@ def test_a_mutant_is_killed_by_a_failed_test_and_by_nothing_else(events, in_time
     found = verdict({"events": events, "in_time": in_time, "seconds": 0.5, "output": ""})
     assert (found.outcome, found.test, found.how) == expected
     assert found.seconds == 0.5
+
+
+def test_of_several_runs_a_failed_test_counts_before_all_else():
+    verdicts = [Verdict("crash", seconds=1.0), Verdict("killed", "test_a.py::test_x", "assertion", seconds=2.0), Verdict("timeout")]
+    assert together(verdicts) == Verdict("killed", "test_a.py::test_x", "assertion", seconds=3.0)
+    assert together([Verdict("survived"), Verdict("crash")]).outcome == "crash"
+    assert together([Verdict("survived"), Verdict("survived", seconds=0.5)]) == Verdict("survived", seconds=0.5)
 
 
 def test_tests_may_take_longer_on_a_broken_source_and_on_a_busy_machine():
