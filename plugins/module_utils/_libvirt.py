@@ -252,7 +252,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     past_libvirt, _environment = _libvirt_needs.command_line(seen["xml"])
     return [
         *_libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
-        *_argv.reasons(past_libvirt),
+        *_argv.reasons(["qemu", *past_libvirt]),
         *_files.replaced(record["pid"], _processes.argv_of(record["pid"])),
     ]
 
