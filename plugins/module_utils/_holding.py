@@ -55,7 +55,15 @@ def resident_unit(name: str) -> str:
 
 def holder(record: dict) -> str:
     """The unit that holds, or is to hold, the guest's session."""
-    return record["unit"] if _systemd.version() >= _systemd.LUO_VERSION else resident_unit(record["name"])
+    return _holders([record])[record["name"]]
+
+
+def _holders(records: list[dict]) -> dict[str, str]:
+    """The units that hold these guests' sessions, by guest. That of a domain has a process of its own in any case."""
+    if not records:
+        return {}
+    in_store = _systemd.version() >= _systemd.LUO_VERSION
+    return {record["name"]: record["unit"] if in_store else resident_unit(record["name"]) for record in records}
 
 
 def hold(record: dict) -> dict:
@@ -72,14 +80,13 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
     Returns the holds, and for whom it failed, both by guest. A failure closes that guest's session, and with that gives up what was
     preserved: the guest is as before. Systemd is asked about all of them at once.
     """
-    in_store = _systemd.version() >= _systemd.LUO_VERSION
-    units = {record["name"]: record["unit"] if in_store else resident_unit(record["name"]) for record in records}
+    units = _holders(records)
     stores = _systemd.fdstore_each(list(units.values()))
     problems: dict[str, LiveUpdateError] = {}
     for record in records:
         unit = units[record["name"]]
         try:
-            _hold(record, unit, in_store, FDNAME in stores[unit])
+            _hold(record, unit, FDNAME in stores[unit])
         except LiveUpdateError as err:
             problems[record["name"]] = err
     begun = [record for record in records if record["name"] not in problems]
@@ -94,7 +101,7 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
     return found, problems
 
 
-def _hold(record: dict, unit: str, in_store: bool, stored: bool) -> None:
+def _hold(record: dict, unit: str, stored: bool) -> None:
     """Preserve one guest's RAM and hand its session to the holder; ``stored``: there is an older one, which goes first."""
     name = record["name"]
     if _guests.journal(name).get("state") == "saved":
@@ -103,7 +110,7 @@ def _hold(record: dict, unit: str, in_store: bool, stored: bool) -> None:
         )
     if stored or _paths.read_json(_guests.run_path(name, "held")):
         release(record)
-    if in_store:
+    if unit != resident_unit(name):
         session = _preserve(record, _host.random_uuid())
         try:
             _systemd.give_fd(record["pid"], FDNAME, session)
@@ -181,15 +188,14 @@ def held(record: dict) -> dict:
 def held_each(records: list[dict]) -> dict[str, dict]:
     """The holds that are in force, by guest. Systemd is asked once for all, and not at all where no hold is noted."""
     noted = {record["name"]: hold_record for record in records if (hold_record := _noted(record))}
-    if not noted:
-        return {}
-    if _systemd.version() >= _systemd.LUO_VERSION:
-        units = {record["name"]: record["unit"] for record in records if record["name"] in noted}
-        stores = _systemd.fdstore_each(list(units.values()))
-        return {name: noted[name] for name, unit in units.items() if FDNAME in stores[unit]}
-    units = {name: resident_unit(name) for name in noted}
-    seen = _systemd.show_each(list(units.values()), "MainPID", "ControlGroup")
-    return {name: noted[name] for name, unit in units.items() if _resides(seen[unit], noted[name]["session"])}
+    units = _holders([record for record in records if record["name"] in noted])
+    residents = {name: unit for name, unit in units.items() if unit == resident_unit(name)}
+    stored = {name: unit for name, unit in units.items() if name not in residents}
+    stores = _systemd.fdstore_each(list(stored.values())) if stored else {}
+    seen = _systemd.show_each(list(residents.values()), "MainPID", "ControlGroup") if residents else {}
+    lasting = {name for name, unit in stored.items() if FDNAME in stores[unit]}
+    lasting |= {name for name, unit in residents.items() if _resides(seen[unit], noted[name]["session"])}
+    return {name: hold_record for name, hold_record in noted.items() if name in lasting}
 
 
 def _noted(record: dict) -> dict:

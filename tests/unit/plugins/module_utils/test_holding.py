@@ -269,3 +269,20 @@ def test_a_holder_without_its_guest_tells_systemd_why(monkeypatch):
     with pytest.raises(LiveUpdateError, match="no such guest"):
         _holding.reside("web")
     assert told and told[0].startswith("STATUS=") and "no such guest" in told[0]
+
+
+@pytest.mark.parametrize("version", [262, 257])
+def test_a_domain_is_held_by_the_process_of_its_hold_unit(held, monkeypatch, version):
+    """Also where PID 1 holds the memory of units: a domain's QEMU is no main process of a unit of ours."""
+    unit = _holding.resident_unit("web 1")
+    domain, did = {**held, "unit": unit}, []
+    shown = {"MainPID": "77", "ControlGroup": "/hold"}
+    monkeypatch.setattr(_systemd, "version", lambda: version)
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
+    monkeypatch.setattr(_systemd, "run", lambda *words, **_limit: did.append(words))
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_names: did.append(tuple(units)) or dict.fromkeys(units, shown))
+    monkeypatch.setattr(_processes, "fd_links", lambda pid: {3: "anon_inode:[luo_session] kvm-1"} if pid == 77 else {})
+    monkeypatch.setattr(_holding.os, "getxattr", lambda *_what: b"1")
+    monkeypatch.setattr(_holding, "release", lambda record: None)
+    assert _holding.hold(domain)["hold"] == "h"
+    assert did == [("systemctl", "restart", unit), (unit,)]
