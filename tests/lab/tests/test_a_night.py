@@ -106,6 +106,7 @@ def test_check_mode_says_what_would_happen_and_changes_nothing(request: pytest.F
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+@pytest.mark.beyond
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -121,6 +122,7 @@ def test_what_is_no_kernel_is_refused(controller: Controller, hv1: Host, make: s
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
+@pytest.mark.beyond
 def test_a_command_line_that_would_lose_the_memory_is_refused(controller: Controller, kernels: tuple[str, str]) -> None:
     result = controller.ask("hv1", "kexec_image", kernel=f"/boot/vmlinuz-{kernels[1]}", cmdline="root=/dev/vda1 rw kho=on")
     assert result["failed"] and "lacks liveupdate=on" in result["msg"]
@@ -139,6 +141,7 @@ def test_staging_is_idempotent_predicted_and_undone(controller: Controller, hv1:
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
+@pytest.mark.beyond
 def test_an_unknown_guest_is_refused_with_the_known_ones(controller: Controller) -> None:
     result = controller.ask("hv1", "guest", names=["mail"], state="preserved")
     assert result["failed"] and "'mail'" in result["msg"] and "db, web" in result["msg"]
@@ -155,6 +158,7 @@ def test_who_is_not_root_is_refused(controller: Controller, hv1: Host) -> None:
     assert result["failed"] and "needs root" in result["msg"] and "become: true" in result["msg"]
 
 
+@pytest.mark.beyond
 def test_a_host_without_the_device_is_refused(controller: Controller, hv1: Host) -> None:
     hv1.ssh("mv /dev/liveupdate /dev/liveupdate.away")
     try:
@@ -199,6 +203,7 @@ def test_machines_that_would_be_lost_stop_the_update(controller: Controller, hv1
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
 
+@pytest.mark.beyond
 def test_a_guest_whose_qemu_was_upgraded_is_refused(controller: Controller, hv1: Host) -> None:
     """The package manager has put another file in the place of the one that runs."""
     hv1.ssh("cd /usr/bin; ln qemu-system-x86_64 runs; cp runs new; mv new qemu-system-x86_64")
@@ -210,6 +215,7 @@ def test_a_guest_whose_qemu_was_upgraded_is_refused(controller: Controller, hv1:
     assert not sessions(hv1)
 
 
+@pytest.mark.beyond
 def test_the_jump_is_refused_when_anything_is_missing(controller: Controller, hv1: Host) -> None:
     since = time.monotonic()
     result = controller.ask("hv1", "kexec", guests=["web"])
@@ -233,6 +239,7 @@ def test_a_hold_is_predicted_idempotent_and_undone(controller: Controller, hv1: 
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+@pytest.mark.beyond
 def test_a_rehearsal_loads_the_state_elsewhere_and_leaves_the_guest_as_it_was(controller: Controller, hv1: Host) -> None:
     since = time.monotonic()
     predicted = controller.ask("hv1", "guest_rehearsal", "--check", names=["web"])
@@ -253,6 +260,7 @@ exec /usr/bin/runs "$@"
 """
 
 
+@pytest.mark.beyond
 def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1: Host) -> None:
     """The QEMU that is there after the jump makes another machine of it."""
     since = time.monotonic()
@@ -265,6 +273,7 @@ def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1:
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
+@pytest.mark.beyond
 def test_a_killed_holder_is_noticed(controller: Controller, hv2: Host) -> None:
     """Where systemd cannot hold a session a process does. Without it the memory is no longer preserved, and the jump is refused."""
     since = time.monotonic()

@@ -88,6 +88,7 @@ def leaves_out_ram(host: Host) -> list[str]:
     return [domain.name for domain in DOMAINS if host.ssh(look.format(domain.name)).returncode]
 
 
+@pytest.mark.beyond
 def test_the_domains_have_the_room_that_was_asked_for(hosts: list[Host]) -> None:
     for host in hosts:
         assert host.ssh("df --output=size,fstype -m /run/kvm-liveupdate-ram").stdout.split()[-2:] == [str(RAM_MIB), "tmpfs"]
@@ -178,6 +179,7 @@ def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: 
     assert not leaves_out_ram(host)
 
 
+@pytest.mark.beyond
 def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> None:
     since = time.monotonic()
     assert controller.ask(host.name, "guest", names=[PLAIN.name], state="preserved")["changed"]
@@ -190,6 +192,7 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
     assert final_verdict(host, PLAIN, since).survived
 
 
+@pytest.mark.beyond
 def test_saved_domains_come_back_when_the_update_is_undone(controller: Controller, host: Host) -> None:
     """One of them cannot be saved. The others may be saved already: they go on from the memory in their holders."""
     since, before, kernel = time.monotonic(), boot_of(host), other_kernel(host)
@@ -265,6 +268,7 @@ def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]
     start_domains(hosts, [DISK])
 
 
+@pytest.mark.beyond
 def test_a_domain_is_still_libvirts_own(host: Host) -> None:
     """An ordinary managed save has the RAM in it again, and a start from it goes on. A reset is a reset."""
     since = time.monotonic()

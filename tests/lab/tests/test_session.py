@@ -75,6 +75,7 @@ def memory_service(hv1: Host) -> Iterator[str]:
     hv1.ssh("systemctl stop cache.service")
 
 
+@pytest.mark.beyond
 def test_a_services_memory_is_preserved_and_given_up(controller: Controller, hv1: Host, service: str) -> None:
     arguments = {"name": "cache", "unit": service, "memfds": ["index", "pages"]}
     assert controller.ask("hv1", "session", "--check", **arguments)["changed"]
@@ -87,6 +88,7 @@ def test_a_services_memory_is_preserved_and_given_up(controller: Controller, hv1
     assert not controller.ask("hv1", "session", name="cache", unit=service, state="absent")["changed"]
 
 
+@pytest.mark.beyond
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
