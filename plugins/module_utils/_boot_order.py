@@ -84,18 +84,19 @@ def _daemons(records: list[dict]) -> list[str]:
 
 def _before(daemons: list[str]) -> list[str]:
     """What an ordinary boot starts before these: they are to find the same as ever."""
-    return sorted((_reached(daemons, "After") & _reached(["default.target"], *_STARTS)) - set(daemons))
+    shown = _systemd.show_loaded("After", *_STARTS)
+    return sorted((reached(shown, daemons, "After") & reached(shown, ["default.target"], *_STARTS)) - set(daemons))
 
 
-def _reached(units: list[str], *dependencies: str) -> set[str]:
-    """These units and all that these dependencies lead to from them, level by level: systemctl asks PID 1 for each unit once."""
+def reached(shown: dict[str, dict[str, str]], units: list[str], *dependencies: str) -> set[str]:
+    """These units and all that these dependencies, of the units' properties ``shown``, lead to from them. Pure."""
     found: set[str] = set()
-    while units:
-        found.update(units)
-        shown = _systemd.show_each(units, *dependencies)
-        units = sorted(
-            {unit for properties in shown.values() for name in dependencies for unit in properties.get(name, "").split()} - found
-        )
+    left = list(units)
+    while left:
+        unit = left.pop()
+        if unit not in found:
+            found.add(unit)
+            left += [other for name in dependencies for other in shown.get(unit, {}).get(name, "").split()]
     return found
 
 

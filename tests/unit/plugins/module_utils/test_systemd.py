@@ -109,3 +109,16 @@ def test_no_command_runs_beyond_the_last_moment():
     finally:
         _systemd.end_by(None)
     assert _systemd.run("sleep", "0.4") == ""
+
+
+def test_all_loaded_units_take_one_program(monkeypatch):
+    """Inactive ones too: systemctl leaves them out unless it is told."""
+    asked = []
+    monkeypatch.setattr(
+        _systemd, "run", lambda *words: asked.append(words) or "Id=a.service\nAfter=b.target c.mount\n\nAfter=\nId=b.target\n"
+    )
+    assert _systemd.show_loaded("After") == {
+        "a.service": {"Id": "a.service", "After": "b.target c.mount"},
+        "b.target": {"Id": "b.target", "After": ""},
+    }
+    assert asked == [("systemctl", "show", "--all", "--property=Id,After", "--", "*")]
