@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbook's first play and its last, against this machine, which is not prepared, and one that is not there. Nothing is done to them."""
+"""The first play and the last, against this machine, which is not prepared, and one that is not there. Nothing is done to them."""
 
 from __future__ import annotations
 
