@@ -130,9 +130,12 @@ def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
 
 
 def show_loaded(*properties: str) -> dict[str, dict[str, str]]:
-    """Properties of all units that PID 1 has loaded, by their names, with one program: it takes longer to start than PID 1 to answer."""
-    text = run("systemctl", "show", "--all", "--property=" + ",".join(("Id", *properties)), "--", "*")
-    return {shown["Id"]: shown for shown in map(_properties, text.split("\n\n")) if "Id" in shown}
+    """Properties of all units that PID 1 has loaded, with one program: it takes longer to start than PID 1 to answer.
+
+    By each of their names: default.target is another name of a target.
+    """
+    text = run("systemctl", "show", "--all", "--property=" + ",".join(("Names", *properties)), "--", "*")
+    return {name: shown for shown in map(_properties, text.split("\n\n")) for name in shown.get("Names", "").split()}
 
 
 def fdstore(unit: str) -> list[str]:
