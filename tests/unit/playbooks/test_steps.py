@@ -2,13 +2,14 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbook on this machine, with modules that do nothing: they check their arguments, note the call and answer as told."""
+"""The role on this machine, with modules that do nothing: they check their arguments, note the call and answer as told."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,11 @@ with open("{folder}/answers.json") as file:
 module.fail_json(**answer) if "fails" in answer else module.exit_json(**answer)
 """
 INVENTORY = """hv1 ansible_connection=local ansible_become=false ansible_python_interpreter='{{ ansible_playbook_python }}'
+"""
+PLAYBOOK = """
+- hosts: hv1
+  gather_facts: false
+  roles: [kvm.liveupdate.hypervisor_update]
 """
 LAST = {"state": "restored", "update_id": "u1", "times": {"paused": 1.0, "resumed": 2.0}}
 
@@ -66,19 +72,25 @@ class Fleet:
             module.main()
             (copy / f"plugins/modules/{name}.py").write_text(STUB.format(spec=json.dumps(spec), name=name, folder=folder))
 
-    def update(self, guests, *words, **extra):
-        """Run the playbook; returns how it ended, what it printed, the host's report, and all calls but the looks at the host."""
+    def update(self, guests, **extra):
+        """Run the role; returns how it ended, what it printed, the host's report, and all calls but the looks at the host."""
         target = {"release": "7.3.4", "current": False}
         host = {"guests": guests, "reasons": [], "free": {"memory_mib": 9999, "saves_mib": 9999}, "target": target, "boot_id": "b1"}
         self.answers["hypervisor_info"] = {**host, "kernel": {"release": "7.2.13"}, "ready": True, "away": []}
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
         (self.folder / "calls").write_text("")
         (self.folder / "hosts").write_text(INVENTORY)
-        page = self.folder / "report.html"
-        extra = {"target": "hv1", "hypervisor_update_kernel": "/boot/k", "hypervisor_update_report": str(page), **extra}
+        (self.folder / "play.yml").write_text(PLAYBOOK)
         done = subprocess.run(
-            ["ansible-playbook", "kvm.liveupdate.update", "-i", str(self.folder / "hosts"), "-e", json.dumps(extra), *words],
-            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(self.folder), "ANSIBLE_HOME": str(self.folder), "ANSIBLE_NOCOLOR": "1"},
+            ["ansible-playbook", "play.yml", "-i", "hosts", "-e", json.dumps({"hypervisor_update_kernel": "/boot/k", **extra})],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(self.folder),
+                "ANSIBLE_HOME": str(self.folder),
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -86,8 +98,10 @@ class Fleet:
             check=False,
         )
         calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-        report = json.loads((self.folder / "report.html.json").read_text())["hv1"]
-        return done.returncode, done.stdout + done.stderr, report, [call for call in calls if call[0] != "hypervisor_info"]
+        output = done.stdout + done.stderr
+        told = re.search(r"RUN: (\{.*\})$", output, re.MULTILINE)
+        report = json.loads(told[1])["liveupdate_report"]["hv1"] if told else {}
+        return done.returncode, output, report, [call for call in calls if call[0] != "hypervisor_info"]
 
 
 @pytest.fixture(name="fleet")
