@@ -15,54 +15,63 @@ import kvm_mutation
 import pytest
 from kvm_mutation.pool import verdict
 
+# As the worker does: one warm process, a fork for each run.
 RUN = """
-import sys
+import os, sys
 import pytest
 from kvm_mutation import worker
 
-worker.EVENTS = sys.argv[1]
-recorder = worker.Recorder()
-recorder.tell(end=int(pytest.main(["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", sys.argv[2]], plugins=[recorder])))
+for test in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        worker.EVENTS = test + ".events"
+        recorder = worker.Recorder()
+        words = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", test]
+        recorder.tell(end=int(pytest.main(words, plugins=[recorder])))
+        os._exit(0)
+    os.waitpid(child, 0)
 """
+HEAD = "import os\nimport sys\nimport pytest\n\n\n"
+FIXTURE = "@pytest.fixture\ndef host():\n    raise OSError('x')\n\n\ndef test_first(host):\n    pass\n\n\n"
+BODIES = {
+    "fine": ("assert True", "survived", ""),
+    "assertion": ("assert False", "killed", "assertion"),
+    "nothing raised": ("with pytest.raises(OSError):\n        pass", "killed", "assertion"),
+    "another message": ("with pytest.raises(OSError, match='x'):\n        raise OSError('y')", "killed", "assertion"),
+    "exception": ("raise KeyError('hold')", "killed", "exception"),
+    "skipped": ("pytest.skip('not here')", "survived", ""),
+    "exit": ("sys.exit(3)", "killed", "exception"),
+    "crash at import": ("pass\n\n\nraise NameError('x')", "crash", ""),
+    "a fork that lost its way": ("child = os.fork()\n    assert child\n    os.waitpid(child, 0)", "survived", ""),
+}
+TESTS = {
+    **{name: f"def test_it():\n    {body}\n" for name, (body, _outcome, _how) in BODIES.items()},
+    "fixture fails": FIXTURE,
+    "test after it": FIXTURE + "def test_second():\n    assert 1 == 2\n\n\ndef test_third():\n    assert 1 == 3\n",
+}
 
 
-def answer(tmp_path: Path, test: str) -> list[dict]:
-    """The events of a run of this test file."""
-    (tmp_path / "test_it.py").write_text(test)
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    """What was told of each of the tests."""
+    folder = tmp_path_factory.mktemp("tests")
+    files = {name: folder / f"test_{number}.py" for number, name in enumerate(TESTS)}
+    for name, file in files.items():
+        file.write_text(HEAD + TESTS[name])
     # Without the plugins, which are slow to load and are not asked.
     environment = {**os.environ, "PYTHONPATH": str(Path(kvm_mutation.__file__).parents[1]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [sys.executable, "-c", RUN, str(tmp_path / "events"), str(tmp_path / "test_it.py")]
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=600, check=True)
-    return [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    command = [sys.executable, "-c", RUN, *map(str, files.values())]
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=600, check=True)
+    return {name: [json.loads(line) for line in Path(f"{file}.events").read_text().splitlines()] for name, file in files.items()}
 
 
-@pytest.mark.parametrize(
-    ("body", "outcome", "how"),
-    [
-        ("assert True", "survived", ""),
-        ("assert False", "killed", "assertion"),
-        ("with pytest.raises(OSError):\n        pass", "killed", "assertion"),
-        ("with pytest.raises(OSError, match='x'):\n        raise OSError('y')", "killed", "assertion"),
-        ("raise KeyError('hold')", "killed", "exception"),
-        ("pytest.skip('not here')", "survived", ""),
-        ("sys.exit(3)", "killed", "exception"),
-        ("pass\nraise NameError('at import')", "crash", ""),
-    ],
-)
-def test_a_failed_call_is_told_from_a_crash_at_import(tmp_path, body, outcome, how):
-    events = answer(tmp_path, f"import sys\nimport pytest\n\n\ndef test_it():\n    {body}\n")
-    found = verdict({"events": events, "in_time": True, "seconds": 1.0})
-    assert (found.outcome, found.how) == (outcome, how)
+@pytest.mark.parametrize("name", BODIES)
+def test_a_failed_call_is_told_from_a_crash_at_import(events, name):
+    found = verdict({"events": events[name], "in_time": True, "seconds": 1.0})
+    assert (found.outcome, found.how) == BODIES[name][1:]
 
 
-def test_a_fixture_that_fails_does_not_count_but_the_test_after_it_does(tmp_path):
-    fixture = "import pytest\n\n\n@pytest.fixture\ndef host():\n    raise OSError('x')\n\n\ndef test_first(host):\n    pass\n"
-    (first, _end) = answer(tmp_path, fixture)
-    assert first["crash"].endswith("test_first")
-    events = answer(tmp_path, fixture + "\n\ndef test_second():\n    assert 1 == 2\n\n\ndef test_third():\n    assert 1 == 3\n")
-    assert [event["test"].rpartition("::")[2] for event in events if "test" in event] == ["test_second"]
-
-
-def test_a_fork_of_a_test_that_lost_its_way_tells_nothing(tmp_path):
-    body = "child = os.fork()\n    if child == 0:\n        assert False\n    os.waitpid(child, 0)\n"
-    assert answer(tmp_path, f"import os\n\n\ndef test_it():\n    {body}") == [{"end": 0}]
+def test_a_fixture_that_fails_does_not_count_but_the_test_after_it_does(events):
+    (first, end) = events["fixture fails"]
+    assert first["crash"].endswith("test_first") and end == {"end": 1}
+    assert [event["test"].rpartition("::")[2] for event in events["test after it"] if "test" in event] == ["test_second"]
