@@ -2,23 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's part of the modules of an update (meta/runtime.yml names them): a host that is lost makes the task fail."""
+"""The controller's part of kvm.liveupdate.guest: a host that is lost makes the task fail, so that a rescue follows."""
 
 from __future__ import annotations
 
-import typing as t
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils.lost_host import ActionModule
 
-from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action.normal import ActionModule as Normal
-
-
-class ActionModule(Normal):
-    """Run the module as any other, and fail when the host does not answer: neither rescue nor always runs for an unreachable host."""
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        try:
-            result: dict[str, t.Any] = super().run(tmp, task_vars)
-        except AnsibleConnectionFailure as err:
-            host = (task_vars or {}).get("inventory_hostname", "the host")
-            return {"failed": True, "lost": True, "msg": f"{host} cannot be reached: {err}"}
-        return result
+__all__ = ("ActionModule",)

@@ -114,8 +114,7 @@ def _read(virsh: subprocess.Popen[bytes], mark: bytes, until: float) -> tuple[by
     ended: list[float] = []
     looked = 0
     with selectors.DefaultSelector() as selector:
-        for stream in said:
-            assert stream is not None
+        for stream in filter(None, said):  # both are pipes
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
             left = until - time.monotonic()

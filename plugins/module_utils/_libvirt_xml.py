@@ -42,7 +42,10 @@ def spans(data: bytes) -> list[Span]:
     def begin(tag: str, attributes: dict[str, str]) -> None:
         start = parser.CurrentByteIndex
         whole = _TAG.match(data, start)
-        assert whole, "expat says that a tag begins here"
+        if not whole:
+            raise LiveUpdateError(
+                f"domain XML: no tag at byte {start}, where the XML parser sees one; report this as a fault of kvm.liveupdate"
+            )
         above = open_now[-1].path if open_now else ()
         open_now.append(Span((*above, tag), attributes, start, whole.end()))
         found.append(open_now[-1])

@@ -306,7 +306,11 @@ def test_the_pause_looks_up_nothing_for_each_guest(tmp_path, monkeypatch):
             host.calls.clear()
             seen.clear()
 
-        monkeypatch.setattr(_update, "_meant_to_run", lambda records, passed=gate_passed: passed() or list(records))
+        def meant_to_run(records, gate_passed=gate_passed):
+            gate_passed()
+            return list(records)
+
+        monkeypatch.setattr(_update, "_meant_to_run", meant_to_run)
         host.at["kill"] = lambda host=host, seen=seen, count=count: reads.update({count: (list(host.calls), len(seen))})
         update(host)
     assert reads[10][0] == reads[100][0] == []  # no search for guests
