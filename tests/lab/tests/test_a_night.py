@@ -379,7 +379,7 @@ def test_a_host_over_budget_is_updated_and_stops_the_rollout(
     before = boot_of(hv2)
     play, hosts = update(controller, [hv1, hv2], kernels[1], hypervisor_update_blackout_max=0.5, hypervisor_update_metrics="/run")
     assert play.code != 0
-    assert "hv1 is updated and its guests are back, but guests were paused for too long, 0.5 s are allowed" in play.output
+    assert "guests were paused for too long, 0.5 s are allowed" in play.output, play.output
     moved(hosts["hv1"], kernels)
     assert first_in_the_boot(hv1)
     assert hosts["hv1"]["update_id"] == play.report["hv1"]["update_id"]
@@ -402,7 +402,7 @@ def test_a_host_whose_guests_would_be_paused_for_too_long_is_refused(controller:
         hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[0]}",
         hypervisor_update_blackout_max=0.5,
     )
-    assert play.code != 0 and "hv1 is left as it is: its guests would be paused for" in play.output
+    assert play.code != 0 and "its guests would be paused for" in play.output
     assert play.report["hv1"]["outcome"] == "refused"
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
