@@ -438,6 +438,7 @@ def test_a_restarted_guest_is_not_taken_for_a_survivor(hv1: Host) -> None:
     assert len(verdict.boot_ids) == 2, verdict.reason
 
 
+@pytest.mark.beyond
 def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, kernels: tuple[str, str]) -> None:
     """The other host moves, and QEMU cannot be run there after the jump. The memory waits until an operator has mended that."""
     since = time.monotonic()
@@ -472,6 +473,7 @@ for name, on_loss in {"web": "start", "db": "stop"}.items():
 """
 
 
+@pytest.mark.beyond
 def test_a_power_cut_after_the_save_never_resumes_stale_state(hv2: Host) -> None:
     """The worst moment: the guests are saved, the memory is gone. Each does what its update asked for, and says so."""
     done = hv2.ssh("python3 -", stdin=SAVE)

@@ -244,6 +244,7 @@ def begun(host: Host, unit: str) -> int:
     return int(host.ssh(f"systemctl show --property InactiveExitTimestampMonotonic --value {unit}").stdout)
 
 
+@pytest.mark.beyond
 def test_a_host_moves_under_its_domains(controller: Controller, hosts: list[Host]) -> None:
     """PID 1 holds their memory. Where a process has to, the domains of test_ways.py move. An ordinary boot starts sshd before libvirt."""
     moves_under_its_domains(controller, hosts[0], beside=hosts[1])
@@ -256,6 +257,7 @@ def test_domains_on_memory_that_came_over_a_jump_move_again(controller: Controll
     moves_under_its_domains(controller, hosts[0], beside=hosts[1], hypervisor_update_rehearsal="canary")
 
 
+@pytest.mark.beyond
 def test_no_acknowledged_write_is_lost(controller: Controller, hosts: list[Host]) -> None:
     """The domains are shut down by their power buttons. One boot of each wrote all records that it ever told of."""
     for host in hosts:
@@ -315,6 +317,7 @@ os.unlink(_guests.journal_path("plain"))
 """
 
 
+@pytest.mark.beyond
 def test_a_power_cut_after_the_save_never_starts_a_domain_on_other_memory(hosts: list[Host]) -> None:
     """The memory of both is gone. One starts clean, although its save had not got as far as its journal. The other stays down until it is
     given up."""

@@ -101,6 +101,7 @@ def test_what_cannot_be_preserved_is_refused(controller: Controller, service: st
     assert result["failed"] and says in result["msg"]
 
 
+@pytest.mark.beyond
 def test_the_kernels_errors_are_told_apart(hv1: Host) -> None:
     done = hv1.ssh("python3 -", stdin=ERRORS)
     assert done.returncode == 0, done.stderr
