@@ -292,29 +292,32 @@ def test_the_last_look_asks_each_provider_once(host):
     assert host.done("look") == [2]
 
 
+def read_from_the_gate_on(root, monkeypatch, count):
+    """The searches for guests and how often /proc is read, from the last gate of an update with so many guests to its kexec."""
+    host = make(root, monkeypatch, [f"g{number}" for number in range(count)])
+    seen: list = []
+    found: list = []
+    for name in ("fd_links", "start_time"):
+        inner = getattr(_processes, name)
+        monkeypatch.setattr(_processes, name, lambda pid, inner=inner: seen.append(pid) or inner(pid))
+
+    def meant_to_run(records):
+        host.calls.clear()
+        seen.clear()
+        return list(records)
+
+    monkeypatch.setattr(_update, "_meant_to_run", meant_to_run)
+    host.at["kill"] = lambda: found.append((list(host.calls), len(seen)))
+    update(host)
+    return found[0]
+
+
 def test_the_pause_looks_up_nothing_for_each_guest(tmp_path, monkeypatch):
     """What is read from the gate on: with ten times the guests at most twelve times as much."""
-    reads = {}
-    for count in (10, 100):
-        host = make(tmp_path / str(count), monkeypatch, [f"g{number}" for number in range(count)])
-        seen: list = []
-        for name in ("fd_links", "start_time"):
-            inner = getattr(_processes, name)
-            monkeypatch.setattr(_processes, name, lambda pid, inner=inner, seen=seen: seen.append(pid) or inner(pid))
-
-        def gate_passed(host=host, seen=seen):
-            host.calls.clear()
-            seen.clear()
-
-        def meant_to_run(records, gate_passed=gate_passed):
-            gate_passed()
-            return list(records)
-
-        monkeypatch.setattr(_update, "_meant_to_run", meant_to_run)
-        host.at["kill"] = lambda host=host, seen=seen, count=count: reads.update({count: (list(host.calls), len(seen))})
-        update(host)
-    assert reads[10][0] == reads[100][0] == []  # no search for guests
-    assert 0 < reads[100][1] <= 12 * reads[10][1]
+    ten = read_from_the_gate_on(tmp_path / "10", monkeypatch, 10)
+    hundred = read_from_the_gate_on(tmp_path / "100", monkeypatch, 100)
+    assert ten[0] == hundred[0] == []  # no search for guests
+    assert 0 < hundred[1] <= 12 * ten[1]
 
 
 def test_records_are_on_the_disk_before_the_first_guest_is_paused(host):
