@@ -36,8 +36,10 @@ def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -
     for each in (hv1, hv2):
         each.ssh(f"systemctl stop {units}; for name in $(virsh list --name); do virsh destroy $name; done")
     define_domains(controller, [hv1], DOMAINS)
-    prepared = controller.play("kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=[d.name for d in DOMAINS])
-    assert prepared.code == 0, prepared.output
+    for each, domains in ((hv1, DOMAINS), (hv2, ())):
+        asked: dict[str, Any] = {"hypervisor_setup_domains": [domain.name for domain in domains]}
+        prepared = controller.play("kvm.liveupdate.setup", "--limit", each.name, hypervisor_setup_reboot_ok=True, **asked)
+        assert prepared.code == 0, prepared.output
     hv1.ssh("systemctl restart libvirtd")  # so that ids begin at 1
     start_domains([hv1], [DISK])
     start_domains([hv1], [NUMBERED])
