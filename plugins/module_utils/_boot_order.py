@@ -22,6 +22,7 @@ __all__ = (
     "DAEMONS_TARGET",
     "REST_UNIT",
     "TARGET",
+    "UNCLAIMED_UNIT",
     "alone",
     "cmdline",
     "consoles",
@@ -35,6 +36,8 @@ __all__ = (
 TARGET = _cmdline.GUESTS_FIRST.partition("=")[2]
 DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
 REST_UNIT = "kvm-liveupdate-boot.service"
+# Before every guest, and only where a hold was not followed by an update (_unclaimed.py): no boot after a jump runs it.
+UNCLAIMED_UNIT = "kvm-liveupdate-unclaimed.service"
 # What the first target has beside the guests (_runtime.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 UNITS = "/etc/systemd/system"
@@ -102,7 +105,7 @@ def reached(shown: dict[str, dict[str, str]], units: list[str], *dependencies: s
 
 def alone(after: list[str]) -> bool:
     """Whether a unit that comes after these waits for nothing of the boot but :data:`BASE`, the root file system and slices. Pure."""
-    return all(unit in BASE or unit == "-.mount" or unit.endswith(".slice") for unit in after)
+    return all(unit in (*BASE, UNCLAIMED_UNIT, "-.mount") or unit.endswith(".slice") for unit in after)
 
 
 def cmdline(given: str, guests_first: bool, consoles: str) -> str:

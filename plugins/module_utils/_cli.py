@@ -22,6 +22,7 @@ USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest'
        kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
        kvm-liveupdate recover                    undo it when that process ended before the jump
        kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
+       kvm-liveupdate give-up-unclaimed          give up memory that no guest takes (kvm-liveupdate-unclaimed.service)
        kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
        kvm-liveupdate status                     the last update, the guests and who is away, as JSON
        kvm-liveupdate resume NAME                let a guest go on that a rehearsal or an update left paused
@@ -167,6 +168,10 @@ def main(argv: list[str] | None = None) -> int:
             from ._boot_order import start_rest
 
             start_rest()
+        elif words == ["give-up-unclaimed"]:
+            from ._unclaimed import give_up
+
+            give_up()
         elif words == ["status"]:
             _status()
         elif len(words) == 2 and words[0] == "resume":

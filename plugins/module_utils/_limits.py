@@ -89,6 +89,8 @@ LIBVIRT_STUCK = 60.0
 DISK_LOCKS = 300.0
 # Device nodes and networks that the rest of the boot brings.
 HOST_READY = 60
+# Memory that somebody else's kexec left reserved. Guests that need as much wait for that.
+UNCLAIMED = 300
 # How long the rest of the boot waits for guests that neither run nor are late.
 BOOT_WAITS = 60.0
 # The clock of a guest that runs again, through its agent: nobody waits for it. Libvirt asks for an agent's attention before each command,

@@ -11,7 +11,20 @@ import importlib.util
 import os
 import re
 
-from . import _boot_order, _cli, _holding, _incoming, _libvirt_ram, _libvirt_reasons, _libvirt_run, _lock, _paths, _rehearsal, _update
+from . import (
+    _boot_order,
+    _cli,
+    _holding,
+    _incoming,
+    _libvirt_ram,
+    _libvirt_reasons,
+    _libvirt_run,
+    _limits,
+    _lock,
+    _paths,
+    _rehearsal,
+    _update,
+)
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -65,6 +78,7 @@ _PARTS = (
     "_ram_file",
     "_rehearsal",
     "_systemd",
+    "_unclaimed",
     "_update",
     "vmm._argv",
     "vmm._files",
@@ -230,6 +244,24 @@ ExecStart={COMMAND} boot
 TimeoutStartSec={_boot_order.LIMIT_S * 2:.0f}
 """
 
+# Memory that nobody takes is free again before guests start that need as much. After our own jump there is none, and nothing runs.
+_UNCLAIMED_SERVICE = f"""[Unit]
+Description=Give up memory that was held for guests before a kexec that was no live update
+DefaultDependencies=no
+ConditionPathExistsGlob={_paths.GUESTS_STATE}/*.hold
+RequiresMountsFor={_paths.STATE} {COMMAND}
+After=systemd-remount-fs.service
+Before=libvirtd.service virtqemud.service
+
+[Service]
+Type=oneshot
+ExecStart={COMMAND} give-up-unclaimed
+TimeoutStartSec={_limits.UNCLAIMED}
+"""
+_EVERY_BOOT = f"""[Unit]
+Wants={_boot_order.UNCLAIMED_UNIT}
+"""
+
 # PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
 # jump nor does it wait for the ordinary boot after it; what it needs of that boot, the wrapper waits for.
 _GUEST_DROPIN = f"""[Unit]
@@ -237,6 +269,7 @@ DefaultDependencies=no
 RequiresMountsFor={_paths.STATE} {COMMAND}
 Conflicts=shutdown.target
 Before=shutdown.target
+After={_boot_order.UNCLAIMED_UNIT}
 IgnoreOnIsolate=yes
 
 [Service]
@@ -290,6 +323,8 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     wanted[f"{UNITS}/{_boot_order.TARGET}"] = (_GUESTS_TARGET, 0o644)
     wanted[f"{UNITS}/{_boot_order.DAEMONS_TARGET}"] = (_DAEMONS_TARGET, 0o644)
     wanted[f"{UNITS}/{_boot_order.REST_UNIT}"] = (_REST_SERVICE, 0o644)
+    wanted[f"{UNITS}/{_boot_order.UNCLAIMED_UNIT}"] = (_UNCLAIMED_SERVICE, 0o644)
+    wanted[f"{UNITS}/sysinit.target.d/{DROPIN}"] = (_EVERY_BOOT, 0o644)
     for unit in (*_BEFORE_GUESTS, *(_BEFORE_DOMAINS if has_libvirt() else ())):
         wanted[f"{UNITS}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_NEXT if unit in _boot_order.BASE else _AHEAD}", 0o644)
     if has_libvirt():

@@ -241,6 +241,7 @@ def _carry_out(update: dict) -> None:
     _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
     for record in records.values():
         _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
+        _paths.remove(_holding.note_path(record["name"]))  # from here on the update answers for the memory
     update["clock_ahead"] = _clock.ahead()
     update["stopping_from"] = time.monotonic()
     _advance(update, "stopping")

@@ -151,8 +151,23 @@ def test_a_failure_to_preserve_closes_the_session_and_all_else(held, monkeypatch
     kernel = Preserving(monkeypatch, "preserve")
     with pytest.raises(LiveUpdateError, match="guest web 1: no room"):
         _holding._preserve({**held, "uuid": "1-2"}, "h2")
-    assert [link.split(" ")[0].rpartition("/")[2] for link in kernel.closed] == ["memfd:session", "ram", "memfd:kvm-liveupdate-note"]
+    closed = [link.split(" ")[0].rpartition("/")[2] for link in kernel.closed]
+    assert [name for name in closed if name == "ram" or "memfd:" in name] == ["memfd:session", "ram", "memfd:kvm-liveupdate-note"]
     assert _holding.held(held)["hold"] == "h"
+
+
+def test_a_hold_is_noted_on_disk_while_it_lasts(held, monkeypatch):
+    """Before there is a session: after somebody else's kexec nobody would know of that one."""
+    seen = []
+    guest = {**held, "uuid": "6f9619ff-8b86-d011-b42d-00cf4fc964ff"}
+    Preserving(monkeypatch)
+    monkeypatch.setattr(_luo, "create_session", lambda name: seen.append((name, _holding.noted())) or os.memfd_create("session"))
+    os.close(_holding._preserve(guest, "h2"))
+    name = "kvm-6f9619ff8b86d011b42d00cf4fc964ff"
+    assert seen == [(name, ["web 1"])]
+    assert _paths.read_json(_holding.note_path("web 1")) == {"session": name, "unit": "web.service", "boot_id": _host.boot_id()}
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    assert _holding.release(guest) and _holding.noted() == []
 
 
 def test_the_note_names_the_qemu_whose_memory_it_is(held, monkeypatch):

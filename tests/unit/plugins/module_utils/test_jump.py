@@ -151,6 +151,7 @@ def make(root, monkeypatch, names) -> Host:
     for record in host.records.values():
         hold = {"hold": f"hold-{record['name']}", "session": f"kvm-{record['name']}", "sizes": [4096], "pid": record["pid"], "started": 1}
         _paths.write_json(_guests.run_path(record["name"], "held"), {**hold, "files": _holding._ram_files(record)})
+        _holding.note(record)
     return host
 
 
@@ -185,6 +186,7 @@ def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
         assert _paths.read_json(_paths.UPDATE)["state"] == "jumping"
         journal = _guests.journal("web")
         assert (journal["hold"], journal["qemu"], journal["session"]) == ("hold-web", [os.getpid(), 1], "kvm-web")
+        assert _holding.noted() == []  # the boot that follows has nothing to give up
         assert journal["was_running"] and journal["state"] == "saved" and journal["update_id"] == _update.last()["id"]
 
     host.at["kill"] = at_the_kexec

@@ -1,0 +1,61 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Memory that came over a kexec of somebody else, and that no guest takes. PRIVATE to the collection.
+
+The kernel preserves what is held whoever calls kexec: an operator, or a host on which every reboot is one (kexec-tools, LOAD_KEXEC). No
+guest was saved then, so each starts clean, on new memory, and the old memory stays reserved until the next reboot. So each hold is noted
+on disk, and the beginning of the next boot gives up what is noted. An update takes the note back before it saves the guest.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _guests, _holding, _host, _incoming, _luo, _paths, _systemd
+from ._errors import LiveUpdateError
+
+__all__ = ("give_up",)
+
+
+def give_up() -> None:
+    """Give up the memory that earlier kernels held for guests that no update saved. One guest does not keep another's from it."""
+    for name in _holding.noted():
+        try:
+            _give_up(name)
+        except (LiveUpdateError, OSError) as err:
+            _incoming.log(f"{name}: whether memory that an earlier kernel held for it is still reserved is not known: {err}")
+
+
+def _give_up(name: str) -> None:
+    path = _holding.note_path(name)
+    note = _paths.read_json(path)
+    if note["boot_id"] == _host.boot_id():
+        return
+    if _incoming.recorded(name).get("state") == "saved" or os.path.exists(_guests.state_path(name)):
+        return  # the guest's own start takes the memory, or gives it up
+    units = sorted({_holding.resident_unit(name), note["unit"]})
+    kept = [unit for unit, store in _systemd.fdstore_each(units).items() if _holding.FDNAME in store]
+    for unit in kept:  # PID 1 has taken the session
+        _systemd.forget_fd(unit, 0, _holding.FDNAME)
+    if kept or _finish(note["session"]):
+        _incoming.log(
+            f"{name}: the host was rebooted by a kexec that was no live update; the memory that was held for the guest is given up"
+        )
+    _paths.remove(path)
+
+
+def _finish(session_name: str) -> bool:
+    """End an incoming session; false when there is none."""
+    try:
+        session = _luo.retrieve_session(session_name)
+    except LiveUpdateError as err:
+        if _luo.is_gone(err):
+            return False
+        raise
+    try:
+        _luo.finish(session)
+    finally:
+        os.close(session)
+    return True

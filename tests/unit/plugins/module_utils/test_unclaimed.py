@@ -1,0 +1,131 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _cli,
+    _guests,
+    _holding,
+    _host,
+    _luo,
+    _paths,
+    _runtime,
+    _systemd,
+    _unclaimed,
+)
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+
+WEB = {"name": "web", "uuid": "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "unit": "web.service"}
+SESSION = "kvm-6f9619ff8b86d011b42d00cf4fc964ff"
+
+
+@pytest.fixture(name="host")
+def host_after_a_boot(tmp_path, monkeypatch):
+    """The guest web was held before this boot; ``incoming`` are the sessions that came over, ``stores`` what PID 1 took of them."""
+    seen = SimpleNamespace(incoming=[SESSION], stores={}, finished=[], closed=[], forgotten=[], error=None)
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_host, "boot_id", lambda: "before")
+    _holding.note(WEB)
+    monkeypatch.setattr(_host, "boot_id", lambda: "now")
+
+    def retrieve(name):
+        if seen.error:
+            raise LiveUpdateError("the device says no", errno=seen.error, verb="open")
+        if name not in seen.incoming:
+            raise LiveUpdateError("no such session", errno="ENOENT", verb="retrieve")
+        return os.memfd_create(name)
+
+    def closing(fd):
+        seen.closed.append(os.readlink(f"/proc/self/fd/{fd}").partition(" ")[0])
+        real(fd)
+
+    real = os.close
+    monkeypatch.setattr(_luo, "retrieve_session", retrieve)
+    monkeypatch.setattr(_luo, "finish", lambda fd: seen.finished.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(_unclaimed.os, "close", closing)
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: seen.stores.get(unit, []) for unit in units})
+    monkeypatch.setattr(_systemd, "forget_fd", lambda *words: seen.forgotten.append(words))
+    return seen
+
+
+def test_memory_that_nobody_takes_is_given_up(host, capsys):
+    _unclaimed.give_up()
+    assert len(host.finished) == 1 and f"/memfd:{SESSION}" in host.closed
+    assert _holding.noted() == [] and not host.forgotten
+    assert "web: the host was rebooted by a kexec that was no live update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unit", ["web.service", "kvm-liveupdate-hold@web.service"])
+def test_memory_that_pid_1_has_taken_is_given_up_there(host, unit):
+    host.stores, host.error = {unit: [_holding.FDNAME], "other.service": [_holding.FDNAME]}, "EINVAL"
+    _unclaimed.give_up()
+    assert host.forgotten == [(unit, 0, _holding.FDNAME)] and _holding.noted() == []
+
+
+def test_an_ordinary_reboot_leaves_only_the_note(host, capsys):
+    host.incoming = []
+    _unclaimed.give_up()
+    assert _holding.noted() == [] and not host.finished and not capsys.readouterr().err
+
+
+def test_what_is_held_in_this_boot_is_kept(host, monkeypatch):
+    monkeypatch.setattr(_host, "boot_id", lambda: "before")
+    _unclaimed.give_up()
+    assert _holding.noted() == ["web"] and not host.finished and not host.forgotten
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_guest_that_was_saved_takes_its_memory_itself(host, saved):
+    """Its state may be there before its journal."""
+    if saved:
+        _paths.write_json(_guests.journal_path("web"), {"state": "saved"})
+    else:
+        _paths.write_json(_guests.state_path("web"), {})
+    _unclaimed.give_up()
+    assert not host.finished and not host.forgotten
+
+
+def test_a_guest_that_was_restored_long_ago_is_no_obstacle(host):
+    _paths.write_json(_guests.journal_path("web"), {"state": "restored"})
+    _unclaimed.give_up()
+    assert len(host.finished) == 1
+
+
+def test_one_guest_does_not_keep_another_from_it(host, capsys):
+    with open(_holding.note_path("a"), "w", encoding="utf-8") as file:
+        file.write("{")
+    _unclaimed.give_up()
+    assert len(host.finished) == 1 and _holding.noted() == ["a"]
+    assert "a: whether memory that an earlier kernel held" in capsys.readouterr().err
+
+
+def test_a_device_that_is_busy_leaves_the_note_for_the_next_boot(host, capsys):
+    host.error = "EBUSY"
+    _unclaimed.give_up()
+    assert _holding.noted() == ["web"] and "the device says no" in capsys.readouterr().err
+
+
+def test_a_host_without_guests_has_no_notes(monkeypatch, tmp_path):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path / "none"))
+    assert _holding.noted() == []
+
+
+def test_every_boot_does_it_before_guests_start(monkeypatch):
+    monkeypatch.setattr(_runtime, "has_libvirt", lambda: False)
+    files = {path: content for path, (content, _mode) in _runtime.files(["web.service"]).items()}
+    unit = files[f"{_runtime.UNITS}/{_boot_order.UNCLAIMED_UNIT}"]
+    assert f"ExecStart={_runtime.COMMAND} give-up-unclaimed\n" in unit and "Before=libvirtd.service virtqemud.service\n" in unit
+    assert f"ConditionPathExistsGlob={_holding.note_path('*')}\n" in unit
+    assert f"Wants={_boot_order.UNCLAIMED_UNIT}\n" in files[f"{_runtime.UNITS}/sysinit.target.d/{_runtime.DROPIN}"]
+    assert f"After={_boot_order.UNCLAIMED_UNIT}\n" in files[f"{_runtime.UNITS}/web.service.d/{_runtime.DROPIN}"]
+    assert _boot_order.alone(["-.mount", _boot_order.UNCLAIMED_UNIT, "system.slice"])
+
+
+def test_the_command_gives_up(host):
+    assert _cli.main(["give-up-unclaimed"]) == 0 and len(host.finished) == 1
