@@ -9,6 +9,7 @@ update waits between the save of the domains and that of the unit, and somebody 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +162,57 @@ def test_a_domain_that_is_a_number_moves_with_its_neighbours_after_a_live_snapsh
     assert found.fault is None, found.fault
     assert told.synced and found.count >= told.synced and found.boot_ids == (told.boot_id,)
     start_domains([host], [DISK])
+
+
+# A kexec as an operator makes it, or a host on which every reboot is one (kexec-tools, LOAD_KEXEC). The runtime's Python does the call.
+FOREIGN_KEXEC = """
+import os, subprocess, sys
+sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
+from kvm_liveupdate import _kexec
+kernel = os.open(sys.argv[1], os.O_RDONLY)
+_kexec._kexec_file_load(kernel, -1, open("/proc/cmdline").read().strip().encode() + b"\\0", 4)  # without an initial RAM disk
+subprocess.run(["systemctl", "kexec"], check=True)
+"""
+# What the kernel says of a session that is not there (include/uapi/linux/liveupdate.h).
+SESSIONS = """
+import json, sys
+sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
+from kvm_liveupdate import _luo
+found = {}
+for name in sys.argv[1:]:
+    try:
+        _luo.retrieve_session(name)
+        found[name] = "kept"
+    except Exception as err:
+        found[name] = "gone" if _luo.is_gone(err) else str(err)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("which", ["hv1", "hv2"])
+def test_somebody_elses_kexec_leaves_no_memory_reserved(controller: Controller, host: Host, hv2: Host, which: str) -> None:
+    """On hv1 PID 1 carries the sessions over, on hv2 nobody takes them."""
+    at, guests = (host, EVERYBODY) if which == "hv1" else (hv2, (WEB,))
+    start_guests(controller, [at], [WEB])
+    held = controller.ask(which, "guest", names=[guest.name for guest in guests], state="preserved")
+    assert held["changed"], held
+    before, notes = boot_of(at), "/var/lib/kvm-liveupdate/guests/*.hold"
+    sessions = at.ssh(f"cat {notes} | grep -o 'kvm-[0-9a-f]*' | sort -u").stdout.split()
+    assert len(sessions) == len(guests)
+    at.ssh("cat > /root/kexec.py", stdin=FOREIGN_KEXEC)
+    at.ssh(f"systemd-run --collect python3 /root/kexec.py /boot/vmlinuz-{before.kernel}")
+    at.wait_ssh(not_boot_id=before.boot_id)
+    wait_until("the boot", lambda: ((state := at.ssh("systemctl is-system-running").stdout.strip()) in ("running", "degraded"), state))
+    said = at.ssh("journalctl --boot --no-pager --unit kvm-liveupdate-unclaimed").stdout
+    for guest in guests:
+        assert f"{guest.name}: the host was rebooted by a kexec that was no live update" in said, said
+    assert not at.ssh(f"ls {notes}").stdout
+    at.ssh("cat > /root/sessions.py", stdin=SESSIONS)
+    assert json.loads(at.ssh(f"python3 /root/sessions.py {' '.join(sessions)}").stdout) == dict.fromkeys(sessions, "gone")
+    if at is host:
+        start_domains([host], [DISK])
+        start_domains([host], [NUMBERED])
+    start_guests(controller, [at], [WEB])
 
 
 def test_a_lost_host_stops_the_rollout_and_finishes_by_itself(controller: Controller, host: Host, hv2: Host) -> None:
