@@ -41,8 +41,6 @@ UNCLAIMED_UNIT = "kvm-liveupdate-unclaimed.service"
 # What the first target has beside the guests (_runtime.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 UNITS = "/etc/systemd/system"
-# What starts with a unit (systemctl(1), list-dependencies).
-_STARTS = ("Requires", "Requisite", "Wants", "ConsistsOf", "BindsTo", "Upholds")
 LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1
 
@@ -87,19 +85,21 @@ def _daemons(records: list[dict]) -> list[str]:
 
 def _before(daemons: list[str]) -> list[str]:
     """What an ordinary boot starts before these: they are to find the same as ever."""
-    shown = _systemd.show_loaded("After", *_STARTS)
-    return sorted((reached(shown, daemons, "After") & reached(shown, ["default.target"], *_STARTS)) - set(daemons))
+    called = _systemd.show_each(["default.target", *daemons], "Id")  # by another name: default.target is one of a target
+    target, *ordered = (called[unit].get("Id") or unit for unit in called)
+    starts, after = _systemd.graph()
+    return sorted((reached(after, ordered) & reached(starts, [target])) - {*daemons, *ordered})
 
 
-def reached(shown: dict[str, dict[str, str]], units: list[str], *dependencies: str) -> set[str]:
-    """These units and all that these dependencies, of the units' properties ``shown``, lead to from them. Pure."""
+def reached(dependencies: dict[str, list[str]], units: list[str]) -> set[str]:
+    """These units and all that their dependencies lead to. Pure."""
     found: set[str] = set()
     left = list(units)
     while left:
         unit = left.pop()
         if unit not in found:
             found.add(unit)
-            left += [other for name in dependencies for other in shown.get(unit, {}).get(name, "").split()]
+            left += dependencies.get(unit, [])
     return found
 
 

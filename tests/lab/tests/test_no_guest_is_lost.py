@@ -92,7 +92,8 @@ finally:
 def update_while(controller: Controller, host: Host, act: str) -> Play:
     """An update in which somebody else does this."""
     host.ssh("cat > /root/somebody.py", stdin=SOMEBODY + act)
-    started = host.ssh("systemctl reset-failed somebody; systemd-run --unit somebody python3 /root/somebody.py")
+    # An undo starts again what ran before, and so the one of the test before.
+    started = host.ssh("systemctl stop somebody; systemctl reset-failed somebody; systemd-run --unit somebody python3 /root/somebody.py")
     assert started.returncode == 0, started.stderr
     asked: dict[str, Any] = {"hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}"}
     return controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=["somebody.service"], **asked)
@@ -223,7 +224,7 @@ def test_a_lost_host_stops_the_rollout_and_finishes_by_itself(controller: Contro
     played: list[Play] = []
 
     def run() -> None:
-        asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_timeout": 300}
+        asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_timeout": 900}
         played.append(controller.play("kvm.liveupdate.update", "--limit", hosts, **asked))
 
     rollout = threading.Thread(target=run)

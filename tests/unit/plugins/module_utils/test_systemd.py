@@ -111,11 +111,20 @@ def test_no_command_runs_beyond_the_last_moment():
     assert _systemd.run("sleep", "0.4") == ""
 
 
-def test_all_loaded_units_take_one_program(monkeypatch):
-    """Inactive ones too: systemctl leaves them out unless it is told. The boot's target is asked for by its other name."""
-    asked, said = [], "Names=a.service\nAfter=b.target c.mount\n\nAfter=\nNames=b.target default.target\n"
+def test_what_units_start_with_and_come_after_takes_one_program(monkeypatch):
+    asked: list = []
+    edges = {
+        "green": "dev-vda.device",
+        "black": "b.target",
+        "darkblue": "c.target",
+        "gold": "d.mount",
+        "grey66": "e.socket",
+        "red": "f.target",
+    }
+    drawn = [f'\t"a\\x2d1.service"->"{unit}" [color="{colour}"];\n' for colour, unit in edges.items()]
+    said = "".join(("digraph systemd {\n", *drawn, '\t"b.target"->"a\\x2d1.service" [color="green"];\n', "}\n"))
     monkeypatch.setattr(_systemd, "run", lambda *words: asked.append(words) or said)
-    found = _systemd.show_loaded("After")
-    assert list(found) == ["a.service", "b.target", "default.target"]
-    assert found["a.service"]["After"] == "b.target c.mount" and found["default.target"]["After"] == ""
-    assert asked == [("systemctl", "show", "--all", "--property=Names,After", "--", "*")]
+    starts, after = _systemd.graph()
+    assert starts == {"a\\x2d1.service": ["b.target", "c.target", "d.mount", "e.socket"]}
+    assert after == {"a\\x2d1.service": ["dev-vda.device"], "b.target": ["a\\x2d1.service"]}
+    assert asked == [("systemd-analyze", "dot")]
