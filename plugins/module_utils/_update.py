@@ -224,11 +224,10 @@ def jump() -> int:
             why = str(err) or repr(err)
             _abort(update, why if "gate" in update["times"] or not _late(update) else f"{why}. {_too_slow(update)}")
             return 1
-    return 0
 
 
-def _carry_out(update: dict) -> None:
-    """The update up to the jump. Raises when anything is not as it has to be; only then it returns control."""
+def _carry_out(update: dict) -> t.NoReturn:
+    """The update up to the jump. Raises when anything is not as it has to be."""
     update["units"] = _active_units()
     _systemd.end_by(update["pause_by"])
     records = _check(update)

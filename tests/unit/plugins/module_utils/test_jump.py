@@ -171,7 +171,7 @@ def update(host) -> dict:
 
 def undone(host, ended, says) -> None:
     """The update was undone, and every guest runs on."""
-    assert ended["state"] == "aborted" and says in ended["error"]
+    assert ended["state"] == "aborted" and says in ended["error"] and "not undone" not in ended["error"]
     assert set(host.state.values()) == {"running"}
     assert not host.loaded and _kexec.record() == {}
 
@@ -282,6 +282,7 @@ def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, wh
         (no_session, "guest web: nothing keeps its session open any more"),
         (goes_on, "web goes on"),
         (unloaded, "the kernel that was loaded for the jump is not there any more"),
+        (restaged, "the kernel that was loaded for the jump is not there any more"),
     ],
 )
 def test_the_last_look_sees_what_changed_in_the_pause(host, monkeypatch, what, says):
@@ -572,3 +573,218 @@ def test_the_process_that_writes_out_has_nothing_of_ours_open(tmp_path, monkeypa
         assert str(tmp_path / "lock") in eval(links)
         _update._write_out(30.0)
     assert str(tmp_path / "lock") not in listed.read_text() and listed.read_text()
+
+
+def test_a_commit_starts_the_jump(host):
+    _update.commit(list(host.records), [], "start")
+    assert host.done("start") == [_lock.JUMP_UNIT]
+
+
+def test_a_commit_is_refused_while_the_last_update_has_not_ended(host, monkeypatch):
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "deactivating", "Job": "0"})
+    with pytest.raises(LiveUpdateError, match=r"kvm-liveupdate-jump\.service has not ended since the last update"):
+        _update.commit(list(host.records), [], "start")
+    assert not host.done("start")
+
+
+def test_the_answer_leaves_the_host_before_anything_stops(host, monkeypatch):
+    slept = []
+    monkeypatch.setattr(_update, "GRACE_S", 3.0)
+    monkeypatch.setattr(_update.time, "sleep", lambda seconds: slept.append((seconds, list(host.did))))
+    update(host)
+    assert slept[0] == (3.0, [])
+
+
+def test_the_jump_is_carried_out_by_its_own_unit(host, monkeypatch):
+    """That an update is under way keeps others away, not the one that carries it out."""
+    _update.commit(list(host.records), [], "start")
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "active", "Job": "0"})
+    assert _update.jump() == 1
+    assert host.done("kill") == [ASKED]
+
+
+def test_what_is_not_loaded_stops_nothing(host, monkeypatch):
+    """The kernel may refuse an image: that is tried while everything runs."""
+
+    def refuses(*_what):
+        raise LiveUpdateError("the kernel refuses the image")
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", refuses)
+    ended = update(host)
+    assert "the kernel refuses the image" in ended["error"] and not host.done("isolate") and not host.done("save")
+
+
+def test_guests_start_early_after_the_jump_and_those_of_the_first_stage_ahead(host, monkeypatch):
+    early, times = [], {}
+    stages = [{"guests": ["web"], "start": "a.target"}, {"guests": ["app"], "start": "default.target"}]
+
+    def start_early(unit, wanted, ahead=False):
+        early.append((unit, wanted, ahead))
+        if wanted:  # so that a crash from here on can take it back
+            assert _paths.read_json(_paths.UPDATE)["early"] == ["app.service", "web.service"]
+
+    monkeypatch.setattr(_boot_order, "plan", lambda records: stages if [record["name"] for record in records] == ["app", "web"] else [])
+    monkeypatch.setattr(_boot_order, "start_early", start_early)
+    monkeypatch.setattr(_clock, "ahead", lambda: 5.5)
+    host.at["kill"] = lambda: times.update(_paths.read_json(_paths.UPDATE)["times"], clock=_guests.journal("web")["clock_ahead"])
+    update(host)
+    assert early[:2] == [("app.service", True, False), ("web.service", True, True)]
+    assert early[2:] == [("app.service", False, False), ("web.service", False, False)]
+    assert times.pop("clock") == 5.5
+    assert sorted(times, key=times.__getitem__) == ["committed", "stopping", "gate", "saving", "jumping"]
+
+
+def test_a_kernel_that_somebody_unloads_before_the_pause_pauses_nobody(host, monkeypatch):
+    load = _kexec.load
+    monkeypatch.setattr(_kexec, "load", lambda image: (load(image), unloaded(host)))
+    undone(host, update(host), "somebody unloaded the kernel")
+    assert not host.done("save")
+
+
+def test_a_failure_without_words_is_named(host):
+    def fails():
+        raise KeyError
+
+    host.at["isolate"] = fails
+    undone(host, update(host), "KeyError()")
+
+
+def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, monkeypatch):
+    monkeypatch.setattr(_update, "_late", lambda update: bool(host.done("save")))
+    goes_wrong = "the disk is gone"
+
+    def fails():
+        raise LiveUpdateError(goes_wrong)
+
+    host.at["save", "web"] = fails
+    ended = update(host)
+    undone(host, ended, goes_wrong)
+    assert "hypervisor_update_timeout" not in ended["error"]
+
+
+def test_a_guests_own_virtual_machine_is_no_strangers(host):
+    host.processes[os.getpid()] = [_processes.VM_LINK]
+    update(host)
+    assert host.done("kill") == [ASKED]
+
+
+def test_a_provider_may_have_nothing_to_survey(host, monkeypatch):
+    monkeypatch.delattr(Host, "survey")
+    monkeypatch.setattr(_guests, "inspect", lambda record: [])
+    update(host)
+    assert host.done("kill") == [ASKED]
+
+
+def test_the_shutdown_waits_for_nobody_for_long_from_the_pause_until_the_undo(host):
+    """PID 1 knows of the limit only once it is told to read it."""
+    limit, seen = host.root / "system.conf.d/limit.conf", []
+    limit.parent.mkdir()
+    note = host.note
+
+    def reload(what, *about):
+        if what == "daemon-reload":
+            seen.append((limit.exists(), bool(host.done("save"))))
+        note(what, *about)
+
+    host.note = reload
+    host.at["save"] = lambda: seen.append(limit.stat().st_mode & 0o777)
+    update(host)
+    assert seen == [(False, False), (True, False), 0o644, (False, True)]
+
+
+def test_what_cannot_be_written_to_the_journals_daemon_is_no_failure(host, monkeypatch):
+    class Gone:
+        def write(self, _text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(_update.sys, "stderr", Gone())
+    undone(host, update(host), "PID 1 was asked for the kexec")
+
+
+def test_an_outcome_that_run_does_not_take_is_on_the_disk(host, monkeypatch):
+    real = _paths.write_json
+
+    def write(path, record):
+        if path == _paths.OUTCOME:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, record)
+
+    monkeypatch.setattr(_paths, "write_json", write)
+    update(host)
+    assert _paths.read_json(_paths.UPDATE)["state"] == "aborted"
+
+
+def test_sessions_that_cannot_be_stopped_do_not_end_the_update(host, monkeypatch, capsys):
+    def refuses(*_command, **_limit):
+        raise LiveUpdateError("Unit session-3.scope not loaded.")
+
+    monkeypatch.setattr(_update, "_active_units", lambda types="": ["session-3.scope"])
+    monkeypatch.setattr(_systemd, "run", refuses)
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
+    _update._end_sessions({"records": host.records, "kept": [], "in_place": []})
+    assert "they do not end, not even by SIGKILL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("most", "at_once"), [(0, 6), (2, 2)])
+def test_no_more_steps_at_once_than_asked_for(most, at_once):
+    begun, together = threading.Semaphore(0), threading.Barrier(at_once, timeout=10)
+
+    def step(item):
+        begun.release()
+        together.wait()
+        return -item
+
+    assert [job.result() for job in _update._at_once(step, range(6), most)] == [0, -1, -2, -3, -4, -5]
+    assert _update._at_once(step, []) == []
+
+
+def test_a_guest_that_cannot_be_asked_is_told_as_one_that_does_not_run_on(host):
+    def hangs(_record, *_running):
+        raise LiveUpdateError("no answer")
+
+    host.at["kill"] = lambda: setattr(host, "status", hangs)
+    host.resume = hangs
+    error = update(host)["error"]
+    assert "guest app does not run on" in error and "guest web does not run on" in error
+    assert not host.done("release") and os.path.exists(_guests.state_path("web"))
+
+
+def test_a_guest_that_runs_after_all_is_no_failure_to_it(host):
+    """QEMU let it go on, and its answer came too late."""
+
+    def late(record, _running):
+        host.state[record["name"]] = "running"
+        raise LiveUpdateError("no answer in time")
+
+    host.resume = late
+    error = update(host)["error"]
+    assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+
+
+def test_an_undo_after_a_crash_waits_for_the_lock_and_needs_no_leave(host, monkeypatch):
+    committed = _update.commit(list(host.records), [], "start")
+    _paths.write_json(_paths.UPDATE, {**committed, "state": "stopping"})
+    monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "deactivating", "Job": "0"})
+    with _lock.Lock(of_update=True), pytest.raises(LiveUpdateError, match="another live update operation"):
+        _update.recover()
+    assert _update.last()["state"] == "stopping"
+    _update.recover()
+    assert _update.last()["state"] == "aborted"
+
+
+def test_units_to_keep_that_do_not_run_are_said(host, monkeypatch, capsys):
+    states = {"a.service": "active", "b.service": "failed"}
+    monkeypatch.setattr(
+        _systemd, "show_each", lambda units, *names: {unit: {"ActiveState": states.get(unit, ""), "LoadState": "loaded"} for unit in units}
+    )
+    _update.commit(list(host.records), ["a.service", "b.service"], "start")
+    assert _update.jump() == 1
+    said = capsys.readouterr().err
+    assert "b.service of keep_units is failed: nothing of it is kept" in said and "a.service of keep_units" not in said
+    assert "Wants=a.service\n" in (host.root / f"units/{_update.JUMP_TARGET}.d/kept.conf").read_text()
+    assert "Wants=b.service\n" not in (host.root / f"units/{_update.JUMP_TARGET}.d/kept.conf").read_text()
+
+
+def test_blank_lines_of_systemctl_are_no_units(monkeypatch):
+    monkeypatch.setattr(_systemd, "run", lambda *words: "a.service loaded active running A\n\nb.socket loaded active listening B\n")
+    assert _update._active_units() == ["a.service", "b.socket"]
