@@ -41,6 +41,7 @@ UNCLAIMED_UNIT = "kvm-liveupdate-unclaimed.service"
 # What the first target has beside the guests (_runtime.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 UNITS = "/etc/systemd/system"
+_CONSOLES = "/sys/class/tty/console/active"
 LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1
 
@@ -127,7 +128,7 @@ def cmdline(given: str, guests_first: bool, consoles: str) -> str:
 def consoles() -> str:
     """The kernel's consoles, the last of which is /dev/console; empty where there is none."""
     try:
-        with open("/sys/class/tty/console/active", encoding="ascii") as file:
+        with open(_CONSOLES, encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -169,3 +169,35 @@ def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
     monkeypatch.setattr(_boot_order, "LIMIT_S", -1)
     _boot_order.start_rest()
     assert booting == [(0, _boot_order.DAEMONS_TARGET), (0, "default.target")]
+
+
+def test_the_kernels_consoles_are_read(tmp_path, monkeypatch):
+    active = tmp_path / "active"
+    monkeypatch.setattr(_boot_order, "_CONSOLES", str(active))
+    assert _boot_order.consoles() == ""
+    active.write_text("tty0 ttyS0\n")
+    assert _boot_order.consoles() == "tty0 ttyS0"
+
+
+def test_an_early_start_is_durable_and_taken_back(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(_boot_order, "UNITS", str(tmp_path))
+    monkeypatch.setattr(_paths, "sync_directory", synced.append)
+    link, ahead = tmp_path / "sysinit.target.wants/web.service", tmp_path / f"{_boot_order.TARGET}.wants/web.service"
+    _boot_order.start_early("web.service", True)
+    assert link.is_symlink() and not ahead.is_symlink() and synced == [str(link)]
+    _boot_order.start_early("web.service", True, ahead=True)
+    assert ahead.is_symlink() and synced == [str(link), str(ahead)]
+    _boot_order.not_early("web.service")
+    assert not link.is_symlink() and not ahead.is_symlink()
+    _boot_order.start_early("web.service", False, ahead=True)
+    assert not ahead.is_symlink()
+
+
+def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monkeypatch, capsys):
+    def refuses(_path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(_paths, "remove", refuses)
+    _boot_order.not_early("web.service")
+    assert "web.service is started early by the next boot too: [Errno 30] Read-only file system" in capsys.readouterr().err
