@@ -368,7 +368,8 @@ def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
     ours = {record["pid"] for record in records.values()}
     links = {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
     problems += [
-        f"process {pid} runs a virtual machine that was started meanwhile and would be lost; run the update again"
+        f"process {pid} ({_processes.unit_of(pid) or 'in no unit'}) runs a virtual machine that was started meanwhile and would be lost;"
+        " keep others from starting some, and run the update again"
         for pid, seen in links.items()
         if _processes.VM_LINK in seen
     ]

@@ -92,11 +92,13 @@ finally:
 def update_while(controller: Controller, host: Host, act: str) -> Play:
     """An update in which somebody else does this."""
     host.ssh("cat > /root/somebody.py", stdin=SOMEBODY + act)
-    # An undo starts again what ran before, and so the one of the test before.
-    started = host.ssh("systemctl stop somebody; systemctl reset-failed somebody; systemd-run --unit somebody python3 /root/somebody.py")
+    unit = f"somebody-{time.monotonic_ns()}.service"  # systemd keeps the one of the test before, which an update was told to keep
+    started = host.ssh(f"systemd-run --unit {unit} python3 /root/somebody.py")
     assert started.returncode == 0, started.stderr
     asked: dict[str, Any] = {"hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}"}
-    return controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=["somebody.service"], **asked)
+    play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=[unit], **asked)
+    host.ssh(f"systemctl stop {unit}")  # an undo starts again what ran before
+    return play
 
 
 def undone(host: Host, play: Play, guests: tuple[Any, ...], since: float) -> None:

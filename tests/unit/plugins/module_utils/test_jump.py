@@ -278,7 +278,7 @@ def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, wh
     [
         (another_qemu, "guest web: its QEMU or its memory is not the one that was saved any more"),
         (other_memory, "guest web: its QEMU or its memory is not the one that was saved any more"),
-        (stranger, "process 7 runs a virtual machine that was started meanwhile"),
+        (stranger, "process 7 (stranger.service) runs a virtual machine that was started meanwhile"),
         (no_session, "guest web: nothing keeps its session open any more"),
         (goes_on, "web goes on"),
         (unloaded, "the kernel that was loaded for the jump is not there any more"),
@@ -287,6 +287,7 @@ def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, wh
 )
 def test_the_last_look_sees_what_changed_in_the_pause(host, monkeypatch, what, says):
     monkeypatch.setattr(_update, "_put_exitrd_aside", lambda: what(host))
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: {7: "stranger.service"}.get(pid))
     undone(host, update(host), says)
     assert sorted(host.done("save")) == ["app", "web"] and not host.done("kill")
 
