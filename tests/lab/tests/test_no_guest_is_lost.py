@@ -200,7 +200,7 @@ def test_somebody_elses_kexec_leaves_no_memory_reserved(controller: Controller, 
     held = controller.ask(which, "guest", names=[guest.name for guest in guests], state="preserved")
     assert held["changed"], held
     before, notes = boot_of(at), "/var/lib/kvm-liveupdate/guests/*.hold"
-    sessions = at.ssh(f"cat {notes} | grep -o 'kvm-[0-9a-f]*' | sort -u").stdout.split()
+    sessions = at.ssh(f"cat {notes} | grep -oE 'kvm-[0-9a-f]{{32}}' | sort -u").stdout.split()
     assert len(sessions) == len(guests)
     at.ssh("cat > /root/kexec.py", stdin=FOREIGN_KEXEC)
     at.ssh(f"systemd-run --collect python3 /root/kexec.py /boot/vmlinuz-{before.kernel}")
