@@ -287,7 +287,7 @@ def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, wh
 )
 def test_the_last_look_sees_what_changed_in_the_pause(host, monkeypatch, what, says):
     monkeypatch.setattr(_update, "_put_exitrd_aside", lambda: what(host))
-    monkeypatch.setattr(_processes, "unit_of", lambda pid: {7: "stranger.service"}.get(pid))
+    monkeypatch.setattr(_processes, "unit_of", {7: "stranger.service"}.get)
     undone(host, update(host), says)
     assert sorted(host.done("save")) == ["app", "web"] and not host.done("kill")
 
