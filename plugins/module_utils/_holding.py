@@ -27,12 +27,12 @@ __all__ = (
     "hold_each",
     "is_of",
     "let_go_on",
-    "note",
-    "note_path",
-    "noted",
     "owes",
     "process",
     "read_note",
+    "record_hold",
+    "record_path",
+    "recorded_holds",
     "release",
     "reside",
     "resident_unit",
@@ -44,7 +44,7 @@ META_TOKEN = 0
 RAM_TOKEN = 1  # and on: a guest may have several memory files
 RESIDENT = "kvm-liveupdate-hold@.service"
 HOLD_LIMIT_S = _limits.HOLD
-_NOTE = ".hold"
+_RECORD = ".hold"
 _SURVIVES = "user.survive_final_kill_signal"  # what systemd sets on the cgroup of a unit that lives through the final kill
 
 
@@ -58,21 +58,21 @@ def resident_unit(name: str) -> str:
     return RESIDENT.replace("@", f"@{_systemd.escape(name)}")
 
 
-def note_path(name: str) -> str:
-    """Where it is noted on disk that the guest's RAM is held and no update has saved the guest (_unclaimed.py)."""
-    return os.path.join(_paths.GUESTS_STATE, f"{name}{_NOTE}")
+def record_path(name: str) -> str:
+    """The durable record that the guest's RAM is held, and that no update has saved the guest since (_unclaimed.py)."""
+    return os.path.join(_paths.GUESTS_STATE, f"{name}{_RECORD}")
 
 
-def note(record: dict) -> None:
-    """Make that note."""
+def record_hold(record: dict) -> None:
+    """Write that record: ``session``, ``unit`` of the guest, ``boot_id``."""
     content = {"session": session_name(record["uuid"]), "unit": record["unit"], "boot_id": _host.boot_id()}
-    _paths.write_json(note_path(record["name"]), content)
+    _paths.write_json(record_path(record["name"]), content)
 
 
-def noted() -> list[str]:
-    """The names of the guests with such a note."""
+def recorded_holds() -> list[str]:
+    """The names of the guests with such a record."""
     try:
-        return sorted(file.removesuffix(_NOTE) for file in os.listdir(_paths.GUESTS_STATE) if file.endswith(_NOTE))
+        return sorted(file.removesuffix(_RECORD) for file in os.listdir(_paths.GUESTS_STATE) if file.endswith(_RECORD))
     except FileNotFoundError:
         return []
 
@@ -172,7 +172,7 @@ def _preserve(record: dict, hold_id: str) -> int:
         fds += _providers.of(record).memory(record)
         fds.append(_note(identity))
         # Before the session: one that nobody knows of stays reserved after somebody else's kexec.
-        note(record)
+        record_hold(record)
         session = _luo.create_session(hold_record["session"])
         _luo.preserve_fd(session, fds[-1], META_TOKEN)
         for token, fd in enumerate(fds[:-1], start=RAM_TOKEN):
@@ -286,7 +286,7 @@ def release(record: dict) -> bool:
     if FDNAME in _systemd.fdstore(unit):
         _systemd.forget_fd(unit, pid, FDNAME)
         found = True
-    _paths.remove(note_path(record["name"]))
+    _paths.remove(record_path(record["name"]))
     return _paths.remove(_guests.run_path(record["name"], "held")) or found
 
 

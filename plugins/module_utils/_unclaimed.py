@@ -5,8 +5,8 @@
 """Memory that came over a kexec of somebody else, and that no guest takes. PRIVATE to the collection.
 
 The kernel preserves what is held whoever calls kexec: an operator, or a host on which every reboot is one (kexec-tools, LOAD_KEXEC). No
-guest was saved then, so each starts clean, on new memory, and the old memory stays reserved until the next reboot. So each hold is noted
-on disk, and the beginning of the next boot gives up what is noted. An update takes the note back before it saves the guest.
+guest was saved then, so each starts clean, on new memory, and the old memory stays reserved until the next reboot. So each hold has a
+record on disk, and the beginning of the next boot gives up what is recorded. An update removes the records right before it saves guests.
 """
 
 from __future__ import annotations
@@ -21,29 +21,36 @@ __all__ = ("give_up",)
 
 def give_up() -> None:
     """Give up the memory that earlier kernels held for guests that no update saved. One guest does not keep another's from it."""
-    for name in _holding.noted():
+    for name in _holding.recorded_holds():
         try:
             _give_up(name)
-        except (LiveUpdateError, OSError) as err:
-            _incoming.log(f"{name}: whether memory that an earlier kernel held for it is still reserved is not known: {err}")
+        except (LiveUpdateError, OSError, KeyError) as err:
+            _incoming.log(
+                f"{name}: memory that an earlier kernel held for this guest may still be reserved: {err!r}. An ordinary reboot frees it"
+            )
 
 
 def _give_up(name: str) -> None:
-    path = _holding.note_path(name)
-    note = _paths.read_json(path)
-    if note["boot_id"] == _host.boot_id():
+    path = _holding.record_path(name)
+    hold = _paths.read_json(path)
+    if hold["boot_id"] == _host.boot_id():
         return
-    if _incoming.recorded(name).get("state") == "saved" or os.path.exists(_guests.state_path(name)):
+    if hold["session"] in _saved_sessions() or os.path.exists(_guests.state_path(name)):
         return  # the guest's own start takes the memory, or gives it up
-    units = sorted({_holding.resident_unit(name), note["unit"]})
+    units = sorted({_holding.resident_unit(name), hold["unit"]})
     kept = [unit for unit, store in _systemd.fdstore_each(units).items() if _holding.FDNAME in store]
     for unit in kept:  # PID 1 has taken the session
         _systemd.forget_fd(unit, 0, _holding.FDNAME)
-    if kept or _finish(note["session"]):
+    if kept or _finish(hold["session"]):
         _incoming.log(
             f"{name}: the host was rebooted by a kexec that was no live update; the memory that was held for the guest is given up"
         )
     _paths.remove(path)
+
+
+def _saved_sessions() -> set[str]:
+    """The sessions that journals wait for. A guest that was renamed since its hold has its session under another name."""
+    return {saved["session"] for saved in map(_incoming.recorded, _guests.journals()) if saved.get("state") == "saved"}
 
 
 def _finish(session_name: str) -> bool:

@@ -240,7 +240,6 @@ def _carry_out(update: dict) -> t.NoReturn:
     _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
     for record in records.values():
         _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
-        _paths.remove(_holding.note_path(record["name"]))  # from here on the update answers for the memory
     update["clock_ahead"] = _clock.ahead()
     update["stopping_from"] = time.monotonic()
     _advance(update, "stopping")
@@ -257,6 +256,8 @@ def _carry_out(update: dict) -> t.NoReturn:
         raise LiveUpdateError("the host took too long until it could have paused its guests")
     update["times"]["gate"] = time.time()
     _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S)
+    for name in records:  # until now somebody else's kexec would bring over memory that no journal tells of
+        _paths.remove(_holding.record_path(name))
     for name in update["running"]:
         _paths.write_json(_guests.run_path(name, "paused"), _holding.process(records[name]))
     _advance(update, "saving")

@@ -156,18 +156,18 @@ def test_a_failure_to_preserve_closes_the_session_and_all_else(held, monkeypatch
     assert _holding.held(held)["hold"] == "h"
 
 
-def test_a_hold_is_noted_on_disk_while_it_lasts(held, monkeypatch):
+def test_a_hold_is_on_record_while_it_lasts(held, monkeypatch):
     """Before there is a session: after somebody else's kexec nobody would know of that one."""
     seen = []
     guest = {**held, "uuid": "6f9619ff-8b86-d011-b42d-00cf4fc964ff"}
     Preserving(monkeypatch)
-    monkeypatch.setattr(_luo, "create_session", lambda name: seen.append((name, _holding.noted())) or os.memfd_create("session"))
+    monkeypatch.setattr(_luo, "create_session", lambda name: seen.append((name, _holding.recorded_holds())) or os.memfd_create("session"))
     os.close(_holding._preserve(guest, "h2"))
     name = "kvm-6f9619ff8b86d011b42d00cf4fc964ff"
     assert seen == [(name, ["web 1"])]
-    assert _paths.read_json(_holding.note_path("web 1")) == {"session": name, "unit": "web.service", "boot_id": _host.boot_id()}
+    assert _paths.read_json(_holding.record_path("web 1")) == {"session": name, "unit": "web.service", "boot_id": _host.boot_id()}
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
-    assert _holding.release(guest) and _holding.noted() == []
+    assert _holding.release(guest) and _holding.recorded_holds() == []
 
 
 def test_the_note_names_the_qemu_whose_memory_it_is(held, monkeypatch):

@@ -152,7 +152,7 @@ def make(root, monkeypatch, names) -> Host:
     for record in host.records.values():
         hold = {"hold": f"hold-{record['name']}", "session": f"kvm-{record['name']}", "sizes": [4096], "pid": record["pid"], "started": 1}
         _paths.write_json(_guests.run_path(record["name"], "held"), {**hold, "files": _holding._ram_files(record)})
-        _holding.note(record)
+        _holding.record_hold(record)
     return host
 
 
@@ -187,7 +187,7 @@ def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
         assert _paths.read_json(_paths.UPDATE)["state"] == "jumping"
         journal = _guests.journal("web")
         assert (journal["hold"], journal["qemu"], journal["session"]) == ("hold-web", [os.getpid(), 1], "kvm-web")
-        assert _holding.noted() == []  # the boot that follows has nothing to give up
+        assert _holding.recorded_holds() == []  # the boot that follows has nothing to give up
         assert journal["was_running"] and journal["state"] == "saved" and journal["update_id"] == _update.last()["id"]
 
     host.at["kill"] = at_the_kexec
@@ -635,6 +635,15 @@ def test_guests_start_early_after_the_jump_and_those_of_the_first_stage_ahead(ho
     assert sorted(times, key=times.__getitem__) == ["committed", "stopping", "gate", "saving", "jumping"]
 
 
+def test_holds_are_on_record_until_guests_are_saved(host, monkeypatch):
+    """Somebody else's reboot meanwhile is a kexec, from the moment in which the kernel is loaded."""
+    seen, load = {}, _kexec.load
+    monkeypatch.setattr(_kexec, "load", lambda image: (load(image), seen.update(loaded=_holding.recorded_holds())))
+    host.at["save"] = lambda: seen.update(save=_holding.recorded_holds())
+    update(host)
+    assert seen == {"loaded": ["app", "web"], "save": []}
+
+
 def test_a_kernel_that_somebody_unloads_before_the_pause_pauses_nobody(host, monkeypatch):
     load = _kexec.load
     monkeypatch.setattr(_kexec, "load", lambda image: (load(image), unloaded(host)))
@@ -728,14 +737,20 @@ def test_sessions_that_cannot_be_stopped_do_not_end_the_update(host, monkeypatch
 
 @pytest.mark.parametrize(("most", "at_once"), [(0, 6), (2, 2)])
 def test_no_more_steps_at_once_than_asked_for(most, at_once):
-    begun, together = threading.Semaphore(0), threading.Barrier(at_once, timeout=10)
+    together, lock, under_way, seen = threading.Barrier(at_once, timeout=10), threading.Lock(), set(), set()
 
     def step(item):
-        begun.release()
+        with lock:
+            under_way.add(item)
+            seen.add(len(under_way))
         together.wait()
+        time.sleep(0.05)  # so that one more than may be would be seen
+        with lock:
+            under_way.remove(item)
         return -item
 
     assert [job.result() for job in _update._at_once(step, range(6), most)] == [0, -1, -2, -3, -4, -5]
+    assert max(seen) == at_once
     assert _update._at_once(step, []) == []
 
 

@@ -31,7 +31,7 @@ def host_after_a_boot(tmp_path, monkeypatch):
     seen = SimpleNamespace(incoming=[SESSION], stores={}, finished=[], closed=[], forgotten=[], error=None)
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_host, "boot_id", lambda: "before")
-    _holding.note(WEB)
+    _holding.record_hold(WEB)
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
 
     def retrieve(name):
@@ -57,7 +57,7 @@ def host_after_a_boot(tmp_path, monkeypatch):
 def test_memory_that_nobody_takes_is_given_up(host, capsys):
     _unclaimed.give_up()
     assert len(host.finished) == 1 and f"/memfd:{SESSION}" in host.closed
-    assert _holding.noted() == [] and not host.forgotten
+    assert _holding.recorded_holds() == [] and not host.forgotten
     assert "web: the host was rebooted by a kexec that was no live update" in capsys.readouterr().err
 
 
@@ -65,55 +65,66 @@ def test_memory_that_nobody_takes_is_given_up(host, capsys):
 def test_memory_that_pid_1_has_taken_is_given_up_there(host, unit):
     host.stores, host.error = {unit: [_holding.FDNAME], "other.service": [_holding.FDNAME]}, "EINVAL"
     _unclaimed.give_up()
-    assert host.forgotten == [(unit, 0, _holding.FDNAME)] and _holding.noted() == []
+    assert host.forgotten == [(unit, 0, _holding.FDNAME)] and _holding.recorded_holds() == []
 
 
-def test_an_ordinary_reboot_leaves_only_the_note(host, capsys):
+def test_an_ordinary_reboot_leaves_only_the_record(host, capsys):
     host.incoming = []
     _unclaimed.give_up()
-    assert _holding.noted() == [] and not host.finished and not capsys.readouterr().err
+    assert _holding.recorded_holds() == [] and not host.finished and not capsys.readouterr().err
 
 
 def test_what_is_held_in_this_boot_is_kept(host, monkeypatch):
     monkeypatch.setattr(_host, "boot_id", lambda: "before")
     _unclaimed.give_up()
-    assert _holding.noted() == ["web"] and not host.finished and not host.forgotten
+    assert _holding.recorded_holds() == ["web"] and not host.finished and not host.forgotten
 
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_guest_that_was_saved_takes_its_memory_itself(host, saved):
     """Its state may be there before its journal."""
     if saved:
-        _paths.write_json(_guests.journal_path("web"), {"state": "saved"})
+        _paths.write_json(_guests.journal_path("web"), {"state": "saved", "session": SESSION})
     else:
         _paths.write_json(_guests.state_path("web"), {})
     _unclaimed.give_up()
     assert not host.finished and not host.forgotten
 
 
-def test_a_guest_that_was_restored_long_ago_is_no_obstacle(host):
-    _paths.write_json(_guests.journal_path("web"), {"state": "restored"})
+def test_a_guest_that_was_renamed_since_its_hold_keeps_its_memory(host):
+    """Its session goes by its UUID, and the record of the hold by its old name."""
+    _paths.write_json(_guests.journal_path("www"), {"state": "saved", "session": SESSION})
+    _unclaimed.give_up()
+    assert not host.finished and not host.forgotten
+
+
+def test_a_guest_that_was_restored_long_ago_and_one_that_waits_are_no_obstacles(host):
+    _paths.write_json(_guests.journal_path("web"), {"state": "restored", "session": SESSION})
+    _paths.write_json(_guests.journal_path("db"), {"state": "saved", "session": "kvm-2"})
     _unclaimed.give_up()
     assert len(host.finished) == 1
 
 
 def test_one_guest_does_not_keep_another_from_it(host, capsys):
-    with open(_holding.note_path("a"), "w", encoding="utf-8") as file:
-        file.write("{")
+    for name, content in (("a", "{"), ("b", "{}")):
+        with open(_holding.record_path(name), "w", encoding="utf-8") as file:
+            file.write(content)
     _unclaimed.give_up()
-    assert len(host.finished) == 1 and _holding.noted() == ["a"]
-    assert "a: whether memory that an earlier kernel held" in capsys.readouterr().err
+    assert len(host.finished) == 1 and _holding.recorded_holds() == ["a", "b"]
+    said = capsys.readouterr().err
+    assert said.count("memory that an earlier kernel held for this guest may still be reserved") == 2
+    assert said.count("An ordinary reboot frees it") == 2
 
 
-def test_a_device_that_is_busy_leaves_the_note_for_the_next_boot(host, capsys):
+def test_a_device_that_is_busy_leaves_the_record_for_the_next_boot(host, capsys):
     host.error = "EBUSY"
     _unclaimed.give_up()
-    assert _holding.noted() == ["web"] and "the device says no" in capsys.readouterr().err
+    assert _holding.recorded_holds() == ["web"] and "the device says no" in capsys.readouterr().err
 
 
-def test_a_host_without_guests_has_no_notes(monkeypatch, tmp_path):
+def test_a_host_without_guests_has_no_holds(monkeypatch, tmp_path):
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path / "none"))
-    assert _holding.noted() == []
+    assert _holding.recorded_holds() == []
 
 
 def test_every_boot_does_it_before_guests_start(monkeypatch):
@@ -121,7 +132,7 @@ def test_every_boot_does_it_before_guests_start(monkeypatch):
     files = {path: content for path, (content, _mode) in _runtime.files(["web.service"]).items()}
     unit = files[f"{_runtime.UNITS}/{_boot_order.UNCLAIMED_UNIT}"]
     assert f"ExecStart={_runtime.COMMAND} give-up-unclaimed\n" in unit and "Before=libvirtd.service virtqemud.service\n" in unit
-    assert f"ConditionPathExistsGlob={_holding.note_path('*')}\n" in unit
+    assert f"ConditionPathExistsGlob={_holding.record_path('*')}\n" in unit
     assert f"Wants={_boot_order.UNCLAIMED_UNIT}\n" in files[f"{_runtime.UNITS}/sysinit.target.d/{_runtime.DROPIN}"]
     assert f"After={_boot_order.UNCLAIMED_UNIT}\n" in files[f"{_runtime.UNITS}/web.service.d/{_runtime.DROPIN}"]
     assert _boot_order.alone(["-.mount", _boot_order.UNCLAIMED_UNIT, "system.slice"])
