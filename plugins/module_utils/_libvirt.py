@@ -19,7 +19,19 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _limits, _paths, _processes, _systemd
+from . import (
+    _guests,
+    _holding,
+    _libvirt_image,
+    _libvirt_ram,
+    _libvirt_reasons,
+    _libvirt_saves,
+    _libvirt_virsh,
+    _limits,
+    _paths,
+    _processes,
+    _systemd,
+)
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -229,6 +241,9 @@ def inspect(record: dict) -> list[dict]:
     reasons += _libvirt_reasons.place_reasons(record["backends"], _libvirt_ram.directory())
     reasons += _libvirt_reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
     reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
+    if os.path.islink(SAVED):
+        message = f"{SAVED} is a link, and QEMU's user may make links there: root follows none"
+        reasons.append(reason("saves-link", message, f"make it a folder, and mount the place that it led to there (mount --bind, {SAVED})"))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
         reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
@@ -381,32 +396,34 @@ def write_image(record: dict, image: str, running: bool) -> float:
 
     Two virsh processes, and the guest is paused in the second one only. Were it not suspended, libvirt would let it run on from the
     snapshot: that is an error like any other.
+
+    Libvirt follows links: it writes in a folder of root's. Where libvirt looks for managed saves, QEMU's user could put one.
     """
-    uuid = record["uuid"]
+    uuid, written = record["uuid"], os.path.join(_paths.GUESTS_STATE, f"{record['name']}.image")
+    _paths.make_directory(_paths.GUESTS_STATE)
     shown, answer = _libvirt_virsh.ask([("dumpxml", uuid), ignore_shared(uuid, True)], SAVE_LIMIT_S)
     disks = disk_targets(shown.value())
     taken(answer.value())
-    place = image.replace(",", ",,")  # virsh(1), memspec
+    place = written.replace(",", ",,")  # virsh(1), memspec
     untouched = [word for disk in disks for word in ("--diskspec", f"{disk},snapshot=no")]
     words = ("--no-metadata", "--memspec", f"{place},snapshot=external", *untouched)
-    begin, suspended, saved = _libvirt_virsh.ask(
-        [("echo",), ("suspend", uuid), ("snapshot-create-as", uuid, "kvm-liveupdate", *words)], SAVE_LIMIT_S
-    )
     try:
-        suspended.value()
-        saved.value()
-    except LiveUpdateError:
-        with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
-            virsh("domjobabort", uuid)
-        raise
-    with open(image, "r+b") as file:
-        loadable = _libvirt_image.loadable(file.read(), running)
-        file.seek(0)
-        file.write(loadable)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-    _paths.sync_directory(image)
+        begin, suspended, saved = _libvirt_virsh.ask(
+            [("echo",), ("suspend", uuid), ("snapshot-create-as", uuid, "kvm-liveupdate", *words)], SAVE_LIMIT_S
+        )
+        try:
+            suspended.value()
+            saved.value()
+        except LiveUpdateError:
+            with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
+                virsh("domjobabort", uuid)
+            raise
+        with open(written, "rb") as file:
+            loadable = _libvirt_image.loadable(file.read(), running)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(written)
+    _libvirt_saves.put(image, loadable)
     return begin.ended
 
 
@@ -423,7 +440,7 @@ def resume(record: dict, running: bool) -> None:
         if running and suspended:
             virsh("resume", uuid)
         if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
-            _paths.remove(image)
+            _libvirt_saves.remove(image)
 
 
 def _save_with_ram_again(uuid: str) -> None:

@@ -134,13 +134,13 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
 
 @pytest.fixture(name="saved")
 def domain_to_save(tmp_path, monkeypatch, libvirt, record):
-    """A held domain; libvirt's snapshot of it is "image". Beside it there is one with an id that is the name of the first."""
+    """A held domain; libvirt's snapshot of it is "image", in a folder of root's. Beside it there is one with an id that is the name of the first."""
     libvirt.domains[0]["says"]["dumpxml"] = (
         "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
     )
     libvirt.add("other", "app")
     made = tmp_path / "app.save"
-    made.write_bytes(b"image")
+    (tmp_path / "app.image").write_bytes(b"image")
     monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
@@ -175,7 +175,7 @@ def test_no_disk_is_part_of_the_snapshot(saved, record, monkeypatch):
     monkeypatch.setattr(_libvirt._libvirt_virsh, "ask", lambda commands, limit: asked.extend(commands) or real(commands, limit))
     _libvirt.write_image(record, str(saved), running=True)
     disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
-    words = ("--no-metadata", "--memspec", f"{saved},snapshot=external", *disks)
+    words = ("--no-metadata", "--memspec", f"{saved.parent}/app.image,snapshot=external", *disks)
     assert asked[-1] == ("snapshot-create-as", record["uuid"], "kvm-liveupdate", *words)
     assert json.loads(asked[1][2])["arguments"]["capabilities"] == [{"capability": "x-ignore-shared", "state": True}]
 
@@ -197,7 +197,7 @@ def test_a_save_that_fails_says_so(libvirt, saved, record, tmp_path, verb, said,
     with pytest.raises(LiveUpdateError, match=r"guest app: save: .*no answer"):
         _libvirt.save(record, str(tmp_path / "app.state"), running=False)
     assert libvirt.asked()[-1] == last
-    assert saved.read_bytes() == b"image"
+    assert not saved.exists()
 
 
 def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_path, monkeypatch):
@@ -209,6 +209,7 @@ def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_p
 
     def write_image(*_arguments):
         order.append("suspended")
+        saved.touch()
         assert not (tmp_path / "app.resumed").exists()  # it would pass this save off as one that has run
         return 0.0
 
@@ -223,12 +224,33 @@ def test_a_saved_image_is_durable(saved, record, monkeypatch):
 
     def fsync(handle):
         synced.append(os.readlink(f"/proc/self/fd/{handle}"))
-        content.append(saved.read_bytes())
+        content.append((saved.parent / "app.save.part").read_bytes() if len(synced) == 1 else saved.read_bytes())
 
     monkeypatch.setattr(os, "fsync", fsync)
     _libvirt.write_image(record, str(saved), running=True)
-    assert synced == [str(saved), str(saved.parent)]
-    assert content[0] == b"image\1"
+    assert synced == [f"{saved}.part", str(saved.parent)]
+    assert content == [b"image\1"] * 2
+
+
+def test_qemus_user_cannot_have_root_write_elsewhere(saved, record, tmp_path):
+    """The folder of managed saves is its own: whatever it puts there is replaced, and libvirt itself writes in a folder of root's."""
+    roots = tmp_path / "root"
+    roots.write_text("root's")
+    for name in ("app.save", "app.save.part"):
+        (tmp_path / name).symlink_to(roots)
+    _libvirt.write_image(record, str(saved), running=True)
+    assert roots.read_text() == "root's" and not saved.is_symlink() and saved.read_bytes() == b"image\1"
+    assert saved.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "app.image").exists()
+
+
+def test_a_link_for_the_folder_of_saves_is_not_followed(saved, record, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(OSError, match="Not a directory"):
+        _libvirt.write_image(record, str(tmp_path / "link" / "app.save"), running=True)
+    assert not list((tmp_path / "real").iterdir())
+    monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path / "link"))
+    assert codes(_libvirt.inspect(record)) == ["saves-link"]
 
 
 def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
