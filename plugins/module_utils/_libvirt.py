@@ -337,14 +337,32 @@ def save(record: dict, path: str, running: bool) -> dict:
 
 
 def still_saved(records: list[dict]) -> list[str]:
-    """Which of these domains are not paused any more: one virsh for all of them."""
-    paused = virsh("list", "--state-paused", "--uuid").split()
-    return [
-        f"guest {record['name']} was saved and is not paused any more: somebody else let it go on; keep others away from it, and run the"
-        " update again"
-        for record in records
-        if record["uuid"] not in paused
-    ]
+    """Which of these domains are not as their save left them: one virsh for all of them.
+
+    QEMU is in ``postmigrate`` then, also if it was paused before. One that ran since and was paused again is in ``paused``
+    (migration/migration.c, migration_iteration_finish; system/cpus.c, do_vm_stop): its old state would go onto newer RAM.
+    """
+    questions = [("qemu-monitor-command", record["uuid"], json.dumps({"execute": "query-status"})) for record in records]
+    listed, *answers = _libvirt_virsh.ask([("list", "--state-paused", "--uuid"), *questions], _limits.COMMAND)
+    paused = listed.value().split()
+    found = []
+    for record, answer in zip(records, answers):
+        state = _run_state(answer)
+        if record["uuid"] not in paused or state != "postmigrate":
+            found.append(
+                f"guest {record['name']} was saved and is not paused any more, or ran since (QEMU: {state}): somebody else let it go on;"
+                " keep others away from it, and run the update again"
+            )
+    return found
+
+
+def _run_state(answer: _libvirt_virsh.Answer) -> str:
+    """The run state that QEMU tells through virsh, or why it tells none."""
+    try:
+        said = json.loads(answer.value())
+        return str(said["return"]["status"] if "return" in said else said["error"]["desc"])
+    except (LiveUpdateError, KeyError, TypeError, ValueError) as err:
+        return f"no answer: {err}"
 
 
 def ram_places(record: dict) -> dict:

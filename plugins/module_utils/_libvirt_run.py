@@ -16,7 +16,21 @@ import stat
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _libvirt_saves, _limits, _luo, _paths, _processes, _systemd
+from . import (
+    _boot_order,
+    _clock,
+    _guests,
+    _holding,
+    _host,
+    _incoming,
+    _libvirt,
+    _libvirt_saves,
+    _limits,
+    _luo,
+    _paths,
+    _processes,
+    _systemd,
+)
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")

@@ -134,7 +134,10 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
 
 @pytest.fixture(name="saved")
 def domain_to_save(tmp_path, monkeypatch, libvirt, record):
-    """A held domain; libvirt's snapshot of it is "image", in a folder of root's. Beside it there is one with an id that is the name of the first."""
+    """A held domain; libvirt's snapshot of it is "image", in a folder of root's.
+
+    Beside it there is one with an id that is the name of the first.
+    """
     libvirt.domains[0]["says"]["dumpxml"] = (
         "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
     )
@@ -287,13 +290,28 @@ def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
     assert saved.exists()
 
 
-def test_the_last_look_at_all_domains_is_one_virsh(monkeypatch):
-    asked = []
-    monkeypatch.setattr(_libvirt, "virsh", lambda *words: asked.append(words) or "u-1\nu-3\n")
-    records = [{"name": name, "uuid": uuid} for name, uuid in (("app", "u-1"), ("db", "u-2"), ("web", "u-3"))]
-    (problem,) = _libvirt.still_saved(records)
-    assert problem.startswith("guest db was saved and is not paused any more") and asked == [("list", "--state-paused", "--uuid")]
-    assert _libvirt.still_saved([records[0], records[2]]) == []
+@pytest.mark.parametrize(
+    ("listed", "status", "seen"),
+    [
+        (True, '{"return": {"status": "postmigrate", "running": false}}', ""),
+        (True, '{"return": {"status": "paused", "running": false}}', "QEMU: paused"),  # it ran meanwhile
+        (False, '{"return": {"status": "running", "running": true}}', "QEMU: running"),
+        (False, '{"return": {"status": "postmigrate", "running": false}}', "QEMU: postmigrate"),
+        (True, '{"error": {"desc": "broken"}}', "QEMU: broken"),
+        (True, "error: no monitor", "QEMU: no answer: no monitor"),
+        (True, "[]", "QEMU: no answer"),
+    ],
+)
+def test_the_last_look_at_all_domains_is_one_virsh(libvirt, listed, status, seen):
+    good = '{"return": {"status": "postmigrate", "running": false}}'
+    records = [libvirt.add(name, number, query_status=good) for number, name in enumerate(("app", "db", "web"), 1)]
+    libvirt.domains[1]["says"]["query-status"] = status
+    paused = [record["uuid"] for record in records if listed or record["name"] != "db"]
+    libvirt.says["list --state-paused --uuid"] = "\n".join(paused) + "\n"
+    libvirt.keep()
+    problems = _libvirt.still_saved(records)
+    assert libvirt.processes() == 1 and len(problems) == bool(seen)
+    assert all(problem.startswith("guest db was saved") and seen in problem for problem in problems)
 
 
 def test_what_virsh_prints_is_utf_8_and_comes_back_byte_for_byte(tmp_path, monkeypatch):
