@@ -151,14 +151,18 @@ def _record(name: str) -> dict:
             ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
     except (OSError, ValueError):
         return {}
-    if "-uuid" not in argv:
+    uuid = _uuid_in(_status_file(name)) or next((value for word, value in zip(argv, argv[1:]) if word == "-uuid"), "")
+    if not uuid or "-uuid" not in argv:  # no QEMU, or one that counts as a stranger
         return {}
-    backends = memory_backends(argv)
+    try:
+        backends = memory_backends(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        backends = [_UNREAD]
     return {
         "name": name,
         "provider": "libvirt",
         "unit": _holding.resident_unit(name),
-        "uuid": _uuid_in(_status_file(name)) or argv[argv.index("-uuid") + 1],
+        "uuid": uuid,
         "pid": pid,
         "started": _processes.start_time(pid),
         "uid": ids["Uid:"],
@@ -168,8 +172,15 @@ def _record(name: str) -> dict:
     }
 
 
+# In place of RAM that cannot be told: a QEMU that was broken into can change its own command line.
+_UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 0, "path": ""}
+
+
 def memory_backends(argv: list[str]) -> list[dict]:
-    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure."""
+    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
+
+    Raises AttributeError, KeyError, TypeError or ValueError for what libvirt does not write.
+    """
     found = []
     for word, value in zip(argv, argv[1:]):
         if word == "-object" and value.startswith("{") and '"memory-backend-' in value:
@@ -177,7 +188,7 @@ def memory_backends(argv: list[str]) -> list[dict]:
             path = given.get("mem-path", "") if given.get("share") and not given.get("discard-data") else ""
             if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
                 path = ""
-            found.append({"kind": given["qom-type"], "id": given["id"], "size": given["size"], "path": path})
+            found.append({"kind": str(given["qom-type"]), "id": str(given["id"]), "size": int(given["size"]), "path": path})
     return found
 
 

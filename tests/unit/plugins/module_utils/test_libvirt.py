@@ -132,6 +132,30 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
     assert found["uuid"] == "aaaaaaaa-1111-4111-8111-111111111111"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-object", '{"memory-backend-'],
+        ["-object", '{"qom-type": "memory-backend-file"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": "much"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": 1, "share": true, "mem-path": 7}'],
+        ["-uuid"],
+    ],
+)
+def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, words):
+    run = libvirt.folder / "run"
+    (run / "app.xml").write_text("<name>app</name><uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>")
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", "print('ready', flush=True); input()", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        (run / "app.pid").write_text(str(process.pid))
+        (found,) = _libvirt.known()
+        process.kill()
+    assert found["name"] == "app" and found["ram"] == []
+    assert _libvirt._libvirt_reasons.memory_reasons(found["backends"], bool(found["ram"]))[0]["code"].startswith("ram-")
+
+
 @pytest.fixture(name="saved")
 def domain_to_save(tmp_path, monkeypatch, libvirt, record):
     """A held domain; libvirt's snapshot of it is "image", in a folder of root's.
