@@ -132,6 +132,9 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
     assert found["uuid"] == "aaaaaaaa-1111-4111-8111-111111111111"
 
 
+UUID = ("-uuid", "bbbbbbbb-1111-4111-8111-111111111111")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -146,7 +149,7 @@ def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, 
     run = libvirt.folder / "run"
     (run / "app.xml").write_text("<name>app</name><uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>")
     with subprocess.Popen(
-        [sys.executable, "-IS", "-c", "print('ready', flush=True); input()", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-IS", "-c", "print('ready', flush=True); input()", *UUID, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         process.stdout.readline()
         (run / "app.pid").write_text(str(process.pid))
