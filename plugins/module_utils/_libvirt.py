@@ -19,7 +19,19 @@ import os
 import stat
 import time
 
-from . import _guests, _holding, _libvirt_image, _libvirt_ram, _libvirt_reasons, _libvirt_virsh, _limits, _paths, _processes, _systemd
+from . import (
+    _guests,
+    _holding,
+    _libvirt_image,
+    _libvirt_ram,
+    _libvirt_reasons,
+    _libvirt_saves,
+    _libvirt_virsh,
+    _limits,
+    _paths,
+    _processes,
+    _systemd,
+)
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
 
@@ -139,14 +151,18 @@ def _record(name: str) -> dict:
             ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
     except (OSError, ValueError):
         return {}
-    if "-uuid" not in argv:
+    uuid = _uuid_in(_status_file(name)) or next((value for word, value in zip(argv, argv[1:]) if word == "-uuid"), "")
+    if not uuid or "-uuid" not in argv:  # no QEMU, or one that counts as a stranger
         return {}
-    backends = memory_backends(argv)
+    try:
+        backends = memory_backends(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        backends = [_UNREAD]
     return {
         "name": name,
         "provider": "libvirt",
         "unit": _holding.resident_unit(name),
-        "uuid": _uuid_in(_status_file(name)) or argv[argv.index("-uuid") + 1],
+        "uuid": uuid,
         "pid": pid,
         "started": _processes.start_time(pid),
         "uid": ids["Uid:"],
@@ -156,8 +172,15 @@ def _record(name: str) -> dict:
     }
 
 
+# In place of RAM that cannot be told: a QEMU that was broken into can change its own command line.
+_UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 0, "path": ""}
+
+
 def memory_backends(argv: list[str]) -> list[dict]:
-    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure."""
+    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
+
+    Raises AttributeError, KeyError, TypeError or ValueError for what libvirt does not write.
+    """
     found = []
     for word, value in zip(argv, argv[1:]):
         if word == "-object" and value.startswith("{") and '"memory-backend-' in value:
@@ -165,7 +188,7 @@ def memory_backends(argv: list[str]) -> list[dict]:
             path = given.get("mem-path", "") if given.get("share") and not given.get("discard-data") else ""
             if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
                 path = ""
-            found.append({"kind": given["qom-type"], "id": given["id"], "size": given["size"], "path": path})
+            found.append({"kind": str(given["qom-type"]), "id": str(given["id"]), "size": int(given["size"]), "path": path})
     return found
 
 
@@ -229,6 +252,9 @@ def inspect(record: dict) -> list[dict]:
     reasons += _libvirt_reasons.place_reasons(record["backends"], _libvirt_ram.directory())
     reasons += _libvirt_reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_libvirt_reasons.APPARMOR_RULE))
     reasons += _libvirt_reasons.definition_reasons(name, is_defined(name))
+    if os.path.islink(SAVED):
+        message = f"{SAVED} is a link, and QEMU's user may make links there: root follows none"
+        reasons.append(reason("saves-link", message, f"make it a folder, and mount the place that it led to there (mount --bind, {SAVED})"))
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
         reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
@@ -322,14 +348,32 @@ def save(record: dict, path: str, running: bool) -> dict:
 
 
 def still_saved(records: list[dict]) -> list[str]:
-    """Which of these domains are not paused any more: one virsh for all of them."""
-    paused = virsh("list", "--state-paused", "--uuid").split()
-    return [
-        f"guest {record['name']} was saved and is not paused any more: somebody else let it go on; keep others away from it, and run the"
-        " update again"
-        for record in records
-        if record["uuid"] not in paused
-    ]
+    """Which of these domains are not as their save left them: one virsh for all of them.
+
+    QEMU is in ``postmigrate`` then, also if it was paused before. One that ran since and was paused again is in ``paused``
+    (migration/migration.c, migration_iteration_finish; system/cpus.c, do_vm_stop): its old state would go onto newer RAM.
+    """
+    questions = [("qemu-monitor-command", record["uuid"], json.dumps({"execute": "query-status"})) for record in records]
+    listed, *answers = _libvirt_virsh.ask([("list", "--state-paused", "--uuid"), *questions], _limits.COMMAND)
+    paused = listed.value().split()
+    found = []
+    for record, answer in zip(records, answers):
+        state = _run_state(answer)
+        if record["uuid"] not in paused or state != "postmigrate":
+            found.append(
+                f"guest {record['name']} was saved and is not paused any more, or ran since (QEMU: {state}): somebody else let it go on;"
+                " keep others away from it, and run the update again"
+            )
+    return found
+
+
+def _run_state(answer: _libvirt_virsh.Answer) -> str:
+    """The run state that QEMU tells through virsh, or why it tells none."""
+    try:
+        said = json.loads(answer.value())
+        return str(said["return"]["status"] if "return" in said else said["error"]["desc"])
+    except (LiveUpdateError, KeyError, TypeError, ValueError) as err:
+        return f"no answer: {err}"
 
 
 def ram_places(record: dict) -> dict:
@@ -381,32 +425,34 @@ def write_image(record: dict, image: str, running: bool) -> float:
 
     Two virsh processes, and the guest is paused in the second one only. Were it not suspended, libvirt would let it run on from the
     snapshot: that is an error like any other.
+
+    Libvirt follows links: it writes in a folder of root's. Where libvirt looks for managed saves, QEMU's user could put one.
     """
-    uuid = record["uuid"]
+    uuid, written = record["uuid"], os.path.join(_paths.GUESTS_STATE, f"{record['name']}.image")
+    _paths.make_directory(_paths.GUESTS_STATE)
     shown, answer = _libvirt_virsh.ask([("dumpxml", uuid), ignore_shared(uuid, True)], SAVE_LIMIT_S)
     disks = disk_targets(shown.value())
     taken(answer.value())
-    place = image.replace(",", ",,")  # virsh(1), memspec
+    place = written.replace(",", ",,")  # virsh(1), memspec
     untouched = [word for disk in disks for word in ("--diskspec", f"{disk},snapshot=no")]
     words = ("--no-metadata", "--memspec", f"{place},snapshot=external", *untouched)
-    begin, suspended, saved = _libvirt_virsh.ask(
-        [("echo",), ("suspend", uuid), ("snapshot-create-as", uuid, "kvm-liveupdate", *words)], SAVE_LIMIT_S
-    )
     try:
-        suspended.value()
-        saved.value()
-    except LiveUpdateError:
-        with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
-            virsh("domjobabort", uuid)
-        raise
-    with open(image, "r+b") as file:
-        loadable = _libvirt_image.loadable(file.read(), running)
-        file.seek(0)
-        file.write(loadable)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-    _paths.sync_directory(image)
+        begin, suspended, saved = _libvirt_virsh.ask(
+            [("echo",), ("suspend", uuid), ("snapshot-create-as", uuid, "kvm-liveupdate", *words)], SAVE_LIMIT_S
+        )
+        try:
+            suspended.value()
+            saved.value()
+        except LiveUpdateError:
+            with contextlib.suppress(LiveUpdateError):  # as a rule there is no job any more
+                virsh("domjobabort", uuid)
+            raise
+        with open(written, "rb") as file:
+            loadable = _libvirt_image.loadable(file.read(), running)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(written)
+    _libvirt_saves.put(image, loadable)
     return begin.ended
 
 
@@ -423,7 +469,7 @@ def resume(record: dict, running: bool) -> None:
         if running and suspended:
             virsh("resume", uuid)
         if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
-            _paths.remove(image)
+            _libvirt_saves.remove(image)
 
 
 def _save_with_ram_again(uuid: str) -> None:

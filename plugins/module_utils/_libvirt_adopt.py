@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from . import _libvirt, _libvirt_agent, _libvirt_image, _libvirt_needs, _paths, _room, _runtime
+from . import _libvirt, _libvirt_agent, _libvirt_image, _libvirt_needs, _libvirt_saves, _room, _runtime
 from ._errors import LiveUpdateError, told
 from ._libvirt_xml import with_shared_file
 
@@ -39,8 +39,7 @@ def adopt(record: dict) -> dict:
         raise LiveUpdateError(f"domain {name}: {err}; {otherwise}") from err
     try:
         before = _read_head(image)
-        _paths.remove(head)
-        _write_head(head, before)  # should the power fail while the image is written to
+        _libvirt_saves.put(head, before)  # should the power fail while the image is written to
         _write_head(image, _libvirt_image.with_xml(before, with_shared_file))
         _libvirt.virsh(*start, limit=limit)
     except (LiveUpdateError, OSError) as err:
@@ -51,9 +50,9 @@ def adopt(record: dict) -> dict:
         except (LiveUpdateError, OSError) as worse:
             message = f"domain {name}: {err}; and as it was: {worse}; {otherwise}. {head}, if it is there, is how its image has to begin"
             raise LiveUpdateError(message) from err
-        _paths.remove(head)
+        _libvirt_saves.remove(head)
         raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
-    _paths.remove(head)
+    _libvirt_saves.remove(head)
     return _libvirt_agent.correct_clock(name) if was_running else {}
 
 
@@ -82,15 +81,14 @@ def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> l
 
 
 def _read_head(image: str) -> bytes:
-    with open(image, "rb") as file:
+    with open(_libvirt_saves.open_existing(image, os.O_RDONLY), "rb") as file:
         header = file.read(_libvirt_image.HEADER)
         return header + file.read(_libvirt_image.stream_start(header) - len(header))
 
 
 def _write_head(image: str, head: bytes) -> None:
-    """Over the beginning of a file, or into a new one that only root reads: a definition may have passwords in it."""
-    with open(os.open(image, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+    """Over the beginning of the image."""
+    with open(_libvirt_saves.open_existing(image, os.O_WRONLY), "wb") as file:
         file.write(head)
         file.flush()
         os.fsync(file.fileno())
-    _paths.sync_directory(image)

@@ -37,6 +37,8 @@ _ALWAYS_EMPTY = ("/dev/shm/", "/run/")
 _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
 # Files that QEMU has read whole at its start. Another version of one of them is the business of whoever looks at QEMU's own files.
 _READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
+# Elements that name a file in an attribute. The template of firmware variables is not needed once these are there.
+_NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
 _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
 
 
@@ -68,6 +70,13 @@ def _files(domain: Element) -> t.Iterator[dict]:
     for path in _READ_ONCE:
         for element in domain.findall(path):
             yield _file(element.text, f"<{element.tag}>")
+    for path, key in _NAMED_FILES:
+        for element in domain.findall(path):
+            yield _file(element.get(key), f"<{element.tag}>")
+    for element in domain.findall("devices/smartcard[@mode='host-certificates']/database"):
+        yield _file(element.text, "<smartcard>")
+    for element in domain.findall("devices/rng/backend[@model='random']"):
+        yield _file(element.text, "<rng>")
     for element in domain.findall("os/nvram"):
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)

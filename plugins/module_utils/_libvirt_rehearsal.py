@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import shutil
+import stat
 
 from . import (
     _guests,
@@ -23,6 +24,7 @@ from . import (
     _libvirt_needs,
     _libvirt_reasons,
     _libvirt_run,
+    _libvirt_saves,
     _libvirt_virsh,
     _limits,
     _paths,
@@ -39,7 +41,8 @@ __all__ = ("end", "firmware", "rehearse", "stand_in", "verdict")
 
 LOAD_LIMIT_S = _limits.REHEARSAL_LOAD
 LOOK_LIMIT_S = _limits.REHEARSAL_LOOK
-_FOLDERS = "/var/lib/libvirt/qemu"
+# QEMU's user may look into this folder, but not change it, as it may the one named qemu there; virt-aa-helper takes files below it.
+_FOLDERS = "/var/lib/libvirt"
 _LEAVE_OUT = "leave it out (hypervisor_update_rehearsal_guests)"
 # QEMU's own words about a state that it cannot load (migration/savevm.c, migration/migration.c, migration/ram.c).
 _DOES_NOT_LOAD = ("load of migration", "loading state", "savevm section", "Missing section", "Failed to load ", "Size mismatch")
@@ -88,16 +91,14 @@ def rehearse(record: dict) -> float:
     except LiveUpdateError as err:
         raise LiveUpdateError(f"guest {name} cannot be rehearsed: {err}; {_LEAVE_OUT}") from err
     disks = _libvirt.disk_targets(xml)
-    shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
-    os.mkdir(folder, mode=0o711)
+    _make_folder(folder)
     _make_disks(record, disks, folder)
     for path, copy in firmware(xml):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(path, os.path.join(folder, copy))
+        _copy_opened(record, path, os.path.join(folder, copy))
     _give_memory(record, other)
     image = os.path.join(folder, "state")
     paused = _libvirt.write_image(record, image, running=False)
-    with open(image, "r+b") as file:
+    with open(_libvirt_saves.open_existing(image, os.O_RDWR), "r+b") as file:
         saved = file.read()
         file.seek(0)
         file.write(_libvirt_image.with_xml(saved[: _libvirt_image.stream_start(saved)], lambda old: stand_in(old, other, uuid, folder)))
@@ -111,13 +112,75 @@ def rehearse(record: dict) -> float:
     return paused
 
 
+def _make_folder(folder: str) -> None:
+    """An empty folder that QEMU's user may enter, and nobody but root may change: it and the one above."""
+    above = os.path.dirname(folder)
+    seen = os.lstat(above)
+    if seen.st_uid != os.geteuid() or seen.st_mode & 0o022 or not stat.S_ISDIR(seen.st_mode):
+        raise LiveUpdateError(
+            f"no guest is rehearsed: {above} is a link, or somebody else than root may change it (user {seen.st_uid},"
+            f" mode {stat.S_IMODE(seen.st_mode):o}); chown root {above} && chmod go-w {above}"
+        )
+    shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
+    os.mkdir(folder)
+    os.chmod(folder, 0o711)  # whatever the umask
+
+
+def _create(record: dict, path: str) -> int:
+    """The descriptor of a new file that is QEMU's user's own, as libvirt would make it."""
+    handle = _paths.create(path)
+    os.fchown(handle, record["uid"], record["gid"])
+    return handle
+
+
+def _copy_opened(record: dict, path: str, copy: str) -> None:
+    """Copy what the domain's QEMU has open at ``path``; nothing when that is not there, or not open.
+
+    QEMU's user may put a link there. Through QEMU's own descriptor root reads nothing that QEMU could not.
+    """
+    try:
+        wanted = _identity(os.stat(path))
+    except FileNotFoundError:
+        return
+    for fd in sorted(_processes.fd_links(record["pid"])):
+        try:
+            found = _identity(os.stat(f"/proc/{record['pid']}/fd/{fd}"))
+            opened = _processes.take_fd(record["pid"], fd) if found == wanted else None
+        except (LiveUpdateError, OSError):
+            continue  # closed meanwhile
+        if opened is None:
+            continue
+        try:
+            if _identity(os.fstat(opened)) == wanted:
+                with open(_create(record, copy), "wb") as file:
+                    _copy(opened, file)
+                return
+        except OSError:
+            continue  # not open for reading: a number of it that is may follow
+        finally:
+            os.close(opened)
+
+
+def _copy(opened: int, file: t.BinaryIO) -> None:
+    """All of it, without a move of the place where QEMU reads."""
+    at = 0
+    while chunk := os.pread(opened, 1 << 20, at):
+        file.write(chunk)
+        at += len(chunk)
+
+
+def _identity(seen: os.stat_result) -> tuple[int, int]:
+    """A device is known by its number: libvirt makes QEMU nodes of its own for them."""
+    return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
+
+
 def _make_disks(record: dict, disks: list[str], folder: str) -> None:
     """Empty files of the sizes of the domain's disks; none for a drive without a medium."""
     for disk, answer in zip(disks, _libvirt_virsh.ask([("domblkinfo", record["uuid"], disk) for disk in disks], LOOK_LIMIT_S)):
         facts = dict(line.split(":", 1) for line in answer.value().splitlines() if ":" in line)
         size = facts.get("Capacity", "-").strip()
         if size.isdigit():
-            with open(os.path.join(folder, disk), "wb") as file:
+            with open(_create(record, os.path.join(folder, disk)), "wb") as file:
                 file.truncate(int(size))
 
 

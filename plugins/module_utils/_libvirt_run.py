@@ -16,7 +16,21 @@ import stat
 import sys
 import time
 
-from . import _boot_order, _clock, _guests, _holding, _host, _incoming, _libvirt, _limits, _luo, _paths, _processes, _systemd
+from . import (
+    _boot_order,
+    _clock,
+    _guests,
+    _holding,
+    _host,
+    _incoming,
+    _libvirt,
+    _libvirt_saves,
+    _limits,
+    _luo,
+    _paths,
+    _processes,
+    _systemd,
+)
 from ._errors import LiveUpdateError
 
 __all__ = ("HOOK", "hook", "keep_open", "restore")
@@ -240,7 +254,7 @@ def _go_on(journal: dict) -> None:
 def _started(image: str) -> float:
     """Remove the image of a domain that is back if libvirt did not, or not yet: without its RAM no other start may find it."""
     went_on = time.time()
-    _paths.remove(image)
+    _libvirt_saves.remove(image)
     return went_on
 
 

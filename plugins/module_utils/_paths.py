@@ -97,7 +97,8 @@ def digest(path: str) -> dict[str, int]:
     """The ``size`` and the ``crc32`` of a file: enough to see that a saved state is not the one that was written."""
     import zlib  # not every process needs it
 
-    with open(path, "rb") as file:
+    # Where QEMU's user may put a link or a pipe.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         content = file.read()
     return {"size": len(content), "crc32": zlib.crc32(content)}
 

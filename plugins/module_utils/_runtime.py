@@ -61,6 +61,7 @@ _PARTS = (
     "_libvirt_reasons",
     "_libvirt_rehearsal",
     "_libvirt_run",
+    "_libvirt_saves",
     "_libvirt_survey",
     "_libvirt_virsh",
     "_limits",

@@ -174,7 +174,7 @@ def test_a_domain_is_rehearsed_and_left_as_it_was(controller: Controller, host: 
         verdict = final_verdict(host, domain, since)
         assert verdict.survived, f"{domain.name}: {verdict.reason}"
     assert managed(host) == before
-    assert not host.ssh("virsh list --all --name | grep rehearsal; ls /var/lib/libvirt/qemu | grep rehearsal").stdout
+    assert not host.ssh("virsh list --all --name | grep rehearsal; ls /var/lib/libvirt /var/lib/libvirt/qemu | grep rehearsal").stdout
     assert not left_behind(host)
     assert not leaves_out_ram(host)
 

@@ -132,15 +132,45 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
     assert found["uuid"] == "aaaaaaaa-1111-4111-8111-111111111111"
 
 
+UUID = ("-uuid", "bbbbbbbb-1111-4111-8111-111111111111")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-object", '{"memory-backend-'],
+        ["-object", '{"qom-type": "memory-backend-file"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": "much"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": 1, "share": true, "mem-path": 7}'],
+        ["-uuid"],
+    ],
+)
+def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, words):
+    run = libvirt.folder / "run"
+    (run / "app.xml").write_text("<name>app</name><uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>")
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", "print('ready', flush=True); input()", *UUID, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        (run / "app.pid").write_text(str(process.pid))
+        (found,) = _libvirt.known()
+        process.kill()
+    assert found["name"] == "app" and found["ram"] == []
+    assert _libvirt._libvirt_reasons.memory_reasons(found["backends"], bool(found["ram"]))[0]["code"].startswith("ram-")
+
+
 @pytest.fixture(name="saved")
 def domain_to_save(tmp_path, monkeypatch, libvirt, record):
-    """A held domain; libvirt's snapshot of it is "image". Beside it there is one with an id that is the name of the first."""
+    """A held domain; libvirt's snapshot of it is "image", in a folder of root's.
+
+    Beside it there is one with an id that is the name of the first.
+    """
     libvirt.domains[0]["says"]["dumpxml"] = (
         "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
     )
     libvirt.add("other", "app")
     made = tmp_path / "app.save"
-    made.write_bytes(b"image")
+    (tmp_path / "app.image").write_bytes(b"image")
     monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
@@ -175,7 +205,7 @@ def test_no_disk_is_part_of_the_snapshot(saved, record, monkeypatch):
     monkeypatch.setattr(_libvirt._libvirt_virsh, "ask", lambda commands, limit: asked.extend(commands) or real(commands, limit))
     _libvirt.write_image(record, str(saved), running=True)
     disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
-    words = ("--no-metadata", "--memspec", f"{saved},snapshot=external", *disks)
+    words = ("--no-metadata", "--memspec", f"{saved.parent}/app.image,snapshot=external", *disks)
     assert asked[-1] == ("snapshot-create-as", record["uuid"], "kvm-liveupdate", *words)
     assert json.loads(asked[1][2])["arguments"]["capabilities"] == [{"capability": "x-ignore-shared", "state": True}]
 
@@ -197,7 +227,7 @@ def test_a_save_that_fails_says_so(libvirt, saved, record, tmp_path, verb, said,
     with pytest.raises(LiveUpdateError, match=r"guest app: save: .*no answer"):
         _libvirt.save(record, str(tmp_path / "app.state"), running=False)
     assert libvirt.asked()[-1] == last
-    assert saved.read_bytes() == b"image"
+    assert not saved.exists()
 
 
 def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_path, monkeypatch):
@@ -209,6 +239,7 @@ def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_p
 
     def write_image(*_arguments):
         order.append("suspended")
+        saved.touch()
         assert not (tmp_path / "app.resumed").exists()  # it would pass this save off as one that has run
         return 0.0
 
@@ -223,12 +254,33 @@ def test_a_saved_image_is_durable(saved, record, monkeypatch):
 
     def fsync(handle):
         synced.append(os.readlink(f"/proc/self/fd/{handle}"))
-        content.append(saved.read_bytes())
+        content.append((saved.parent / "app.save.part").read_bytes() if len(synced) == 1 else saved.read_bytes())
 
     monkeypatch.setattr(os, "fsync", fsync)
     _libvirt.write_image(record, str(saved), running=True)
-    assert synced == [str(saved), str(saved.parent)]
-    assert content[0] == b"image\1"
+    assert synced == [f"{saved}.part", str(saved.parent)]
+    assert content == [b"image\1"] * 2
+
+
+def test_qemus_user_cannot_have_root_write_elsewhere(saved, record, tmp_path):
+    """The folder of managed saves is its own: whatever it puts there is replaced, and libvirt itself writes in a folder of root's."""
+    roots = tmp_path / "root"
+    roots.write_text("root's")
+    for name in ("app.save", "app.save.part"):
+        (tmp_path / name).symlink_to(roots)
+    _libvirt.write_image(record, str(saved), running=True)
+    assert roots.read_text() == "root's" and not saved.is_symlink() and saved.read_bytes() == b"image\1"
+    assert saved.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "app.image").exists()
+
+
+def test_a_link_for_the_folder_of_saves_is_not_followed(saved, record, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(OSError, match="Not a directory"):
+        _libvirt.write_image(record, str(tmp_path / "link" / "app.save"), running=True)
+    assert not list((tmp_path / "real").iterdir())
+    monkeypatch.setattr(_libvirt, "SAVED", str(tmp_path / "link"))
+    assert codes(_libvirt.inspect(record)) == ["saves-link"]
 
 
 def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
@@ -265,13 +317,28 @@ def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
     assert saved.exists()
 
 
-def test_the_last_look_at_all_domains_is_one_virsh(monkeypatch):
-    asked = []
-    monkeypatch.setattr(_libvirt, "virsh", lambda *words: asked.append(words) or "u-1\nu-3\n")
-    records = [{"name": name, "uuid": uuid} for name, uuid in (("app", "u-1"), ("db", "u-2"), ("web", "u-3"))]
-    (problem,) = _libvirt.still_saved(records)
-    assert problem.startswith("guest db was saved and is not paused any more") and asked == [("list", "--state-paused", "--uuid")]
-    assert _libvirt.still_saved([records[0], records[2]]) == []
+@pytest.mark.parametrize(
+    ("listed", "status", "seen"),
+    [
+        (True, '{"return": {"status": "postmigrate", "running": false}}', ""),
+        (True, '{"return": {"status": "paused", "running": false}}', "QEMU: paused"),  # it ran meanwhile
+        (False, '{"return": {"status": "running", "running": true}}', "QEMU: running"),
+        (False, '{"return": {"status": "postmigrate", "running": false}}', "QEMU: postmigrate"),
+        (True, '{"error": {"desc": "broken"}}', "QEMU: broken"),
+        (True, "error: no monitor", "QEMU: no answer: no monitor"),
+        (True, "[]", "QEMU: no answer"),
+    ],
+)
+def test_the_last_look_at_all_domains_is_one_virsh(libvirt, listed, status, seen):
+    good = '{"return": {"status": "postmigrate", "running": false}}'
+    records = [libvirt.add(name, number, query_status=good) for number, name in enumerate(("app", "db", "web"), 1)]
+    libvirt.domains[1]["says"]["query-status"] = status
+    paused = [record["uuid"] for record in records if listed or record["name"] != "db"]
+    libvirt.says["list --state-paused --uuid"] = "\n".join(paused) + "\n"
+    libvirt.keep()
+    problems = _libvirt.still_saved(records)
+    assert libvirt.processes() == 1 and len(problems) == bool(seen)
+    assert all(problem.startswith("guest db was saved") and seen in problem for problem in problems)
 
 
 def test_what_virsh_prints_is_utf_8_and_comes_back_byte_for_byte(tmp_path, monkeypatch):

@@ -137,3 +137,21 @@ def test_there_has_to_be_room(on_disk, in_memory, says):
 def test_what_a_boot_would_not_bring_is_no_obstacle_within_this_one():
     reasons = [reason("network-no-autostart", "a network", "autostart it"), reason("file-gone", "an ISO", "eject it")]
     assert _libvirt_adopt.obstacles(reasons, 1, GIB, GIB) == ["an ISO - eject it"]
+
+
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
+def test_no_link_that_qemus_user_puts_in_place_of_an_image_is_followed(host, monkeypatch, how):
+    roots = host.image.parent / "root"
+    roots.write_bytes(b"root's")
+
+    def virsh(*words, **_limit):
+        host.calls.append(words)
+        if words[0] == "managedsave":
+            getattr(host.image, how)(roots)
+            host.head.symlink_to(roots)
+        return ""
+
+    monkeypatch.setattr(_libvirt, "virsh", virsh)
+    with pytest.raises(LiveUpdateError, match=r"Too many levels of symbolic links|has another name too"):
+        _libvirt_adopt.adopt(RECORD)
+    assert roots.read_bytes() == b"root's"

@@ -225,3 +225,17 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
     record["backends"] = [{"kind": "memory-backend-file", "id": "pc.ram", "path": "/x", "size": 1}]
     codes = {reason["code"] for reason in _libvirt.inspect(record)}
     assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket"} <= codes
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<sysinfo type='fwcfg'><entry name='opt/a' file='/x'/><entry name='opt/b'>text</entry></sysinfo>",
+        "<os><varstore path='/x' template='/gone'/></os>",
+        "<os><loader>/x</loader><nvram template='/gone'/></os>",  # libvirt reads the template only where the variables are not there
+        "<devices><smartcard mode='host-certificates'><certificate>a</certificate><database>/x</database></smartcard></devices>",
+        "<devices><rng model='virtio'><backend model='random'>/x</backend></rng></devices>",
+    ],
+)
+def test_what_qemu_reads_at_its_start_is_looked_for(xml):
+    assert [file["path"] for file in _libvirt_needs.needs(f"<domain>{xml}</domain>")["files"]] == ["/x"]

@@ -206,3 +206,56 @@ def test_only_its_own_stand_in_is_destroyed(tmp_path, monkeypatch):
     monkeypatch.setattr(_libvirt, "virsh", lambda verb, name: destroyed.append((verb, name)))
     _libvirt_rehearsal.end({"name": "app", "uuid": "11111111-1111-1111-1111-111111111111"}, running=True)
     assert destroyed == [("destroy", "kvm-liveupdate-rehearsal-11111111-1111-1111-1111-111111111111")]
+
+
+OWN = {"uid": os.getuid(), "gid": os.getgid()}
+
+
+def test_the_folder_of_a_rehearsal_is_one_that_only_root_can_change(tmp_path):
+    """QEMU's user would put links there, and root write through them."""
+    folder = tmp_path / "above" / "rehearsal"
+    folder.parent.mkdir()
+    folder.mkdir()
+    (folder / "vda").symlink_to("/nowhere")
+    _libvirt_rehearsal._make_folder(str(folder))
+    assert not list(folder.iterdir()) and folder.stat().st_mode & 0o777 == 0o711
+    folder.parent.chmod(0o770)
+    with pytest.raises(LiveUpdateError, match=r"somebody else than root may change it \(user \d+, mode 770\)"):
+        _libvirt_rehearsal._make_folder(str(folder))
+    folder.parent.chmod(0o711)
+    (tmp_path / "link").symlink_to(folder.parent)
+    with pytest.raises(LiveUpdateError, match="is a link"):
+        _libvirt_rehearsal._make_folder(str(tmp_path / "link" / "rehearsal"))
+
+
+def test_rehearsals_lie_beside_the_folder_of_qemus_user():
+    assert _libvirt_rehearsal._FOLDERS == "/var/lib/libvirt"
+
+
+def test_disks_of_a_stand_in_are_qemus_users_own(libvirt, tmp_path, monkeypatch):
+    owners = []
+    monkeypatch.setattr(os, "fchown", lambda handle, uid, gid: owners.append((os.readlink(f"/proc/self/fd/{handle}"), uid, gid)))
+    record = {**libvirt.add("app", 1, domblkinfo="Capacity:       4096\n"), "uid": 5, "gid": 6}
+    (tmp_path / "vda").symlink_to(tmp_path / "root")
+    _libvirt_rehearsal._make_disks(record, ["vda"], str(tmp_path))
+    assert (tmp_path / "vda").stat().st_size == 4096 and not (tmp_path / "root").exists()
+    assert owners == [(str(tmp_path / "vda"), 5, 6)]
+
+
+def test_firmware_variables_are_copied_through_qemus_own_descriptor(tmp_path):
+    """QEMU's user owns their folder, and may put a link to a file of root's there. It may also have that open, but not for reading."""
+    path, copy = tmp_path / "app.fd", tmp_path / "copy"
+    path.write_bytes(b"variables")
+    record = {"name": "app", "pid": os.getpid(), **OWN}
+    _libvirt_rehearsal._copy_opened(record, str(tmp_path / "nothing"), str(copy))
+    _libvirt_rehearsal._copy_opened(record, str(path), str(copy))
+    assert not copy.exists()  # it is not open
+    blind = os.open(path, os.O_PATH)
+    _libvirt_rehearsal._copy_opened(record, str(path), str(copy))
+    assert not copy.exists() or not copy.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(4)
+        _libvirt_rehearsal._copy_opened(record, str(path), str(copy))
+        assert file.tell() == 4
+    os.close(blind)
+    assert copy.read_bytes() == b"variables"

@@ -19,6 +19,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _libvirt,
     _libvirt_agent,
     _libvirt_run,
+    _libvirt_saves,
     _luo,
     _paths,
     _processes,
@@ -285,18 +286,18 @@ def test_what_fails_once_a_domain_runs_keeps_it_from_nothing(way, tmp_path, fail
 
 def test_an_image_that_cannot_be_removed_keeps_its_guard(way, tmp_path, monkeypatch):
     """Without its RAM no other start may find it: until it is gone the state, which libvirt's hook looks for, stays."""
-    real = _paths.remove
+    real = _libvirt_saves.remove
 
     def remove(path):
         if path == str(way.image):
             raise OSError(30, "Read-only file system")
         return real(path)
 
-    monkeypatch.setattr(_paths, "remove", remove)
+    monkeypatch.setattr(_libvirt_saves, "remove", remove)
     with pytest.raises(OSError, match="Read-only"):
         _libvirt_run.restore("app", way.journal())
     assert left(tmp_path) >= {"save", "state"} and _guests.journal("app")["state"] == "saved"
-    monkeypatch.setattr(_paths, "remove", real)
+    monkeypatch.setattr(_libvirt_saves, "remove", real)
     _libvirt_run.restore("app", _incoming.recorded("app"))  # its unit is started again
     assert left(tmp_path) == {"resumed"} and _guests.journal("app")["state"] == "restored"
 
