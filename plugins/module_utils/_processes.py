@@ -17,8 +17,11 @@ __all__ = (
     "argv_of",
     "fd_links",
     "file_of",
+    "flags_of",
+    "folder_of",
     "holders",
     "interfaces",
+    "open_paths",
     "pids",
     "replaced_program",
     "start_time",
@@ -53,6 +56,37 @@ def fd_links(pid: int, root: str = "/") -> dict[int, str]:
     except OSError:
         return {}
     return links
+
+
+def open_paths(pid: int) -> dict[int, tuple[str, int]]:
+    """What a process has open under a name that still is there, its input and output left out: its path and flags (open(2)), by descriptor.
+
+    Nothing is asked of a file system: one that does not answer would not let go of who asks.
+    """
+    found = {}
+    for fd, link in sorted(fd_links(pid).items()):
+        if fd > 2 and link.startswith("/") and not link.endswith(" (deleted)"):
+            flags = flags_of(pid, fd)
+            if flags is not None:
+                found[fd] = (link, flags)
+    return found
+
+
+def flags_of(pid: int, fd: int) -> int | None:
+    """How a descriptor was opened (open(2), fcntl(2)); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
+            return next((int(line.split()[1], 8) for line in info if line.startswith("flags:")), 0)
+    except OSError:
+        return None
+
+
+def folder_of(pid: int) -> str:
+    """The working directory of a process; the root when it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
 
 
 def file_of(pid: int, fd: int) -> tuple[int, int]:

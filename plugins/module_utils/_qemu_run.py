@@ -19,6 +19,10 @@ from ._errors import LiveUpdateError
 from ._qmp import Qmp
 from .vmm import _argv
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = ("run",)
 
 
@@ -55,8 +59,9 @@ def _become(name: str, argv: list[str], started: float) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     _paths.make_directory(_paths.GUESTS_RUN)
     if verdict == "restore" and session is not None:
+        lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []))
         if lacking:  # QEMU might fall back on something else, which is no place for this state
-            remedy = "mount it writable or load the kernel module: this is tried again by itself"
+            remedy = "mount what is missing, writable, or load the kernel module: this is tried again by itself"
             raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept", again=True)
         _restore(name, journal, session, started)
     _incoming.drop(session, note)
@@ -136,15 +141,17 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(name: str, argv: list[str], interfaces: list[str]) -> list[str]:
-    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, device nodes, networks.
+def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = ()) -> list[str]:
+    """Wait for what a host that still boots may lack, and QEMU would not wait for.
+
+    That is a root file system to write to, device nodes, networks, and ``paths`` of disks, sockets and the like.
 
     Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
     been made by hand, and a QEMU that cannot do without says so.
     """
-    nodes, until = _argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
+    wanted, until = [*_argv.nodes(argv), *paths], time.monotonic() + HOST_LIMIT_S
     while True:
-        lacking = [f"no {node}" for node in nodes if not os.path.exists(node)]
+        lacking = [f"no {path}" for path in wanted if not os.path.exists(path)]
         if not os.access(_paths.STATE, os.W_OK):
             lacking.append(f"{_paths.STATE} read-only")
         networks = [interface for interface in interfaces if not os.path.exists(os.path.join(NETWORKS, interface))]

@@ -83,6 +83,7 @@ _PARTS = (
     "vmm._argv",
     "vmm._files",
     "vmm._now",
+    "vmm._opens",
     "vmm._options",
 )
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -149,6 +150,31 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
         _qemu_run.run("web", KVM_GUEST)
     assert "the host still has no " in capsys.readouterr().err
     assert done == ([] if verdict == "restore" else ["started"])
+
+
+@pytest.mark.parametrize("verdict", ["restore", "cold"])
+def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_them(booting, tmp_path, monkeypatch, verdict):
+    """QEMU would exit, and systemd would not start it again. A clean start is QEMU's business."""
+    done = []
+    booting.kvm_at = 5  # the disk, this time
+    saved = {"state": "saved", "argv": ["qemu"], "paths": [str(booting.kvm)]}
+    monkeypatch.setattr(_incoming, "recorded", lambda name: saved)
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: 7)
+    monkeypatch.setattr(_incoming, "note_of", lambda session: {})
+    monkeypatch.setattr(_incoming, "decide", lambda *facts: (verdict, "so it is"))
+    monkeypatch.setattr(_incoming, "drop", lambda *session: None)
+    monkeypatch.setattr(_incoming, "lost", lambda *why: None)
+    monkeypatch.setattr(_qemu_run, "_restore", lambda *guest: done.append("restored") or 1 // 0)
+    monkeypatch.setattr(_qemu_run, "_start", lambda *guest: done.append("started"))
+    with pytest.raises(ZeroDivisionError) if verdict == "restore" else contextlib.nullcontext():
+        _qemu_run.run("web", ["qemu"])
+    assert (done, booting.turns) == ((["restored"], 6) if verdict == "restore" else (["started"], 1))
+    if verdict == "restore":
+        booting.kvm.unlink()
+        monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+        with pytest.raises(LiveUpdateError, match=f"guest web: its host still has no {booting.kvm}: .* its memory is kept") as told:
+            _qemu_run.run("web", ["qemu"])
+        assert told.value.details["again"] and done == ["restored"]
 
 
 # A QEMU that waits for a state: its run state, and whether it lets the guest go on, are files beside its monitor.
