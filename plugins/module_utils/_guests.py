@@ -208,7 +208,8 @@ def _start_and_files(record: dict, shown: dict[str, str]) -> list[dict]:
     pid, unit = record["pid"], record["unit"]
     ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
     made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
-    return start_reasons(unit, pid, shown) + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again)
+    brought = {unit, *" ".join(shown.get(key, "") for key in _BRINGS).split()}
+    return start_reasons(unit, pid, shown) + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again, brought)
 
 
 def name_reasons(record: dict) -> list[dict]:
@@ -322,7 +323,8 @@ def _denied(properties: dict[str, str]) -> bool:
 
 
 _RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
-_UNIT_PROPERTIES = (*_RUN_AT_START, "MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
+_BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
+_UNIT_PROPERTIES = (*_RUN_AT_START, *_BRINGS, "MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:

@@ -45,6 +45,9 @@ REHEARSAL_LOAD = 400.0
 REHEARSAL_LOOK = 60.0
 REHEARSAL_END = 900
 
+# A look at all paths of one guest: a network file system without its server answers never.
+PATHS = 10.0
+
 # The update, until guests are paused.
 
 # Of the whole update when nobody says it; until half of it the guests have to be paused.

@@ -41,6 +41,7 @@ DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 # What the command imports, also inside functions; a folder's __init__.py goes along.
 _PARTS = (
+    "_apart",
     "_away",
     "_boot_order",
     "_cli",
