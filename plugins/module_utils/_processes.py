@@ -149,7 +149,10 @@ def started_at(pid: int) -> float:
 
 
 def replaced_program(pid: int) -> str:
-    """The path of the program that the process runs when the file there is another one by now, or gone; else empty."""
+    """The path of the program that the process runs when the file there is another one by now, or gone; else empty.
+
+    So is the name that it was started by, when that leads to another program by now: a link that was turned, as alternatives are.
+    """
     link = f"/proc/{pid}/exe"
     try:
         path = os.readlink(link)
@@ -157,11 +160,30 @@ def replaced_program(pid: int) -> str:
     except OSError:
         return ""
     path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+    for place in (path, _started_by(pid)):
+        try:
+            there = os.stat(place) if place else runs
+        except FileNotFoundError:
+            return place
+        if (runs.st_dev, runs.st_ino) != (there.st_dev, there.st_ino):
+            return place
+    return ""
+
+
+def _started_by(pid: int) -> str:
+    """The program that the first word of a process's command line is now; empty where that is a script, or nothing that can be run."""
     try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return path
-    return "" if (runs.st_dev, runs.st_ino) == (there.st_dev, there.st_ino) else path
+        word = argv_of(pid)[0]
+        with open(f"/proc/{pid}/environ", encoding="utf-8", errors="surrogateescape") as file:
+            folders = next((value[len("PATH=") :] for value in file.read().split("\0") if value.startswith("PATH=")), os.defpath)
+        places = [os.path.join(folder_of(pid), word)] if "/" in word else [os.path.join(folder, word) for folder in folders.split(":")]
+        found = next((place for place in places if os.access(place, os.X_OK) and os.path.isfile(place)), "")
+        if not found:
+            return ""
+        with open(found, "rb") as program:
+            return found if program.read(4) == b"\x7fELF" else ""
+    except (OSError, IndexError):
+        return ""
 
 
 def unit_of(pid: int, root: str = "/") -> str | None:
