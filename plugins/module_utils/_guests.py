@@ -211,12 +211,11 @@ def _start_and_files(record: dict, shown: dict[str, str]) -> list[dict]:
     ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
     made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
     brought = {unit, *" ".join(shown.get(key, "") for key in _BRINGS).split()}
-    return (
-        start_reasons(unit, pid, shown)
-        + file_reasons(unit, record["name"], shown)
-        + rights_reasons(unit, pid)
-        + _files.reasons(pid, record["argv"], ram, made_again, brought)
-    )
+    found = start_reasons(unit, pid, shown) + file_reasons(unit, record["name"], shown)
+    if shown.get("NeedDaemonReload") == "yes" and not _is_out_of_order(shown, _processes.started_at(pid)):
+        message = f"the file of its unit {unit} was changed, and systemd has not read it since: the boot after the jump does"
+        found.append(reason("unit", message, "systemctl daemon-reload, then run this again"))
+    return found + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again, brought)
 
 
 def name_reasons(record: dict) -> list[dict]:
@@ -330,9 +329,6 @@ def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]
     if not file or (file.startswith("/run/") and not file.startswith(_GENERATED)):
         message = f"its unit {unit} is gone after a boot: its file is {file or 'not there'}"
         found.append(reason("unit", message, f"write it as /etc/systemd/system/{unit}, and restart the guest"))
-    if properties.get("NeedDaemonReload") == "yes":
-        message = f"the file of its unit {unit} was changed, and systemd has not read it since: the boot after the jump does"
-        found.append(reason("unit", message, "systemctl daemon-reload, then run this again"))
     for path, command in _programs(properties, "ExecStart"):
         program, said = os.path.basename(path), command[len(path) :].partition(" -- ")[0].strip().replace('"', "")
         if program.startswith("qemu-") or program in ("kvm", "qemu"):
@@ -342,6 +338,22 @@ def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]
             message = f"its unit {unit} starts another guest: 'kvm-liveupdate {said}', not 'run {name}'"
             found.append(reason("unit", message, f"write {name} there again and daemon-reload, or restart the guest under the new name"))
     return found
+
+
+def _is_out_of_order(properties: dict[str, str], started: float) -> bool:
+    """Whether systemd takes a unit for changed only because ``set-property``, which the wrapper uses, put a drop-in behind later ones.
+
+    The boot sorts them by name (src/core/unit.c, unit_need_daemon_reload). Then a file that is newer than the guest tells a change.
+    """
+    files = properties.get("DropInPaths", "").split()
+    names = [os.path.basename(path) for path in files]
+    if names == sorted(names):
+        return False
+    owned = [path for path in (properties.get("FragmentPath", ""), *files) if "/system.control/" not in path]
+    try:
+        return all(os.stat(path).st_mtime <= started for path in owned)
+    except OSError:
+        return False
 
 
 def _denied(properties: dict[str, str]) -> bool:
