@@ -82,6 +82,7 @@ _PARTS = (
     "_unclaimed",
     "_update",
     "vmm._argv",
+    "vmm._block",
     "vmm._files",
     "vmm._now",
     "vmm._opens",

@@ -28,7 +28,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _systemd,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _block
 
 
 def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
@@ -417,3 +417,15 @@ def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monk
         (tmp_path / "web.state").unlink()
     with pytest.raises(LiveUpdateError, match=r"guest web: .*/web\.state is not what was saved: .* kept: 'kvm-liveupdate discard web'"):
         _qemu_run._restore("web", journal, 5, 0.0)
+
+
+def test_a_disk_that_is_another_one_after_the_jump_is_not_opened_below_the_guests_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_incoming, "verify", lambda *_state: None)
+    monkeypatch.setattr(_incoming, "memory", lambda *_session: 1 // 0)
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid b"])
+    with pytest.raises(LiveUpdateError, match=r"guest web: /dev/sdb is wwid b, not wwid a\. .* its memory is kept") as told:
+        _qemu_run._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid a"]}}, 5, 0.0)
+    assert not told.value.details.get("again")
+    with pytest.raises(ZeroDivisionError):
+        _qemu_run._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid b"]}}, 5, 0.0)
