@@ -330,11 +330,11 @@ def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]
         message = f"its unit {unit} is gone after a boot: its file is {file or 'not there'}"
         found.append(reason("unit", message, f"write it as /etc/systemd/system/{unit}, and restart the guest"))
     for path, command in _programs(properties, "ExecStart"):
-        program, said = os.path.basename(path), command[len(path) :].partition(" -- ")[0].strip().replace('"', "")
+        program, said = os.path.basename(path), command.partition(" ")[2].partition(" -- ")[0]
         if program.startswith("qemu-") or program in ("kvm", "qemu"):
             message = f"its unit {unit} starts QEMU without the wrapper: ExecStart={command}"
             found.append(reason("unit", message, f"put 'kvm-liveupdate run {name} --' before it, daemon-reload, and restart the guest"))
-        elif program == "kvm-liveupdate" and "$" not in said and said != f"run {name}":
+        elif program == "kvm-liveupdate" and re.fullmatch(r"run [\w.:@-]+", said) and said != f"run {name}":
             message = f"its unit {unit} starts another guest: 'kvm-liveupdate {said}', not 'run {name}'"
             found.append(reason("unit", message, f"write {name} there again and daemon-reload, or restart the guest under the new name"))
     return found
