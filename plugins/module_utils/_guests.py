@@ -159,7 +159,7 @@ def survey(records: list[dict]) -> None:
 
     Without it each look asks for itself. The answers are of now: for a later look take new records.
     """
-    records = [record for record in records if not name_reasons(record)]  # else systemctl answers for nobody
+    records = [record for record in records if record["unit"] and not name_reasons(record)]  # else systemctl answers for nobody
     _ask_systemd(records)
     for provider in _providers.all_of_them():
         provider.survey([record for record in records if _providers.of(record) is provider])
@@ -190,6 +190,8 @@ def inspect(record: dict) -> list[dict]:
     if wrong:
         return wrong  # systemd and the records could not tell which guest is meant
     reasons: list[dict] = _paused.reasons(record) + _providers.of(record).inspect(record)
+    if not record["unit"]:
+        return reasons or [reason("unit", f"its QEMU, process {record['pid']}, is of no unit", "let a systemd unit run it, and restart it")]
     limits = memory_limits(record)
     shown = _asked(record)["shown"]
     return (
@@ -208,7 +210,12 @@ def _start_and_files(record: dict, shown: dict[str, str]) -> list[dict]:
     pid, unit = record["pid"], record["unit"]
     ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
     made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
-    return start_reasons(unit, pid, shown) + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again)
+    brought = {unit, *" ".join(shown.get(key, "") for key in _BRINGS).split()}
+    found = start_reasons(unit, pid, shown) + file_reasons(unit, record["name"], shown)
+    if shown.get("NeedDaemonReload") == "yes" and not _is_out_of_order(shown, _processes.started_at(pid)):
+        message = f"the file of its unit {unit} was changed, and systemd has not read it since: the boot after the jump does"
+        found.append(reason("unit", message, "systemctl daemon-reload, then run this again"))
+    return found + rights_reasons(unit, pid) + _files.reasons(pid, record["argv"], ram, made_again, brought)
 
 
 def name_reasons(record: dict) -> list[dict]:
@@ -297,7 +304,7 @@ def program_reasons(replaced: str) -> list[dict]:
 def warn(record: dict) -> list[dict]:
     """What of the guest does not come over as it was; none of it keeps it from being preserved."""
     warnings: list[dict] = _providers.of(record).warn(record)
-    if record["provider"] != "qemu" or name_reasons(record):
+    if record["provider"] != "qemu" or not record["unit"] or name_reasons(record):
         return warnings
     return warnings + start_warnings(record["unit"], _asked(record)["shown"])
 
@@ -315,6 +322,40 @@ def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]
     return [{"code": "unit", "message": message, "remedy": remedy}]
 
 
+def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]:
+    """What would have a boot not find the unit of the guest ``name`` as it is, or find it to run something else. Pure."""
+    found = []
+    file = properties.get("FragmentPath", "")
+    if not file or (file.startswith("/run/") and not file.startswith(_GENERATED)):
+        message = f"its unit {unit} is gone after a boot: its file is {file or 'not there'}"
+        found.append(reason("unit", message, f"write it as /etc/systemd/system/{unit}, and restart the guest"))
+    for path, command in _programs(properties, "ExecStart"):
+        program, said = os.path.basename(path), command.partition(" ")[2].partition(" -- ")[0]
+        if program.startswith("qemu-") or program in ("kvm", "qemu"):
+            message = f"its unit {unit} starts QEMU without the wrapper: ExecStart={command}"
+            found.append(reason("unit", message, f"put 'kvm-liveupdate run {name} --' before it, daemon-reload, and restart the guest"))
+        elif program == "kvm-liveupdate" and re.fullmatch(r"run [\w.:@-]+", said) and said != f"run {name}":
+            message = f"its unit {unit} starts another guest: 'kvm-liveupdate {said}', not 'run {name}'"
+            found.append(reason("unit", message, f"write {name} there again and daemon-reload, or restart the guest under the new name"))
+    return found
+
+
+def _is_out_of_order(properties: dict[str, str], started: float) -> bool:
+    """Whether systemd takes a unit for changed only because ``set-property``, which the wrapper uses, put a drop-in behind later ones.
+
+    The boot sorts them by name (src/core/unit.c, unit_need_daemon_reload). Then a file that is newer than the guest tells a change.
+    """
+    files = properties.get("DropInPaths", "").split()
+    names = [os.path.basename(path) for path in files]
+    if names == sorted(names):
+        return False
+    owned = [path for path in (properties.get("FragmentPath", ""), *files) if "/system.control/" not in path]
+    try:
+        return all(os.stat(path).st_mtime <= started for path in owned)
+    except OSError:
+        return False
+
+
 def _denied(properties: dict[str, str]) -> bool:
     """Whether the unit has a list of devices without the one for live updates (systemd.resource-control(5))."""
     listed = properties.get("DeviceAllow", "").split()
@@ -322,7 +363,19 @@ def _denied(properties: dict[str, str]) -> bool:
 
 
 _RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
-_UNIT_PROPERTIES = (*_RUN_AT_START, "MainPID", "DevicePolicy", "DeviceAllow", "FileDescriptorStoreMax", *_UNIT_NEEDS)
+_GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # which each boot makes
+_BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
+_UNIT_PROPERTIES = (
+    *_RUN_AT_START,
+    *_BRINGS,
+    "MainPID",
+    "DevicePolicy",
+    "DeviceAllow",
+    "FileDescriptorStoreMax",
+    "FragmentPath",
+    "NeedDaemonReload",
+    *_UNIT_NEEDS,
+)
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
-from . import _processes, _systemd
+from . import _apart, _processes, _systemd
 from ._errors import reason
 
 TYPE_CHECKING = False
@@ -123,11 +123,26 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
 
 
 def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
-    """What is wrong with each file, by its path: ``gone``, ``memory`` (a boot forgets it) or ``replaced`` (QEMU has another one open)."""
+    """What is wrong with each file, by its path.
+
+    It is ``gone``, ``memory`` (a boot forgets it), ``replaced`` (QEMU has another one open) or ``silent`` (its storage does not answer).
+    """
+    if not files:
+        return {}
+    try:
+        found: dict[str, str] = _apart.look(lambda say: _wrong(files, pid, mounts, say))
+    except _apart.Silent as err:
+        named = [file["path"] for file in files]
+        return {err.path if err.path in named else named[0]: "silent"}
+    return found
+
+
+def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None]) -> dict[str, str]:
     in_memory, emptied = _memory_devices(mounts), _emptied()
-    opened = _opened(pid)
+    opened = _opened(pid, say)
     found = {}
     for file in files:
+        say(file["path"])
         path = os.path.realpath(file["path"])
         try:
             seen = os.stat(path)
@@ -179,10 +194,11 @@ def _identity(seen: os.stat_result) -> tuple[int, int]:
     return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
 
 
-def _opened(pid: int) -> set[tuple[int, int]]:
+def _opened(pid: int, say: t.Callable[[str], None]) -> set[tuple[int, int]]:
     """The files that a process has open; empty when that cannot be seen."""
     found = set()
-    for fd in _processes.fd_links(pid):
+    for fd, link in _processes.fd_links(pid).items():
+        say(link)
         try:
             found.add(_identity(os.stat(f"/proc/{pid}/fd/{fd}")))
         except OSError:
@@ -190,8 +206,11 @@ def _opened(pid: int) -> set[tuple[int, int]]:
     return found
 
 
-def sockets(wanted: list[dict], root: str = "/") -> dict[str, str]:
-    """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty."""
+def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()) -> dict[str, str]:
+    """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty.
+
+    ``brought`` are units that start with the guest, so that they need not be enabled.
+    """
     if not wanted:
         return {}
     listening = _listening(root)
@@ -204,6 +223,7 @@ def sockets(wanted: list[dict], root: str = "/") -> dict[str, str]:
     services = sorted({unit for unit in owners.values() if unit.endswith(".service") and not unit.startswith("user@")})
     states = _systemd.show_each(services, "UnitFileState")
     lasting = {"init.scope", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
+    lasting |= {unit for unit in services if unit in brought and states[unit].get("UnitFileState") not in ("", "transient")}
     return {path: unit if unit in lasting else "" for path, unit in owners.items()}
 
 
@@ -270,6 +290,9 @@ def _file_reason(file: dict, wrong: str, name: str) -> dict:
         return reason("file-gone", f"{path}, {what}, is not there any more: QEMU cannot open it again", f"put it back{eject}")
     if wrong == "memory":
         return reason("file-in-memory", f"{path}, {what}, is gone after a boot", f"move it to a disk and restart the guest{eject}")
+    if wrong == "silent":
+        message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
+        return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the domain down")
     message = f"{path}, {what}, is not the file that QEMU has open: it would go on with another one"
     return reason("file-replaced", message, f"put the first one back, or restart the guest{eject}")
 

@@ -44,6 +44,11 @@ REHEARSAL = 600
 REHEARSAL_LOAD = 400.0
 REHEARSAL_LOOK = 60.0
 REHEARSAL_END = 900
+# A stand-in that was told to quit. Its guest is paused meanwhile.
+REHEARSAL_QUIT = 5.0
+
+# A look at all paths of one guest: a network file system without its server answers never.
+PATHS = 10.0
 
 # The update, until guests are paused.
 

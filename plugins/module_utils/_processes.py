@@ -17,8 +17,11 @@ __all__ = (
     "argv_of",
     "fd_links",
     "file_of",
+    "flags_of",
+    "folder_of",
     "holders",
     "interfaces",
+    "open_paths",
     "pids",
     "replaced_program",
     "start_time",
@@ -53,6 +56,37 @@ def fd_links(pid: int, root: str = "/") -> dict[int, str]:
     except OSError:
         return {}
     return links
+
+
+def open_paths(pid: int) -> dict[int, tuple[str, int]]:
+    """What a process has open under a name that still is there, its input and output left out: its path and flags (open(2)), by descriptor.
+
+    Nothing is asked of a file system: one that does not answer would not let go of who asks.
+    """
+    found = {}
+    for fd, link in sorted(fd_links(pid).items()):
+        if fd > 2 and link.startswith("/") and not link.endswith(" (deleted)"):
+            flags = flags_of(pid, fd)
+            if flags is not None:
+                found[fd] = (link, flags)
+    return found
+
+
+def flags_of(pid: int, fd: int) -> int | None:
+    """How a descriptor was opened (open(2), fcntl(2)); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
+            return next((int(line.split()[1], 8) for line in info if line.startswith("flags:")), 0)
+    except OSError:
+        return None
+
+
+def folder_of(pid: int) -> str:
+    """The working directory of a process; the root when it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
 
 
 def file_of(pid: int, fd: int) -> tuple[int, int]:
@@ -115,7 +149,10 @@ def started_at(pid: int) -> float:
 
 
 def replaced_program(pid: int) -> str:
-    """The path of the program that the process runs when the file there is another one by now, or gone; else empty."""
+    """The path of the program that the process runs when the file there is another one by now, or gone; else empty.
+
+    So is the name that it was started by, when that leads to another program by now: a link that was turned, as alternatives are.
+    """
     link = f"/proc/{pid}/exe"
     try:
         path = os.readlink(link)
@@ -123,11 +160,30 @@ def replaced_program(pid: int) -> str:
     except OSError:
         return ""
     path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+    for place in (path, _started_by(pid)):
+        try:
+            there = os.stat(place) if place else runs
+        except FileNotFoundError:
+            return place
+        if (runs.st_dev, runs.st_ino) != (there.st_dev, there.st_ino):
+            return place
+    return ""
+
+
+def _started_by(pid: int) -> str:
+    """The program that the first word of a process's command line is now; empty where that is a script, or nothing that can be run."""
     try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return path
-    return "" if (runs.st_dev, runs.st_ino) == (there.st_dev, there.st_ino) else path
+        word = argv_of(pid)[0]
+        with open(f"/proc/{pid}/environ", encoding="utf-8", errors="surrogateescape") as file:
+            folders = next((value[len("PATH=") :] for value in file.read().split("\0") if value.startswith("PATH=")), os.defpath)
+        places = [os.path.join(folder_of(pid), word)] if "/" in word else [os.path.join(folder, word) for folder in folders.split(":")]
+        found = next((place for place in places if os.access(place, os.X_OK) and os.path.isfile(place)), "")
+        if not found:
+            return ""
+        with open(found, "rb") as program:
+            return found if program.read(4) == b"\x7fELF" else ""
+    except (OSError, IndexError):
+        return ""
 
 
 def unit_of(pid: int, root: str = "/") -> str | None:

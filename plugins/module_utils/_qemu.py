@@ -182,7 +182,10 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
 
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
     """
-    interfaces = _processes.interfaces(record["pid"])
+    from .vmm import _block, _opens  # not on the boot path
+
+    interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
+    devices = {path: _block.identity(path) for path in paths if path.startswith("/dev/")}
     try:
         with Qmp(record["monitor"]) as monitor:
             paused = write_state(monitor, path)
@@ -192,7 +195,8 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
     times = {"paused": paused, "saved": time.time()}
-    return {"times": times, "argv": record["argv"], "interfaces": interfaces, "digest": digest}
+    needs = {"interfaces": interfaces, "paths": paths, "devices": devices}
+    return {"times": times, "argv": record["argv"], **needs, "digest": digest}
 
 
 def write_state(monitor: Qmp, path: str) -> float:

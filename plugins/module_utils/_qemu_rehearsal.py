@@ -11,58 +11,87 @@ has no consoles. Its RAM is the guest's, mapped privately. It waits for the stat
 from __future__ import annotations
 
 import contextlib
-import json
 import re
+import time
 
-from . import _guests, _paths, _qemu
+from . import _guests, _limits, _paths, _qemu
 from ._errors import LiveUpdateError
 from ._qmp import Qmp
-from .vmm import _argv
+from .vmm import _argv, _options
 
 __all__ = ("command", "end", "rehearse")
 
-# Options with a value that a stand-in goes without.
-_DROPPED = ("pidfile", "qmp", "qmp-pretty", "mon", "monitor", "vnc", "spice", "display", "gdb", "D")
-_DROPPED_FLAGS = ("s", "S", "nographic", "daemonize", "full-screen")
-_REFUSED = ("blockdev", "tpmdev", "hda", "hdb", "hdc", "hdd", "cdrom", "pflash", "nic", "net")
+QUIT_LIMIT_S = _limits.REHEARSAL_QUIT
+
+# Options that a stand-in goes without: consoles, displays, monitors, logs.
+_DROPPED_TEXT = """
+D S alt-grab ctrl-grab curses d daemonize dfilter display echr full-screen gdb jitdump mem-prealloc mon monitor no-frame no-quit nographic
+perfmap pidfile portrait qmp qmp-pretty rotate s sdl spice trace vnc
+"""
+_DROPPED = frozenset(_DROPPED_TEXT.split())
+# Options that open nothing for writing, and nothing that can be there only once.
+_KEPT_TEXT = """
+L M accel acpitable action append async-teardown balloon bios boot compat cpu dtb enable-fips enable-kvm fw_cfg g global icount initrd iscsi
+k kernel m machine msg name no-acpi no-fd-bootchk no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-reboot no-shutdown
+no-user-config nodefaults nodefconfig numa old-param only-migratable option-rom overcommit prom-env realtime rtc rtc-td-hack sandbox seed
+semihosting singlestep smbios smp snapshot startdate tb-size tdf usb uuid vga watchdog watchdog-action win2k-hack
+"""
+_KEPT = frozenset(_KEPT_TEXT.split())
+# The same of objects, by how their types begin. Others write to files, take the host's devices, or talk to other processes.
+_OBJECTS = (
+    "authz-",
+    "can-bus",
+    "cryptodev-backend-builtin",
+    "iothread",
+    "main-loop",
+    "rng-",
+    "secret",
+    "thread-context",
+    "throttle-group",
+    "tls-c",
+)
+# Devices that are there only once, or are not QEMU's alone.
+_ONCE = ("vfio-", "usb-host", "usb-mtp", "u2f-passthru", "vhost-user", "vhost-scsi", "vhost-vdpa", "x-pci-proxy", "virtio-9p", "ivshmem")
+_USB = ("tablet", "mouse", "keyboard", "wacom-tablet", "braille")
+# What else -drive may say: none of it names an image.
+_IMAGE = ("filename", "driver")
 
 
 def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
     """The stand-in's command line. Pure. Raises for what it cannot make harmless."""
-    words, options = [argv[0]], iter(argv[1:])
-    for word in options:
-        option = word.lstrip("-") if word.startswith("-") else ""
-        if option in _REFUSED:
-            raise LiveUpdateError(f"it cannot be rehearsed: {word} on its command line; use -drive, -netdev and -device instead")
-        if option in _DROPPED_FLAGS:
-            continue
+    words = [argv[0]]
+    for option, value in _options.split(argv):
         if option in _DROPPED:
-            next(options, "")
             continue
-        words.append(word)
+        shown = f"-{option} {value}".strip() if option else value
         if option in _CHANGED:
-            words.append(_CHANGED[option](next(options, "")))
+            try:
+                words += [f"-{option}", _CHANGED[option](value)]
+            except ValueError as err:
+                raise LiveUpdateError(f"it cannot be rehearsed: {shown}: {err}") from err
+        elif option in _KEPT:
+            words += [f"-{option}", value] if value or option in _options.WITH_WORD else [f"-{option}"]
+        else:
+            remedy = "a stand-in beside the guest may not have it; use -drive, -netdev, -chardev and -device for what they can say"
+            raise LiveUpdateError(f"it cannot be rehearsed: {shown} on its command line: {remedy}")
     words += ["-monitor", "none", "-display", "none", "-qmp", f"unix:{monitor},server=on,wait=off"]
     words += ["-object", f"memory-backend-file,id={_argv.RAM_ID},size={size},share=off,mem-path={memory}"]
     return [*words, "-machine", f"memory-backend={_argv.RAM_ID}", "-S", "-incoming", "defer"]
 
 
-def _parts(value: str) -> list[tuple[str, str]]:
-    """The keys of an option with their values, in either of QEMU's dialects (qemu(1); two commas stand for one)."""
-    if value.startswith("{"):
-        given = json.loads(value)
-        return [(key, ("off", "on")[one] if isinstance(one, bool) else str(one)) for key, one in given.items()]
-    parts = re.split(r"(?<!,),(?!,)", value)
-    return [(key, text) for key, _equals, text in (part.partition("=") for part in parts)]
+def _quoted(value: str) -> str:
+    return value.replace(",", ",,")
 
 
 def _drive(value: str) -> str:
     """What it writes goes into a file of its own, and it takes no lock on the guest's. Only files have locks."""
-    given = dict(_parts(value))
+    given = _options.keys_of("drive", value)
     file = given.get("file", "")
-    if "snapshot" in given or any(key.startswith("file.") for key in given) or file.startswith("json:"):
+    if "snapshot" in given or any(key.startswith(("file.", "backing", "server")) for key in given) or file.startswith("json:"):
         raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file= and leave out snapshot=")
     if not file:
+        if set(given) & set(_IMAGE):
+            raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file=")
         return value
     protocol = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", file)
     is_file = protocol is None or protocol.group() == "file"
@@ -71,9 +100,9 @@ def _drive(value: str) -> str:
 
 def _netdev(value: str) -> str:
     """The same backend, for the features that it has, connected to nothing."""
-    given = _parts(value)
-    kind = dict(given).get("type") or given[0][0]
-    kept = [f"{key}={text}" for key, text in given if key in ("id", "vhost", "queues", "vnet_hdr", "sndbuf", "restrict")]
+    given = _options.keys_of("netdev", value)
+    kind = given.get("type", "")
+    kept = [f"{key}={_quoted(text)}" for key, text in given.items() if key in ("id", "vhost", "queues", "vnet_hdr", "sndbuf", "restrict")]
     if kind in ("tap", "bridge"):
         return ",".join(["tap", *kept, "script=no", "downscript=no"])
     if kind == "user":
@@ -82,15 +111,18 @@ def _netdev(value: str) -> str:
 
 
 def _chardev(value: str) -> str:
-    return f"null,id={dict(_parts(value)).get('id', '')}"
+    return f"null,id={_options.keys_of('chardev', value).get('id', '')}"
 
 
 def _audiodev(value: str) -> str:
-    return f"none,id={dict(_parts(value)).get('id', '')}"
+    return f"none,id={_options.keys_of('audiodev', value).get('id', '')}"
 
 
 def _device(value: str) -> str:
     """The same device; a vsock address can be there once only, and is no part of what is saved (hw/virtio/vhost-vsock-common.c)."""
+    driver = _options.keys_of("device", value).get("driver", "")
+    if driver.startswith(_ONCE):
+        raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; there can be only one of this device")
     return re.sub(
         r"""(guest-cid"?\s*[=:]\s*)(0[xX][0-9a-fA-F]+|\d+)""", lambda found: f"{found.group(1)}{_other_cid(found.group(2))}", value
     )
@@ -101,19 +133,38 @@ def _other_cid(cid: str) -> int:
     return 3 + (int(cid, 0) + (1 << 30)) % ((1 << 32) - 4)
 
 
-def _null(_value: str) -> str:
+def _null(value: str) -> str:
     """A serial or parallel port is a device of the guest, and stays one."""
-    return "null"
+    return "none" if value == "none" else "null"
+
+
+def _object(value: str) -> str:
+    """An object that is QEMU's alone."""
+    kind = _options.keys_of("object", value).get("qom-type", "")
+    if not kind.startswith(_OBJECTS):
+        raise LiveUpdateError(
+            f"it cannot be rehearsed: -object {value}; {kind or 'it'} may use something of the host that is there only once"
+        )
+    return value
+
+
+def _usb(value: str) -> str:
+    if value not in _USB:
+        raise LiveUpdateError(f"it cannot be rehearsed: -usbdevice {value}; use -device instead")
+    return value
 
 
 _CHANGED = {
     "audiodev": _audiodev,
     "chardev": _chardev,
+    "debugcon": _null,
     "device": _device,
     "drive": _drive,
     "netdev": _netdev,
+    "object": _object,
     "parallel": _null,
     "serial": _null,
+    "usbdevice": _usb,
 }
 
 
@@ -152,10 +203,21 @@ def rehearse(record: dict) -> float:
 
 
 def end(record: dict, running: bool) -> None:
-    """Let the guest go on, then end the stand-in and remove what is its own."""
-    _qemu.resume(record, running)
+    """End the stand-in and let the guest go on, whatever becomes of the stand-in; remove what is its own."""
     monitor, state, log = _paths_of(record["name"])
-    with contextlib.suppress(LiveUpdateError, OSError), Qmp(monitor) as other:
-        other.execute("quit")
+    try:
+        _end_stand_in(monitor)
+    finally:
+        _qemu.resume(record, running)
     for path in (monitor, state, log):
         _paths.remove(path)
+
+
+def _end_stand_in(path: str) -> None:
+    """Have it quit, and wait for that for a moment: until then it has the guest's disks open, and the guest stands still."""
+    with contextlib.suppress(LiveUpdateError, OSError), Qmp(path, answer_s=QUIT_LIMIT_S) as other:
+        other.execute("quit")
+        until = time.monotonic() + QUIT_LIMIT_S
+        while time.monotonic() < until:
+            other.status()  # an error once it has ended, and the connection with it
+            time.sleep(0.01)

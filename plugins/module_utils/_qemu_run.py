@@ -19,6 +19,10 @@ from ._errors import LiveUpdateError
 from ._qmp import Qmp
 from .vmm import _argv
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = ("run",)
 
 
@@ -55,8 +59,9 @@ def _become(name: str, argv: list[str], started: float) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     _paths.make_directory(_paths.GUESTS_RUN)
     if verdict == "restore" and session is not None:
+        lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []))
         if lacking:  # QEMU might fall back on something else, which is no place for this state
-            remedy = "mount it writable or load the kernel module: this is tried again by itself"
+            remedy = "mount what is missing, writable, or load the kernel module: this is tried again by itself"
             raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept", again=True)
         _restore(name, journal, session, started)
     _incoming.drop(session, note)
@@ -123,6 +128,7 @@ def _own_uuid(name: str) -> str:
 
 def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _incoming.verify(journal, _guests.state_path(name))
+    _verify_devices(name, journal.get("devices", {}))
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
@@ -136,15 +142,31 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(name: str, argv: list[str], interfaces: list[str]) -> list[str]:
-    """Wait for what a host that still boots may lack, and QEMU would not wait for: a root file system to write to, device nodes, networks.
+def _verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
+    if not devices:
+        return
+    from .vmm import _block  # for guests with block devices only
+
+    wrong = _block.changed(devices)
+    if wrong:
+        raise LiveUpdateError(
+            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
+            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
+        )
+
+
+def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = ()) -> list[str]:
+    """Wait for what a host that still boots may lack, and QEMU would not wait for.
+
+    That is a root file system to write to, device nodes, networks, and ``paths`` of disks, sockets and the like.
 
     Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
     been made by hand, and a QEMU that cannot do without says so.
     """
-    nodes, until = _argv.nodes(argv), time.monotonic() + HOST_LIMIT_S
+    wanted, until = [*_argv.nodes(argv), *paths], time.monotonic() + HOST_LIMIT_S
     while True:
-        lacking = [f"no {node}" for node in nodes if not os.path.exists(node)]
+        lacking = [f"no {path}" for path in wanted if not os.path.exists(path)]
         if not os.access(_paths.STATE, os.W_OK):
             lacking.append(f"{_paths.STATE} read-only")
         networks = [interface for interface in interfaces if not os.path.exists(os.path.join(NETWORKS, interface))]

@@ -41,6 +41,7 @@ DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_paths.STATE, _paths.GUESTS_STATE)
 # What the command imports, also inside functions; a folder's __init__.py goes along.
 _PARTS = (
+    "_apart",
     "_away",
     "_boot_order",
     "_cli",
@@ -82,8 +83,10 @@ _PARTS = (
     "_unclaimed",
     "_update",
     "vmm._argv",
+    "vmm._block",
     "vmm._files",
     "vmm._now",
+    "vmm._opens",
     "vmm._options",
 )
 

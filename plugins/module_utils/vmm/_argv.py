@@ -37,6 +37,8 @@ _HUGE_PAGE = 2 << 20
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
+# Block devices that the kernel numbers as it finds them.
+_NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
 _DISK = ("drive", "blockdev")
 CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
@@ -294,6 +296,12 @@ def warnings(argv: list[str]) -> list[dict]:
     if processor.get("model") in ("host", "max"):
         message = f"its processor is what the host offers, and a new kernel may offer another: {processor.text}"
         found.append(reason("cpu-host", message, "name the model (-cpu EPYC-Rome, see -cpu help) and restart the guest"))
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    disks = [option for option in options if option.name in _DISK]
+    for path in dict.fromkeys(local_file(disk, nodes) for disk in disks):
+        if _NUMBERED.match(path):
+            message = f"its disk {path} may have another name after the jump, and then it does not come back by itself"
+            found.append(reason("device-name", message, "name it by a lasting path (/dev/disk/by-id/, /dev/mapper/) and restart the guest"))
     for option in options:
         if option.name == "device" and "vhost-vsock" in option.get("driver"):
             found.append(reason("vsock", f"its vsock connections are reset: {option.text}", "see that both ends connect again"))

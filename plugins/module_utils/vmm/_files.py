@@ -13,15 +13,20 @@ import os
 import re
 import stat
 
-from .. import _processes
+from .. import _apart, _processes
 from .._errors import reason
-from . import _argv, _options
+from . import _argv, _opens, _options
 from ._options import Option
 
-__all__ = ("reasons", "replaced")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t
+
+__all__ = ("reasons", "replaced", "silent")
 
 _VOLATILE = ("tmpfs", "ramfs")
 _EMPTIED = "/tmp/"  # by a boot, wherever it lies (tmpfiles.d(5))
+_CREDENTIALS = "/run/credentials/"  # which systemd gives a unit at each start (systemd.exec(5))
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/seavgabios", "/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/ipxe")
 # The option ROMs that devices load, by how the devices' names begin.
 _ROMS = {
@@ -50,97 +55,135 @@ _VGA = {
     "virtio": "virtio-vga",
 }
 _CARDS = {"virtio": "virtio-net"}  # what -nic and -net call by another name than -device
-# Options that name a file which QEMU reads at its start, and the keys that do.
-_READ = {
-    "bios": ("",),
-    "dtb": ("",),
-    "fw_cfg": ("file",),
-    "initrd": ("",),
-    "kernel": ("",),
-    "object": ("file", "dir"),
-    "option-rom": ("romfile",),
-    "smbios": ("file", "path"),
-    "acpitable": ("file", "data"),
-    "spice": ("x509-dir",),
-    "vnc": ("tls-creds-dir",),
-}
+# Block devices that somebody has set up by hand, by the kernel's names.
+_BY_HAND = re.compile(r"(loop|nbd|ram|zram)\d")
 
 
-def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool) -> list[dict]:
+def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, brought: t.Collection[str] = ()) -> list[dict]:
     """What this QEMU has to open again and will not find as it is: reasons.
 
     ``ram`` are the device and inode of each of its RAM files. ``made_again`` is whether its unit runs something before it, which may make
-    files that are only read.
+    files that are only read. ``brought`` are the services that its unit starts with, itself among them.
     """
-    options = _options.read(argv)[0]
-    found = []
-    mounts = _mounts(pid)
-    opened = _open_files(pid, options, ram)
-    for path, seen, writable in opened:
-        there, gone = _stat(pid, path)
+    try:
+        found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
+    except _apart.Silent as err:
+        found = [silent(err.path)]
+    return found + _peers(_options.read(argv)[0], brought)
+
+
+def silent(path: str) -> dict:
+    """The reason against a guest with a path that does not answer."""
+    message = f"{path} does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
+    return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the guest down")
+
+
+class _Look:
+    """One look at the files of a QEMU; ``say`` is told each path before it is looked at."""
+
+    def __init__(self, pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, say: t.Callable[[str], None]) -> None:
+        self.pid, self.argv, self.ram, self.made_again, self.say = pid, argv, ram, made_again, say
+        self.options = _options.read(argv)[0]
+        self.mounts = _mounts(pid)
+
+    def reasons(self) -> list[dict]:
+        files, devices = self._opened()
+        paths = {path for path, _seen, _writable in files}
+        images = [path for path in _opens.images(self.options, _processes.folder_of(self.pid)) if path not in paths]
+        found = [why for opened in files for why in self._of_file(*opened)]
+        identities = {(seen.st_dev, seen.st_ino) for _path, seen, _writable in files}
+        for path in images:  # a file that was renamed is open under its new name
+            found += self._of_image(path, identities, devices)
+        for path in _opens.read_at_start(self.options, self.argv):
+            found += self._of_read(path)
+        for path in _opens.pipes(self.options):
+            if self.stat(path)[1] and self.stat(f"{path}.in")[1]:
+                message = f"{path} is not there any more, a pipe that QEMU opens at its start"
+                found.append(
+                    reason("file-gone", message, "make it again (mkfifo), or remove it from the command line and restart the guest")
+                )
+        return found
+
+    def stat(self, path: str) -> tuple[os.stat_result | None, bool]:
+        self.say(path)
+        return _stat(self.pid, path)
+
+    def _of_file(self, path: str, seen: os.stat_result, writable: bool) -> list[dict]:
+        there, gone = self.stat(path)
         if gone:
             message = f"{path} is open in QEMU, and is not there any more"
-            found.append(reason("file-gone", message, "put it back, or eject it or remove it from the command line and restart the guest"))
-        elif there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
+            return [reason("file-gone", message, "put it back, or eject it or remove it from the command line and restart the guest")]
+        if there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
             message = f"{path} is another file than the one that QEMU has open under that name"
-            found.append(reason("file-gone", message, "shut the guest down, see which of the two it needs, and start it"))
-        elif _is_volatile(path, mounts) and (writable or not made_again):
-            found.append(_volatile(path))
-    identities = {(seen.st_dev, seen.st_ino) for _path, seen, _writable in opened}
-    paths = {path for path, _seen, _writable in opened}
-    for path in [path for path in _images(options) if path not in paths]:  # a file that was renamed is open under its new name
-        there, _gone = _stat(pid, path)
-        if there and stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) not in identities:
+            return [reason("file-gone", message, "shut the guest down, see which of the two it needs, and start it")]
+        return [_volatile(path)] if _is_volatile(path, self.mounts) and (writable or not self.made_again) else []
+
+    def _of_image(self, path: str, files: set[tuple[int, int]], devices: set[int]) -> list[dict]:
+        """A path of the command line under which QEMU has nothing open: a link, a block device, or what is not there any more."""
+        there, gone = self.stat(path)
+        if gone:
+            message = f"{path} of its command line is not there any more: QEMU opens it at its start"
+            return [reason("file-gone", message, "put it back, or name another path on the command line and restart the guest")]
+        if not there:
+            return []
+        if stat.S_ISBLK(there.st_mode):
+            if there.st_rdev not in devices:
+                message = f"{path} of its command line is not a block device that QEMU has open"
+                return [reason("file-gone", message, "shut the guest down, see which device it needs, and start it")]
+            name = _kernel_name(there.st_rdev)
+            if _BY_HAND.match(name) and not self.made_again:
+                message = f"{path} is the block device {name}, which nobody sets up after the jump"
+                return [reason("file-volatile", message, "name the file or a lasting device on the command line, and restart the guest")]
+        elif stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) not in files:
             message = f"{path} of its command line is not a file that QEMU has open"
-            found.append(reason("file-gone", message, "shut the guest down, see which file it needs, and start it"))
-    for path in _read_at_start(options, argv):
-        if _stat(pid, path)[1]:
+            return [reason("file-gone", message, "shut the guest down, see which file it needs, and start it")]
+        return []
+
+    def _of_read(self, path: str) -> list[dict]:
+        if self.stat(path)[1]:
             message = f"{path} is not there any more, and QEMU reads it at its start"
-            found.append(reason("file-gone", message, "put it back, or name another file on the command line and restart the guest"))
-        elif _is_volatile(path, mounts) and not made_again:
-            found.append(_volatile(path))
-    return found + _peers(pid, options)
+            return [reason("file-gone", message, "put it back, or name another file on the command line and restart the guest")]
+        return [_volatile(path)] if _is_volatile(path, self.mounts) and not self.made_again and not path.startswith(_CREDENTIALS) else []
+
+    def _opened(self) -> tuple[list[tuple[str, os.stat_result, bool]], set[int]]:
+        """What QEMU has open: ordinary files, but for RAM, output and temporary ones, each as its path, what is open and whether QEMU may
+        write there; and the numbers of block devices."""
+        written = {
+            value for option in self.options if option.name not in ("drive", "blockdev", *_opens.READ) for value in option.keys.values()
+        }
+        found: dict[str, tuple[str, os.stat_result, bool]] = {}
+        devices: set[int] = set()
+        for fd, link in sorted(_processes.fd_links(self.pid).items()):
+            path = link[: -len(" (deleted)")] if link.endswith(" (deleted)") else link
+            flags = _processes.flags_of(self.pid, fd)
+            if fd <= 2 or flags is None or not path.startswith("/") or path.startswith("/memfd:") or _opens.is_output(flags):
+                continue
+            self.say(path)
+            try:
+                seen = os.stat(f"/proc/{self.pid}/fd/{fd}")
+            except OSError:
+                continue  # closed meanwhile
+            if stat.S_ISBLK(seen.st_mode):
+                devices.add(seen.st_rdev)
+            if not stat.S_ISREG(seen.st_mode):
+                continue
+            if (seen.st_dev, seen.st_ino) in self.ram or path in written or re.search(r"/vl\.\w{6}$", path):
+                continue
+            found[path] = (path, seen, bool(flags & os.O_ACCMODE) or (found[path][2] if path in found else False))
+        return list(found.values()), devices
+
+
+def _kernel_name(number: int) -> str:
+    """What the kernel calls a block device (sysfs); empty when that is not known."""
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
+    except OSError:
+        return ""
 
 
 def _volatile(path: str) -> dict:
     message = f"{path} is in memory or a temporary folder, which a jump leaves empty"
     return reason("file-volatile", message, "move it to a disk, name that path on the command line, and restart the guest")
-
-
-def _open_files(pid: int, options: list[Option], ram: set[tuple[int, int]]) -> list[tuple[str, os.stat_result, bool]]:
-    """The ordinary files that QEMU has open, but for RAM, output and temporary ones: path, what is open, whether it may write there."""
-    others = [option for option in options if option.name not in ("drive", "blockdev", *_READ)]
-    written = {value for option in others for value in option.keys.values()}
-    found: dict[str, tuple[str, os.stat_result, bool]] = {}
-    for fd, link in sorted(_processes.fd_links(pid).items()):
-        path = link[: -len(" (deleted)")] if link.endswith(" (deleted)") else link
-        try:
-            seen = os.stat(f"/proc/{pid}/fd/{fd}")
-            with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
-                flags = next((int(line.split()[1], 8) for line in info if line.startswith("flags:")), 0)
-        except OSError:
-            continue  # closed meanwhile
-        if fd <= 2 or not path.startswith("/") or path.startswith("/memfd:") or not stat.S_ISREG(seen.st_mode):
-            continue
-        if (seen.st_dev, seen.st_ino) in ram or path in written or re.search(r"/vl\.\w{6}$", path):
-            continue
-        found[path] = (path, seen, bool(flags & os.O_ACCMODE) or (found[path][2] if path in found else False))
-    return list(found.values())
-
-
-def _images(options: list[Option]) -> list[str]:
-    """The paths of the disks that the command line names."""
-    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
-    disks = [option for option in options if option.name in ("drive", "blockdev")]
-    return [path for path in dict.fromkeys(_argv.local_file(disk, nodes) for disk in disks) if path.startswith("/")]
-
-
-def _read_at_start(options: list[Option], argv: list[str]) -> list[str]:
-    """The paths that QEMU reads at its start and closes again; names without a folder are looked for in QEMU's own folders."""
-    named = [option.get(key) for option in options for key in _READ.get(option.name, ())]
-    named += [option.get("romfile") for option in options if option.name == "device"]
-    named += [word for name, word in _options.split(argv) if name == "readconfig"]
-    return [path for path in dict.fromkeys(named) if path.startswith("/")]
 
 
 def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
@@ -179,35 +222,21 @@ def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
     return False
 
 
-def _peers(pid: int, options: list[Option]) -> list[dict]:
+def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
     """The sockets that QEMU connects to at its start, of processes that nothing starts again: a swtpm from a shell, say."""
-    names = {
-        option.get("path")
-        for option in options
-        if option.name in _argv.CHARACTER_DEVICES
-        and option.get("backend") == "socket"
-        and option.get("path")
-        and not option.is_on("server")
-    }
-    found = []
-    for path, inode in _sockets(names).items():
-        for served, _fd in _processes.holders(f"socket:[{inode}]"):
-            unit = _processes.unit_of(served) or ""
-            if not unit.endswith(".service") and unit != _processes.unit_of(pid):
-                message = f"QEMU connects to {path} at its start, and process {served} that serves it is not of a service"
-                remedy = "start that process by a service, or by ExecStartPre= of the guest's unit, and restart the guest"
-                found.append(reason("peer-gone", message, remedy))
-    return found
+    from .. import _libvirt_needs
 
-
-def _sockets(paths: set[str]) -> dict[str, str]:
-    """The inodes of the Unix sockets that listen at these paths (proc(5), net/unix)."""
-    if not paths:
-        return {}
-    with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
-        rows = [line.split(None, 7) for line in table]
-    listens = "00010000"  # __SO_ACCEPTCON (include/uapi/linux/net.h)
-    return {row[7].strip(): row[6] for row in rows if len(row) == 8 and row[3] == listens and row[7].strip() in paths}
+    wanted = _opens.connections(options)
+    served = _libvirt_needs.sockets([{"path": path, "what": text} for path, text in wanted.items()], brought=brought)
+    return [
+        reason(
+            "peer-gone",
+            f"QEMU connects to {path} at its start, and nothing that a boot starts serves it: {text}",
+            "serve it by an enabled service, or by ExecStartPre= of the guest's unit, and restart the guest",
+        )
+        for path, text in wanted.items()
+        if not served.get(path)
+    ]
 
 
 def replaced(pid: int, argv: list[str]) -> list[dict]:
@@ -215,17 +244,25 @@ def replaced(pid: int, argv: list[str]) -> list[dict]:
     started = _processes.started_at(pid)
     if not started:
         return []
+    try:
+        found: list[str] = _apart.look(lambda say: _newer(pid, argv, started, say))
+    except _apart.Silent as err:
+        return [silent(err.path)]
+    message = "{} was replaced since QEMU started: a state with the old one may not load"
+    return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
+
+
+def _newer(pid: int, argv: list[str], started: float, say: t.Callable[[str], None]) -> list[str]:
     found = []
-    for path in _roms(pid, argv):
+    for path in _roms(pid, argv, say):
         there, _gone = _stat(pid, path)
         # A package keeps the time when a file was made; when it was put there is the inode's.
         if there is not None and there.st_ctime > started + 1:
-            message = f"{path} was replaced since QEMU started: a state with the old one may not load"
-            found.append(reason("rom-replaced", message, "restart the guest, or migrate it away and back"))
+            found.append(path)
     return found
 
 
-def _roms(pid: int, argv: list[str]) -> list[str]:
+def _roms(pid: int, argv: list[str], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
     """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
     options = _options.read(argv)[0]
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
@@ -249,4 +286,9 @@ def _roms(pid: int, argv: list[str]) -> list[str]:
     names += [next((rom for starts, rom in _ROMS.items() if driver.startswith(starts)), "") for driver in drivers]
     folders = [option.get("") for option in options if option.name == "L"] + list(_DATA)
     places = ([name] if name.startswith("/") else [f"{folder}/{name}" for folder in folders] for name in dict.fromkeys(names) if name)
-    return [path for path in (next((path for path in paths if _stat(pid, path)[0]), "") for paths in places) if path]
+
+    def is_there(path: str) -> bool:
+        say(path)
+        return _stat(pid, path)[0] is not None
+
+    return [path for path in (next(filter(is_there, paths), "") for paths in places) if path]

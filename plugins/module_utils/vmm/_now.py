@@ -101,7 +101,7 @@ def _words(option: Option, nodes: dict[str, Option]) -> set[str]:
         protocol, _colon, rest = value.partition(":")
         if protocol == "json":
             found |= set(_options.keys_of("blockdev", rest).values())
-        found |= {value, rest, *_parts(value)}
+        found |= {value, rest, *_parts(value), *re.split("[:=,@]", value)}
         if value in nodes and nodes[value] is not option:
             found |= _words(nodes[value], {name: node for name, node in nodes.items() if node is not option})
     return found
@@ -119,7 +119,7 @@ def _is(opened: str, image: str, words: set[str], _text: str) -> bool:
         return names <= words
     if "://" in opened:
         return {part for part in _parts(opened) if not part.isdigit()} - {"socket"} <= words
-    return bool(image) and opened == image
+    return opened == image if image else opened in words
 
 
 def _devices(options: list[Option], now: dict) -> list[dict]:
@@ -163,7 +163,7 @@ def _networks(options: list[Option], info: str) -> list[dict]:
         if option.name == "netdev" and option.get("id"):
             said = now.get(option.get("id"), "")
             tap = option.get("ifname")
-            if not said or (tap and "ifname=" in said and f"ifname={tap}," not in f"{said},"):
+            if not said or (tap and "%d" not in tap and "ifname=" in said and f"ifname={tap}," not in f"{said},"):
                 changed.append(f"{option.get('id')} is {said or 'gone'} instead of {option.text}")
     remedy = "undo that (netdev_add), or write it into its unit and restart the guest"
     return [reason("network-changed", f"its networks are not those of its command line: {'; '.join(changed)}", remedy)] if changed else []

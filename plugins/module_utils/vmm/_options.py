@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("Option", "keys_of", "read", "split")
+__all__ = ("WITH_WORD", "Option", "keys_of", "read", "split")
 
 # Options that take no argument, of all versions since 2.0.
 _FLAG_TEXT = """
@@ -37,7 +37,7 @@ pidfile plugin prom-env qmp qmp-pretty qtest qtest-log readconfig realtime redir
 semihosting-config serial set smbios smp soundhw spice startdate tb-size tpmdev trace trace-unassigned usbdevice uuid vga virtfs
 virtfs_synth vnc watchdog watchdog-action writeconfig xen-domid
 """
-_WITH_WORD = frozenset(_WITH_WORD_TEXT.split())
+WITH_WORD = frozenset(_WITH_WORD_TEXT.split())
 # The key of a first value that has none.
 _FIRST = {
     "accel": "accel",
@@ -126,7 +126,7 @@ def split(argv: list[str]) -> list[tuple[str, str]]:
             found.append(("", word))
             continue
         name = word[2:] if word.startswith("--") else word[1:]
-        takes = name in _WITH_WORD or (name not in _FLAGS and place < len(argv) and not argv[place].startswith("-"))
+        takes = name in WITH_WORD or (name not in _FLAGS and place < len(argv) and not argv[place].startswith("-"))
         if takes and place < len(argv):
             found.append((name, argv[place]))
             place += 1

@@ -91,6 +91,8 @@ WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "p
 DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None}
 SHOWN = {
     "MainPID": "7",
+    "FragmentPath": "/etc/systemd/system/web.service",
+    "NeedDaemonReload": "no",
     "FileDescriptorStoreMax": "4",
     "FileDescriptorStorePreserve": "yes",
     "NotifyAccess": "all",
@@ -163,6 +165,69 @@ def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
     assert [warning["code"] for warning in _guests.warn(dict(WEB))] == ["start-runs-again"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"FragmentPath": "/run/systemd/generator/web.service"}, ""),
+        ({"FragmentPath": "/usr/lib/systemd/system/web@.service"}, ""),
+        ({"FragmentPath": "/run/systemd/transient/web.service"}, "gone after a boot: its file is /run/systemd/transient/web.service"),
+        ({"FragmentPath": "/run/systemd/system/web.service"}, "gone after a boot"),
+        ({"FragmentPath": ""}, "its file is not there"),
+        (
+            {"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "other", "--", "qemu")},
+            "'kvm-liveupdate run other', not 'run web'",
+        ),
+        ({"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "$GUEST", "--", "qemu")}, ""),
+        ({"ExecStart": program("/usr/bin/qemu-system-x86_64", "-m", "4G")}, "starts QEMU without the wrapper"),
+        ({"ExecStart": program("/usr/local/bin/start-web")}, ""),  # which is a warning
+    ],
+)
+def test_the_unit_is_looked_at_as_the_boot_will_find_it(looked, changed, told):
+    for key, value in changed.items():
+        looked.setitem(SHOWN, key, value)
+    found = _guests.file_reasons("web.service", "web", SHOWN)
+    assert [reason["code"] for reason in found] == (["unit"] if told else [])
+    assert all(told in reason["message"] and reason["remedy"] for reason in found)
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    assert codes(dict(WEB)) == (["unit"] if told else [])
+
+
+def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_path):
+    """set-property puts its drop-in behind those of a later name, and systemd takes that for a change."""
+    for name in ("web.service", "40-kvm-liveupdate.conf", "override.conf"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100, 100))
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "started_at", lambda _pid: 200.0)
+    looked.setitem(SHOWN, "FragmentPath", f"{tmp_path}/web.service")
+    looked.setitem(SHOWN, "NeedDaemonReload", "yes")
+    files = f"{tmp_path}/40-kvm-liveupdate.conf {tmp_path}/override.conf"
+    looked.setitem(SHOWN, "DropInPaths", files)
+    assert codes(dict(WEB)) == ["unit"]
+    looked.setitem(SHOWN, "DropInPaths", f"{files} /run/systemd/system.control/web.service.d/50-StartupCPUWeight.conf")
+    assert codes(dict(WEB)) == []
+    os.utime(tmp_path / "override.conf", (300, 300))
+    assert codes(dict(WEB)) == ["unit"]
+    (tmp_path / "override.conf").unlink()
+    assert codes(dict(WEB)) == ["unit"]
+
+
+def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
+    """A damaged record names none, and systemctl would answer for nobody."""
+    asked = []
+    looked.setattr(_systemd, "show_each", lambda units, *_asked: asked.extend(units) or {unit: dict(SHOWN) for unit in units})
+    looked.setattr(_providers, "all_of_them", lambda: [SimpleNamespace(survey=lambda _records: None)])
+    damaged = {**WEB, "name": "db", "unit": "", "pid": 0}
+    _guests.survey([dict(WEB), damaged])
+    assert set(asked) == {"web.service", "-.slice"}
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "record-damaged"}])
+    assert codes(damaged) == ["record-damaged"] and _guests.warn(damaged) == []
+    looked.setattr(PROVIDER, "inspect", lambda _record: [])
+    assert codes(damaged) == ["unit"]
+    assert set(asked) == {"web.service", "-.slice"}
+
+
 @pytest.mark.parametrize(("name", "long"), [("\u0432" * 30, True), ("a-" * 30, False), ("a" * 250, True), ("web", False)])
 def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, name, long):
     record = {**WEB, "name": name}
@@ -176,6 +241,7 @@ def test_two_guests_of_one_name_are_both_refused(looked):
     domain = {**WEB, "provider": "libvirt", "unit": "kvm-liveupdate-hold@web.service", "pid": 8}
     providers = [SimpleNamespace(known=lambda: [dict(WEB), {**WEB, "name": "db"}]), SimpleNamespace(known=lambda: [domain])]
     looked.setattr(_providers, "all_of_them", lambda: providers)
+    looked.setitem(SHOWN, "ExecStart", program("/usr/local/bin/start-any"))
     web, db, other = _guests.records()
     assert codes(web) == codes(other) == ["name-twice"] and codes(db) == []
     assert "web.service" in _guests.inspect(other)[0]["message"]

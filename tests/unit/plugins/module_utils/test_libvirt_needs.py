@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_needs, _processes, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _apart, _libvirt, _libvirt_needs, _processes, _systemd
 
 LUKS = "11111111-2222-4333-8444-555555555555"
 DOMAIN = f"""<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -211,6 +212,18 @@ def test_who_serves_a_socket_is_started_by_a_boot_or_not(tmp_path, monkeypatch, 
         assert _libvirt_needs.sockets(wanted) == {path: served}
     assert _libvirt_needs.sockets(wanted) == {path: ""}
     assert _libvirt_needs.sockets([]) == {}
+
+
+def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
+    plain = os.stat
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 0.3)
+    monkeypatch.setattr(_libvirt_needs.os, "stat", lambda path: time.sleep(60) if str(path) == "/srv/nfs/a" else plain(path))
+    files = [{"path": path, "what": "disk vda", "open": True, "target": ""} for path in (str(tmp_path), "/srv/nfs/a")]
+    wrong = _libvirt_needs.paths(files, 0)
+    assert wrong == {"/srv/nfs/a": "silent"}
+    (reason,) = _libvirt_needs.reasons({**NOTHING, "files": files}, ALL_THERE, wrong, {}, "web1")
+    assert reason["code"] == "file-silent" and "/srv/nfs/a, disk vda, does not answer" in reason["message"]
+    assert _libvirt_needs.paths([], 0) == {}
 
 
 def test_a_socket_that_no_boot_serves_is_a_reason():

@@ -42,6 +42,26 @@ def test_a_program_that_was_removed_is_replaced(program):
     assert _processes.replaced_program(process.pid) == str(path)
 
 
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_program_whose_link_was_turned_is_replaced(program, tmp_path, by_path):
+    """As alternatives are: what runs is still there, and a start takes another one."""
+    path, _process = program
+    link = tmp_path / "emulator"
+    link.symlink_to(path)
+    words = {"executable": link, "args": ["emulator"]} if by_path else {"args": [link]}
+    with subprocess.Popen(**words, env={"PATH": str(tmp_path)}, stdin=subprocess.PIPE) as process:
+        assert _processes.replaced_program(process.pid) == ""
+        shutil.copy(path, tmp_path / "new")
+        link.unlink()
+        link.symlink_to(tmp_path / "new")
+        assert _processes.replaced_program(process.pid) == str(link)
+        (tmp_path / "new").unlink()
+        (tmp_path / "new").write_text("#!/bin/sh\nexec program\n")  # of a script nobody knows what it runs
+        (tmp_path / "new").chmod(0o755)
+        assert _processes.replaced_program(process.pid) == ""
+        process.stdin.close()
+
+
 def test_a_guest_whose_qemu_was_upgraded_is_refused():
     assert _guests.program_reasons("") == []
     (reason,) = _guests.program_reasons("/usr/bin/qemu-system-x86_64")

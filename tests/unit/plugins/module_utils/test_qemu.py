@@ -247,6 +247,9 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
     monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
     monkeypatch.setattr(_qemu._processes, "interfaces", lambda _pid: [])
     monkeypatch.setattr(_qemu.os, "fsync", lambda fd: synced.append(_qemu.os.pread(fd, 9, 0)))
-    saved = _qemu.save({"name": "web", "pid": 1, "monitor": "m", "argv": ["qemu"]}, str(path), True)
+    argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
+    saved = _qemu.save({"name": "web", "pid": 1 << 30, "monitor": "m", "argv": argv}, str(path), True)
+    assert saved["paths"] == ["/dev/null", "/srv/web.qcow2", "/run/web"]  # which it is waited for after the jump
+    assert saved["devices"] == {"/dev/null": []}
     assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
     assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}

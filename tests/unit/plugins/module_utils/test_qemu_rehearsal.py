@@ -40,6 +40,13 @@ def stand_in(words: str) -> str:
         ('-device {"driver":"vhost-vsock-pci","guest-cid":42}', '-device {"driver":"vhost-vsock-pci","guest-cid":1073741869}'),
         ("-audiodev wav,id=a,path=/x.wav", "-audiodev none,id=a"),
         ('-chardev {"backend":"socket","id":"c"}', "-chardev null,id=c"),
+        ("-serial none -debugcon file:/srv/d", "-serial none -debugcon null"),
+        (
+            "-object iothread,id=i -object rng-random,id=r,filename=/dev/urandom",
+            "-object iothread,id=i -object rng-random,id=r,filename=/dev/urandom",
+        ),
+        ("--enable-kvm -cpu host -usbdevice tablet -boot c", "-enable-kvm -cpu host -usbdevice tablet -boot c"),
+        ("-netdev {'type':'user','id':'n'}", "-netdev user,id=n"),
         ("-vnc :1 -pidfile /p -monitor stdio -S -nographic -vga std", "-vga std"),
     ],
 )
@@ -53,6 +60,24 @@ def test_what_must_not_be_there_twice_is_made_harmless(given, becomes):
         "-blockdev raw,node-name=a",
         "-tpmdev emulator,id=t,chardev=c",
         "-hda /a",
+        "/a",
+        "-fda /a",
+        "-sd /a",
+        "-mtdblock /a",
+        "-readconfig /a",
+        "-set drive.a.file=/b",
+        "-plugin /a",
+        "-virtfs local,path=/a,mount_tag=t",
+        "-audio driver=wav,model=hda,path=/a",
+        "-option-of-tomorrow /a",
+        "-object filter-dump,id=f,netdev=n,file=/a",
+        "-object input-linux,id=i,evdev=/dev/input/event0",
+        "-device vhost-scsi-pci,wwpn=naa.5001",
+        "-usbdevice disk:/a",
+        "-drive driver=file,filename=/a",
+        "-drive driver=raw,file.driver=file,file.filename=/a",
+        "-netdev {'type'",
+        "-netdev {'type':'stream','id':'n'}",
         "-netdev vhost-user,id=n",
         "-drive file=/a,snapshot=off",
         "-drive file.filename=/a",
@@ -63,6 +88,53 @@ def test_what_cannot_be_made_harmless_is_refused(words):
     with pytest.raises(LiveUpdateError, match="cannot be rehearsed") as refused:
         stand_in(words)
     assert words.split()[0] in str(refused.value)
+
+
+def test_the_labs_guests_and_that_of_the_documentation_can_be_rehearsed():
+    """tests/lab/guests.yml, docs/guests.md"""
+    lab = (
+        "-name web -machine q35,accel=kvm,hpet=off -cpu host -smp 1 -m 64 -nodefaults -display none -serial file:/var/log/web.console"
+        " -chardev serial,id=heartbeat,path=/dev/ttyS1 -device virtio-serial-pci -device virtserialport,chardev=heartbeat,name=heartbeat"
+        " -netdev bridge,id=net,br=br0 -device virtio-net-pci,netdev=net -kernel /k -initrd /i -append quiet"
+    )
+    docs = (
+        "-machine pc-q35-10.0,accel=kvm -cpu EPYC-Rome -m 4G -uuid 2f6f0d5a -drive file=/srv/web1.qcow2,if=virtio,cache=none"
+        " -netdev tap,id=n,ifname=web1,script=no,downscript=no -device virtio-net-pci,netdev=n -nodefaults -display none"
+    )
+    assert "/var/log" not in stand_in(lab) and "/dev/ttyS1" not in stand_in(lab)
+    assert "snapshot=on" in stand_in(docs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_stand_in_is_gone_before_the_guest_goes_on(tmp_path, monkeypatch, fails):
+    """It has the guest's disks open. A stand-in that does not answer does not keep the guest from going on."""
+    steps = []
+
+    class Monitor:
+        def __init__(self, _path, answer_s):
+            assert answer_s < 10
+            if fails:
+                raise LiveUpdateError("no answer")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_exception):
+            steps.append("gone")
+
+        def execute(self, command):
+            steps.append(command)
+
+        def status(self):
+            steps.append("asked")
+            if steps.count("asked") == 3:
+                raise LiveUpdateError("QEMU closed the connection")
+
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_qemu_rehearsal, "Qmp", Monitor)
+    monkeypatch.setattr(_qemu, "resume", lambda _record, running: steps.append(f"resume {running}"))
+    _qemu_rehearsal.end({"name": "web"}, True)
+    assert steps == ([] if fails else ["quit", *["asked"] * 3, "gone"]) + ["resume True"]
 
 
 def test_an_address_of_a_guest_stays_one():

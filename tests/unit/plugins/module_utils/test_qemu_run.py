@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -27,7 +28,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _systemd,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _block
 
 
 def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
@@ -149,6 +150,31 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
         _qemu_run.run("web", KVM_GUEST)
     assert "the host still has no " in capsys.readouterr().err
     assert done == ([] if verdict == "restore" else ["started"])
+
+
+@pytest.mark.parametrize("verdict", ["restore", "cold"])
+def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_them(booting, tmp_path, monkeypatch, verdict):
+    """QEMU would exit, and systemd would not start it again. A clean start is QEMU's business."""
+    done = []
+    booting.kvm_at = 5  # the disk, this time
+    saved = {"state": "saved", "argv": ["qemu"], "paths": [str(booting.kvm)]}
+    monkeypatch.setattr(_incoming, "recorded", lambda name: saved)
+    monkeypatch.setattr(_incoming, "session_of", lambda journal: 7)
+    monkeypatch.setattr(_incoming, "note_of", lambda session: {})
+    monkeypatch.setattr(_incoming, "decide", lambda *facts: (verdict, "so it is"))
+    monkeypatch.setattr(_incoming, "drop", lambda *session: None)
+    monkeypatch.setattr(_incoming, "lost", lambda *why: None)
+    monkeypatch.setattr(_qemu_run, "_restore", lambda *guest: done.append("restored") or 1 // 0)
+    monkeypatch.setattr(_qemu_run, "_start", lambda *guest: done.append("started"))
+    with pytest.raises(ZeroDivisionError) if verdict == "restore" else contextlib.nullcontext():
+        _qemu_run.run("web", ["qemu"])
+    assert (done, booting.turns) == ((["restored"], 6) if verdict == "restore" else (["started"], 1))
+    if verdict == "restore":
+        booting.kvm.unlink()
+        monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+        with pytest.raises(LiveUpdateError, match=f"guest web: its host still has no {booting.kvm}: .* its memory is kept") as told:
+            _qemu_run.run("web", ["qemu"])
+        assert told.value.details["again"] and done == ["restored"]
 
 
 # A QEMU that waits for a state: its run state, and whether it lets the guest go on, are files beside its monitor.
@@ -391,3 +417,15 @@ def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monk
         (tmp_path / "web.state").unlink()
     with pytest.raises(LiveUpdateError, match=r"guest web: .*/web\.state is not what was saved: .* kept: 'kvm-liveupdate discard web'"):
         _qemu_run._restore("web", journal, 5, 0.0)
+
+
+def test_a_disk_that_is_another_one_after_the_jump_is_not_opened_below_the_guests_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_incoming, "verify", lambda *_state: None)
+    monkeypatch.setattr(_incoming, "memory", lambda *_session: 1 // 0)
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid b"])
+    with pytest.raises(LiveUpdateError, match=r"guest web: /dev/sdb is wwid b, not wwid a\. .* its memory is kept") as told:
+        _qemu_run._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid a"]}}, 5, 0.0)
+    assert not told.value.details.get("again")
+    with pytest.raises(ZeroDivisionError):
+        _qemu_run._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid b"]}}, 5, 0.0)

@@ -24,6 +24,7 @@ from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": []}
 SHOWN = {
     "MainPID": str(os.getpid()),
+    "FragmentPath": "/etc/systemd/system/web.service",
     "FileDescriptorStoreMax": "4",
     "FileDescriptorStorePreserve": "yes",
     "NotifyAccess": "all",

@@ -281,3 +281,15 @@ def test_devices_in_words(argv, words):
 )
 def test_which_device_nodes_it_opens(words, nodes):
     assert _argv.nodes(["qemu-system-x86_64", *words.split()]) == [f"/dev/{node}" for node in nodes]
+
+
+@pytest.mark.parametrize("path", ["/dev/sdb", "/dev/sda1", "/dev/dm-3", "/dev/nvme0n1", "/dev/nvme1n1p2", "/dev/vdb"])
+def test_a_disk_whose_name_a_boot_may_change_is_a_warning(path):
+    argv = ["qemu", "-nodefaults", "-M", "pc-q35-10.0", "-blockdev", f"driver=host_device,node-name=d,filename={path}"]
+    (warning,) = _argv.warnings(argv)
+    assert warning["code"] == "device-name" and path in warning["message"] and "/dev/disk/by-id/" in warning["remedy"]
+
+
+@pytest.mark.parametrize("path", ["/dev/vg/web", "/dev/mapper/vg-web", "/dev/disk/by-id/wwn-0x5", "/srv/dev/sdb", "/dev/rbd/p/i"])
+def test_a_disk_with_a_lasting_name_is_no_warning(path):
+    assert _argv.warnings(["qemu", "-nodefaults", "-M", "pc-q35-10.0", "-drive", f"file={path},if=virtio"]) == []

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _apart, _processes, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
 
 OPENER = """
@@ -53,20 +56,91 @@ def codes(pid, argv=(), ram=frozenset(), made_again=False):
 
 def test_files_that_are_as_they_were_are_no_reason(disk, opened):
     (disk / "image").write_text("image")
-    assert codes(opened("r+", disk / "image"), ["-drive", f"file={disk}/image", "-cdrom", disk / "never-there"]) == []
+    assert codes(opened("r+", disk / "image"), ["-drive", f"file={disk}/image"]) == []
 
 
-@pytest.mark.parametrize("change", ["removed", "replaced", "renamed"])
+@pytest.mark.parametrize("change", ["removed", "replaced", "renamed", "moved"])
 def test_an_image_that_is_another_one_by_now_would_be_opened_below_a_running_guest(disk, opened, change):
     (disk / "image").write_text("image")
     pid = opened("r+", disk / "image")
-    if change != "removed":
-        (disk / "new").write_text("another")
-    if change == "renamed":
+    if change in ("renamed", "moved"):
         (disk / "image").rename(disk / "old")
-    (disk / "new").rename(disk / "image") if change != "removed" else (disk / "image").unlink()
+    if change in ("replaced", "renamed"):
+        (disk / "new").write_text("another")
+        (disk / "new").rename(disk / "image")
+    if change == "removed":
+        (disk / "image").unlink()
     (reason,) = _files.reasons(pid, ["qemu", "-drive", f"file={disk}/image"], set(), False)
     assert reason["code"] == "file-gone" and str(disk / "image") in reason["message"]
+
+
+@pytest.fixture(name="device")
+def block_device(monkeypatch, disk):
+    """A path that is a block device, number 7:3, and a process that has one open: which, and what the kernel calls it, can be changed."""
+    path, opened = disk / "device", SimpleNamespace(number=os.makedev(7, 3), name="dm-1", path=str(disk / "device"))
+    path.touch()
+    plain = os.stat
+
+    def look(where, *words, **keys):
+        seen = plain(where, *words, **keys)
+        if not str(where).endswith(("/device", "/fd/3")):
+            return seen
+        number = opened.number if str(where).endswith("/fd/3") else os.makedev(7, 3)
+        return SimpleNamespace(st_mode=stat.S_IFBLK | 0o600, st_rdev=number, st_dev=seen.st_dev, st_ino=seen.st_ino)
+
+    monkeypatch.setattr(_files.os, "stat", look)
+    monkeypatch.setattr(_files, "_kernel_name", lambda _number: opened.name)
+    monkeypatch.setattr(_processes, "fd_links", lambda _pid: {3: "/dev/dm-1"})
+    monkeypatch.setattr(_processes, "flags_of", lambda _pid, _fd: os.O_RDWR)
+    return opened
+
+
+def test_a_block_device_is_the_one_that_qemu_has_open(device, opened):
+    pid = opened("r", device.path)
+    argv = ["-drive", f"file={device.path},if=virtio"]
+    assert codes(pid, argv) == []
+    device.number = os.makedev(7, 4)  # its name is another volume's by now
+    assert codes(pid, argv) == ["file-gone"]
+    assert codes(pid, ["-drive", "file=/dev/never/there"]) == ["file-gone"]
+
+
+@pytest.mark.parametrize("name", ["loop0", "loop12p1", "nbd0", "nbd3p2", "ram1", "zram0"])
+def test_a_block_device_that_nobody_sets_up_again_is_a_reason(device, opened, name):
+    argv = ["-drive", f"file={device.path}"]
+    device.name = name
+    pid = opened("r", device.path)
+    assert codes(pid, argv) == ["file-volatile"]
+    assert codes(pid, argv, made_again=True) == []  # its unit may set it up
+    device.name = "rbd0"
+    assert codes(pid, argv) == []
+
+
+def test_the_kernels_name_of_a_block_device():
+    assert _files._kernel_name(os.makedev(4095, 9)) == ""
+    for name in os.listdir("/sys/block"):
+        major, minor = (int(part) for part in (Path("/sys/block") / name / "dev").read_text(encoding="ascii").split(":"))
+        assert _files._kernel_name(os.makedev(major, minor)) == name
+
+
+def test_a_console_that_was_rotated_and_removed_is_no_reason(disk, opened):
+    pid = opened("w", disk / "web.log", "a", disk / "other.log")
+    for name in ("web.log", "other.log"):
+        (disk / name).rename(disk / f"{name}.1")
+        (disk / f"{name}.1").unlink()
+    assert codes(pid, ["-serial", f"file:{disk}/web.log"]) == []
+
+
+def test_a_path_that_does_not_answer_is_a_reason_for_this_guest(monkeypatch, disk, opened):
+    (disk / "image").touch()
+    pid, plain = opened("r+", disk / "image"), os.stat
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 0.3)
+    monkeypatch.setattr(
+        _files.os, "stat", lambda path, *words, **keys: time.sleep(60) if "image" in str(path) else plain(path, *words, **keys)
+    )
+    (reason,) = _files.reasons(pid, ["qemu", "-drive", f"file={disk}/image"], set(), False)
+    assert reason["code"] == "file-silent" and f"{disk}/image does not answer within 0.3 s" in reason["message"]
+    (reason,) = _files.replaced(pid, ["qemu", "-bios", f"{disk}/image", "-nodefaults"])
+    assert reason["code"] == "file-silent" and f"{disk}/image" in reason["message"]
 
 
 def test_ram_and_output_and_temporary_files_are_not_opened_again(disk, opened):
@@ -102,8 +176,29 @@ def test_what_qemu_reads_at_its_start_is_still_there(disk, opened):
         ["-device", f"virtio-net-pci,romfile={never}"],
         ["-object", f"secret,id=s,file={never}"],
         ["-object", f"{{'qom-type':'tls-creds-x509','id':'t','dir':'{never}'}}"],
+        ["-device", f"loader,file={never}"],
+        ["-object", f"authz-list-file,id=z,filename={never}"],
+        ["-netdev", f"tap,id=n,ifname=a,script={never},downscript=no"],
+        ["-chardev", f"pipe,id=p,path={never}"],
     ):
         assert codes(pid, argv) == ["file-gone"]
+
+
+def test_a_pipe_is_one_or_two(disk, opened):
+    pid = opened()
+    argv = ["-chardev", f"pipe,id=p,path={disk}/p"]
+    assert codes(pid, argv) == ["file-gone"]
+    os.mkfifo(disk / "p.in")
+    assert codes(pid, argv) == []
+
+
+def test_credentials_are_there_at_each_start(monkeypatch, disk, opened):
+    monkeypatch.setattr(_files, "_mounts", lambda _pid: [("/", "/", "tmpfs", "rw")])
+    (disk / "key").touch()
+    argv = ["-object", f"secret,id=s,file={disk}/key"]
+    assert codes(opened(), argv) == ["file-volatile"]
+    monkeypatch.setattr(_files, "_CREDENTIALS", f"{disk}/")
+    assert codes(opened(), argv) == []
 
 
 MOUNTS = [
@@ -139,17 +234,40 @@ def test_the_mounts_of_a_process_are_read():
     assert mounts[-1][0] == "/"
 
 
-@pytest.mark.parametrize(("unit", "refused"), [("swtpm.service", False), ("session-3.scope", True), (None, True), ("web.service", False)])
-def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monkeypatch, disk, opened, unit, refused):
-    pid = opened()
-    units = {pid: "web.service", os.getpid(): unit}
-    monkeypatch.setattr(_processes, "unit_of", units.get)
+@pytest.mark.parametrize(
+    ("unit", "state", "refused"),
+    [
+        ("swtpm.service", "enabled", False),
+        ("swtpm@web.service", "static", False),
+        ("tpm-web.service", "disabled", False),  # its unit requires it
+        ("tpm-web.service", "transient", True),
+        ("swtpm.service", "disabled", True),
+        ("swtpm.service", "transient", True),
+        ("user@1000.service", "static", True),
+        ("session-3.scope", "", True),
+        (None, "", True),
+        ("web.service", "disabled", False),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", ["-chardev socket,id=c,path={}", "-netdev stream,id=n,addr.type=unix,addr.path={}", "-drive file=nbd:unix:{}:exportname=a"]
+)
+def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monkeypatch, disk, opened, unit, state, refused, words):
+    pid, path = opened(), f"{disk}/s"
+    monkeypatch.setattr(_processes, "unit_of", {os.getpid(): unit}.get)
+    monkeypatch.setattr(_systemd, "show_each", lambda units, key: {one: {key: state} for one in units})
+
+    def peers(*argv):
+        return [reason["code"] for reason in _files.reasons(pid, ["qemu", *argv], set(), False, {"web.service", "tpm-web.service"})]
+
+    argv = words.format(path).split()
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(f"{disk}/s")
+        server.bind(path)
         server.listen()
-        argv = ["-chardev", f"socket,id=c,path={disk}/s", "-tpmdev", "emulator,id=t,chardev=c"]
-        assert codes(pid, argv) == (["peer-gone"] if refused else [])
-        assert codes(pid, ["-chardev", f"socket,id=c,path={disk}/s,server=on,wait=off"]) == []
+        assert peers(*argv) == (["peer-gone"] if refused else [])
+        assert peers("-chardev", f"socket,id=c,path={path},server=on,wait=off") == []
+    assert peers(*argv) == ["peer-gone"]  # nobody listens any more
+    assert peers("-chardev", f"socket,id=c,path={path},reconnect=1") == []
 
 
 @pytest.fixture(name="roms")

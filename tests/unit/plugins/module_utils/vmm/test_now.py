@@ -87,6 +87,8 @@ def test_a_card_on_another_tap_than_that_of_the_command_line_is_a_change():
     assert differences(argv, {**now, "networks": shown.format("web1")}) == []
     (reason,) = differences(argv, {**now, "networks": shown.format("web11")})
     assert reason["code"] == "network-changed" and "ifname=web11" in reason["message"]
+    numbered = [word.replace("web1", "vm%d") for word in argv]  # the kernel gives the number
+    assert differences(numbered, {**now, "networks": shown.format("vm3")}) == []
     (reason,) = differences(argv, {**now, "networks": ""})
     assert reason["code"] == "network-changed" and "n is gone" in reason["message"]
 
@@ -116,6 +118,19 @@ def test_two_devices_without_a_name_that_changed_places_are_told_by_their_types(
             True,
         ),
         ("file=rbd:pool/image", 'json:{"driver":"raw","file":{"pool":"pool","image":"other","driver":"rbd"}}', False),
+        (
+            "file=rbd:pool/img:id=admin:conf=/etc/ceph/ceph.conf",
+            'json:{"driver":"raw","file":{"pool":"pool","image":"img","conf":"/etc/ceph/ceph.conf","driver":"rbd","user":"admin"}}',
+            True,
+        ),
+        (
+            "file=rbd:pool/img:conf=/etc/ceph/ceph.conf",
+            'json:{"driver":"raw","file":{"pool":"pool","image":"img","conf":"/etc/ceph/b.conf","driver":"rbd"}}',
+            False,
+        ),
+        ("file=fat:rw:/srv/d", 'json:{"driver":"raw","file":{"dir":"/srv/d","driver":"vvfat","rw":true}}', True),
+        ("file=fat:rw:/srv/d", "fat:rw:/srv/d", True),
+        ("file=fat:rw:/srv/d", "fat:rw:/srv/e", False),
         ("file=file:/srv/x", "/srv/x", True),
         ("file=/srv/x", "/srv/x.snap", False),
     ],

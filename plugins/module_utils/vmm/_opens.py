@@ -1,0 +1,167 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU opens at its start, by its command line: disks, files, sockets, folders. PRIVATE to the collection.
+
+Paths are those that QEMU sees. Nothing here looks at what lies there. Source: qemu(1), QEMU's block/nbd.c and chardev/char.c.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from .. import _processes
+from . import _argv, _options
+from ._options import Option
+
+__all__ = ("READ", "connections", "images", "is_output", "needed", "outputs", "pipes", "ports", "read_at_start")
+
+# Options that name a file which QEMU reads at its start, and the keys that do.
+READ = {
+    "bios": ("",),
+    "dtb": ("",),
+    "fw_cfg": ("file",),
+    "initrd": ("",),
+    "kernel": ("",),
+    "object": ("file", "dir", "filename"),
+    "option-rom": ("romfile",),
+    "smbios": ("file", "path"),
+    "acpitable": ("file", "data"),
+    "spice": ("x509-dir",),
+    "vnc": ("tls-creds-dir",),
+    "netdev": ("script",),
+    "nic": ("script",),
+    "net": ("script",),
+}
+_WRITES = ("filter-dump",)  # objects whose file is what they write
+_PORTS = ("serial", "parallel", "tty", "parport")
+_NETWORKS = ("netdev", "nic", "net")
+_NO_FILES = ("/dev/", "/proc/", "/sys/", "/memfd:")
+
+
+def images(options: list[Option], folder: str = "/") -> list[str]:
+    """The files and block devices of the disks; a relative path is one in ``folder``, where QEMU started."""
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    disks = [option for option in options if option.name in ("drive", "blockdev")]
+    named = dict.fromkeys(_argv.local_file(disk, nodes) for disk in disks)
+    return [os.path.join(folder, path) for path in named if path.startswith("/") or (path and ":" not in path)]
+
+
+def read_at_start(options: list[Option], argv: list[str]) -> list[str]:
+    """The files that QEMU reads at its start and closes again; names without a folder are looked for in QEMU's own folders."""
+    named = [option.get(key) for option in options for key in READ.get(option.name, ()) if option.get("qom-type") not in _WRITES]
+    named += [option.get(key) for option in options if option.name == "device" for key in ("romfile", "file")]
+    named += [word for name, word in _options.split(argv) if name == "readconfig"]
+    return [path for path in dict.fromkeys(named) if path.startswith("/") and not path.startswith("/dev/")]
+
+
+def connections(options: list[Option]) -> dict[str, str]:
+    """The Unix sockets that QEMU connects to and cannot start without: path -> what for."""
+    found = {}
+    for option in options:
+        path = ""
+        if option.name in _argv.CHARACTER_DEVICES and not _is_server(option) and not _connects_later(option):
+            path = _socket_of(option)
+        elif option.name in _NETWORKS and not _is_server(option) and not _connects_later(option):
+            path = {"stream": option.get("addr.path"), "vde": f"{option.get('sock')}/ctl"}.get(option.get("type"), "")
+        elif option.name in ("drive", "blockdev"):
+            path = _disk_socket(option)
+        elif option.name == "object" and option.get("qom-type") == "pr-manager-helper":
+            path = option.get("path")
+        if path.startswith("/"):
+            found[path] = option.text
+    return found
+
+
+def outputs(options: list[Option]) -> list[str]:
+    """The files that QEMU makes or writes at its start, and the sockets at which it listens: their folders have to be there."""
+    found = []
+    for option in options:
+        if option.name in _argv.CHARACTER_DEVICES:
+            found += [option.get("logfile"), option.get("backend.data.logfile")]
+            if _backend(option) == "file":
+                found += [option.get("path"), option.get("backend.data.out")]
+            elif _is_server(option):
+                found.append(_socket_of(option))
+        elif option.name in _NETWORKS and option.get("type") in ("stream", "dgram"):
+            found += [option.get("local.path"), option.get("addr.path") if _is_server(option) else ""]
+        elif option.name in ("pidfile", "D"):
+            found.append(option.get(""))
+        elif option.name == "object" and option.get("qom-type") in _WRITES:
+            found.append(option.get("file"))
+        elif option.name == "vnc":
+            found.append(option.get("vnc").partition("unix:")[2])
+        elif option.name == "spice" and option.is_on("unix"):
+            found.append(option.get("addr"))
+    return [path for path in dict.fromkeys(found) if path.startswith("/")]
+
+
+def ports(options: list[Option]) -> list[str]:
+    """The serial ports and terminals of the host that it opens, and its sources of random numbers."""
+    backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) in _PORTS]
+    found = [option.get(key) for option in backed for key in ("path", "backend.data.device")]
+    found += [option.get("filename") for option in options if option.name == "object" and option.get("qom-type") == "rng-random"]
+    return [path for path in dict.fromkeys(found) if path.startswith("/dev/")]
+
+
+def pipes(options: list[Option]) -> list[str]:
+    """The pipes that it opens: each is one, or two with ``.in`` and ``.out`` behind its name."""
+    backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) == "pipe"]
+    return [path for option in backed for path in (option.get("path"), option.get("backend.data.device")) if path.startswith("/")]
+
+
+def _backend(option: Option) -> str:
+    return option.get("backend") or option.get("backend.type")
+
+
+def _is_server(option: Option) -> bool:
+    if option.get("backend.type") == "socket":
+        return option.get("backend.data.server") != "off"
+    return option.is_on("server")
+
+
+def _connects_later(option: Option) -> bool:
+    """Whether QEMU starts without the other end, and tries again."""
+    keys = [f"{place}{key}" for place in ("", "backend.data.") for key in ("reconnect", "reconnect-ms")]
+    return any(option.get(key, "0") not in ("", "0") for key in keys)
+
+
+def _socket_of(option: Option) -> str:
+    if option.get("backend.type") == "socket":
+        return option.get("backend.data.addr.data.path")
+    return option.get("path") if option.get("backend") == "socket" and not option.is_on("abstract") else ""
+
+
+def _disk_socket(option: Option) -> str:
+    """The socket of an NBD server: nbd:unix:PATH[:exportname=NAME], nbd+unix:///NAME?socket=PATH, or as keys."""
+    for key, value in option.keys.items():
+        last = key.rpartition(".")[2]
+        if last in ("file", "filename"):
+            short = re.match(r"nbd:unix:([^:]+)", value) or re.match(r"nbd\+unix://[^?]*\?(?:.*&)?socket=([^&]+)", value)
+            if short:
+                return short[1]
+        elif key.endswith("server.path") or (last == "path" and option.get(f"{key[: -len('path')]}driver") == "nbd"):
+            return value
+    return ""
+
+
+def needed(pid: int, argv: list[str]) -> list[str]:
+    """The paths that have to be there before a QEMU with this command line starts again; ``pid`` is the one that runs.
+
+    Beside those that it names these are the files that it has open below its disks. None of them is looked at: that may take for ever.
+    """
+    options = _options.read(argv)[0]
+    opened = list(_processes.open_paths(pid).values())
+    written = {value for option in options if option.name not in ("drive", "blockdev", *READ) for value in option.keys.values()}
+    named = [*images(options, _processes.folder_of(pid)), *read_at_start(options, argv), *connections(options), *ports(options)]
+    named += [next((path for path, _flags in opened if path == f"{pipe}.in"), pipe) for pipe in pipes(options)]
+    named += [os.path.dirname(path) for path in outputs(options)]
+    named += [path for path, flags in opened if not path.startswith(_NO_FILES) and path not in written and not is_output(flags)]
+    return list(dict.fromkeys(named))
+
+
+def is_output(flags: int) -> bool:
+    """Whether what is opened with these flags (open(2)) is only written to: a log or a console, which may be renamed and removed."""
+    return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_APPEND)

@@ -1,0 +1,75 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _opens, _options
+
+NEVER = 1 << 30
+
+
+def needed(words):
+    return _opens.needed(NEVER, ["qemu", *words.split()])
+
+
+@pytest.mark.parametrize(
+    ("words", "paths"),
+    [
+        ("-drive file=/srv/a.qcow2,if=virtio -cdrom /srv/cd.iso", ["/srv/a.qcow2", "/srv/cd.iso"]),
+        ("-blockdev driver=host_device,node-name=d,filename=/dev/vg/a", ["/dev/vg/a"]),
+        ("-drive file=a.raw", ["/a.raw"]),
+        ("-drive file=rbd:pool/a:conf=/etc/c -drive file=nbd://h/a", []),
+        ("-kernel /boot/k -bios bios.bin -object secret,id=s,file=/etc/s", ["/boot/k", "/etc/s"]),
+        ("-device loader,file=/srv/l -object authz-list-file,id=z,filename=/etc/z", ["/etc/z", "/srv/l"]),
+        ("-netdev tap,id=n,script=/etc/up,downscript=no -netdev tap,id=m,script=no", ["/etc/up"]),
+        ("-qmp unix:/run/web/q,server=on,wait=off -chardev socket,id=c,path=/run/a/s,server=on", ["/run/web", "/run/a"]),
+        ('-chardev {"id":"c","backend":{"type":"socket","data":{"addr":{"type":"unix","data":{"path":"/r/s"}},"wait":false}}}', ["/r"]),
+        ("-serial file:/var/log/web/c -pidfile /run/w/pid -D /var/log/q/d", ["/var/log/web", "/run/w", "/var/log/q"]),
+        ("-chardev socket,id=c,path=/run/tpm/s -tpmdev emulator,id=t,chardev=c", ["/run/tpm/s"]),
+        ("-chardev socket,id=c,path=/run/tpm/s,reconnect=1 -serial unix:/r/s,server=off,reconnect-ms=5", []),
+        ("-netdev stream,id=n,server=off,addr.type=unix,addr.path=/run/passt", ["/run/passt"]),
+        ("-netdev stream,id=n,server=on,addr.type=unix,addr.path=/run/p/n", ["/run/p"]),
+        ("-netdev vde,id=n,sock=/run/vde", ["/run/vde/ctl"]),
+        ("-drive file=nbd:unix:/run/nbd:exportname=a", ["/run/nbd"]),
+        ("-drive file=nbd+unix:///a?socket=/run/nbd", ["/run/nbd"]),
+        ("-blockdev driver=nbd,node-name=n,server.type=unix,server.path=/run/nbd", ["/run/nbd"]),
+        ("-object pr-manager-helper,id=p,path=/run/pr", ["/run/pr"]),
+        ("-chardev serial,id=h,path=/dev/ttyS1 -object rng-random,id=r,filename=/dev/hwrng", ["/dev/ttyS1", "/dev/hwrng"]),
+        ("-chardev pipe,id=p,path=/srv/p", ["/srv/p"]),
+        ("-serial pty -monitor stdio -serial tcp:h:1 -vnc :1 -netdev tap,id=n,ifname=a -device virtio-net-pci,netdev=n", []),
+        ("-vnc unix:/run/v/s -spice unix=on,addr=/run/x/s", ["/run/v", "/run/x"]),
+    ],
+)
+def test_what_has_to_be_there_before_qemu_starts_again(words, paths):
+    assert needed(words) == paths
+
+
+def test_the_files_below_its_disks_are_needed_and_what_it_writes_is_not(tmp_path):
+    """A backing file is named by the image only. A console may have been renamed and removed."""
+    for name in ("base", "pid"):
+        (tmp_path / name).touch()
+    code = """
+import os, sys
+os.open("base", os.O_RDONLY), os.open("pid", os.O_RDWR), os.open("log", os.O_WRONLY | os.O_CREAT), os.open("p.in", os.O_RDWR | os.O_CREAT)
+os.open("all", os.O_RDWR | os.O_APPEND | os.O_CREAT), os.open("gone", os.O_RDWR | os.O_CREAT), os.unlink("gone"), os.open("/dev/zero", 0)
+print(flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        argv = ["qemu", "-drive", "file=top", "-pidfile", f"{tmp_path}/pid", "-chardev", f"pipe,id=p,path={tmp_path}/p"]
+        found = _opens.needed(process.pid, argv)
+        process.stdin.close()
+    assert found == [f"{tmp_path}/top", f"{tmp_path}/p.in", str(tmp_path), f"{tmp_path}/base"]
+
+
+def test_sockets_that_qemu_serves_are_no_connections():
+    options = _options.read(["qemu", "-qmp", "unix:/q,server=on,wait=off", "-serial", "unix:/s,server=off"])[0]
+    assert _opens.connections(options) == {"/s": "-serial unix:/s,server=off"}
+    assert _opens.is_output(os.O_WRONLY) and _opens.is_output(os.O_RDWR | os.O_APPEND) and not _opens.is_output(os.O_RDWR)
