@@ -48,7 +48,7 @@ REHEARSAL_END = 900
 REHEARSAL_QUIT = 5.0
 
 # A look at all paths of one guest: a network file system without its server answers never.
-PATHS = 10.0
+PATHS = 30.0
 
 # The update, until guests are paused.
 

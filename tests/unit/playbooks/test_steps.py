@@ -72,7 +72,7 @@ class Fleet:
             module.main()
             (copy / f"plugins/modules/{name}.py").write_text(STUB.format(spec=json.dumps(spec), name=name, folder=folder))
 
-    def update(self, guests, **extra):
+    def update(self, guests, *options, **extra):
         """Run the role; returns how it ended, what it printed, the host's report, and all calls but the looks at the host."""
         target = {"release": "7.3.4", "current": False}
         host = {"guests": guests, "reasons": [], "free": {"memory_mib": 9999, "saves_mib": 9999}, "target": target, "boot_id": "b1"}
@@ -82,7 +82,7 @@ class Fleet:
         (self.folder / "hosts").write_text(INVENTORY)
         (self.folder / "play.yml").write_text(PLAYBOOK)
         done = subprocess.run(
-            ["ansible-playbook", "play.yml", "-i", "hosts", "-e", json.dumps({"hypervisor_update_kernel": "/boot/k", **extra})],
+            ["ansible-playbook", "play.yml", "-i", "hosts", "-e", json.dumps({"hypervisor_update_kernel": "/boot/k", **extra}), *options],
             cwd=self.folder,
             env={
                 **os.environ,
@@ -110,6 +110,13 @@ def a_fleet(tmp_path, monkeypatch):
 
 
 POLICY = {"db": ["save"], "big": ["shutdown"], "mover": [{"migrate": {"to": "qemu+ssh://hv2/system"}}]}
+
+
+def test_check_mode_looks_at_the_host_only_and_says_what_would_be_done(fleet):
+    code, output, report, calls = fleet.update([facts("web"), facts("db")], "--check")
+    assert code == 0 and report["outcome"] == "checked", output
+    assert [guest["way"] for guest in report["plan"]["guests"]] == ["preserve", "preserve"]
+    assert [call for call, _params in calls] == ["guest_away:back"] and "changed=1 " in output
 
 
 def test_who_leaves_goes_and_comes_back_in_one_step_each(fleet):
