@@ -198,7 +198,7 @@ def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
 
     Within this boot :func:`as_seen` knows of the guest meanwhile. Another operation may save the guest once more: not at the same time.
     """
-    from ._update import Lock  # not on the way back
+    from ._lock import Lock  # not on the way back
 
     while lasts():
         time.sleep(SETTLE_S)
