@@ -151,8 +151,8 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _incoming.verify(journal, journal["image"])
     if not os.access(HOOK, os.X_OK):
         raise LiveUpdateError(
-            f"guest {name}: {HOOK} is not there or not executable, so libvirt would start it without its memory. Its memory is kept. Run"
-            f" the setup playbook, then 'systemctl start {_holding.resident_unit(name)}' tries again"
+            f"guest {name}: {HOOK} is not there or not executable, so libvirt would start it without its memory."
+            f" Its memory is kept. Run the setup playbook, then 'systemctl start {_holding.resident_unit(name)}' tries again"
         )
     files = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
