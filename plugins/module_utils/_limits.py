@@ -58,6 +58,8 @@ UPDATE = 1800
 COMMIT_ANSWER = 3.0
 # A login or a container that does not end by itself is killed then.
 SESSIONS = 30.0
+# A QEMU of nobody's that may end by itself: libvirt starts one for a moment to ask what it can.
+OTHER_VM = 5.0
 # The start of a stopped socket again. Each attempt stops and starts: all together stay below what the unit's ExecStopPost= has.
 SOCKETS = 60
 

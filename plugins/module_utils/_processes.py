@@ -21,6 +21,7 @@ __all__ = (
     "folder_of",
     "holders",
     "interfaces",
+    "may_begin_a_vm",
     "open_paths",
     "pids",
     "replaced_program",
@@ -34,6 +35,7 @@ __all__ = (
 _SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
 SESSION_LINK = "anon_inode:[luo_session] "
 VM_LINK = "anon_inode:kvm-vm"
+_KVM_DEVICE = "/kvm"
 _TAP_LINK = "/dev/net/tun"
 _IFF_PERSIST = 0x800  # of a tap that is there without a process (include/uapi/linux/if_tun.h)
 
@@ -101,6 +103,11 @@ def file_of(pid: int, fd: int) -> tuple[int, int]:
 def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
     """Every (pid, fd) whose link in /proc is ``link``: for a session, that is who keeps it alive."""
     return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
+
+
+def may_begin_a_vm(links: set[str]) -> bool:
+    """Whether a process with these links has the device open that virtual machines are made with. A container may see it as /kvm. Pure."""
+    return any(link.endswith(_KVM_DEVICE) and link.startswith("/") for link in links)
 
 
 def interfaces(pid: int, root: str = "/") -> list[str]:

@@ -41,6 +41,7 @@ LOCK_LIMIT_S = _limits.LOCK
 SESSIONS_LIMIT_S = _limits.SESSIONS
 PAUSE_LIMIT_S = _limits.PAUSE
 FINAL_KILL_S = _limits.FINAL_KILL
+OTHER_VM_S = _limits.OTHER_VM
 _MANY_FDS = 4096
 # Each look at a guest runs a few programs; the guests run on beside them.
 _LOOKS_AT_ONCE = 8
@@ -367,13 +368,8 @@ def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
     ]
     jobs = _at_once(lambda asked: asked[0].still_saved(asked[1]), _by_provider(records.values()))
     ours = {record["pid"] for record in records.values()}
-    links = {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
-    problems += [
-        f"process {pid} ({_processes.unit_of(pid) or 'in no unit'}) runs a virtual machine that was started meanwhile and would be lost;"
-        " keep others from starting some, and run the update again"
-        for pid, seen in links.items()
-        if _processes.VM_LINK in seen
-    ]
+    links = _others(ours)
+    problems += _started_meanwhile(links)
     kept_open = set().union(*links.values())
     problems += [
         f"guest {name}: nothing keeps its session open any more; run the update again"
@@ -383,6 +379,40 @@ def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
     if not _kexec.loaded() or _kexec.record() != update["image"]:
         problems.append("the kernel that was loaded for the jump is not there any more; run the update again")
     return [problem for job in jobs for problem in job.result()] + problems
+
+
+def _others(ours: set[int]) -> dict[int, set[str]]:
+    """What all processes but these have open, by their ids."""
+    return {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
+
+
+def _started_meanwhile(links: dict[int, set[str]]) -> list[str]:
+    """Which of these processes run a virtual machine, in sentences."""
+    return [
+        f"process {pid} ({_processes.unit_of(pid) or 'in no unit'}) runs a virtual machine that was started meanwhile and would be lost;"
+        " keep others from starting some, and run the update again"
+        for pid, seen in links.items()
+        if _processes.VM_LINK in seen
+    ]
+
+
+def _spare_others(update: dict) -> None:
+    """Raise when a virtual machine runs that is none of our guests: asked right before each stop of what it may run in.
+
+    Guests run on meanwhile, so one that is about to begin or to end is waited for: libvirt starts a QEMU for a moment to ask what it can.
+    """
+    ours = {record["pid"] for record in update["records"].values()}
+    until = time.monotonic() + OTHER_VM_S
+    while True:
+        links = _others(ours)
+        problems = _started_meanwhile(links)
+        if not problems and not any(map(_processes.may_begin_a_vm, links.values())):
+            return
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
 
 
 def _active_units(types: str = "service,socket,timer,path,target") -> list[str]:
@@ -419,6 +449,7 @@ def _stop_the_rest(update: dict) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _paths.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _systemd.run("systemctl", "daemon-reload")
+    _spare_others(update)
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
 
 
@@ -430,9 +461,10 @@ def _end_sessions(update: dict) -> None:
     used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
     for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
         units = sessions(_active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
-        update.setdefault("ended", units)
         if not units:
             return
+        _spare_others(update)
+        update.setdefault("ended", units)
         with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
             _systemd.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
     _log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
@@ -632,7 +664,8 @@ def _sockets_again(units: list[str], since: float | None) -> list[str]:
             if not sockets:
                 return []
             triggered = {unit for seen in _systemd.show_each(sockets, "Triggers").values() for unit in seen.get("Triggers", "").split()}
-            running = _systemd.show_each(sorted(triggered.intersection(active)), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
+            with_a_vm = {_processes.unit_of(pid) for pid, links in _others(set()).items() if _processes.VM_LINK in links}
+            running = _systemd.show_each(sorted(triggered.intersection(active) - with_a_vm), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
             services = dispensable(running, active, since)
             if services:
                 _systemd.run("systemctl", "stop", *services, timeout=SOCKET_LIMIT_S)

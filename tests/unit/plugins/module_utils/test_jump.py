@@ -119,7 +119,7 @@ def make(root, monkeypatch, names) -> Host:
     monkeypatch.setattr(_paths, "UPDATE", str(root / "update.json"))
     monkeypatch.setattr(_paths.os, "fsync", lambda fd: None)  # many guests, and a disk that others write to
     host = Host(root, names)
-    for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S"):
+    for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S", "OTHER_VM_S"):
         monkeypatch.setattr(_update, step, 0)
     for name, path in {"_UNITS": "units", "_MANAGER": "system.conf.d/limit.conf", "_EXITRD": "shutdown", "_EXITRD_ASIDE": "aside"}.items():
         monkeypatch.setattr(_update, name, str(root / path))
@@ -559,6 +559,58 @@ def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stu
     _update._end_sessions(journal)
     assert [step[0] for step in host.did] == (["stop", "kill", "stop"] if stubborn > 1 else ["stop", "kill"][: stubborn + 1])
     assert journal["ended"] == ["session-3.scope"]
+
+
+def a_login(host, monkeypatch):
+    """A login that runs until it is stopped, and a service."""
+
+    def active(types=""):
+        return [unit for unit in ("session-3.scope", "ssh.service") if "scope" in types and unit not in host.done("stop")]
+
+    monkeypatch.setattr(_update, "_active_units", active)
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "session-3.scope" if pid == 7 else "app.service")
+
+
+@pytest.mark.parametrize(("before", "stopped"), [("daemon-reload", []), ("isolate", ["isolate"])])
+def test_a_virtual_machine_that_somebody_started_meanwhile_is_not_stopped(host, monkeypatch, before, stopped):
+    """Neither with a service nor with a login or a container, not even in the moment before that."""
+    a_login(host, monkeypatch)
+    host.at[before] = lambda: stranger(host)
+    ended = update(host)
+    undone(host, ended, "process 7 (session-3.scope) runs a virtual machine that was started meanwhile and would be lost")
+    assert [step[0] for step in host.did if step[0] in ("isolate", "stop", "kill")] == stopped
+    assert not host.done("save") and "logins and containers were ended" not in ended["error"]
+
+
+def test_one_that_is_started_in_a_login_that_does_not_end_is_not_killed(host, monkeypatch):
+    a_login(host, monkeypatch)
+    monkeypatch.setattr(_update, "_active_units", lambda types="": ["session-3.scope"] if "scope" in types else [])
+    host.at["stop"] = lambda: stranger(host)
+    assert "process 7 (session-3.scope) runs a virtual machine" in update(host)["error"]
+    assert host.done("stop") == ["session-3.scope"] and not host.done("kill")
+
+
+@pytest.mark.parametrize("link", [_processes.VM_LINK, "/dev/kvm", "/kvm"])
+def test_a_qemu_that_ends_at_once_is_waited_for(host, monkeypatch, link):
+    """Libvirt asks it what it can."""
+    a_login(host, monkeypatch)
+    monkeypatch.setattr(_update, "OTHER_VM_S", 10.0)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        host.processes.pop(7, None)
+
+    monkeypatch.setattr(_update.time, "sleep", sleep)
+    host.at["daemon-reload"] = lambda: host.processes.update({7: [link]})
+    update(host)
+    assert host.done("kill") == [ASKED] and 0.1 in slept
+
+
+def test_who_only_has_the_device_open_has_nothing_to_lose(host, monkeypatch):
+    host.processes[7] = ["/dev/kvm"]
+    update(host)
+    assert host.done("kill") == [ASKED]
 
 
 def test_the_process_that_writes_out_has_nothing_of_ours_open(tmp_path, monkeypatch):

@@ -188,6 +188,17 @@ def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, sin
     assert not host.stops and {"logind.service", "web.service"} <= host.active
 
 
+def test_a_service_with_a_virtual_machine_in_it_does_not_stop_for_a_socket(monkeypatch):
+    host = Sockets()
+    monkeypatch.setattr(_update._systemd, "run", host.run)
+    monkeypatch.setattr(_update._processes, "pids", lambda: [7])
+    monkeypatch.setattr(_update._processes, "fd_links", lambda pid: {3: _update._processes.VM_LINK})
+    monkeypatch.setattr(_update._processes, "unit_of", lambda pid: "logind.service")
+    with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
+        _update._start_again(["logind.socket"], ISOLATED, [])
+    assert not host.stops
+
+
 def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     host = Sockets(needed="absent.service")
     monkeypatch.setattr(_update._systemd, "run", host.run)
@@ -227,12 +238,20 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     monkeypatch.setattr(_update, "_UNITS", str(tmp_path))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update, "_MANAGER", str(tmp_path / "none"))
+    monkeypatch.setattr(_update, "_others", lambda ours: {})
     monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target", "idle.target"])
     monkeypatch.setattr(
         _update._systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
     )
     monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]))
-    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": [], "records": {"web": {"unit": "web.service"}}}
+    update = {
+        "id": "u",
+        "times": {},
+        "guests": ["web"],
+        "keep_units": [],
+        "units": [],
+        "records": {"web": {"unit": "web.service", "pid": 7}},
+    }
     update["pause_by"] = time.monotonic() + 60
     _update._stop_the_rest(update)
     del update["records"]
