@@ -230,7 +230,7 @@ def jump() -> int:
 def _carry_out(update: dict) -> t.NoReturn:
     """The update up to the jump. Raises when anything is not as it has to be."""
     update["units"] = _active_units()
-    _systemd.end_by(update["pause_by"])
+    _systemd.end_by(update["pause_by"], "half of the update's time, until which guests have to be paused,")
     records = _check(update)
     update["stages"] = _boot_order.plan(list(records.values()))
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
@@ -256,7 +256,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     if _late(update):
         raise LiveUpdateError("the host took too long until it could have paused its guests")
     update["times"]["gate"] = time.time()
-    _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S)
+    _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the time that guests may be paused ({PAUSE_LIMIT_S:g} s)")
     for name in records:  # until now somebody else's kexec would bring over memory that no journal tells of
         _paths.remove(_holding.record_path(name))
     for name in update["running"]:
@@ -316,7 +316,8 @@ def _write_out(limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         if time.monotonic() > until:
-            raise LiveUpdateError(f"the file systems are not written out within {limit_s:.0f} s; does one of them (NFS?) not answer?")
+            granted = f"within {limit_s:.0f} s" if limit_s >= 1 else "in the time that was left"
+            raise LiveUpdateError(f"the file systems are not written out {granted}; does one of them (NFS?) not answer?")
         time.sleep(0.01)
 
 

@@ -513,13 +513,14 @@ def test_logins_end_before_a_guest_is_paused(host, monkeypatch):
 
 
 def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
-    moments = []
-    monkeypatch.setattr(_systemd, "end_by", moments.append)
+    moments, told = [], []
+    monkeypatch.setattr(_systemd, "end_by", lambda moment, of_what="": (moments.append(moment), told.append(of_what)))
     now = time.monotonic()
     _update.commit(list(host.records), [], "start", timeout=4000)
     assert _update.jump() == 1
     before, pause, undo = moments
     assert now + 1990 < before < now + 2100 and pause < now + _update.PAUSE_LIMIT_S + 60 and undo is None
+    assert "half of the update's time" in told[0] and "guests may be paused (180 s)" in told[1] and not told[2]
 
 
 def test_guests_that_are_quick_to_save_are_paused_last(tmp_path, monkeypatch):
