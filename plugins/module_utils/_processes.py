@@ -21,6 +21,7 @@ __all__ = (
     "folder_of",
     "holders",
     "interfaces",
+    "lives",
     "may_begin_a_vm",
     "open_paths",
     "pids",
@@ -145,6 +146,11 @@ def start_time(pid: int) -> int:
             return int(stat.read().rpartition(")")[2].split()[19])
     except OSError:
         return 0
+
+
+def lives(record: dict) -> bool:
+    """Whether the process with this ``pid`` that ``started`` then (:func:`start_time`) still runs."""
+    return bool(record["started"]) and start_time(record["pid"]) == record["started"]
 
 
 def started_at(pid: int) -> float:
