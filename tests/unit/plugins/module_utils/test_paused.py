@@ -17,6 +17,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _paused,
     _rehearsal,
 )
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.modules import guest
 
 RECORD = {"name": "web", "provider": "qemu", "unit": "web.service", "pid": 7, "started": 70}
@@ -115,3 +116,19 @@ def test_a_guest_that_runs_is_left_alone(machine, tmp_path):
     after_a_restore(tmp_path)
     after_an_undone_update(tmp_path)
     assert _paused.by(RECORD) == "" and _paused.let_go_on(RECORD) == ""
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_is_held_of_a_guest_that_has_ended_is_given_up(machine, monkeypatch, check_mode):
+    """Its memory would stay taken. That it does not run is a failure all the same."""
+
+    def find(name, running):
+        raise LiveUpdateError(f"guest {name!r}: no such guest runs")
+
+    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_guests, "find", find)
+    _paths.write_json(_guests.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
+    (done,) = guest.run_free(["web"], timeout=1, check_mode=check_mode)
+    assert done["failed"] and "no such guest runs" in done["msg"]
+    assert done["changed"] and "is given up" in done["msg"]
+    assert [record["unit"] for record in machine.released] == ([] if check_mode else ["web.service"])
