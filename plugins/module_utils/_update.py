@@ -196,6 +196,11 @@ def _advance(update: dict, state: str) -> None:
     _log(f"update {update['id']}: {state}")
 
 
+def _record(update: dict) -> None:
+    """Write down what is about to be done, so that :func:`recover` can take it back when this process is killed meanwhile."""
+    _paths.write_json(_paths.UPDATE, update)
+
+
 def _end(update: dict, error: str) -> None:
     """Record that the update was undone, for this boot also where the disk is full: the controller waits for it. Never raises."""
     update["error"] = error
@@ -238,7 +243,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     # What the next stage needs brings its guests' units: in the first one they would only share its processors.
     ahead = update["stages"][0]["guests"] if update["stages"] else []
     update["early"] = [record["unit"] for record in records.values()]
-    _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
+    _record(update)  # also when a guest ends meanwhile
     for record in records.values():
         _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
     update["clock_ahead"] = _clock.ahead()
@@ -438,19 +443,22 @@ def _stop_the_rest(update: dict) -> None:
         if seen[unit].get("ActiveState") != "active":
             _log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
     update["kept"] = kept(seen, update["units"])
+    # Not wanted: with that all that it wants itself would be started.
+    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
+    update["in_place"] = kept(bound, update["units"])
+    _record(update)
     directory = f"{_UNITS}/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
         file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *update["kept"])))
-    # Not wanted: with that all that it wants itself would be started.
-    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
-    update["in_place"] = kept(bound, update["units"])
     for unit in update["in_place"]:
         path = _in_place(unit)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _paths.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _systemd.run("systemctl", "daemon-reload")
     _spare_others(update)
+    update["units"] = _active_units()  # what has ended by itself until now is nothing to start again
+    _record(update)
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
 
 
@@ -465,7 +473,8 @@ def _end_sessions(update: dict) -> None:
         if not units:
             return
         _spare_others(update)
-        update.setdefault("ended", units)
+        update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
+        _record(update)
         with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
             _systemd.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
     _log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
@@ -589,6 +598,9 @@ def _abort(update: dict, why: str) -> None:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
         if undo(f"save of guest {name}", _holding.let_go_on, records[name], name in update.get("running", ())):
             return True
+        if not _processes.lives(records[name]):
+            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before ({records[name]['unit']})")
+            return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
@@ -606,14 +618,18 @@ def _abort(update: dict, why: str) -> None:
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
             undo(f"session of guest {name}", _holding.release, record)
+    for name in update["guests"]:
+        if name not in records:  # it has ended, and its memory would stay taken
+            undo(f"session of guest {name}", _holding.release_ended, name)
     for unit in update.get("early", ()):
         undo(f"early start of {unit}", _boot_order.start_early, unit, False)
     for unit in update.get("in_place", ()):
         undo(f"drop-in of {unit}", _paths.remove, _in_place(unit))
     undo("limit of the shutdown", _usual_shutdown)
-    undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"), problems)
+    if "stopping_from" in update:  # else nothing was stopped, and what has ended has done so by itself
+        undo("stopped services", _start_again, update.get("units", []), update["stopping_from"], problems)
     if update.get("ended"):
-        problems.append(f"logins and containers were ended, and do not start by themselves: {', '.join(update['ended'])}")
+        undo("look at logins and containers", _tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
 
 
@@ -626,6 +642,14 @@ def recover() -> None:
         if update["state"] == "jumping":
             time.sleep(RECOVER_S)
         _abort(update, f"the process that carried it out ended while it was {update['state']}")
+
+
+def _tell_ended(units: list[str], notes: list[str]) -> None:
+    """Which of the logins and containers that were to end do not run: one was to end when the update was cut off, or came back."""
+    active = _active_units("scope,service")
+    gone = [unit for unit in units if unit not in active]
+    if gone:
+        notes.append(f"logins and containers were ended, and do not start by themselves: {', '.join(gone)}")
 
 
 def _start_again(units: list[str], since: float | None, notes: list[str]) -> None:

@@ -486,6 +486,21 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
     ended = update(host)
     undone(host, ended, "guest web does not run any more")
     assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
+    assert sorted(host.done("release")) == ["app.service", "web.service"]  # its memory would stay taken until a reboot
+    assert not os.path.exists(_guests.run_path("web", "held"))
+
+
+def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
+    def resume(record, _running):
+        if host.started.pop(os.getpid(), 0):
+            host.started[0] = 1
+        raise LiveUpdateError(f"QEMU of {record['name']} has ended")
+
+    host.resume = resume
+    error = update(host)["error"]
+    assert "guest web has ended meanwhile, nothing of it is kept; start it as before (web.service)" in error
+    assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+    assert not os.path.exists(_guests.state_path("web"))
 
 
 def test_a_host_that_is_too_slow_pauses_nobody(host):
@@ -581,6 +596,59 @@ def test_a_virtual_machine_that_somebody_started_meanwhile_is_not_stopped(host, 
     undone(host, ended, "process 7 (session-3.scope) runs a virtual machine that was started meanwhile and would be lost")
     assert [step[0] for step in host.did if step[0] in ("isolate", "stop", "kill")] == stopped
     assert not host.done("save") and "logins and containers were ended" not in ended["error"]
+
+
+class Killed(BaseException):
+    """The process that carries the update out is gone at once."""
+
+
+def killed(host, step) -> dict:
+    """What is on the disk when that happens right before this step."""
+
+    def kill():
+        raise Killed
+
+    host.at[step] = kill
+    _update.commit(list(host.records), [], "start")
+    with pytest.raises(Killed):
+        _update.jump()
+    host.did.clear()
+    return _paths.read_json(_paths.UPDATE)
+
+
+def test_a_process_that_is_killed_leaves_no_drop_in(host, monkeypatch):
+    monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target"])
+    state = {"vms.target": "active"}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"ActiveState": state.get(unit, "")} for unit in units})
+    assert killed(host, "daemon-reload")["in_place"] == ["vms.target"]
+    assert (host.root / "units/vms.target.d").is_dir() and list((host.root / "units/vms.target.d").iterdir())
+    _update.recover()
+    assert not list((host.root / "units/vms.target.d").iterdir())
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_a_process_that_is_killed_has_ended_is_told(host, monkeypatch, done):
+    a_login(host, monkeypatch)
+    assert killed(host, "stop")["ended"] == ["session-3.scope"]
+    if done:
+        host.did.append(("stop", "session-3.scope"))
+    _update.recover()
+    assert ("do not start by themselves: session-3.scope" in _update.last()["error"]) is done
+
+
+def test_what_ended_by_itself_before_anything_was_stopped_is_neither_started_nor_told(host, monkeypatch):
+    runs = ["run-u1.service", "cron.service"]
+    monkeypatch.setattr(_update, "_active_units", lambda types="": [] if host.done("isolate") else list(runs))
+    load = {"run-u1.service": "not-found"}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"LoadState": load.get(unit, "loaded")} for unit in units})
+    host.at["daemon-reload"] = lambda: runs.remove("run-u1.service")
+    error = update(host)["error"]
+    assert "run-u1.service" not in error and host.done("start") == ["default.target", "cron.service"]
+
+
+def test_an_update_that_stopped_nothing_starts_nothing(host):
+    reason(host)
+    assert "a block job is running" in update(host)["error"] and not host.done("start")
 
 
 def test_one_that_is_started_in_a_login_that_does_not_end_is_not_killed(host, monkeypatch):

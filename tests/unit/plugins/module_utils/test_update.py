@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 
 import pytest
@@ -243,7 +244,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     monkeypatch.setattr(
         _update._systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
     )
-    monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]))
+    monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]) or "")
     update = {
         "id": "u",
         "times": {},
@@ -255,7 +256,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     update["pause_by"] = time.monotonic() + 60
     _update._stop_the_rest(update)
     del update["records"]
-    assert ran == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
+    assert [verb for verb in ran if verb != "list-units"] == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
     assert "IgnoreOnIsolate=yes" in (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").read_text()
     assert (tmp_path / f"{_update.JUMP_TARGET}.d/kept.conf").read_text() == "[Unit]\nWants=web.service\n"
     for step in (_update._kexec, "unload"), (_update, "_start_again"):
@@ -294,9 +295,13 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     for name in ("app", "db", "web"):  # web runs on although not all of its save could be undone
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
-    records = {name: {"name": name, "unit": f"{name}.service"} for name in ("app", "db", "web")}
+    process = {"pid": os.getpid(), "started": _update._processes.start_time(os.getpid())}
+    records = {name: {"name": name, "unit": f"{name}.service", **process} for name in ("app", "db", "web")}
     early = ["app.service", "db.service", "gone.service"]  # the last one's guest ended meanwhile
-    _update._abort({"id": "u", "times": {}, "records": records, "running": list(records), "early": early}, "db cannot be saved")
+    _update._abort(
+        {"id": "u", "times": {}, "guests": list(records), "records": records, "running": list(records), "early": early},
+        "db cannot be saved",
+    )
     assert released == ["db", "web"] and late == early
     assert (tmp_path / "app.state").exists() and not (tmp_path / "db.state").exists() and not (tmp_path / "web.state").exists()
     assert not (tmp_path / "app.json").exists()
