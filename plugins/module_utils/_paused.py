@@ -14,7 +14,7 @@ import os
 from . import _guests, _holding, _incoming, _paths, _providers, _rehearsal
 from ._errors import LiveUpdateError, reason
 
-__all__ = ("by", "let_go_on", "reasons")
+__all__ = ("by", "let_go_on", "reasons", "whole_saves")
 
 _WHAT = {
     "rehearsal": "a rehearsal that has not ended",
@@ -70,3 +70,20 @@ def let_go_on(record: dict) -> str:
         else:
             _incoming.settle_seen(name)
     return cause
+
+
+def whole_saves(record: dict) -> bool:
+    """Have QEMU put the RAM into its saves and migrations again, where an undo could not; returns whether that was to do.
+
+    The caller has the host's lock. Only for a guest in a unit: libvirt's domains are told through virsh.
+    """
+    if record["provider"] != "qemu":
+        return False
+    from ._qmp import Qmp
+    from .vmm import _now
+
+    with Qmp(record["monitor"]) as monitor:
+        if not _now.ignores_shared(monitor.execute("query-migrate-capabilities")):
+            return False
+        monitor.ignore_shared(False)
+    return True

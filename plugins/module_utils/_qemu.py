@@ -31,6 +31,7 @@ __all__ = (
     "ignore_shared_stays",
     "inspect",
     "known",
+    "left_on",
     "load",
     "memory",
     "rehearse",
@@ -109,8 +110,23 @@ def inspect(record: dict) -> list[dict]:
     reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if now["ignores_shared"]:
+        reasons += left_on(record, ignore_shared_stays(record))
     codes = {why["code"] for why in reasons}
     return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
+
+
+def left_on(record: dict, message: str) -> list[dict]:
+    """That QEMU leaves the guest's RAM out of its saves, ``message`` saying so and the remedy, as a reason; none while we hold that RAM.
+
+    Then a save of an update may be under way, and its undo takes that back.
+    """
+    from . import _holding  # not on the boot path
+
+    if _holding.held(record):
+        return []
+    message, _colon, remedy = message.partition(": ")
+    return [_reason("ignore-shared", message, remedy)]
 
 
 def survey(records: list[dict]) -> None:

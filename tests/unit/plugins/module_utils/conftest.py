@@ -99,6 +99,7 @@ class Host:
             "domstate": "running\n\n",
             "query-migrate": '{"return": {}}',
             "query-block-jobs": '{"return": []}',
+            "query-migrate-capabilities": '{"return": [{"capability": "x-ignore-shared", "state": false}]}',
             "migrate-set-capabilities": '{"return": {}}',
         }
         said = {**usual, **{key.replace("_", "-"): value for key, value in says.items()}}

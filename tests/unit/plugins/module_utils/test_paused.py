@@ -15,6 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _incoming,
     _paths,
     _paused,
+    _qmp,
     _rehearsal,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -132,3 +133,29 @@ def test_what_is_held_of_a_guest_that_has_ended_is_given_up(machine, monkeypatch
     assert done["failed"] and "no such guest runs" in done["msg"]
     assert done["changed"] and "is given up" in done["msg"]
     assert [record["unit"] for record in machine.released] == ([] if check_mode else ["web.service"])
+
+
+@pytest.mark.parametrize(("provider", "on", "said"), [("qemu", True, True), ("qemu", False, False), ("libvirt", True, False)])
+def test_qemu_is_told_to_put_the_ram_into_its_saves_where_it_does_not(monkeypatch, provider, on, said):
+    told = []
+
+    class Monitor:
+        def __init__(self, path):
+            assert path == "/run/qmp"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_exception):
+            pass
+
+        def execute(self, command):
+            assert command == "query-migrate-capabilities"
+            return [{"capability": "x-ignore-shared", "state": on}]
+
+        def ignore_shared(self, state):
+            told.append(state)
+
+    monkeypatch.setattr(_qmp, "Qmp", Monitor)
+    assert _paused.whole_saves({"provider": provider, "monitor": "/run/qmp"}) is said
+    assert told == [False] * said
