@@ -27,6 +27,7 @@ __all__ = (
     "hold_each",
     "is_of",
     "let_go_on",
+    "note_left_paused",
     "outlives",
     "owes",
     "process",
@@ -321,7 +322,16 @@ def process(record: dict) -> dict:
 
 def owes(record: dict) -> bool:
     """Whether we paused this guest, and have not let it run on since. Nobody else's wish keeps it paused."""
-    return _paths.read_json(_guests.run_path(record["name"], "paused")) == process(record)
+    mark = _paths.read_json(_guests.run_path(record["name"], "paused"))
+    if any(mark.get(key) != value for key, value in process(record).items()):
+        return False
+    return mark.get("guest_time") in (None, _processes.guest_time(record["pid"]))
+
+
+def note_left_paused(record: dict) -> None:
+    """Bind the mark of :func:`owes` to the pause of now: a guest that has run since then was paused again by its owner."""
+    mark = {**process(record), "guest_time": _processes.guest_time(record["pid"])}
+    _paths.write_json(_guests.run_path(record["name"], "paused"), mark)
 
 
 def let_go_on(record: dict, running: bool) -> None:

@@ -599,14 +599,17 @@ def _abort(update: dict, why: str) -> None:
         if undo(f"save of guest {name}", _holding.let_go_on, records[name], name in update.get("running", ())):
             return True
         if not _processes.lives(records[name]):
-            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before ({records[name]['unit']})")
+            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before")
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
+        if name in update.get("running", ()):
+            undo(f"note that guest {name} is left paused", _holding.note_left_paused, records[name])
         problems.append(
             f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
-            f" (state: running); 'kvm-liveupdate discard {name}' gives both up"
+            f" (state: running). To give both up end its QEMU first ({_ends(records[name])}),"
+            f" then 'kvm-liveupdate discard {name}'"
         )
         return False
 
@@ -631,6 +634,11 @@ def _abort(update: dict, why: str) -> None:
     if update.get("ended"):
         undo("look at logins and containers", _tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
+
+
+def _ends(record: dict) -> str:
+    """What ends the QEMU of a guest, for people."""
+    return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {record['unit']}'"
 
 
 def recover() -> None:

@@ -460,7 +460,12 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
     host.resume = real
+    assert "end its QEMU first ('systemctl stop web.service'), then 'kvm-liveupdate discard web'" in ended["error"]
     assert _update._meant_to_run(host.records) == ["web"]
+    real_time = _processes.guest_time
+    monkeypatch.setattr(_processes, "guest_time", lambda pid: 9)  # it ran, and its owner paused it again
+    assert _update._meant_to_run(host.records) == [] and not _holding.owes(host.records["web"])
+    monkeypatch.setattr(_processes, "guest_time", real_time)
     assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
     assert os.path.exists(_guests.state_path("web"))
     _holding.let_go_on(host.records["web"], True)
@@ -498,7 +503,7 @@ def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
 
     host.resume = resume
     error = update(host)["error"]
-    assert "guest web has ended meanwhile, nothing of it is kept; start it as before (web.service)" in error
+    assert "guest web has ended meanwhile, nothing of it is kept; start it as before" in error
     assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
     assert not os.path.exists(_guests.state_path("web"))
 

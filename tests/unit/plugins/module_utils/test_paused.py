@@ -48,6 +48,7 @@ def a_paused_guest(tmp_path, monkeypatch):
         monkeypatch.setattr(_paths, name, str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_paths, "OUTCOME", str(tmp_path / "outcome"))
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
     monkeypatch.setattr(_guests, "known", lambda: {"web": RECORD})
     monkeypatch.setattr(_guests, "find", lambda name, running=None: RECORD)
@@ -159,3 +160,24 @@ def test_qemu_is_told_to_put_the_ram_into_its_saves_where_it_does_not(monkeypatc
     monkeypatch.setattr(_qmp, "Qmp", Monitor)
     assert _paused.whole_saves({"provider": provider, "monitor": "/run/qmp"}) is said
     assert told == [False] * said
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+def test_our_mark_does_not_outlive_the_pause(machine, tmp_path, under_way):
+    """It would pass a later pause of the owner's off as ours. Only an update that is about to pause the guest needs it."""
+    after_an_undone_update(tmp_path)
+    state = "saving" if under_way else "aborted"
+    _paths.write_json(_paths.UPDATE, {"id": "u", "boot_id": "now", "state": state})
+    machine.state = "running"
+    assert _paused.by(RECORD) == ""
+    machine.state = "paused"
+    assert _paused.by(RECORD) == ("update" if under_way else "")
+
+
+def test_a_guest_that_has_run_since_is_its_owners(machine, monkeypatch):
+    ticks = [5]
+    monkeypatch.setattr(_holding._processes, "guest_time", lambda pid: ticks[0])
+    _holding.note_left_paused(RECORD)
+    assert _paused.by(RECORD) == "update"
+    ticks[0] = 6
+    assert _paused.by(RECORD) == ""

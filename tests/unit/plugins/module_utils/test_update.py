@@ -296,7 +296,7 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
     process = {"pid": os.getpid(), "started": _update._processes.start_time(os.getpid())}
-    records = {name: {"name": name, "unit": f"{name}.service", **process} for name in ("app", "db", "web")}
+    records = {name: {"name": name, "unit": f"{name}.service", "provider": "qemu", **process} for name in ("app", "db", "web")}
     early = ["app.service", "db.service", "gone.service"]  # the last one's guest ended meanwhile
     _update._abort(
         {"id": "u", "times": {}, "guests": list(records), "records": records, "running": list(records), "early": early},
