@@ -131,7 +131,7 @@ class ActionModule(ActionBase):
         return result
 
     def _wait(self, update: dict[str, t.Any], started: float, timeout: float) -> dict[str, t.Any]:
-        seen, idle = "no answer at all", 0
+        seen, idle, there = "no answer at all", 0, ""
         if self._connection.transport == "ssh":
             given = self._connection.get_option("ssh_extra_args") or ""
             self._connection.set_option("ssh_extra_args", f"{given} {KEEPALIVE}".strip())
@@ -141,13 +141,15 @@ class ActionModule(ActionBase):
                 with _limit(max(0.1, min(ATTEMPT_S, started + timeout - time.monotonic()))):
                     look = self._look()
             except _Late:
-                seen, idle = "a connection without an answer", 0
+                idle = 0
+                if not there or time.monotonic() < started + timeout:  # else this look had not its full time
+                    seen, there = "a connection without an answer", ""
                 continue
             except (AnsibleError, OSError) as err:
-                seen, idle = f"no connection: {err}", 0
+                seen, idle, there = f"no connection: {err}", 0, ""
                 continue
             if look is None:
-                seen, idle = "an answer without a boot id", 0
+                seen, idle, there = "an answer without a boot id", 0, ""
                 continue
             ended = verdict(update, look, time.monotonic() - started)
             if ended:
@@ -161,7 +163,13 @@ class ActionModule(ActionBase):
                     f" undo (update {state}). 'systemctl status {JUMP_UNIT}' on the host says why; 'kvm-liveupdate recover' there"
                     " undoes the update",
                 )
-            seen = f"the old kernel {look.kernel[0]}, update {state}"
+            seen = there = f"the old kernel {look.kernel[0]}, update {state}"
+        if there:  # not "stuck": it may jump at any moment, so nobody is to be brought back to it
+            return _failure(
+                "gone",
+                f"the jump did not take place within {timeout:g} s: the host answers and still runs {there}. 'journalctl -u {JUMP_UNIT}' on"
+                " the host says what it waits for; it undoes the update when that fails",
+            )
         return _failure(
             "gone",
             f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console; guests come back by themselves once"

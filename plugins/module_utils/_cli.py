@@ -64,8 +64,10 @@ def _resume(name: str) -> None:
     from . import _guests, _lock, _paused
 
     with _lock.Lock():
-        why = _paused.let_go_on(_guests.find(name))
-    if not why:
+        record = _guests.find(name)
+        why = _paused.let_go_on(record)
+        whole = _paused.whole_saves(record)
+    if not (why or whole):
         raise LiveUpdateError(f"guest {name}: nothing of ours keeps it paused; resume it by its own means (virsh resume, or its monitor)")
 
 
@@ -107,6 +109,8 @@ def _discard_locked(name: str) -> None:
             _systemd.forget_fd(ended, 0, _holding.FDNAME)  # else its memory stays taken beside that of its next start
     if record:
         _holding.release(record)
+    else:
+        _holding.release_ended(name)
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
     _boot_order.start_early(unit, False)

@@ -27,6 +27,8 @@ __all__ = (
     "hold_each",
     "is_of",
     "let_go_on",
+    "note_left_paused",
+    "outlives",
     "owes",
     "process",
     "read_note",
@@ -34,6 +36,7 @@ __all__ = (
     "record_path",
     "recorded_holds",
     "release",
+    "release_ended",
     "reside",
     "resident_unit",
     "session_name",
@@ -165,6 +168,7 @@ def _preserve(record: dict, hold_id: str) -> int:
         "pid": record["pid"],
         "started": record["started"],
         "files": _ram_files(record),
+        "unit": record["unit"],
     }
     fds: list[int] = []
     session = -1
@@ -283,11 +287,32 @@ def release(record: dict) -> bool:
         found = _systemd.show(unit, "ActiveState").get("ActiveState") not in ("inactive", "failed")
         _systemd.run("systemctl", "stop", unit)
         pid = 0
+    elif not _processes.lives(record):  # another process may be the unit's by now, and alone may speak for it
+        pid = int(_systemd.show(unit, "MainPID").get("MainPID") or 0)
     if FDNAME in _systemd.fdstore(unit):
         _systemd.forget_fd(unit, pid, FDNAME)
         found = True
     _paths.remove(record_path(record["name"]))
     return _paths.remove(_guests.run_path(record["name"], "held")) or found
+
+
+def outlives(name: str) -> str:
+    """The unit of a guest that does not run, when a hold of this boot is on record for it; else empty.
+
+    What an update saved is no such hold: the guest may come back from that.
+    """
+    held_record, noted = _paths.read_json(_guests.run_path(name, "held")), _paths.read_json(record_path(name))
+    if noted.get("boot_id") != _host.boot_id():
+        noted = {}
+    if not (held_record or noted) or _guests.journal(name).get("state") == "saved":
+        return ""
+    return str(held_record.get("unit") or noted.get("unit") or resident_unit(name))
+
+
+def release_ended(name: str) -> bool:
+    """As :func:`release`, of a guest whose QEMU has ended, by its name. Its memory would stay taken until the next reboot."""
+    unit = outlives(name)
+    return bool(unit) and release({"name": name, "unit": unit, "pid": 0, "started": 0})
 
 
 def process(record: dict) -> dict:
@@ -297,7 +322,16 @@ def process(record: dict) -> dict:
 
 def owes(record: dict) -> bool:
     """Whether we paused this guest, and have not let it run on since. Nobody else's wish keeps it paused."""
-    return _paths.read_json(_guests.run_path(record["name"], "paused")) == process(record)
+    mark = _paths.read_json(_guests.run_path(record["name"], "paused"))
+    if any(mark.get(key) != value for key, value in process(record).items()):
+        return False
+    return mark.get("guest_time") in (None, _processes.guest_time(record["pid"]))
+
+
+def note_left_paused(record: dict) -> None:
+    """Bind the mark of :func:`owes` to the pause of now: a guest that has run since then was paused again by its owner."""
+    mark = {**process(record), "guest_time": _processes.guest_time(record["pid"])}
+    _paths.write_json(_guests.run_path(record["name"], "paused"), mark)
 
 
 def let_go_on(record: dict, running: bool) -> None:

@@ -44,6 +44,7 @@ __all__ = (
     "domain_xml",
     "end_rehearsal",
     "ignore_shared",
+    "ignore_shared_stays",
     "image_path",
     "inspect",
     "is_defined",
@@ -79,6 +80,8 @@ KEPT = (
 )
 SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
 UNDO_LIMIT_S = _limits.UNDO
+UNDO_ANSWER_S = _limits.UNDO_ANSWER
+_LAST_ANSWER_S = 10.0  # of a question that is asked right before the end of UNDO_LIMIT_S
 START_LIMIT_S = _limits.LIBVIRT_START
 _PIDS = "/run/libvirt/qemu"
 _DEFINITIONS = "/etc/libvirt/qemu"
@@ -265,6 +268,11 @@ def inspect(record: dict) -> list[dict]:
     job = _libvirt_reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
         return reasons + job  # while it lasts libvirt lets nobody else at the monitor
+    from . import _qemu  # what both providers ask a QEMU
+    from .vmm import _now
+
+    if _now.ignores_shared(seen.get("capabilities")):
+        reasons += _qemu.left_on(record, ignore_shared_stays(record))
     return reasons + _libvirt_reasons.monitor_reasons(seen)
 
 
@@ -457,32 +465,67 @@ def write_image(record: dict, image: str, running: bool) -> float:
 
 
 def resume(record: dict, running: bool) -> None:
-    """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from."""
+    """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from.
+
+    A domain that is given up stays paused, so each step is repeated for UNDO_LIMIT_S: a job that was told to end may need a moment, and
+    QEMU refuses the rest meanwhile; a daemon may be busy or start anew. Whether the domain runs is what libvirt says in the end, and not
+    what a command returned. An error has the detail ``ended`` when QEMU has ended: nothing can go on then.
+    """
     name, uuid, image = record["name"], record["uuid"], image_path(record["name"])
-    suspended = status(record) != "running"  # a save may have failed before that
-    if suspended:
-        with contextlib.suppress(LiveUpdateError):  # a save that was cut off may be under way: QEMU refuses the following meanwhile
-            virsh("domjobabort", uuid)
-    try:
-        _save_with_ram_again(uuid)
-    finally:
-        if running and suspended:
-            virsh("resume", uuid)
-        if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
-            _libvirt_saves.remove(image)
-
-
-def _save_with_ram_again(uuid: str) -> None:
-    """Have later saves of the domain include its RAM. A job that was told to end may need a moment, and QEMU refuses this meanwhile."""
     until = time.monotonic() + UNDO_LIMIT_S
+    whole = False  # later saves have its RAM again
     while True:
-        try:
-            taken(virsh(*ignore_shared(uuid, False)))
-            return
-        except LiveUpdateError:
-            if time.monotonic() > until:
-                raise
+        problems: list[str] = []
+        state = _undo_step(problems, until, "domstate", uuid)
+        if state not in (None, "running"):  # a save may have failed before that
+            _undo_step([], until, "domjobabort", uuid)  # of one that was cut off; as a rule there is none
+        if not whole:
+            whole = _is_taken(problems, _undo_step(problems, until, *ignore_shared(uuid, False)))
+        if running and state != "running":
+            _undo_step(problems, until, "resume", uuid)
+            state = _undo_step(problems, until, "domstate", uuid)
+        done = whole and (not running or state not in (None, "paused"))
+        if done or not _processes.lives(record) or time.monotonic() > until:
+            break
         time.sleep(0.5)
+    if os.path.exists(_guests.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
+        _libvirt_saves.remove(image)
+    why = "; ".join(problems) or "no command failed"
+    if not _processes.lives(record):
+        raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+    if running and state != "running":
+        raise LiveUpdateError(f"the domain is {state or 'in a state that libvirt does not tell'}, for {UNDO_LIMIT_S:g} s: {why}")
+    if not whole:
+        raise LiveUpdateError(f"{ignore_shared_stays(record)}: {why}")
+
+
+def _undo_step(problems: list[str], until: float, *words: str) -> str | None:
+    """What virsh prints for these words; None when that failed, which is one more of the ``problems``."""
+    try:
+        return virsh(*words, limit=min(UNDO_ANSWER_S, max(until - time.monotonic(), _LAST_ANSWER_S))).strip()
+    except LiveUpdateError as err:
+        problems.append(str(err))
+        return None
+
+
+def _is_taken(problems: list[str], said: str | None) -> bool:
+    """Whether QEMU did what it was asked (:func:`taken`); why not is one more of the ``problems``."""
+    try:
+        if said is not None:
+            taken(said)
+    except (LiveUpdateError, ValueError) as err:
+        problems.append(str(err))
+        return False
+    return said is not None
+
+
+def ignore_shared_stays(record: dict) -> str:
+    """That QEMU still leaves the domain's RAM out of what it saves, and how to end that."""
+    command = f"virsh qemu-monitor-command {record['uuid']} --hmp 'migrate_set_capability x-ignore-shared off'"
+    return (
+        f"QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM: switch it"
+        f" off with {command}"
+    )
 
 
 def rehearse(record: dict, running: bool) -> float:  # pylint: disable=unused-argument  # suspending what is suspended does no harm

@@ -201,7 +201,7 @@ def monitor_reasons(seen: dict) -> list[dict]:
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "bring it to running or paused first"))
-    unasked = not {"xml", "job", "state", "blockers", "block_jobs"} <= set(seen)
+    unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities"} <= set(seen)
     if seen["problem"] or unasked:
         message = seen["problem"] or "libvirt was at work on it, and its QEMU was not asked"
         found.append(

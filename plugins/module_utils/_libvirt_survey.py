@@ -31,7 +31,7 @@ _HOST = (
     ("secrets ephemeral", ("secret-list", "--ephemeral")),
 )
 _DOMAIN = (("xml", "dumpxml"), ("job", "domjobinfo"), ("state", "domstate"))
-_MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"))
+_MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"), ("capabilities", "query-migrate-capabilities"))
 
 
 def survey(records: list[dict], busy: t.Callable[[str], bool]) -> None:

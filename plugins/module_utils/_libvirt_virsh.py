@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 
+from . import _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -54,10 +55,18 @@ def ask(commands: t.Sequence[t.Sequence[str]], limit: float, uri: str = HERE) ->
 
     A command that does not end keeps those behind it from being asked: all of these answers are errors.
     """
+    limit = _systemd.left(limit)
     until = time.monotonic() + limit
     answers: list[Answer] = []
     for group in groups([script(command) for command in commands]):
-        answers += _run(group, until, limit, uri)
+        if time.monotonic() < until:
+            answers += _run(group, until, limit, uri)
+        else:  # virsh might do what it is asked before it is ended
+            why = f"not asked, {_systemd.no_answer(round(limit, 1))}"
+            first = not answers
+            answers += [
+                Answer("", f"virsh {command.replace(chr(39), '')}: {why}", asked=first and not at) for at, command in enumerate(group)
+            ]
     return answers
 
 
@@ -102,7 +111,7 @@ def _run(commands: list[str], until: float, limit: float, uri: str) -> list[Answ
     finally:
         virsh.kill()
         virsh.wait()
-    why = f"virsh: no answer within {limit:g} s" if not in_time else ""
+    why = "" if in_time else f"virsh: {_systemd.no_answer(round(limit, 1))}"
     return answers_of(commands, mark, (out.decode("utf-8", "surrogateescape"), errors.decode("utf-8", "surrogateescape")), ended, why)
 
 

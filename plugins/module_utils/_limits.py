@@ -58,6 +58,8 @@ UPDATE = 1800
 COMMIT_ANSWER = 3.0
 # A login or a container that does not end by itself is killed then.
 SESSIONS = 30.0
+# A QEMU of nobody's that may end by itself: libvirt starts one for a moment to ask what it can.
+OTHER_VM = 5.0
 # The start of a stopped socket again. Each attempt stops and starts: all together stay below what the unit's ExecStopPost= has.
 SOCKETS = 60
 
@@ -69,8 +71,9 @@ QEMU_SAVE = 60.0
 LIBVIRT_SAVE = 120.0
 # What QEMU has left to do once a state is written.
 QEMU_SETTLE = 5.0
-# A job of QEMU's that was told to end. To give up here leaves a guest paused.
+# The undo of one guest's save, whose steps are repeated until then. To give up here leaves a guest paused. And one answer in it.
 UNDO = 300.0
+UNDO_ANSWER = 60.0
 # Each of the two waits of the shutdown for processes that do not end (systemd-system.conf(5), DefaultTimeoutStopSec=).
 FINAL_KILL = 10
 # A kexec that was asked for ends every process long before this; only a host that stays undoes the update.

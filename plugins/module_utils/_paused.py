@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 
-from . import _guests, _holding, _incoming, _paths, _providers, _rehearsal
+from . import _guests, _holding, _host, _incoming, _lock, _paths, _providers, _rehearsal
 from ._errors import LiveUpdateError, reason
 
-__all__ = ("by", "let_go_on", "reasons")
+__all__ = ("by", "let_go_on", "reasons", "whole_saves")
 
 _WHAT = {
     "rehearsal": "a rehearsal that has not ended",
@@ -29,7 +29,12 @@ def by(record: dict) -> str:
     if os.path.exists(_guests.run_path(name, "rehearsal")):
         return "rehearsal"
     restored, undone = _cut_off_restore(name), _holding.owes(record)
-    if not (restored or undone) or _providers.of(record).status(record) not in ("paused", "postmigrate"):
+    if not (restored or undone):
+        return ""
+    state = _providers.of(record).status(record)
+    if state == "running" and _lock.outcome(_lock.last(), _host.boot_id(), "") != "pending":  # else it is about to be paused
+        _paths.remove(_guests.run_path(name, "paused"))  # it would pass a later pause of the owner's off as ours
+    if state not in ("paused", "postmigrate"):
         return ""
     return "restore" if restored else "update"
 
@@ -70,3 +75,20 @@ def let_go_on(record: dict) -> str:
         else:
             _incoming.settle_seen(name)
     return cause
+
+
+def whole_saves(record: dict) -> bool:
+    """Have QEMU put the RAM into its saves and migrations again, where an undo could not; returns whether that was to do.
+
+    The caller has the host's lock. Only for a guest in a unit: libvirt's domains are told through virsh.
+    """
+    if record["provider"] != "qemu":
+        return False
+    from ._qmp import Qmp
+    from .vmm import _now
+
+    with Qmp(record["monitor"]) as monitor:
+        if not _now.ignores_shared(monitor.execute("query-migrate-capabilities")):
+            return False
+        monitor.ignore_shared(False)
+    return True

@@ -19,8 +19,11 @@ __all__ = (
     "file_of",
     "flags_of",
     "folder_of",
+    "guest_time",
     "holders",
     "interfaces",
+    "lives",
+    "may_begin_a_vm",
     "open_paths",
     "pids",
     "replaced_program",
@@ -34,6 +37,7 @@ __all__ = (
 _SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
 SESSION_LINK = "anon_inode:[luo_session] "
 VM_LINK = "anon_inode:kvm-vm"
+_KVM_DEVICE = "/kvm"
 _TAP_LINK = "/dev/net/tun"
 _IFF_PERSIST = 0x800  # of a tap that is there without a process (include/uapi/linux/if_tun.h)
 
@@ -103,6 +107,11 @@ def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
     return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
 
 
+def may_begin_a_vm(links: set[str]) -> bool:
+    """Whether a process with these links has the device open that virtual machines are made with. A container may see it as /kvm. Pure."""
+    return any(link.endswith(_KVM_DEVICE) and link.startswith("/") for link in links)
+
+
 def interfaces(pid: int, root: str = "/") -> list[str]:
     """The host's network interfaces that the taps of a process need: their bridges, and of the taps those that it did not make itself.
 
@@ -137,6 +146,20 @@ def start_time(pid: int) -> int:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
             return int(stat.read().rpartition(")")[2].split()[19])
     except OSError:
+        return 0
+
+
+def lives(record: dict) -> bool:
+    """Whether the process with this ``pid`` that ``started`` then (:func:`start_time`) still runs."""
+    return bool(record["started"]) and start_time(record["pid"]) == record["started"]
+
+
+def guest_time(pid: int) -> int:
+    """How long the process has run a guest, in clock ticks (proc(5), stat field 43). It stands still with the guest. 0 when gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[40])
+    except (OSError, IndexError):
         return 0
 
 

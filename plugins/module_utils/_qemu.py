@@ -28,8 +28,10 @@ __all__ = (
     "end_rehearsal",
     "foreign_reason",
     "go_on",
+    "ignore_shared_stays",
     "inspect",
     "known",
+    "left_on",
     "load",
     "memory",
     "rehearse",
@@ -51,6 +53,7 @@ SETTLE_LIMIT_S = _limits.QEMU_SETTLE
 SAVES_SLOWLY = False
 KEPT = ()
 DAEMONS = ()
+_STANDS = ("paused", "postmigrate", "finish-migrate")
 _UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
@@ -107,8 +110,23 @@ def inspect(record: dict) -> list[dict]:
     reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if now["ignores_shared"]:
+        reasons += left_on(record, ignore_shared_stays(record))
     codes = {why["code"] for why in reasons}
     return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
+
+
+def left_on(record: dict, message: str) -> list[dict]:
+    """That QEMU leaves the guest's RAM out of its saves, ``message`` saying so and the remedy, as a reason; none while we hold that RAM.
+
+    Then a save of an update may be under way, and its undo takes that back.
+    """
+    from . import _holding  # not on the boot path
+
+    if _holding.held(record):
+        return []
+    message, _colon, remedy = message.partition(": ")
+    return [_reason("ignore-shared", message, remedy)]
 
 
 def survey(records: list[dict]) -> None:
@@ -239,15 +257,54 @@ def _saved_problem(record: dict) -> str:
 
 
 def resume(record: dict, running: bool) -> None:
-    """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from."""
-    with Qmp(record["monitor"]) as monitor:
+    """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from.
+
+    A guest that is given up stays paused, so this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` when QEMU has ended.
+    """
+    until = time.monotonic() + UNDO_LIMIT_S
+    whole = False  # later saves have its RAM again
+    while True:
+        problems: list[str] = []
+        state = ""
         try:
-            if monitor.status() != "running":
-                monitor.end_migration(UNDO_LIMIT_S)  # a save that was cut off may be under way: QEMU refuses the following meanwhile
-            monitor.ignore_shared(False)  # left on, a later migration or save would leave out the RAM
-        finally:
-            if running and monitor.status() in ("paused", "postmigrate"):
-                monitor.execute("cont")
+            with Qmp(record["monitor"]) as monitor:
+                if monitor.status() != "running":  # a save that was cut off may be under way: QEMU refuses the following meanwhile
+                    _tried(problems, monitor.end_migration, SETTLE_LIMIT_S)
+                whole = whole or _tried(problems, monitor.ignore_shared, False)
+                if running and monitor.status() in ("paused", "postmigrate"):
+                    _tried(problems, monitor.execute, "cont")
+                state = monitor.status()
+        except LiveUpdateError as err:
+            problems.append(str(err))
+        stands = not state or state in _STANDS
+        if (whole and not (running and stands)) or not _processes.lives(record) or time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    why = "; ".join(problems) or "no command failed"
+    if not _processes.lives(record):
+        raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+    if running and stands:
+        raise LiveUpdateError(f"the guest is {state or 'in a state that QEMU does not tell'}, for {UNDO_LIMIT_S:g} s: {why}")
+    if not whole:
+        raise LiveUpdateError(f"{ignore_shared_stays(record)}: {why}")
+
+
+def _tried(problems: list[str], step: t.Callable[..., object], *arguments: object) -> bool:
+    """Whether the step was done; why not is one more of the ``problems``."""
+    try:
+        step(*arguments)
+    except LiveUpdateError as err:
+        problems.append(str(err))
+        return False
+    return True
+
+
+def ignore_shared_stays(record: dict) -> str:
+    """That QEMU still leaves the guest's RAM out of what it saves, and how to end that."""
+    return (
+        "QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM:"
+        f" 'kvm-liveupdate resume {record['name']}' on the host switches it off"
+    )
 
 
 def go_on(monitor: Qmp) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 
-from . import _limits
+from . import _limits, _systemd
 from ._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -47,10 +47,10 @@ class Qmp:
     def _connect(self, wait_s: float) -> socket.socket:
         import socket  # slow to import; a guest's QEMU starts meanwhile
 
-        limit = time.monotonic() + wait_s
+        limit = time.monotonic() + _systemd.left(wait_s)
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            connection.settimeout(self._answer_s)
+            connection.settimeout(self._left())
             try:
                 connection.connect(self._path)
                 return connection
@@ -60,11 +60,20 @@ class Qmp:
                     raise LiveUpdateError(f"monitor {self._path}: {err.strerror}; is QEMU running?") from err
             time.sleep(0.03)  # each look costs the processor that QEMU starts on
 
+    def _left(self) -> float:
+        """How long to wait for the next answer; raises when there is no time left."""
+        left = _systemd.left(self._answer_s)
+        if not left:
+            raise LiveUpdateError(f"monitor {self._path}: not asked, {_systemd.no_answer(left)}")
+        return left
+
     def _read(self) -> dict:
+        left = self._left()
         try:
+            self._socket.settimeout(left)
             line = self._file.readline()
         except OSError as err:
-            raise LiveUpdateError(f"monitor {self._path}: no answer within {self._answer_s:g} s ({err})") from err
+            raise LiveUpdateError(f"monitor {self._path}: {_systemd.no_answer(round(left, 1))} ({err})") from err
         if not line:
             raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection")
         return dict(json.loads(line))
@@ -77,6 +86,7 @@ class Qmp:
         message: dict = {"execute": command}
         if arguments:
             message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._left()
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError as err:
@@ -103,7 +113,7 @@ class Qmp:
 
     def end_migration(self, limit_s: float) -> None:
         """See that no migration is under way, and cancel one that is."""
-        limit = time.monotonic() + limit_s
+        limit = time.monotonic() + _systemd.left(limit_s)
         while self.query("query-migrate").get("status", "none") not in _OVER or self.status() == "finish-migrate":
             if time.monotonic() > limit:
                 raise LiveUpdateError(f"monitor {self._path}: a migration does not end within {limit_s:g} s although it was cancelled")
@@ -112,7 +122,7 @@ class Qmp:
 
     def wait_migration(self, limit_s: float) -> dict:
         """Wait until the migration that was started ends well; anything else is an error with QEMU's own words."""
-        limit = time.monotonic() + limit_s
+        limit = time.monotonic() + _systemd.left(limit_s)
         while True:
             answer = self.query("query-migrate")
             status = answer.get("status", "none")
@@ -121,5 +131,5 @@ class Qmp:
             if status in ("failed", "cancelled", "cancelling"):
                 raise LiveUpdateError(f"monitor {self._path}: migration {status}: {answer.get('error-desc', 'no reason given')}")
             if time.monotonic() > limit:
-                raise LiveUpdateError(f"monitor {self._path}: migration still {status} after {limit_s:g} s")
+                raise LiveUpdateError(f"monitor {self._path}: migration still {status}, {_systemd.no_answer(limit_s)}")
             time.sleep(0.005)

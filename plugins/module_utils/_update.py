@@ -41,6 +41,7 @@ LOCK_LIMIT_S = _limits.LOCK
 SESSIONS_LIMIT_S = _limits.SESSIONS
 PAUSE_LIMIT_S = _limits.PAUSE
 FINAL_KILL_S = _limits.FINAL_KILL
+OTHER_VM_S = _limits.OTHER_VM
 _MANY_FDS = 4096
 # Each look at a guest runs a few programs; the guests run on beside them.
 _LOOKS_AT_ONCE = 8
@@ -195,6 +196,11 @@ def _advance(update: dict, state: str) -> None:
     _log(f"update {update['id']}: {state}")
 
 
+def _record(update: dict) -> None:
+    """Write down what is about to be done, so that :func:`recover` can take it back when this process is killed meanwhile."""
+    _paths.write_json(_paths.UPDATE, update)
+
+
 def _end(update: dict, error: str) -> None:
     """Record that the update was undone, for this boot also where the disk is full: the controller waits for it. Never raises."""
     update["error"] = error
@@ -229,7 +235,7 @@ def jump() -> int:
 def _carry_out(update: dict) -> t.NoReturn:
     """The update up to the jump. Raises when anything is not as it has to be."""
     update["units"] = _active_units()
-    _systemd.end_by(update["pause_by"])
+    _systemd.end_by(update["pause_by"], "half of the update's time, until which guests have to be paused,")
     records = _check(update)
     update["stages"] = _boot_order.plan(list(records.values()))
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
@@ -237,7 +243,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     # What the next stage needs brings its guests' units: in the first one they would only share its processors.
     ahead = update["stages"][0]["guests"] if update["stages"] else []
     update["early"] = [record["unit"] for record in records.values()]
-    _paths.write_json(_paths.UPDATE, update)  # so that these can be taken back, also when a guest ends meanwhile
+    _record(update)  # also when a guest ends meanwhile
     for record in records.values():
         _boot_order.start_early(record["unit"], True, ahead=record["name"] in ahead)
     update["clock_ahead"] = _clock.ahead()
@@ -255,7 +261,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     if _late(update):
         raise LiveUpdateError("the host took too long until it could have paused its guests")
     update["times"]["gate"] = time.time()
-    _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S)
+    _systemd.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the time that guests may be paused ({PAUSE_LIMIT_S:g} s)")
     for name in records:  # until now somebody else's kexec would bring over memory that no journal tells of
         _paths.remove(_holding.record_path(name))
     for name in update["running"]:
@@ -315,7 +321,8 @@ def _write_out(limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         if time.monotonic() > until:
-            raise LiveUpdateError(f"the file systems are not written out within {limit_s:.0f} s; does one of them (NFS?) not answer?")
+            granted = f"within {limit_s:.0f} s" if limit_s >= 1 else "in the time that was left"
+            raise LiveUpdateError(f"the file systems are not written out {granted}; does one of them (NFS?) not answer?")
         time.sleep(0.01)
 
 
@@ -367,13 +374,8 @@ def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
     ]
     jobs = _at_once(lambda asked: asked[0].still_saved(asked[1]), _by_provider(records.values()))
     ours = {record["pid"] for record in records.values()}
-    links = {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
-    problems += [
-        f"process {pid} ({_processes.unit_of(pid) or 'in no unit'}) runs a virtual machine that was started meanwhile and would be lost;"
-        " keep others from starting some, and run the update again"
-        for pid, seen in links.items()
-        if _processes.VM_LINK in seen
-    ]
+    links = _others(ours)
+    problems += _started_meanwhile(links)
     kept_open = set().union(*links.values())
     problems += [
         f"guest {name}: nothing keeps its session open any more; run the update again"
@@ -383,6 +385,40 @@ def _last_look(update: dict, records: dict[str, dict]) -> list[str]:
     if not _kexec.loaded() or _kexec.record() != update["image"]:
         problems.append("the kernel that was loaded for the jump is not there any more; run the update again")
     return [problem for job in jobs for problem in job.result()] + problems
+
+
+def _others(ours: set[int]) -> dict[int, set[str]]:
+    """What all processes but these have open, by their ids."""
+    return {pid: set(_processes.fd_links(pid).values()) for pid in _processes.pids() if pid not in ours}
+
+
+def _started_meanwhile(links: dict[int, set[str]]) -> list[str]:
+    """Which of these processes run a virtual machine, in sentences."""
+    return [
+        f"process {pid} ({_processes.unit_of(pid) or 'in no unit'}) runs a virtual machine that was started meanwhile and would be lost;"
+        " keep others from starting some, and run the update again"
+        for pid, seen in links.items()
+        if _processes.VM_LINK in seen
+    ]
+
+
+def _spare_others(update: dict) -> None:
+    """Raise when a virtual machine runs that is none of our guests: asked right before each stop of what it may run in.
+
+    Guests run on meanwhile, so one that is about to begin or to end is waited for: libvirt starts a QEMU for a moment to ask what it can.
+    """
+    ours = {record["pid"] for record in update["records"].values()}
+    until = time.monotonic() + OTHER_VM_S
+    while True:
+        links = _others(ours)
+        problems = _started_meanwhile(links)
+        if not problems and not any(map(_processes.may_begin_a_vm, links.values())):
+            return
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
 
 
 def _active_units(types: str = "service,socket,timer,path,target") -> list[str]:
@@ -407,18 +443,22 @@ def _stop_the_rest(update: dict) -> None:
         if seen[unit].get("ActiveState") != "active":
             _log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
     update["kept"] = kept(seen, update["units"])
+    # Not wanted: with that all that it wants itself would be started.
+    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
+    update["in_place"] = kept(bound, update["units"])
+    _record(update)
     directory = f"{_UNITS}/{JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
         file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *update["kept"])))
-    # Not wanted: with that all that it wants itself would be started.
-    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
-    update["in_place"] = kept(bound, update["units"])
     for unit in update["in_place"]:
         path = _in_place(unit)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _paths.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _systemd.run("systemctl", "daemon-reload")
+    _spare_others(update)
+    update["units"] = _active_units()  # what has ended by itself until now is nothing to start again
+    _record(update)
     _systemd.run("systemctl", "isolate", JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
 
 
@@ -430,9 +470,11 @@ def _end_sessions(update: dict) -> None:
     used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
     for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
         units = sessions(_active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
-        update.setdefault("ended", units)
         if not units:
             return
+        _spare_others(update)
+        update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
+        _record(update)
         with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
             _systemd.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
     _log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
@@ -556,12 +598,18 @@ def _abort(update: dict, why: str) -> None:
         undo(f"journal of guest {name}", _paths.remove, _guests.journal_path(name))
         if undo(f"save of guest {name}", _holding.let_go_on, records[name], name in update.get("running", ())):
             return True
+        if not _processes.lives(records[name]):
+            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before")
+            return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
+        if name in update.get("running", ()):
+            undo(f"note that guest {name} is left paused", _holding.note_left_paused, records[name])
         problems.append(
             f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
-            f" (state: running); 'kvm-liveupdate discard {name}' gives both up"
+            f" (state: running). To give both up end its QEMU first ({_ends(records[name])}),"
+            f" then 'kvm-liveupdate discard {name}'"
         )
         return False
 
@@ -573,15 +621,24 @@ def _abort(update: dict, why: str) -> None:
         if name in back:
             undo(f"state of guest {name}", _paths.remove, _guests.state_path(name))
             undo(f"session of guest {name}", _holding.release, record)
+    for name in update["guests"]:
+        if name not in records:  # it has ended, and its memory would stay taken
+            undo(f"session of guest {name}", _holding.release_ended, name)
     for unit in update.get("early", ()):
         undo(f"early start of {unit}", _boot_order.start_early, unit, False)
     for unit in update.get("in_place", ()):
         undo(f"drop-in of {unit}", _paths.remove, _in_place(unit))
     undo("limit of the shutdown", _usual_shutdown)
-    undo("stopped services", _start_again, update.get("units", []), update.get("stopping_from"), problems)
+    if "stopping_from" in update:  # else nothing was stopped, and what has ended has done so by itself
+        undo("stopped services", _start_again, update.get("units", []), update["stopping_from"], problems)
     if update.get("ended"):
-        problems.append(f"logins and containers were ended, and do not start by themselves: {', '.join(update['ended'])}")
+        undo("look at logins and containers", _tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
+
+
+def _ends(record: dict) -> str:
+    """What ends the QEMU of a guest, for people."""
+    return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {record['unit']}'"
 
 
 def recover() -> None:
@@ -593,6 +650,14 @@ def recover() -> None:
         if update["state"] == "jumping":
             time.sleep(RECOVER_S)
         _abort(update, f"the process that carried it out ended while it was {update['state']}")
+
+
+def _tell_ended(units: list[str], notes: list[str]) -> None:
+    """Which of the logins and containers that were to end do not run: one was to end when the update was cut off, or came back."""
+    active = _active_units("scope,service")
+    gone = [unit for unit in units if unit not in active]
+    if gone:
+        notes.append(f"logins and containers were ended, and do not start by themselves: {', '.join(gone)}")
 
 
 def _start_again(units: list[str], since: float | None, notes: list[str]) -> None:
@@ -632,7 +697,8 @@ def _sockets_again(units: list[str], since: float | None) -> list[str]:
             if not sockets:
                 return []
             triggered = {unit for seen in _systemd.show_each(sockets, "Triggers").values() for unit in seen.get("Triggers", "").split()}
-            running = _systemd.show_each(sorted(triggered.intersection(active)), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
+            with_a_vm = {_processes.unit_of(pid) for pid, links in _others(set()).items() if _processes.VM_LINK in links}
+            running = _systemd.show_each(sorted(triggered.intersection(active) - with_a_vm), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
             services = dispensable(running, active, since)
             if services:
                 _systemd.run("systemctl", "stop", *services, timeout=SOCKET_LIMIT_S)

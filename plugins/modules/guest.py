@@ -151,6 +151,7 @@ def held_now(record: dict, already: bool) -> dict:
 def run_free(names: list, timeout: int, check_mode: bool) -> list:
     """See that each guest runs and is not held; wait for their restores."""
     records, late = wait_until_back(names, timeout)
+    ended = [name for name in names if name not in records and _holding.outlives(name)]
     held = _holding.held_each(list(records.values()))
     # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
@@ -166,15 +167,23 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
 
     if check_mode:
         found = {name: done(name, True, f"guest {name} runs on, its RAM is no longer held") for name in tied}
-    elif tied:
+        problems.update({name: also_given_up(problems[name]) for name in ended})
+    elif tied or ended:
         with _lock.Lock():
             found, kept = each(tied, let_go)
-            problems.update(kept)
+            given_up, stuck = each(ended, _holding.release_ended)
+            problems.update({**kept, **stuck})
+            problems.update({name: also_given_up(problems[name]) for name in given_up})
     else:
         found = {}
     if not check_mode:
         each(list(records), _incoming.settle_seen)  # a disk that does not take that yet takes it later
     return [problems.get(name) or found.get(name) or done(name, False, f"guest {name} runs") for name in names]
+
+
+def also_given_up(problem: dict) -> dict:
+    """What became of a guest that does not run, whose session was given up. Pure."""
+    return {**problem, "changed": True, "msg": f"{problem['msg']}. The memory that was held for it is given up"}
 
 
 def wait_until_back(names: list, timeout: int) -> tuple:

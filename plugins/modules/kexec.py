@@ -90,8 +90,9 @@ kernel_after:
 outcome:
   description:
     - V(jumped) when the host runs the staged kernel, V(aborted) when it undid the update before the jump, V(rebooted) when it came
-      back with another kernel, V(gone) when it did not come back in O(timeout), V(stuck) when it still runs the old kernel and nothing
-      there carries the update on, V(lost) when the connection broke while the host was told to jump, which it may have done.
+      back with another kernel, V(gone) when it did not come back in O(timeout), or still carries the update out then, V(stuck) when
+      it runs the old kernel and nothing there carries the update on, V(lost) when the connection broke while the host was told to
+      jump, which it may have done.
   returned: when a jump was committed, or may have been
   type: str
 times:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._qmp import Qmp
 
-__all__ = ("ask", "differences")
+__all__ = ("ask", "differences", "ignores_shared")
 
 # Other names of device types.
 _ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es1370": "ES1370", "lsi": "lsi53c895a"}
@@ -28,14 +28,26 @@ _BUSES = ("-pci", "-ccw", "-device", "-s390")
 
 
 def ask(monitor: Qmp) -> dict:
-    """What QEMU has now: its ``disks``, its ``devices`` by id, those of no id (``nameless``), its ``networks``, and how many ``cpus``."""
+    """What QEMU has now: its ``disks``, its ``devices`` by id, those of no id (``nameless``), its ``networks``, and how many ``cpus``.
+
+    ``ignores_shared`` is whether it leaves its RAM out of what it saves (:func:`ignores_shared`).
+    """
     return {
+        "ignores_shared": ignores_shared(monitor.execute("query-migrate-capabilities")),
         "disks": monitor.execute("query-block"),
         "devices": {entry["name"]: _type(entry) for entry in _children(monitor, "/machine/peripheral")},
         "nameless": [_type(entry) for entry in _children(monitor, "/machine/peripheral-anon")],
         "networks": monitor.execute("human-monitor-command", command_line="info network"),
         "cpus": len(list(monitor.execute("query-cpus-fast"))),  # type: ignore[call-overload]  # a list, as all of these
     }
+
+
+def ignores_shared(capabilities: object) -> bool:
+    """Whether x-ignore-shared is on, by what query-migrate-capabilities returned (qapi/migration.json). Pure."""
+    return any(
+        entry.get("capability") == "x-ignore-shared" and entry.get("state") is True
+        for entry in (capabilities if isinstance(capabilities, list) else [])
+    )
 
 
 def _children(monitor: Qmp, path: str) -> list[dict]:

@@ -201,6 +201,18 @@ def test_a_look_that_hangs_does_not_outlast_the_timeout(monkeypatch):
     assert found["outcome"] == "gone" and "last seen: a connection without an answer" in found["msg"] and took < 5
 
 
+@pytest.mark.parametrize("last", [[], [60]], ids=["answers", "has no time for the last look"])
+def test_a_host_that_answers_with_its_old_kernel_has_not_jumped(monkeypatch, last):
+    found, _took = waited(monkeypatch, 2.0, *[OLD % "saving" + "m ActiveState=active\n"] * (3 if last else 1), *last)
+    assert found["outcome"] == "gone" and found["msg"].startswith("the jump did not take place within 2 s: the host answers")
+    assert "update saving" in found["msg"] and "console" not in found["msg"]
+
+
+def test_a_host_that_does_not_answer_any_more_may_have_jumped(monkeypatch):
+    found, _took = waited(monkeypatch, 1.0, OLD % "jumping" + "m ActiveState=active\n", AnsibleConnectionFailure("refused"))
+    assert found["outcome"] == "gone" and "look at its console" in found["msg"].lower()
+
+
 def test_a_look_that_hangs_is_followed_by_the_next(monkeypatch):
     monkeypatch.setattr(kexec, "ATTEMPT_S", 0.2)
     found, _took = waited(monkeypatch, 30.0, 60, AnsibleConnectionFailure("refused"), "Welcome", BACK)

@@ -9,7 +9,7 @@ import os
 import sys
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_ram
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_ram, _processes
 
 # It looks domains up as the real one does: by id, by UUID, by name; "start" by UUID and name only (tools/virsh-util.c).
 PROGRAM = """#!{python} -IS
@@ -99,13 +99,14 @@ class Host:
             "domstate": "running\n\n",
             "query-migrate": '{"return": {}}',
             "query-block-jobs": '{"return": []}',
+            "query-migrate-capabilities": '{"return": [{"capability": "x-ignore-shared", "state": false}]}',
             "migrate-set-capabilities": '{"return": {}}',
         }
         said = {**usual, **{key.replace("_", "-"): value for key, value in says.items()}}
         self.domains.append({"name": name, "id": number, "uuid": uuid, "says": said})
         (self.folder / "etc" / f"{name}.xml").write_text(f"<domain>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n</domain>\n")
         self.keep()
-        return {"name": name, "uuid": uuid, "pid": os.getpid(), "backends": [], "ram": []}
+        return {"name": name, "uuid": uuid, "pid": os.getpid(), "started": _processes.start_time(os.getpid()), "backends": [], "ram": []}
 
     def keep(self):
         """Let the stub know."""

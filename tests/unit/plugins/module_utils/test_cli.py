@@ -18,6 +18,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _libvirt_run,
     _lock,
     _paths,
+    _paused,
     _providers,
     _systemd,
 )
@@ -198,8 +199,11 @@ def test_a_guest_that_is_back_has_nothing_to_give_up(tmp_path, capsys, virsh, ru
 def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, runs, monkeypatch):
     runs("paused")
     monkeypatch.setattr(_guests, "find", lambda name: _guests.known()[name])
+    whole = [False, True]  # it runs, and an undo could not have QEMU put the RAM into its saves again
+    monkeypatch.setattr(_paused, "whole_saves", lambda record: whole.pop(0))
     assert _cli.main(["resume", "web"]) == 1
     assert "nothing of ours keeps it paused" in capsys.readouterr().err
+    assert _cli.main(["resume", "web"]) == 0
     with _lock.Lock():
         assert _cli.main(["resume", "web"]) == 1
     assert "under way" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _host, _luo, _paths, _processes, _providers, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _host, _luo, _paths, _processes, _providers, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 RECORD = {"name": "web 1", "unit": "web.service", "pid": 1, "started": 2, "ram": []}
@@ -199,6 +199,52 @@ def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypa
     (tmp_path / "web 1.json").write_text('{"state": "saved"}')
     with pytest.raises(LiveUpdateError, match=r"guest web 1: the last update has not brought it back yet.*web\.service"):
         _holding.hold(RECORD)
+
+
+@pytest.fixture(name="ended")
+def guest_that_ended_while_it_was_held(tmp_path, monkeypatch):
+    """What is asked of systemd when its hold is given up; its unit may have a new process."""
+    asked = []
+    for place in ("GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_paths, place, str(tmp_path))
+    monkeypatch.setattr(_holding._host, "boot_id", lambda: "now")
+    monkeypatch.setattr(_systemd, "version", lambda: 262)
+    monkeypatch.setattr(_systemd, "show", lambda unit, name: asked.append(f"{name} of {unit}") or {"MainPID": "9", "ActiveState": "active"})
+    monkeypatch.setattr(_systemd, "run", lambda *command: asked.append(command[1:]))
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_holding.FDNAME] if unit == "web.service" else [])
+    monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, name: asked.append((unit, pid)))
+    _paths.write_json(_holding.record_path("web"), {"session": "kvm-1", "unit": "web.service", "boot_id": "now"})
+    _paths.write_json(_guests.run_path("web", "held"), {"session": "kvm-1", "pid": 7, "started": 70})
+    return asked
+
+
+@pytest.mark.parametrize("left", ["both", "held", "hold"])
+def test_the_session_of_a_guest_that_has_ended_is_given_up_by_its_name(ended, tmp_path, left):
+    if left == "held":  # an update removes the other one before it saves
+        (tmp_path / "web.hold").unlink()
+        _paths.write_json(_guests.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
+    elif left == "hold":
+        (tmp_path / "web.held").unlink()
+    assert _holding.release_ended("web")
+    assert ended == ["MainPID of web.service", ("web.service", 9)] and not list(tmp_path.iterdir())
+    assert not _holding.release_ended("web")
+
+
+def test_the_session_of_a_domain_that_has_ended_is_given_up_with_its_holder(ended):
+    unit = _holding.resident_unit("web")
+    _paths.write_json(_guests.run_path("web", "held"), {"session": "kvm-1", "unit": unit})
+    assert _holding.release_ended("web")
+    assert ended == [f"ActiveState of {unit}", ("stop", unit)]
+
+
+def test_what_an_update_saved_is_not_given_up(ended, tmp_path):
+    """The guest comes back from it; and what a boot before held is another's business."""
+    _paths.write_json(_guests.journal_path("web"), {"state": "saved", "boot_id": "now"})
+    assert not _holding.release_ended("web")
+    (tmp_path / "web.json").unlink()
+    (tmp_path / "web.held").unlink()
+    _paths.write_json(_holding.record_path("web"), {"session": "kvm-1", "unit": "web.service", "boot_id": "before"})
+    assert not _holding.release_ended("web") and not ended
 
 
 class Holding:

@@ -119,7 +119,7 @@ def make(root, monkeypatch, names) -> Host:
     monkeypatch.setattr(_paths, "UPDATE", str(root / "update.json"))
     monkeypatch.setattr(_paths.os, "fsync", lambda fd: None)  # many guests, and a disk that others write to
     host = Host(root, names)
-    for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S"):
+    for step in ("GRACE_S", "DOWN_LIMIT_S", "LOCK_LIMIT_S", "RECOVER_S", "OTHER_VM_S"):
         monkeypatch.setattr(_update, step, 0)
     for name, path in {"_UNITS": "units", "_MANAGER": "system.conf.d/limit.conf", "_EXITRD": "shutdown", "_EXITRD_ASIDE": "aside"}.items():
         monkeypatch.setattr(_update, name, str(root / path))
@@ -460,7 +460,12 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
     host.resume = real
+    assert "end its QEMU first ('systemctl stop web.service'), then 'kvm-liveupdate discard web'" in ended["error"]
     assert _update._meant_to_run(host.records) == ["web"]
+    real_time = _processes.guest_time
+    monkeypatch.setattr(_processes, "guest_time", lambda pid: 9)  # it ran, and its owner paused it again
+    assert _update._meant_to_run(host.records) == [] and not _holding.owes(host.records["web"])
+    monkeypatch.setattr(_processes, "guest_time", real_time)
     assert _holding.owes(host.records["web"]) and not _holding.owes({**host.records["web"], "started": 2})
     assert os.path.exists(_guests.state_path("web"))
     _holding.let_go_on(host.records["web"], True)
@@ -486,6 +491,21 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
     ended = update(host)
     undone(host, ended, "guest web does not run any more")
     assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
+    assert sorted(host.done("release")) == ["app.service", "web.service"]  # its memory would stay taken until a reboot
+    assert not os.path.exists(_guests.run_path("web", "held"))
+
+
+def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
+    def resume(record, _running):
+        if host.started.pop(os.getpid(), 0):
+            host.started[0] = 1
+        raise LiveUpdateError(f"QEMU of {record['name']} has ended")
+
+    host.resume = resume
+    error = update(host)["error"]
+    assert "guest web has ended meanwhile, nothing of it is kept; start it as before" in error
+    assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+    assert not os.path.exists(_guests.state_path("web"))
 
 
 def test_a_host_that_is_too_slow_pauses_nobody(host):
@@ -513,13 +533,14 @@ def test_logins_end_before_a_guest_is_paused(host, monkeypatch):
 
 
 def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
-    moments = []
-    monkeypatch.setattr(_systemd, "end_by", moments.append)
+    moments, told = [], []
+    monkeypatch.setattr(_systemd, "end_by", lambda moment, of_what="": (moments.append(moment), told.append(of_what)))
     now = time.monotonic()
     _update.commit(list(host.records), [], "start", timeout=4000)
     assert _update.jump() == 1
     before, pause, undo = moments
     assert now + 1990 < before < now + 2100 and pause < now + _update.PAUSE_LIMIT_S + 60 and undo is None
+    assert "half of the update's time" in told[0] and "guests may be paused (180 s)" in told[1] and not told[2]
 
 
 def test_guests_that_are_quick_to_save_are_paused_last(tmp_path, monkeypatch):
@@ -559,6 +580,111 @@ def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stu
     _update._end_sessions(journal)
     assert [step[0] for step in host.did] == (["stop", "kill", "stop"] if stubborn > 1 else ["stop", "kill"][: stubborn + 1])
     assert journal["ended"] == ["session-3.scope"]
+
+
+def a_login(host, monkeypatch):
+    """A login that runs until it is stopped, and a service."""
+
+    def active(types=""):
+        return [unit for unit in ("session-3.scope", "ssh.service") if "scope" in types and unit not in host.done("stop")]
+
+    monkeypatch.setattr(_update, "_active_units", active)
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "session-3.scope" if pid == 7 else "app.service")
+
+
+@pytest.mark.parametrize(("before", "stopped"), [("daemon-reload", []), ("isolate", ["isolate"])])
+def test_a_virtual_machine_that_somebody_started_meanwhile_is_not_stopped(host, monkeypatch, before, stopped):
+    """Neither with a service nor with a login or a container, not even in the moment before that."""
+    a_login(host, monkeypatch)
+    host.at[before] = lambda: stranger(host)
+    ended = update(host)
+    undone(host, ended, "process 7 (session-3.scope) runs a virtual machine that was started meanwhile and would be lost")
+    assert [step[0] for step in host.did if step[0] in ("isolate", "stop", "kill")] == stopped
+    assert not host.done("save") and "logins and containers were ended" not in ended["error"]
+
+
+class Killed(BaseException):
+    """The process that carries the update out is gone at once."""
+
+
+def killed(host, step) -> dict:
+    """What is on the disk when that happens right before this step."""
+
+    def kill():
+        raise Killed
+
+    host.at[step] = kill
+    _update.commit(list(host.records), [], "start")
+    with pytest.raises(Killed):
+        _update.jump()
+    host.did.clear()
+    return _paths.read_json(_paths.UPDATE)
+
+
+def test_a_process_that_is_killed_leaves_no_drop_in(host, monkeypatch):
+    monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target"])
+    state = {"vms.target": "active"}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"ActiveState": state.get(unit, "")} for unit in units})
+    assert killed(host, "daemon-reload")["in_place"] == ["vms.target"]
+    assert (host.root / "units/vms.target.d").is_dir() and list((host.root / "units/vms.target.d").iterdir())
+    _update.recover()
+    assert not list((host.root / "units/vms.target.d").iterdir())
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_a_process_that_is_killed_has_ended_is_told(host, monkeypatch, done):
+    a_login(host, monkeypatch)
+    assert killed(host, "stop")["ended"] == ["session-3.scope"]
+    if done:
+        host.did.append(("stop", "session-3.scope"))
+    _update.recover()
+    assert ("do not start by themselves: session-3.scope" in _update.last()["error"]) is done
+
+
+def test_what_ended_by_itself_before_anything_was_stopped_is_neither_started_nor_told(host, monkeypatch):
+    runs = ["run-u1.service", "cron.service"]
+    monkeypatch.setattr(_update, "_active_units", lambda types="": [] if host.done("isolate") else list(runs))
+    load = {"run-u1.service": "not-found"}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"LoadState": load.get(unit, "loaded")} for unit in units})
+    host.at["daemon-reload"] = lambda: runs.remove("run-u1.service")
+    error = update(host)["error"]
+    assert "run-u1.service" not in error and host.done("start") == ["default.target", "cron.service"]
+
+
+def test_an_update_that_stopped_nothing_starts_nothing(host):
+    reason(host)
+    assert "a block job is running" in update(host)["error"] and not host.done("start")
+
+
+def test_one_that_is_started_in_a_login_that_does_not_end_is_not_killed(host, monkeypatch):
+    a_login(host, monkeypatch)
+    monkeypatch.setattr(_update, "_active_units", lambda types="": ["session-3.scope"] if "scope" in types else [])
+    host.at["stop"] = lambda: stranger(host)
+    assert "process 7 (session-3.scope) runs a virtual machine" in update(host)["error"]
+    assert host.done("stop") == ["session-3.scope"] and not host.done("kill")
+
+
+@pytest.mark.parametrize("link", [_processes.VM_LINK, "/dev/kvm", "/kvm"])
+def test_a_qemu_that_ends_at_once_is_waited_for(host, monkeypatch, link):
+    """Libvirt asks it what it can."""
+    a_login(host, monkeypatch)
+    monkeypatch.setattr(_update, "OTHER_VM_S", 10.0)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        host.processes.pop(7, None)
+
+    monkeypatch.setattr(_update.time, "sleep", sleep)
+    host.at["daemon-reload"] = lambda: host.processes.update({7: [link]})
+    update(host)
+    assert host.done("kill") == [ASKED] and 0.1 in slept
+
+
+def test_who_only_has_the_device_open_has_nothing_to_lose(host, monkeypatch):
+    host.processes[7] = ["/dev/kvm"]
+    update(host)
+    assert host.done("kill") == [ASKED]
 
 
 def test_the_process_that_writes_out_has_nothing_of_ours_open(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _libvirt, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 SIZE = 128 << 20
@@ -84,6 +85,17 @@ def test_what_libvirt_and_qemu_say_is_a_reason(libvirt, record, what, said, code
     libvirt.keep()
     (reason,) = _libvirt.inspect(record)
     assert reason["code"] == code and message in reason["message"] and reason["remedy"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_domain_whose_qemu_leaves_out_its_ram_is_told(libvirt, record, monkeypatch, held):
+    """While we hold it an update may save it just now."""
+    monkeypatch.setattr(_holding, "held", lambda record: {"hold": "h"} if held else {})
+    libvirt.domains[0]["says"]["query-migrate-capabilities"] = '{"return": [{"capability": "x-ignore-shared", "state": true}]}'
+    libvirt.keep()
+    found = _libvirt.inspect(record)
+    assert codes(found) == ([] if held else ["ignore-shared"])
+    assert all("virsh qemu-monitor-command" in why["remedy"] and "x-ignore-shared" in why["message"] for why in found)
 
 
 def test_a_domain_without_definition_is_refused(libvirt, record):
@@ -185,7 +197,73 @@ def state_is(libvirt, state):
     libvirt.keep()
 
 
-def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path):
+def goes_on(libvirt, monkeypatch, refused=0):
+    """From now on a domain runs once it was told to, and that was not ``refused`` so often. What it was told, and when, is returned."""
+    told, real, now, sleep = [], _libvirt.virsh, [0.0], time.sleep
+    monkeypatch.setattr(_libvirt.time, "sleep", lambda seconds: now.append(now.pop() + 40) if seconds == 0.5 else sleep(seconds))
+    monkeypatch.setattr(_libvirt.time, "monotonic", lambda: now[0])
+
+    def virsh(*words, limit=60.0):
+        told.append((words[0], now[0], limit))
+        if words[0] == "resume":
+            if [verb for verb, *_when in told].count("resume") <= refused:
+                raise LiveUpdateError("virsh resume: cannot acquire state change lock")
+            state_is(libvirt, "running")
+        return real(*words, limit=limit)
+
+    monkeypatch.setattr(_libvirt, "virsh", virsh)
+    return told
+
+
+def test_a_domain_that_libvirt_does_not_let_go_on_at_once_is_told_again(libvirt, saved, record, monkeypatch):
+    """Given up, it would stay paused: that is not done before the limit of the undo, 300 s."""
+    state_is(libvirt, "paused")
+    told = goes_on(libvirt, monkeypatch, refused=7)
+    _libvirt.resume(record, running=True)
+    resumes = [when for verb, when, _limit in told if verb == "resume"]
+    assert resumes == [40.0 * number for number in range(8)]
+    assert all(0 < limit <= 60 for _verb, _when, limit in told)
+    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 1
+
+
+def test_a_domain_that_never_goes_on_is_given_up_at_the_limit(libvirt, saved, record, monkeypatch):
+    state_is(libvirt, "paused")
+    told = goes_on(libvirt, monkeypatch, refused=99)
+    with pytest.raises(LiveUpdateError, match=r"the domain is paused, for 300 s: .*cannot acquire state change lock"):
+        _libvirt.resume(record, running=True)
+    assert 300 < told[-1][1] < 400
+
+
+def test_what_libvirt_says_in_the_end_counts_and_no_exit_code(libvirt, saved, record, monkeypatch):
+    monkeypatch.setattr(_libvirt, "UNDO_LIMIT_S", -1)
+    monkeypatch.setattr(_libvirt, "_is_taken", lambda *_said: True)
+    said = ["paused", "running"]  # somebody else let it go on meanwhile
+    answers = {"domstate": lambda: said.pop(0), "resume": lambda: 1 / 0}
+
+    def virsh(verb, *_words, limit):
+        try:
+            return answers.get(verb, str)()
+        except ZeroDivisionError:
+            raise LiveUpdateError("domain is already running") from None
+
+    monkeypatch.setattr(_libvirt, "virsh", virsh)
+    _libvirt.resume(record, running=True)
+    answers["resume"], said[:] = str, ["paused", "paused"]
+    with pytest.raises(LiveUpdateError, match="the domain is paused, for -1 s: no command failed"):
+        _libvirt.resume(record, running=True)
+
+
+def test_a_domain_whose_qemu_has_ended_is_not_waited_for(libvirt, saved, record, tmp_path):
+    libvirt.domains[0]["says"]["resume"] = "error: domain is not running"
+    state_is(libvirt, "shut off")
+    for path in (saved, tmp_path / "app.state"):
+        path.touch()
+    with pytest.raises(LiveUpdateError, match=r"process .* has ended") as caught:
+        _libvirt.resume({**record, "started": record["started"] + 1}, running=True)
+    assert caught.value.details == {"ended": True} and not saved.exists()
+
+
+def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path, monkeypatch):
     state = str(tmp_path / "app.state")
     journal = _libvirt.save(record, state, running=True)
     verbs = ["dumpxml", "qemu-monitor-command", "suspend", "snapshot-create-as"]
@@ -194,8 +272,10 @@ def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvi
     assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved)
     assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
     state_is(libvirt, "paused")
+    goes_on(libvirt, monkeypatch)
     _libvirt.resume(record, running=True)
-    assert libvirt.asked()[4:] == ["domstate app", "domjobabort app", "qemu-monitor-command app", "resume app"] and not saved.exists()
+    verbs = ["domstate", "domjobabort", "qemu-monitor-command", "resume", "domstate"]
+    assert libvirt.asked()[4:] == [f"{verb} app" for verb in verbs] and not saved.exists()
 
 
 def test_no_disk_is_part_of_the_snapshot(saved, record, monkeypatch):
@@ -291,11 +371,14 @@ def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
 def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved, record, monkeypatch, tmp_path):
     libvirt.domains[0]["says"]["migrate-set-capabilities"] = "error: a migration is in progress"
     state_is(libvirt, "paused")
-    monkeypatch.setattr(_libvirt, "UNDO_LIMIT_S", -1)
+    told = goes_on(libvirt, monkeypatch)
     (tmp_path / "app.state").touch()
-    with pytest.raises(LiveUpdateError, match="in progress"):
+    with pytest.raises(
+        LiveUpdateError, match=r"x-ignore-shared is still on.*--hmp 'migrate_set_capability x-ignore-shared off': .*in progress"
+    ):
         _libvirt.resume(record, running=True)
-    assert libvirt.asked()[-1] == "resume app" and not saved.exists()
+    assert ("resume", 0.0) in [step[:2] for step in told] and not saved.exists()  # it does not wait for the setting
+    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 9 and told[-1][1] > 300
 
 
 def test_a_job_that_was_told_to_end_may_need_a_moment(libvirt, saved, record, monkeypatch):
@@ -307,8 +390,9 @@ def test_a_job_that_was_told_to_end_may_need_a_moment(libvirt, saved, record, mo
             raise answers.pop()
 
     monkeypatch.setattr(_libvirt, "taken", refuse_once)
+    goes_on(libvirt, monkeypatch)
     _libvirt.resume(record, running=True)
-    assert not answers and libvirt.asked()[-1] == "resume app"
+    assert not answers and libvirt.asked().count("resume app") == 1
 
 
 def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):

@@ -81,9 +81,9 @@ def test_the_monitor_of_a_domain_that_libvirt_is_at_work_on_is_not_asked(libvirt
     assert not _libvirt._is_busy("busy") and not _libvirt._is_busy("nobody")
 
 
-@pytest.mark.parametrize("missing", ["xml", "job", "state", "blockers", "block_jobs"])
+@pytest.mark.parametrize("missing", ["xml", "job", "state", "blockers", "block_jobs", "capabilities"])
 def test_a_question_that_was_not_asked_is_no_clean_bill(missing):
-    seen = {"problem": "", "xml": "<domain/>", "job": "", "state": "running", "blockers": [], "block_jobs": []}
+    seen = {"problem": "", "xml": "<domain/>", "job": "", "state": "running", "blockers": [], "block_jobs": [], "capabilities": []}
     assert _libvirt._libvirt_reasons.monitor_reasons(seen) == []
     del seen[missing]
     assert [reason["code"] for reason in _libvirt._libvirt_reasons.monitor_reasons(seen)] == ["monitor"]

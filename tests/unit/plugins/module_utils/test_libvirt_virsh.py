@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt_virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt_virsh, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
@@ -73,3 +73,19 @@ def test_a_host_without_virsh_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LiveUpdateError, match="virsh: not found on this host"):
         ask(("list",))
+
+
+def test_nobody_waits_for_virsh_beyond_the_last_moment(libvirt):
+    """And nothing is asked when that is over: virsh might do it before it is ended."""
+    libvirt.add("app", 1, dumpxml="HANGS")
+    uuid = libvirt.domains[0]["uuid"]
+    _systemd.end_by(time.monotonic() + 2, "the pause")
+    try:
+        (answer,) = _libvirt_virsh.ask([("dumpxml", uuid)], 60)
+        asked = libvirt.processes()
+        late = _libvirt_virsh.ask([("suspend", uuid), ("resume", uuid)], 60)
+    finally:
+        _systemd.end_by(None)
+    assert "no answer in time: the pause is over" in answer.error
+    assert all("not asked, no answer in time: the pause is over" in each.error for each in late)
+    assert libvirt.processes() == asked and [each.asked for each in late] == [True, False]

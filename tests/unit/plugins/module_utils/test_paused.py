@@ -15,8 +15,10 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _incoming,
     _paths,
     _paused,
+    _qmp,
     _rehearsal,
 )
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.modules import guest
 
 RECORD = {"name": "web", "provider": "qemu", "unit": "web.service", "pid": 7, "started": 70}
@@ -46,6 +48,7 @@ def a_paused_guest(tmp_path, monkeypatch):
         monkeypatch.setattr(_paths, name, str(tmp_path))
     monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_paths, "OUTCOME", str(tmp_path / "outcome"))
     monkeypatch.setattr(_host, "boot_id", lambda: "now")
     monkeypatch.setattr(_guests, "known", lambda: {"web": RECORD})
     monkeypatch.setattr(_guests, "find", lambda name, running=None: RECORD)
@@ -115,3 +118,66 @@ def test_a_guest_that_runs_is_left_alone(machine, tmp_path):
     after_a_restore(tmp_path)
     after_an_undone_update(tmp_path)
     assert _paused.by(RECORD) == "" and _paused.let_go_on(RECORD) == ""
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_is_held_of_a_guest_that_has_ended_is_given_up(machine, monkeypatch, check_mode):
+    """Its memory would stay taken. That it does not run is a failure all the same."""
+
+    def find(name, running):
+        raise LiveUpdateError(f"guest {name!r}: no such guest runs")
+
+    monkeypatch.setattr(_guests, "known", dict)
+    monkeypatch.setattr(_guests, "find", find)
+    _paths.write_json(_guests.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
+    (done,) = guest.run_free(["web"], timeout=1, check_mode=check_mode)
+    assert done["failed"] and "no such guest runs" in done["msg"]
+    assert done["changed"] and "is given up" in done["msg"]
+    assert [record["unit"] for record in machine.released] == ([] if check_mode else ["web.service"])
+
+
+@pytest.mark.parametrize(("provider", "on", "said"), [("qemu", True, True), ("qemu", False, False), ("libvirt", True, False)])
+def test_qemu_is_told_to_put_the_ram_into_its_saves_where_it_does_not(monkeypatch, provider, on, said):
+    told = []
+
+    class Monitor:
+        def __init__(self, path):
+            assert path == "/run/qmp"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_exception):
+            pass
+
+        def execute(self, command):
+            assert command == "query-migrate-capabilities"
+            return [{"capability": "x-ignore-shared", "state": on}]
+
+        def ignore_shared(self, state):
+            told.append(state)
+
+    monkeypatch.setattr(_qmp, "Qmp", Monitor)
+    assert _paused.whole_saves({"provider": provider, "monitor": "/run/qmp"}) is said
+    assert told == [False] * said
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+def test_our_mark_does_not_outlive_the_pause(machine, tmp_path, under_way):
+    """It would pass a later pause of the owner's off as ours. Only an update that is about to pause the guest needs it."""
+    after_an_undone_update(tmp_path)
+    state = "saving" if under_way else "aborted"
+    _paths.write_json(_paths.UPDATE, {"id": "u", "boot_id": "now", "state": state})
+    machine.state = "running"
+    assert _paused.by(RECORD) == ""
+    machine.state = "paused"
+    assert _paused.by(RECORD) == ("update" if under_way else "")
+
+
+def test_a_guest_that_has_run_since_is_its_owners(machine, monkeypatch):
+    ticks = [5]
+    monkeypatch.setattr(_holding._processes, "guest_time", lambda pid: ticks[0])
+    _holding.note_left_paused(RECORD)
+    assert _paused.by(RECORD) == "update"
+    ticks[0] = 6
+    assert _paused.by(RECORD) == ""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -91,3 +92,14 @@ def test_when_and_as_whom_a_process_runs(program):
     assert abs(_processes.started_at(process.pid) - time.time()) < 60
     assert _processes.user_of(process.pid) == os.geteuid()
     assert (_processes.started_at(1 << 30), _processes.user_of(1 << 30)) == (0.0, None)
+
+
+def test_a_process_without_a_guest_has_run_none():
+    """The field behind that of its children's is 0 as well: here it is the right one of those in proc(5)."""
+    assert _processes.guest_time(os.getpid()) == 0 and _processes.guest_time(1 << 30) == 0
+
+
+def test_the_time_of_the_guest_is_the_43rd_field(monkeypatch):
+    fields = " ".join(str(number) for number in range(3, 53))
+    monkeypatch.setattr("builtins.open", lambda *_path, **_how: io.StringIO(f"7 (a )b) {fields}"))
+    assert _processes.guest_time(7) == 43

@@ -11,7 +11,7 @@ import zlib
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths, _processes, _qemu
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _holding, _paths, _processes, _qemu
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qemu import largest_mapping
 from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
@@ -91,15 +91,17 @@ def test_a_guest_that_may_have_run_is_not_said_to_have_not(answer, status):
         _qemu.go_on(Machine(cont=[answer], query_status=[status]))
 
 
-def resumed(monkeypatch, machine, running=True):
+def resumed(monkeypatch, machine, running=True, alive=True):
     monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
     machine._file = machine._socket = SimpleNamespace(close=lambda: None)
-    _qemu.resume({"name": "web", "monitor": "/run/qmp"}, running)
+    process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid()) if alive else 1}
+    _qemu.resume({"name": "web", "monitor": "/run/qmp", **process}, running)
     return machine.asked
 
 
 def test_a_save_that_was_cut_off_is_ended_before_the_guest_runs_on(monkeypatch):
-    machine = Machine(query_status=[PAUSED], query_migrate=[{"status": "active"}, {"status": "cancelling"}, {"status": "cancelled"}])
+    states = [PAUSED] * 5 + [RUNNING]
+    machine = Machine(query_status=states, query_migrate=[{"status": "active"}, {"status": "cancelling"}, {"status": "cancelled"}])
     asked = resumed(monkeypatch, machine)
     assert "migrate_cancel" in asked
     assert asked.index("migrate_cancel") < asked.index("migrate-set-capabilities") < asked.index("cont")
@@ -110,10 +112,35 @@ def test_a_guest_that_runs_keeps_the_migration_that_somebody_else_began(monkeypa
 
 
 def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
-    machine = Machine(query_status=[{"status": "postmigrate"}], migrate_set_capabilities=[LiveUpdateError("in progress")])
-    with pytest.raises(LiveUpdateError, match="in progress"):
+    monkeypatch.setattr(_qemu, "UNDO_LIMIT_S", -1)
+    states = [{"status": "postmigrate"}] * 3 + [RUNNING]
+    machine = Machine(query_status=states, migrate_set_capabilities=[LiveUpdateError("in progress")])
+    with pytest.raises(LiveUpdateError, match=r"x-ignore-shared is still on, .* 'kvm-liveupdate resume web' .* in progress"):
         resumed(monkeypatch, machine)
-    assert machine.asked[-1] == "cont"
+    assert machine.asked[-2:] == ["cont", "query-status"]
+
+
+def test_a_guest_that_does_not_go_on_at_once_is_told_again_and_its_monitor_is_opened_again(monkeypatch):
+    monkeypatch.setattr(_qemu.time, "sleep", lambda _seconds: None)
+    states = [LiveUpdateError("no answer"), PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, RUNNING]
+    machine = Machine(query_status=states, migrate_set_capabilities=[LiveUpdateError("in progress"), {}], cont=[REFUSED, {}])
+    assert resumed(monkeypatch, machine).count("cont") == 2
+
+
+def test_a_guest_that_never_goes_on_is_given_up_at_the_limit(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_qemu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_qemu.time, "sleep", lambda _seconds: now.append(now.pop() + 40))
+    machine = Machine(query_status=[PAUSED], cont=[REFUSED])
+    with pytest.raises(LiveUpdateError, match='the guest is paused, for 300 s: cont: Failed to get "write" lock'):
+        resumed(monkeypatch, machine)
+    assert 300 < now[0] < 400
+
+
+def test_a_guest_whose_qemu_has_ended_is_not_waited_for(monkeypatch):
+    with pytest.raises(LiveUpdateError, match="has ended") as caught:
+        resumed(monkeypatch, Machine(query_status=[LiveUpdateError("is QEMU running?")]), alive=False)
+    assert caught.value.details == {"ended": True}
 
 
 def test_a_migration_that_does_not_end_is_told():
@@ -199,6 +226,12 @@ def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, mo
     assert inspected(query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["disk-changed"]
     assert inspected(qom_list=[[{"name": "k", "type": "child<usb-kbd>"}], []]) == ["device-changed"]
     assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job"]
+    on = [[{"capability": "xbzrle", "state": True}, {"capability": "x-ignore-shared", "state": True}]]
+    monkeypatch.setattr(_holding, "held", lambda record: {})
+    assert inspected(query_migrate_capabilities=on) == ["ignore-shared"]
+    assert inspected(query_migrate_capabilities=[[{"capability": "x-ignore-shared", "state": False}]]) == []
+    monkeypatch.setattr(_holding, "held", lambda record: {"hold": "h"})  # an update may save it just now
+    assert inspected(query_migrate_capabilities=on) == []
     assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
     assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
     assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]

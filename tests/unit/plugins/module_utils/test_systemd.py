@@ -100,15 +100,20 @@ def test_many_units_are_asked_for_in_parts(monkeypatch):
     assert [len(part) for part in asked] == [200, 200, 50]
 
 
-def test_no_command_runs_beyond_the_last_moment():
-    """Whatever its own limit is."""
-    _systemd.end_by(time.monotonic() + 0.3)
+def test_no_command_runs_beyond_the_last_moment(tmp_path):
+    """Whatever its own limit is; and none is begun when nothing of the time is left."""
+    _systemd.end_by(time.monotonic() + 0.3, "the pause")
     try:
-        with pytest.raises(LiveUpdateError, match="sleep 30: no answer within 0 s"):
+        with pytest.raises(LiveUpdateError, match="sleep 30: no answer in time: the pause is over"):
             _systemd.run("sleep", "30")
+        with pytest.raises(LiveUpdateError, match=r"touch .*: not run, no answer in time: the pause is over"):
+            _systemd.run("touch", str(tmp_path / "touched"))
     finally:
         _systemd.end_by(None)
-    assert _systemd.run("sleep", "0.4") == ""
+    assert not (tmp_path / "touched").exists()
+    assert _systemd.run("sleep", "0.4") == "" and _systemd.left(7.0) == 7.0
+    with pytest.raises(LiveUpdateError, match=r"sleep 30: no answer within 0\.2 s"):
+        _systemd.run("sleep", "30", timeout=0.2)
 
 
 def test_what_units_start_with_and_come_after_takes_one_program(monkeypatch):

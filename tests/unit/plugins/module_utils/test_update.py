@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 
 import pytest
@@ -188,6 +189,17 @@ def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, sin
     assert not host.stops and {"logind.service", "web.service"} <= host.active
 
 
+def test_a_service_with_a_virtual_machine_in_it_does_not_stop_for_a_socket(monkeypatch):
+    host = Sockets()
+    monkeypatch.setattr(_update._systemd, "run", host.run)
+    monkeypatch.setattr(_update._processes, "pids", lambda: [7])
+    monkeypatch.setattr(_update._processes, "fd_links", lambda pid: {3: _update._processes.VM_LINK})
+    monkeypatch.setattr(_update._processes, "unit_of", lambda pid: "logind.service")
+    with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
+        _update._start_again(["logind.socket"], ISOLATED, [])
+    assert not host.stops
+
+
 def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     host = Sockets(needed="absent.service")
     monkeypatch.setattr(_update._systemd, "run", host.run)
@@ -198,7 +210,7 @@ def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
 def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
     _update._write_out(30.0)
     monkeypatch.setattr(_update.os, "sync", lambda: time.sleep(2))
-    with pytest.raises(LiveUpdateError, match=r"not written out within 0 s"):
+    with pytest.raises(LiveUpdateError, match=r"not written out in the time that was left"):
         _update._write_out(0.1)
 
 
@@ -227,16 +239,24 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     monkeypatch.setattr(_update, "_UNITS", str(tmp_path))
     monkeypatch.setattr(_paths, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_update, "_MANAGER", str(tmp_path / "none"))
+    monkeypatch.setattr(_update, "_others", lambda ours: {})
     monkeypatch.setattr(_update, "_bound_to", lambda units: ["vms.target", "idle.target"])
     monkeypatch.setattr(
         _update._systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
     )
-    monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]))
-    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": [], "records": {"web": {"unit": "web.service"}}}
+    monkeypatch.setattr(_update._systemd, "run", lambda *command, **_limit: ran.append(command[1]) or "")
+    update = {
+        "id": "u",
+        "times": {},
+        "guests": ["web"],
+        "keep_units": [],
+        "units": [],
+        "records": {"web": {"unit": "web.service", "pid": 7}},
+    }
     update["pause_by"] = time.monotonic() + 60
     _update._stop_the_rest(update)
     del update["records"]
-    assert ran == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
+    assert [verb for verb in ran if verb != "list-units"] == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
     assert "IgnoreOnIsolate=yes" in (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").read_text()
     assert (tmp_path / f"{_update.JUMP_TARGET}.d/kept.conf").read_text() == "[Unit]\nWants=web.service\n"
     for step in (_update._kexec, "unload"), (_update, "_start_again"):
@@ -275,9 +295,13 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     for name in ("app", "db", "web"):  # web runs on although not all of its save could be undone
         (tmp_path / f"{name}.state").touch()
         (tmp_path / f"{name}.json").write_text("{}")
-    records = {name: {"name": name, "unit": f"{name}.service"} for name in ("app", "db", "web")}
+    process = {"pid": os.getpid(), "started": _update._processes.start_time(os.getpid())}
+    records = {name: {"name": name, "unit": f"{name}.service", "provider": "qemu", **process} for name in ("app", "db", "web")}
     early = ["app.service", "db.service", "gone.service"]  # the last one's guest ended meanwhile
-    _update._abort({"id": "u", "times": {}, "records": records, "running": list(records), "early": early}, "db cannot be saved")
+    _update._abort(
+        {"id": "u", "times": {}, "guests": list(records), "records": records, "running": list(records), "early": early},
+        "db cannot be saved",
+    )
     assert released == ["db", "web"] and late == early
     assert (tmp_path / "app.state").exists() and not (tmp_path / "db.state").exists() and not (tmp_path / "web.state").exists()
     assert not (tmp_path / "app.json").exists()

@@ -50,6 +50,7 @@ def test_what_qemu_has_is_asked_of_it():
         "/machine/peripheral": [{"name": "type", "type": "string"}, {"name": "s", "type": "child<virtio-scsi-pci>"}],
         "/machine/peripheral-anon": [{"name": "type", "type": "string"}, {"name": "device[0]", "type": "child<scsi-cd>"}],
         "info network": "",
+        "query-migrate-capabilities": [{"capability": "x-ignore-shared", "state": True}],
         "query-cpus-fast": [{"cpu-index": 0}, {"cpu-index": 1}],
     }
 
@@ -63,6 +64,7 @@ def test_what_qemu_has_is_asked_of_it():
         "nameless": ["scsi-cd"],
         "networks": "",
         "cpus": 2,
+        "ignores_shared": True,
     }
 
 
