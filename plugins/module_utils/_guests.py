@@ -184,12 +184,15 @@ def describe(record: dict) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
-    from . import _paused  # for the modules only
+    from . import _holding, _paused  # for the modules only
 
     wrong = name_reasons(record)
     if wrong:
         return wrong  # systemd and the records could not tell which guest is meant
     reasons: list[dict] = _paused.reasons(record) + _providers.of(record).inspect(record)
+    if any(why["code"] == "ignore-shared" for why in reasons) and _holding.held(record):
+        # A save of an update may be under way. Its undo switches that off.
+        reasons = [why for why in reasons if why["code"] != "ignore-shared"]
     if not record["unit"]:
         return reasons or [reason("unit", f"its QEMU, process {record['pid']}, is of no unit", "let a systemd unit run it, and restart it")]
     limits = memory_limits(record)

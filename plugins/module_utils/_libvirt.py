@@ -268,11 +268,10 @@ def inspect(record: dict) -> list[dict]:
     job = _libvirt_reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
         return reasons + job  # while it lasts libvirt lets nobody else at the monitor
-    from . import _qemu  # what both providers ask a QEMU
-    from .vmm import _now
+    from .vmm import _now  # not on the boot path
 
     if _now.ignores_shared(seen.get("capabilities")):
-        reasons += _qemu.left_on(record, ignore_shared_stays(record))
+        reasons.append(_now.left_on(ignore_shared_stays(record)))
     return reasons + _libvirt_reasons.monitor_reasons(seen)
 
 

@@ -31,7 +31,6 @@ __all__ = (
     "ignore_shared_stays",
     "inspect",
     "known",
-    "left_on",
     "load",
     "memory",
     "rehearse",
@@ -111,22 +110,9 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
     if now["ignores_shared"]:
-        reasons += left_on(record, ignore_shared_stays(record))
+        reasons.append(_now.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}
     return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
-
-
-def left_on(record: dict, message: str) -> list[dict]:
-    """That QEMU leaves the guest's RAM out of its saves, ``message`` saying so and the remedy, as a reason; none while we hold that RAM.
-
-    Then a save of an update may be under way, and its undo takes that back.
-    """
-    from . import _holding  # not on the boot path
-
-    if _holding.held(record):
-        return []
-    message, _colon, remedy = message.partition(": ")
-    return [_reason("ignore-shared", message, remedy)]
 
 
 def survey(records: list[dict]) -> None:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._qmp import Qmp
 
-__all__ = ("ask", "differences", "ignores_shared")
+__all__ = ("ask", "differences", "ignores_shared", "left_on")
 
 # Other names of device types.
 _ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es1370": "ES1370", "lsi": "lsi53c895a"}
@@ -48,6 +48,12 @@ def ignores_shared(capabilities: object) -> bool:
         entry.get("capability") == "x-ignore-shared" and entry.get("state") is True
         for entry in (capabilities if isinstance(capabilities, list) else [])
     )
+
+
+def left_on(text: str) -> dict:
+    """That QEMU leaves the guest's RAM out of its saves, as a reason; ``text`` says so and, after a colon, the remedy. Pure."""
+    message, _colon, remedy = text.partition(": ")
+    return reason("ignore-shared", message, remedy)
 
 
 def _children(monitor: Qmp, path: str) -> list[dict]:

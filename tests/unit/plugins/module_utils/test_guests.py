@@ -9,7 +9,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _luo, _paths, _processes, _providers, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _luo, _paths, _processes, _providers, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
@@ -118,6 +118,15 @@ def examination(monkeypatch):
 
 def codes(record):
     return [reason["code"] for reason in _guests.inspect(record)]
+
+
+def test_a_save_of_an_update_that_is_under_way_is_no_reason(looked):
+    """It leaves the guest's RAM out, and its undo switches that off."""
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "ignore-shared"}])
+    looked.setattr(_holding, "held", lambda _record: {"hold": "h"})
+    assert codes(dict(WEB)) == []
+    looked.setattr(_holding, "held", lambda _record: {})
+    assert codes(dict(WEB)) == ["ignore-shared"]
 
 
 def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
