@@ -173,7 +173,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     else:
         found = {}
     if not check_mode:
-        each(list(records), _incoming.settle_seen)  # a disk that does not take that yet takes it later
+        each(list(records), lambda name: _incoming.settle_running(records[name]))  # a disk that does not take that yet takes it later
     return [problems.get(name) or found.get(name) or done(name, False, f"guest {name} runs") for name in names]
 
 
@@ -187,13 +187,22 @@ def wait_until_back(names: list, timeout: int) -> tuple:
         if over or not saved:  # until then their restores need the processors
             running = _guests.known()
             # Of a guest that no update was ever with there is nothing to wait for.
-            missing = [name for name in names if name in saved or (journals[name] and name not in running)]
+            missing = [name for name in names if journals[name] and name not in running]
+            missing += [name for name in saved if name in running and not (over and may_be_back(running[name], journals[name]))]
             if over or not missing:
                 break
         time.sleep(POLL_S)
     there = [name for name in names if name not in missing]
     records, unknown = each(there, lambda name: _guests.find(name, running))
     return records, {**unknown, **{name: failed(name, not_back(name, journals[name], name in running, timeout)) for name in missing}}
+
+
+def may_be_back(record: dict, journal: dict) -> bool:
+    """Whether it has not been noted that the guest has gone on, and its QEMU tells whether it has: what loaded its state was killed."""
+    try:
+        return _incoming.may_have_run(record["name"], journal) and _providers.of(record).status(record) in ("running", "paused")
+    except LiveUpdateError:
+        return False
 
 
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
@@ -214,6 +223,8 @@ def each(names: list, step) -> tuple:
             found[name] = step(name)
         except LiveUpdateError as err:
             problems[name] = failed(name, err)
+        except OSError as err:
+            problems[name] = failed(name, LiveUpdateError(str(err)))
     return found, problems
 
 
