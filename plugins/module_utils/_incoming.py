@@ -36,6 +36,7 @@ __all__ = (
     "settle_seen",
     "settled",
     "verify",
+    "verify_devices",
     "went_on",
 )
 
@@ -150,6 +151,20 @@ def verify(journal: dict, path: str) -> None:
         raise LiveUpdateError(
             f"guest {name}: {path} is not what was saved: it is {found}, not {journal.get('digest')}. Nothing is loaded, and its memory is"
             f" kept: 'kvm-liveupdate discard {name}' gives it up and lets the guest start clean"
+        )
+
+
+def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
+    if not devices:
+        return
+    from .vmm import _block  # for guests with block devices only
+
+    wrong = _block.changed(devices)
+    if wrong:
+        raise LiveUpdateError(
+            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
+            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
         )
 
 

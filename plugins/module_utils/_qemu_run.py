@@ -128,7 +128,7 @@ def _own_uuid(name: str) -> str:
 
 def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _incoming.verify(journal, _guests.state_path(name))
-    _verify_devices(name, journal.get("devices", {}))
+    _incoming.verify_devices(name, journal.get("devices", {}))
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
@@ -140,20 +140,6 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     os.waitpid(child, 0)
     os.close(session)
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
-
-
-def _verify_devices(name: str, devices: dict[str, list[str]]) -> None:
-    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
-    if not devices:
-        return
-    from .vmm import _block  # for guests with block devices only
-
-    wrong = _block.changed(devices)
-    if wrong:
-        raise LiveUpdateError(
-            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
-            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
-        )
 
 
 def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = ()) -> list[str]:
