@@ -61,10 +61,11 @@ def _hold(name: str) -> None:
 
 
 def _resume(name: str) -> None:
-    from . import _guests, _lock, _paused
+    from . import _guests, _incoming, _lock, _paused
 
     with _lock.Lock():
         record = _guests.find(name)
+        _incoming.settle_running(record)
         why = _paused.let_go_on(record)
         whole = _paused.whole_saves(record)
     if not (why or whole):
@@ -89,11 +90,13 @@ def _discard_locked(name: str) -> None:
             f"guest {name}: an update of this host is {update['state']}; wait until it has ended. If {_lock.JUMP_UNIT} does not run"
             " any more, 'kvm-liveupdate recover' undoes it"
         )
+    record = _guests.known().get(name)
+    if record:
+        _incoming.settle_running(record)
     _incoming.settle_seen(name)  # of one that is back nothing is left to give up
     journal, state = _incoming.recorded(name), _guests.state_path(name)
     if journal.get("state") != "saved" and not os.path.exists(state):
         raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
-    record = _guests.known().get(name)
     if record:
         _refuse_to_discard(record, journal)
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
@@ -113,6 +116,7 @@ def _discard_locked(name: str) -> None:
         _holding.release_ended(name)
     _paths.remove(_guests.journal_path(name))
     _paths.remove(state)
+    _paths.remove(_guests.run_path(name, "trying"))
     _boot_order.start_early(unit, False)
 
 

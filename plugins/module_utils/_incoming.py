@@ -25,15 +25,19 @@ __all__ = (
     "drop",
     "log",
     "lost",
+    "may_have_run",
     "memory",
     "note_of",
     "recorded",
     "session_of",
     "settle",
     "settle_at_last",
+    "settle_running",
     "settle_seen",
     "settled",
     "verify",
+    "verify_devices",
+    "went_on",
 )
 
 # The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_runtime.py, RestartForceExitStatus=).
@@ -48,17 +52,19 @@ def log(text: str) -> None:
     sys.stderr.write(f"kvm-liveupdate: {text}\n")
 
 
-def decide(journal: dict, note: dict | None, resumed: bool) -> tuple[str, str]:
+def decide(journal: dict, note: dict | None, resumed: bool, tried: bool = False) -> tuple[str, str]:
     """What a start of the guest is: ``restore``, ``cold`` or ``refuse``, and why. Pure.
 
     ``note`` is what the session carries beside the RAM, None without memory from the kernel before; ``resumed`` tells
-    that the guest ran on this memory already. State is used only with the very memory that it belongs to.
+    that the guest ran on this memory already, ``tried`` that it may have. State is used only with the very memory that it belongs to.
     """
     if journal.get("state") != "saved":
         return "cold", "no update left it to be restored"
     if resumed:
         return "cold", "it was restored already and has run since"
     give_up = f"'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+    if tried:  # loaded once more, the state could be older than the memory; and if the guest has not run, that state is all there is of it
+        return "refuse", f"its QEMU ended just as the guest was to go on, and nobody knows whether it ran; all of it is kept: {give_up}"
     if note and note.get("hold") == journal["hold"]:
         told = [key for key in ("guest", "uuid", "sizes", "qemu") if key != "qemu" or key in note]  # older holds do not name their QEMU
         wrong = [f"{key} {note.get(key)!r}, not {journal.get(key)!r}" for key in told if note.get(key) != journal.get(key)]
@@ -148,6 +154,20 @@ def verify(journal: dict, path: str) -> None:
         )
 
 
+def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
+    if not devices:
+        return
+    from .vmm import _block  # for guests with block devices only
+
+    wrong = _block.changed(devices)
+    if wrong:
+        raise LiveUpdateError(
+            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
+            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
+        )
+
+
 def recorded(name: str) -> dict:
     """The guest's journal as it is on disk; :func:`_guests.journal` is how it counts."""
     return _paths.read_json(_guests.journal_path(name))
@@ -156,18 +176,47 @@ def recorded(name: str) -> dict:
 def as_seen(name: str, journal: dict) -> dict:
     """The journal of a guest that was saved, as it counts: one that has gone on in this boot is ``restored``, whatever the disk took.
 
-    The mark is made right before the guest goes on, in /run, which is as lasting as its memory. A domain's image lies there until libvirt
-    takes its start for done.
+    The mark is made once the guest has gone on (:func:`went_on`), in /run, which is as lasting as its memory. That of a domain is made
+    right before; its image lies there until libvirt takes its start for done.
     """
     try:
         resumed = os.stat(_guests.run_path(name, "resumed")).st_mtime
     except FileNotFoundError:
         return journal
     now = _host.boot_id()
-    if journal.get("boot_id") == now or os.path.exists(journal.get("image", "")):
+    if journal.get("boot_id") == now or not _is_gone(journal.get("image", "")):
         return journal  # the mark is of an update before; or the start of the domain has not ended
     times = {**journal.get("times", {}), "resumed": resumed}
     return {**journal, "state": "restored", "boot_id_after": now, "clock_step": None, "times": times}
+
+
+def _is_gone(path: str) -> bool:
+    """Whether it is certain that nothing is there: a disk that cannot be read tells nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def may_have_run(name: str, journal: dict) -> bool:
+    """Whether nobody knows if a saved guest of a unit has gone on in this boot: a try to let it go on was begun, its outcome not noted.
+
+    The mark ``trying`` in /run is there from right before such a try until QEMU has refused it, or the guest has gone on.
+    """
+    tried = os.path.exists(_guests.run_path(name, "trying"))  # first: it becomes the other mark
+    return tried and not os.path.exists(_guests.run_path(name, "resumed")) and journal.get("boot_id") != _host.boot_id()
+
+
+def went_on(name: str) -> None:
+    """Mark that the guest has gone on, in place of that it may have. May be repeated."""
+    resumed = _guests.run_path(name, "resumed")
+    try:
+        os.rename(_guests.run_path(name, "trying"), resumed)
+    except FileNotFoundError:
+        os.close(os.open(resumed, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def settle(journal: dict) -> None:
@@ -209,6 +258,18 @@ def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
                     return
         except LiveUpdateError:
             continue  # another operation is under way
+
+
+def settle_running(record: dict) -> None:
+    """As :func:`settle_seen`, where the guest's QEMU is there: if it says that the guest runs, then that has gone on."""
+    from . import _providers  # not on the way back
+
+    name = record["name"]
+    on_disk = recorded(name)
+    unknown = on_disk.get("state") == "saved" and may_have_run(name, on_disk)
+    if unknown and _providers.of(record).status(record) == "running":
+        went_on(name)
+    settle_seen(name)
 
 
 def settle_seen(name: str) -> None:

@@ -281,13 +281,28 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     from .vmm import _argv, _files
 
     wanted = _libvirt_needs.needs(seen["xml"])
+    wanted["files"] += _volumes(wanted["volumes"])
     wrong, served = _libvirt_needs.paths(wanted["files"], record["pid"]), _libvirt_needs.sockets(wanted["sockets"])
+    record["devices"] = _libvirt_needs.devices(wanted["files"], wrong)
     past_libvirt, _environment = _libvirt_needs.command_line(seen["xml"])
     return [
         *_libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
         *_argv.reasons(["qemu", *past_libvirt]),
         *_files.replaced(record["pid"], _processes.argv_of(record["pid"])),
     ]
+
+
+def _volumes(volumes: list[dict]) -> list[dict]:
+    """The files and devices of disks that are volumes of pools. Of a pool that does not run now libvirt tells none."""
+    if not volumes:
+        return []
+    questions = [("vol-path", "--pool", disk["pool"], "--", disk["volume"]) for disk in volumes]
+    try:
+        answers = _libvirt_virsh.ask(questions, _limits.LIBVIRT_ANSWER)
+    except LiveUpdateError:
+        return []  # a libvirt that does not answer is a reason by itself
+    told = [(disk, answer.text.strip()) for disk, answer in zip(volumes, answers) if not answer.error]
+    return [{**disk["file"], "path": path} for disk, path in told if path.startswith("/")]
 
 
 def warn(record: dict) -> list[dict]:
@@ -342,16 +357,17 @@ def status(record: dict) -> str:
 def save(record: dict, path: str, running: bool) -> dict:
     """Save the domain without its RAM, as a managed save. ``path`` says so first: libvirt's hook then wants the RAM at its next start."""
     name, image = record["name"], image_path(record["name"])
+    devices = record.get("devices", {})  # what inspect saw, before any guest was paused
     hold = _paths.read_json(_guests.run_path(name, "held"))["hold"]
     try:
         _paths.remove(_guests.run_path(name, "resumed"))  # of an update before this one that was undone
-        _paths.write_json(path, {"hold": hold, **ram_places(record)})
+        _paths.write_json(path, {"hold": hold, "devices": devices, **ram_places(record)})
         paused = write_image(record, image, running)
         digest = _paths.digest(image)  # only this one is started from
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name}: save: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
-    return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, **kept}
+    return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, "devices": devices, **kept}
 
 
 def still_saved(records: list[dict]) -> list[str]:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import typing as t
     from xml.etree.ElementTree import Element
 
-__all__ = ("OF_A_BOOT", "command_line", "needs", "paths", "reasons", "sockets")
+__all__ = ("OF_A_BOOT", "command_line", "devices", "needs", "paths", "reasons", "sockets")
 
 # Codes of reasons that count only when the host boots in between.
 OF_A_BOOT = (
     *("file-in-memory", "network-no-autostart", "network-transient", "network-unknown", "pool-no-autostart", "pool-transient"),
-    *("pool-unknown", "secret-ephemeral", "socket"),
+    *("pool-unknown", "secret-ephemeral", "socket", "file-volatile"),
 )
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _MEMORY = ("ramfs", "tmpfs")
@@ -43,10 +43,11 @@ _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/bac
 
 
 def needs(xml: str) -> dict:
-    """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files`` and ``sockets``. Pure.
+    """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files``, ``volumes`` and ``sockets``. Pure.
 
     A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
-    medium that can be ejected, and whether QEMU has it ``open``. A socket is ``path`` and ``what`` it is for.
+    medium that can be ejected, and whether QEMU has it ``open``. A volume is ``pool``, ``volume`` and its ``file``, the path of which only
+    libvirt knows. A socket is ``path`` and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 
@@ -57,7 +58,8 @@ def needs(xml: str) -> dict:
         "networks": _named(domain, "devices/interface/source", "network"),
         "pools": _named(domain, "devices/disk//source", "pool"),
         "secrets": sorted(secrets),
-        "files": [file for file in _files(domain) if file["path"].startswith("/")],
+        "files": [file for file in (*_files(domain), *_past_libvirt(xml)) if file["path"].startswith("/")],
+        "volumes": [volume for disk in domain.findall("devices/disk") for volume in _volumes(disk)],
         "sockets": [{"path": path, "what": what} for path, what in _connections(domain) if path.startswith("/")],
     }
 
@@ -81,19 +83,47 @@ def _files(domain: Element) -> t.Iterator[dict]:
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
     for disk in domain.findall("devices/disk"):
-        target = disk.find("target")
-        name, is_removable = ("", False) if target is None else (target.get("dev", ""), disk.get("device") in ("cdrom", "floppy"))
-        is_shut = target is None or target.get("tray") != "open"
-        for source in disk.iter("source"):
-            # With a startup policy libvirt starts the domain without the file.
-            if source.get("startupPolicy") not in ("optional", "requisite"):
-                what = f"disk {name}"
-                yield _file(source.get("file") or source.get("dev"), what, is_shut, name if is_removable else "")
+        for source in _sources(disk):
+            yield _disk_file(disk, source.get("file") or source.get("dev"))
     for kind in _CHARACTERS:
         for device in domain.findall(f"devices/{kind}"):
             if device.get("type", device.get("model")) in ("dev", "pipe"):
                 source = device.find("source")
                 yield _file("" if source is None else source.get("path"), f"<{device.tag}>")
+
+
+def _past_libvirt(xml: str) -> list[dict]:
+    """What QEMU reads at its start by the options that the owner gives it past libvirt (fw_cfg and the like)."""
+    from .vmm import _opens, _options
+
+    argv = ["qemu", *command_line(xml)[0]]
+    return [_file(path, "an option of <qemu:commandline>") for path in _opens.read_at_start(_options.read(argv)[0], argv)]
+
+
+def _sources(disk: Element) -> list[Element]:
+    """What a disk is made of. With a startup policy libvirt starts the domain without the file."""
+    return [source for source in disk.iter("source") if source.get("startupPolicy") not in ("optional", "requisite")]
+
+
+def _disk_file(disk: Element, path: str | None) -> dict:
+    target = disk.find("target")
+    name, is_removable = ("", False) if target is None else (target.get("dev", ""), disk.get("device") in ("cdrom", "floppy"))
+    is_shut = target is None or target.get("tray") != "open"
+    return _file(path, f"disk {name}", is_shut, name if is_removable else "")
+
+
+def _volumes(disk: Element) -> t.Iterator[dict]:
+    for source in _sources(disk):
+        pool, volume = source.get("pool", ""), source.get("volume", "")
+        if pool and volume:
+            yield {"pool": pool, "volume": volume, "file": _disk_file(disk, "")}
+
+
+def devices(files: list[dict], wrong: dict[str, str]) -> dict[str, list[str]]:
+    """What says which block devices these are, by their paths; not of those with which something is wrong."""
+    from .vmm import _block
+
+    return {file["path"]: _block.identity(file["path"]) for file in files if file["path"].startswith("/dev/") and file["path"] not in wrong}
 
 
 def _file(path: str | None, what: str, is_open: bool = False, target: str = "") -> dict:
@@ -125,7 +155,8 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
 def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
     """What is wrong with each file, by its path.
 
-    It is ``gone``, ``memory`` (a boot forgets it), ``replaced`` (QEMU has another one open) or ``silent`` (its storage does not answer).
+    It is ``gone``, ``memory`` (a boot forgets it), ``by-hand`` (a block device that nobody sets up after a boot), ``replaced`` (QEMU has
+    another one open) or ``silent`` (its storage does not answer).
     """
     if not files:
         return {}
@@ -138,6 +169,8 @@ def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> 
 
 
 def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None]) -> dict[str, str]:
+    from .vmm import _files as _files_of_qemu  # which imports this module
+
     in_memory, emptied = _memory_devices(mounts), _emptied()
     opened = _opened(pid, say)
     found = {}
@@ -154,6 +187,8 @@ def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None
         is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
         if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
             found[file["path"]] = "memory"
+        elif stat.S_ISBLK(seen.st_mode) and _files_of_qemu.is_by_hand(seen.st_rdev):
+            found[file["path"]] = "by-hand"
         elif file["open"] and opened and _identity(seen) not in opened:
             found[file["path"]] = "replaced"
     return found
@@ -290,6 +325,9 @@ def _file_reason(file: dict, wrong: str, name: str) -> dict:
         return reason("file-gone", f"{path}, {what}, is not there any more: QEMU cannot open it again", f"put it back{eject}")
     if wrong == "memory":
         return reason("file-in-memory", f"{path}, {what}, is gone after a boot", f"move it to a disk and restart the guest{eject}")
+    if wrong == "by-hand":
+        message = f"{path}, {what}, is a loop, NBD or RAM device, which nobody sets up after the jump"
+        return reason("file-volatile", message, f"name the file or a lasting device in the domain, and restart it{eject}")
     if wrong == "silent":
         message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
         return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the domain down")

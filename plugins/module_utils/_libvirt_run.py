@@ -149,6 +149,7 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
 
 def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _incoming.verify(journal, journal["image"])
+    _incoming.verify_devices(name, journal.get("devices", {}))
     if not os.access(HOOK, os.X_OK):
         raise LiveUpdateError(
             f"guest {name}: {HOOK} is not there or not executable, so libvirt would start it without its memory."
@@ -336,6 +337,7 @@ def _offered(name: str, state: dict) -> list[str]:
             f"guest {name}: it is not started: its saved state belongs to memory that is not offered now; 'systemctl status"
             f" {_holding.resident_unit(name)}' says why. 'kvm-liveupdate discard {name}' gives that state up; then it can be started"
         )
+    _incoming.verify_devices(name, state.get("devices", {}))  # some come only after the holder has looked
     return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
 
 

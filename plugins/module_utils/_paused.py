@@ -40,9 +40,9 @@ def by(record: dict) -> str:
 
 
 def _cut_off_restore(name: str) -> bool:
-    """Whether the guest was to run, was let go on in this boot, and nothing has noted since that it did."""
+    """Whether the guest was to run, was about to go on in this boot, and nothing has noted since that it did."""
     on_disk = _incoming.recorded(name)
-    return on_disk.get("state") == "saved" and bool(on_disk.get("was_running")) and _incoming.as_seen(name, on_disk)["state"] == "restored"
+    return on_disk.get("state") == "saved" and bool(on_disk.get("was_running")) and _incoming.may_have_run(name, on_disk)
 
 
 def reasons(record: dict) -> list[dict]:
@@ -73,6 +73,7 @@ def let_go_on(record: dict) -> str:
             _paths.remove(_guests.state_path(name))
             _holding.release(record)
         else:
+            _incoming.went_on(name)
             _incoming.settle_seen(name)
     return cause
 

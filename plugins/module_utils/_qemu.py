@@ -293,19 +293,22 @@ def ignore_shared_stays(record: dict) -> str:
     )
 
 
-def go_on(monitor: Qmp) -> bool:
+def go_on(monitor: Qmp, begin: t.Callable[[], None] = lambda: None, refused: t.Callable[[], None] = lambda: None) -> bool:
     """Let a loaded guest run; False when QEMU refused to, so that it has not run. Any other failure is an error.
 
-    Only now QEMU opens the disks for writing, and what locks them may need a moment to let go.
+    Only now QEMU opens the disks for writing, and what locks them may need a moment to let go. ``begin`` is called before each try, and
+    ``refused`` after each one that QEMU refused: between the two nobody knows whether the guest has run.
     """
     limit = time.monotonic() + GO_ON_LIMIT_S
     while True:
+        begin()
         try:
             monitor.execute("cont")
             return True
         except LiveUpdateError as err:
             if "refused" not in err.details or monitor.status() != "paused":
                 raise
+            refused()
             if time.monotonic() > limit:
                 sys.stderr.write(f"kvm-liveupdate: {err}\n")
                 return False

@@ -52,8 +52,8 @@ def _become(name: str, argv: list[str], started: float) -> None:
         _incoming.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")
     session = _incoming.session_of(journal)
     note = _incoming.note_of(session)
-    resumed = os.path.exists(_guests.run_path(name, "resumed"))
-    verdict, why = _incoming.decide(journal, note, resumed)
+    tried, resumed = _incoming.may_have_run(name, journal), os.path.exists(_guests.run_path(name, "resumed"))
+    verdict, why = _incoming.decide(journal, note, resumed, tried)
     _incoming.log(f"{name}: {verdict}: {why}")
     if verdict == "refuse":
         raise LiveUpdateError(f"guest {name}: {why}")
@@ -128,7 +128,7 @@ def _own_uuid(name: str) -> str:
 
 def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _incoming.verify(journal, _guests.state_path(name))
-    _verify_devices(name, journal.get("devices", {}))
+    _incoming.verify_devices(name, journal.get("devices", {}))
     (ram,) = _incoming.memory(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()
@@ -140,20 +140,6 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     os.waitpid(child, 0)
     os.close(session)
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
-
-
-def _verify_devices(name: str, devices: dict[str, list[str]]) -> None:
-    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
-    if not devices:
-        return
-    from .vmm import _block  # for guests with block devices only
-
-    wrong = _block.changed(devices)
-    if wrong:
-        raise LiveUpdateError(
-            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
-            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
-        )
 
 
 def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = ()) -> list[str]:
@@ -197,47 +183,63 @@ def _be_one_of_many(unit: str) -> None:
 
 def _see_it_back(name: str, journal: dict, session: int, main: int, times: dict) -> None:
     """In a process of its own: have another one load the state, and do what is left where that one does not get to the end."""
+    started = _processes.start_time(main)
     loader = os.fork()
     if loader == 0:
-        _load(name, journal, session, main, times)
+        _load(name, journal, session, (main, started), times)
     code = os.waitstatus_to_exitcode(os.waitpid(loader, 0)[1])
     if code in (0, _GIVEN_UP):
         os._exit(code)
     if code < 0:
         _incoming.log(f"{name}: the process that loads its state was ended by signal {-code}")
     try:
-        if os.path.exists(_guests.run_path(name, "resumed")):
-            _go_on_at_last(name, journal, session, main)
+        marked = any(os.path.exists(_guests.run_path(name, mark)) for mark in ("trying", "resumed"))
+        if not marked and _runs(name):
+            _incoming.went_on(name)
+            marked = True
+        if marked:
+            _go_on_at_last(name, journal, session, (main, started))
             os._exit(0)
-        _give_up(name, main)
+        _give_up(name, (main, started))
     except Exception as err:  # pylint: disable=broad-except  # this process must not go on as the wrapper that it was forked from
         _incoming.log(f"{name}: {err}")
     os._exit(1)
 
 
-def _give_up(name: str, main: int) -> None:
+def _runs(name: str) -> bool:
+    """Whether QEMU says that the guest runs: somebody else may have let it go on, at a monitor of its own."""
+    try:
+        with Qmp(_guests.run_path(name, "qmp")) as monitor:
+            return monitor.status() == "running"
+    except LiveUpdateError as err:
+        _incoming.log(f"{name}: {err}")
+        return False
+
+
+def _give_up(name: str, main: tuple[int, int]) -> None:
     """End the QEMU of a guest that has not run, so that its unit counts as failed, and can be started again."""
     _incoming.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
-    os.kill(main, 9)  # SIGKILL; the module that names it is slow to import
+    if _lasts(*main):
+        os.kill(main[0], 9)  # SIGKILL; the module that names it is slow to import
 
 
-def _load(name: str, journal: dict, session: int, main: int, times: dict) -> None:
+def _load(name: str, journal: dict, session: int, main: tuple[int, int], times: dict) -> None:
     """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on.
 
-    These limits only end what hangs: systemd ends this process with QEMU.
+    ``main`` is that process: its id and start time. These limits only end what hangs: systemd ends this process with QEMU.
     """
-    marker = _guests.run_path(name, "resumed")
     wait = _incoming.BACK_LIMIT_S
     try:
         with Qmp(_guests.run_path(name, "qmp"), wait_s=wait, answer_s=wait) as monitor:
             times["qemu"] = time.time()
             _qemu.load(monitor, _guests.state_path(name), wait)
             times["loaded"] = time.time()
-            # From here on the memory may be no longer what the state belongs to. This boot's /run is as lasting as the memory.
-            _mark(name, marker, main)
-            if journal["was_running"] and not _qemu.go_on(monitor):
-                _paths.remove(marker)
+            # While a try lasts the memory may be no longer what the state belongs to. This boot's /run is as lasting as the memory.
+            if not journal["was_running"]:
+                _mark(name, main)  # its owner may let it go on at any moment
+            elif not _qemu.go_on(monitor, lambda: _mark(name, main), lambda: _refused(name)):
                 raise LiveUpdateError(f"QEMU does not let it run within {_qemu.GO_ON_LIMIT_S:g} s: mend what the line before names")
+            _incoming.went_on(name)
             times["resumed"] = time.time()
         _let_go(name, session, main)
         _record(_restored(journal, times), main)
@@ -248,30 +250,42 @@ def _load(name: str, journal: dict, session: int, main: int, times: dict) -> Non
         os._exit(1)
 
 
-def _mark(name: str, marker: str, main: int) -> None:
+def _mark(name: str, main: tuple[int, int]) -> None:
+    """Mark, before a try to let the guest go on, that it may have run from here on."""
+    if not _lasts(*main):
+        raise LiveUpdateError("its QEMU has ended; the one that answers is of another start")
     try:
-        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if os.path.exists(_guests.run_path(name, "resumed")):
+            raise FileExistsError
+        os.close(os.open(_guests.run_path(name, "trying"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        _incoming.log(f"{name}: a state was loaded onto memory that has run already; this QEMU is ended")
+        _incoming.log(f"{name}: a state was loaded onto memory that has, or may have, run already; this QEMU is ended")
         _give_up(name, main)
         os._exit(_GIVEN_UP)
 
 
-def _go_on_at_last(name: str, journal: dict, session: int, main: int) -> None:
-    """See that a guest goes on that is marked so: nobody knows how far that came, but QEMU. Neither is it ended, nor loaded once more."""
-    said, started = "", _processes.start_time(main)
-    while _lasts(main, started):
+def _refused(name: str) -> None:
+    """QEMU itself says that the guest has not run. The rest of the boot need not wait for the next tries: it may bring what they need."""
+    os.unlink(_guests.run_path(name, "trying"))
+    _boot_order.late(name)
+
+
+def _go_on_at_last(name: str, journal: dict, session: int, main: tuple[int, int]) -> None:
+    """See that a guest goes on that has, or may have: nobody knows that, but QEMU. Neither is it ended, nor loaded once more."""
+    said = ""
+    while not os.path.exists(_guests.run_path(name, "resumed")):
+        if not _lasts(*main):
+            raise LiveUpdateError("its QEMU has ended; the guest may have run, and is not brought back once more")
         try:
             with Qmp(_guests.run_path(name, "qmp"), answer_s=_incoming.BACK_LIMIT_S) as monitor:
                 if monitor.status() != "paused" or not journal["was_running"] or _qemu.go_on(monitor):
+                    _incoming.went_on(name)
                     break
         except LiveUpdateError as err:
             if str(err) != said:
                 said = str(err)
                 _incoming.log(f"{name}: whether it goes on is not known yet: {said}; this is tried until its QEMU ends")
         time.sleep(AGAIN_S)
-    else:
-        raise LiveUpdateError("its QEMU has ended; the guest may have run, and is not brought back once more")
     _let_go(name, session, main)
     seen = _guests.journal(name)
     if seen.get("hold") == journal["hold"] and seen.get("state") == "restored":  # else it tells of something newer
@@ -283,23 +297,23 @@ def _lasts(main: int, started: int) -> bool:
     return started != 0 and _processes.start_time(main) == started
 
 
-def _let_go(name: str, session: int, main: int) -> None:
+def _let_go(name: str, session: int, main: tuple[int, int]) -> None:
     """End the session of a guest that runs. Each step is for itself: the guest runs, whatever fails."""
     try:
         _luo.finish(session)
     except LiveUpdateError as err:
         _incoming.log(f"{name}: {err}")
     try:
-        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main)
+        _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_holding.FDNAME}", pid=main[0])
     except LiveUpdateError as err:
         _incoming.log(f"{name}: {err}")
 
 
-def _record(restored: dict, main: int) -> None:
+def _record(restored: dict, main: tuple[int, int]) -> None:
     """Tell that the guest is back, and take back what it went ahead with."""
-    started, times = _processes.start_time(main), restored["times"]
+    times = restored["times"]
     _incoming.log(f"{restored['guest']}: back, {times['resumed'] - times['paused']:.3f} s after its pause")
     recorded = _incoming.settled(restored)
     _be_one_of_many(restored["unit"])
     if not recorded:
-        _incoming.settle_at_last(restored, lambda: _lasts(main, started))
+        _incoming.settle_at_last(restored, lambda: _lasts(*main))

@@ -14,6 +14,7 @@ description:
   - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
   - With O(state=running) each guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
     after a jump it waits until the host has brought the guests back. A guest that a rehearsal or an update left paused goes on.
+    Any other that stands still is left as it is, and RV(guests[].msg) says so, also one that was migrated to another host.
   - One call for all guests of a host costs little more than one for a single guest.
   - A guest for which it fails does not keep the others from being held, let go or waited for. The task then fails and names each such
     guest, and RV(guests) says what became of all of them. Only a guest that cannot be preserved is refused before any is held.
@@ -157,16 +158,16 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
     ours, unknown = each(list(states), lambda name: _paused.by(records[name]))
     problems = {**late, **silent, **unknown}
-    tied = [name for name in ours if name in held or ours[name] or states[name] == "postmigrate"]
+    tied = [name for name in ours if name in held or ours[name]]
 
     def let_go(name: str) -> dict:
         if not _paused.let_go_on(records[name]):
-            _holding.let_go_on(records[name], running=states[name] == "postmigrate")
+            _holding.let_go_on(records[name], running=False)  # as it is: nothing of ours keeps it from running
         _holding.release(records[name])
-        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
+        return let_go_of(name, states[name], ours[name])
 
     if check_mode:
-        found = {name: done(name, True, f"guest {name} runs on, its RAM is no longer held") for name in tied}
+        found = {name: let_go_of(name, states[name], ours[name]) for name in tied}
         problems.update({name: also_given_up(problems[name]) for name in ended})
     elif tied or ended:
         with _lock.Lock():
@@ -177,8 +178,27 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     else:
         found = {}
     if not check_mode:
-        each(list(records), _incoming.settle_seen)  # a disk that does not take that yet takes it later
-    return [problems.get(name) or found.get(name) or done(name, False, f"guest {name} runs") for name in names]
+        each(list(records), lambda name: _incoming.settle_running(records[name]))  # a disk that does not take that yet takes it later
+    return [problems.get(name) or found.get(name) or done(name, False, as_it_is(name, states[name])) for name in names]
+
+
+def let_go_of(name: str, state: str, ours: str) -> dict:
+    """What became of a guest that was held, or that something of ours kept paused. Pure."""
+    if ours or state == "running":
+        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
+    return done(name, True, f"{as_it_is(name, state)}; its RAM is no longer held")
+
+
+def as_it_is(name: str, state: str) -> str:
+    """What is said of a guest that is let alone: only what we paused is let go on. Pure."""
+    if state == "running":
+        return f"guest {name} runs"
+    if state == "postmigrate":  # QEMU stays in it at the source of a migration that succeeded
+        return (
+            f"guest {name} is {state}, and not by an update: somebody migrated or saved it. It is left as it is: if it runs on another"
+            " host, it must not go on here. If it is nowhere else, let it go on at its monitor (cont)"
+        )
+    return f"guest {name} is {state}, and not by us: it is left as it is. Let it go on by its own means (virsh resume, or its monitor)"
 
 
 def also_given_up(problem: dict) -> dict:
@@ -196,7 +216,8 @@ def wait_until_back(names: list, timeout: int) -> tuple:
         if over or not saved:  # until then their restores need the processors
             running = _guests.known()
             # Of a guest that no update was ever with there is nothing to wait for.
-            missing = [name for name in names if name in saved or (journals[name] and name not in running)]
+            missing = [name for name in names if journals[name] and name not in running]
+            missing += [name for name in saved if name in running and not (over and may_be_back(running[name], journals[name]))]
             if over or not missing:
                 break
         time.sleep(POLL_S)
@@ -205,14 +226,30 @@ def wait_until_back(names: list, timeout: int) -> tuple:
     return records, {**unknown, **{name: failed(name, not_back(name, journals[name], name in running, timeout)) for name in missing}}
 
 
+def may_be_back(record: dict, journal: dict) -> bool:
+    """Whether it has not been noted that the guest has gone on, and its QEMU tells whether it has: what loaded its state was killed."""
+    try:
+        return _incoming.may_have_run(record["name"], journal) and _providers.of(record).status(record) in ("running", "paused")
+    except LiveUpdateError:
+        return False
+
+
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
     """What was last seen of a guest that is not back at the limit. Pure."""
-    seen = "its QEMU runs, but its state is not loaded" if runs else "its QEMU does not run"
-    again = "restart" if runs else "start"
-    return LiveUpdateError(
-        f"guest {name}: not back within {timeout} s: {seen}. What was saved is kept; 'journalctl -b -u {journal['unit']}' says why,"
-        f" 'systemctl {again} {journal['unit']}' tries again"
-    )
+    unit, told_by = journal["unit"], f"'journalctl -b -u {journal['unit']}' says why"
+    if journal["state"] != "saved":
+        found = (
+            f"the update left it {journal['state']}, and its QEMU does not run now; {told_by}. Nothing waits to be brought back: start it"
+        )
+    elif runs:
+        # A restart would end a QEMU that is about to go on, or has gone on already.
+        found = (
+            f"its QEMU runs, and may still take in its state or wait for its disks; {told_by}. Do not restart or stop {unit}: wait, then"
+            f" run this again. If its QEMU ends, 'systemctl start {unit}' tries again; what was saved is kept"
+        )
+    else:
+        found = f"its QEMU does not run. What was saved is kept; {told_by}, 'systemctl start {unit}' tries again"
+    return LiveUpdateError(f"guest {name}: not back within {timeout} s: {found}")
 
 
 def each(names: list, step) -> tuple:
@@ -223,6 +260,8 @@ def each(names: list, step) -> tuple:
             found[name] = step(name)
         except LiveUpdateError as err:
             problems[name] = failed(name, err)
+        except OSError as err:
+            problems[name] = failed(name, LiveUpdateError(str(err)))
     return found, problems
 
 

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t
 
-__all__ = ("reasons", "replaced", "silent")
+__all__ = ("is_by_hand", "reasons", "replaced", "silent")
 
 _VOLATILE = ("tmpfs", "ramfs")
 _EMPTIED = "/tmp/"  # by a boot, wherever it lies (tmpfiles.d(5))
@@ -171,6 +171,11 @@ class _Look:
                 continue
             found[path] = (path, seen, bool(flags & os.O_ACCMODE) or (found[path][2] if path in found else False))
         return list(found.values()), devices
+
+
+def is_by_hand(number: int) -> bool:
+    """Whether this is the number of a block device that somebody has set up by hand: loop, NBD, RAM."""
+    return bool(_BY_HAND.match(_kernel_name(number)))
 
 
 def _kernel_name(number: int) -> str:

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import itertools
 import os
+from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_order, _guests, _holding, _host, _incoming, _luo, _paths, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _boot_order,
+    _guests,
+    _holding,
+    _host,
+    _incoming,
+    _luo,
+    _paths,
+    _providers,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 
@@ -42,6 +53,11 @@ SAVED = {"state": "saved", "on_loss": "start", **IDENTITY}
     ],
 )
 def test_decide(journal, note, resumed, verdict, why):
+    """What may have run is never loaded once more, and never thrown away."""
+    if journal.get("state") == "saved" and not resumed:
+        assert decide(journal, note, resumed, tried=True)[0] == "refuse"
+    elif not resumed:
+        assert decide(journal, note, resumed, tried=True)[0] == verdict
     assert decide(journal, note, resumed)[0] == verdict
     assert why in decide(journal, note, resumed)[1]
 
@@ -159,6 +175,39 @@ def test_a_full_disk_has_room_for_the_record_when_the_state_is_gone(home, monkey
     monkeypatch.setattr(_paths, "write_json", lambda path, record: (home / "web1.state").exists() and 1 // 0)
     _incoming.settle({**SAVED, "unit": "web1.service"})
     assert not (home / "web1.state").exists()
+
+
+def test_a_guest_that_may_have_run_is_settled_only_when_its_qemu_says_that_it_runs(home, monkeypatch):
+    monkeypatch.setattr(_boot_order, "start_early", lambda *_unit: None)
+    journal = {**SAVED, "boot_id": "before", "unit": "web1.service", "times": {"paused": 1.0}}
+    _paths.write_json(_guests.journal_path("web1"), journal)
+    for file in ("web1.state", "web1.trying"):
+        (home / file).touch()
+    states = ["paused", "inmigrate"]
+    monkeypatch.setattr(_providers, "of", lambda _record: SimpleNamespace(status=lambda _record: states.pop()))
+    for _state in list(states):
+        _incoming.settle_running({"name": "web1"})
+        assert _guests.journal("web1")["state"] == "saved" and (home / "web1.state").exists()
+        assert _incoming.may_have_run("web1", journal)
+    assert not _incoming.may_have_run("web1", {**journal, "boot_id": "now"})  # of an update before
+    states.append("running")
+    _incoming.settle_running({"name": "web1"})
+    assert _incoming.recorded("web1")["state"] == "restored" and not (home / "web1.state").exists()
+    assert not _incoming.may_have_run("web1", journal)
+    _incoming.went_on("web1")  # of no effect
+    assert (home / "web1.resumed").exists()
+
+
+def test_an_image_that_cannot_be_looked_at_is_not_taken_for_gone(home, monkeypatch):
+    (home / "web1.resumed").touch()
+    journal = {**SAVED, "boot_id": "before", "image": str(home / "web1.save")}
+    assert _incoming.as_seen("web1", journal)["state"] == "restored"
+
+    def fails(_path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "lstat", fails)
+    assert _incoming.as_seen("web1", journal)["state"] == "saved"
 
 
 @pytest.mark.parametrize(

@@ -261,12 +261,15 @@ def test_a_domain_whose_qemu_has_ended_is_not_waited_for(libvirt, saved, record,
 
 def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path, monkeypatch):
     state = str(tmp_path / "app.state")
-    journal = _libvirt.save(record, state, running=True)
+    devices = {"/dev/sdb": ["wwid a"]}
+    journal = _libvirt.save({**record, "devices": devices}, state, running=True)
+    assert journal["devices"] == devices
     verbs = ["dumpxml", "qemu-monitor-command", "suspend", "snapshot-create-as"]
     assert libvirt.asked() == [f"{verb} app" for verb in verbs] and libvirt.processes() == 2
     assert saved.read_bytes() == b"image\1"
     assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved)
-    assert _paths.read_json(state) == {"hold": "h", "directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
+    places = {"directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
+    assert _paths.read_json(state) == {"hold": "h", "devices": devices, **places}
     state_is(libvirt, "paused")
     goes_on(libvirt, monkeypatch)
     _libvirt.resume(record, running=True)

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _apart, _libvirt, _libvirt_needs, _processes, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _files
 
 LUKS = "11111111-2222-4333-8444-555555555555"
 DOMAIN = f"""<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -230,6 +233,43 @@ def test_a_socket_that_no_boot_serves_is_a_reason():
     wanted = {**NOTHING, "sockets": [{"path": "/run/a", "what": "its TPM (swtpm)"}, {"path": "/run/b", "what": "<serial>"}]}
     (reason,) = _libvirt_needs.reasons(wanted, ALL_THERE, {}, {"/run/a": "", "/run/b": "b.service"}, "web1")
     assert reason["code"] == "socket" and "/run/a" in reason["message"]
+
+
+def test_files_that_are_given_past_libvirt_are_looked_for_too(tmp_path):
+    args = "".join(
+        f"<qemu:arg value='{word}'/>" for word in ("-fw_cfg", f"name=opt/a,file={tmp_path}/a", "-acpitable", "file=/b", "-m", "/c")
+    )
+    xml = f"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:commandline>{args}</qemu:commandline></domain>"
+    files = _libvirt_needs.needs(xml)["files"]
+    assert [file["path"] for file in files] == [f"{tmp_path}/a", "/b"]
+    assert _libvirt_needs.paths(files[:1], 0)[f"{tmp_path}/a"] == "gone"
+
+
+def test_the_file_of_a_volume_is_asked_for_and_looked_at_like_any_other(libvirt, monkeypatch):
+    volume = {"pool": "scratch", "volume": "web1.qcow2"}
+    (asked,) = _libvirt_needs.needs(DOMAIN)["volumes"]
+    assert {key: asked[key] for key in volume} == volume and asked["file"]["what"] == "disk vda"
+    libvirt.says["vol-path --pool scratch -- web1.qcow2"] = "/gone/web1.qcow2\n\n"
+    libvirt.keep()
+    (file,) = _libvirt._volumes([asked])
+    assert file["path"] == "/gone/web1.qcow2" and file["open"]
+    libvirt.says["vol-path --pool scratch -- web1.qcow2"] = "error: the pool is not active"
+    libvirt.keep()
+    assert _libvirt._volumes([asked]) == []
+
+
+def test_a_block_device_of_a_domain_is_known_by_more_than_its_name_and_one_made_by_hand_is_a_reason(monkeypatch):
+    files = [{"path": path, "what": "disk vda", "open": True, "target": ""} for path in ("/dev/sdb", "/dev/sdc", "/srv/a")]
+    monkeypatch.setattr(_block, "identity", lambda path: [f"wwid {path}"])
+    assert _libvirt_needs.devices(files, {"/dev/sdc": "gone"}) == {"/dev/sdb": ["wwid /dev/sdb"]}
+    names = {1: "loop0", 2: "nbd3p1", 3: "sda", 4: "dm-0"}
+    monkeypatch.setattr(_files, "_kernel_name", names.get)
+    assert [number for number in names if _files.is_by_hand(number)] == [1, 2]
+    seen = SimpleNamespace(st_mode=stat.S_IFBLK, st_rdev=1, st_dev=1, st_ino=1)
+    monkeypatch.setattr(_libvirt_needs.os, "stat", lambda _path: seen)
+    assert _libvirt_needs._wrong(files[:1], 0, "/proc/self/mountinfo", lambda _path: None) == {"/dev/sdb": "by-hand"}
+    why = _libvirt_needs._file_reason(files[0], "by-hand", "web")
+    assert why["code"] == "file-volatile" and "/dev/sdb" in why["message"] and why["code"] in _libvirt_needs.OF_A_BOOT
 
 
 def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch):

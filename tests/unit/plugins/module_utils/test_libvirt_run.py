@@ -26,6 +26,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _systemd,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block
 
 SAVED = {
     "guest": "app",
@@ -400,6 +401,24 @@ def memory_that_came_over():
 def test_qemu_finds_a_link_to_its_memory(offered, memfd):
     path = offered(memfd)
     assert path.is_symlink() and path.read_bytes() == b"memory"
+
+
+def test_libvirt_starts_no_domain_with_another_disk_under_the_name_of_its_own(offered, memfd, monkeypatch, tmp_path, way):
+    """The holder looks too, but the device may come only after that."""
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid b"])
+    monkeypatch.setattr(
+        _paths, "read_json", lambda path, real=_paths.read_json: {**real(path), **DEVICES} if "state" in path else real(path)
+    )
+    with pytest.raises(LiveUpdateError, match=r"guest app: /dev/sdb is wwid b, not wwid a\. .* its memory is kept"):
+        offered(memfd)
+    with pytest.raises(LiveUpdateError, match=r"guest app: /dev/sdb is wwid b, not wwid a\. .* its memory is kept"):
+        _libvirt_run.restore("app", {**way.journal(), **DEVICES})
+    assert not way.done
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid a"])
+    assert offered(memfd).is_symlink()
+
+
+DEVICES = {"devices": {"/dev/sdb": ["wwid a"]}}
 
 
 @pytest.mark.parametrize("wrong", [{"hold": "another"}, {"started": 1}, "has run"])

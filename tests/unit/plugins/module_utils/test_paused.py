@@ -72,7 +72,7 @@ def after_an_undone_update(folder):
 def after_a_restore(folder):
     saved = {"state": "saved", "guest": "web", "hold": "h", "boot_id": "before", "was_running": True, "unit": "web.service"}
     _paths.write_json(_guests.journal_path("web"), {**saved, "times": {"paused": 1.0}})
-    (folder / "web.resumed").touch()
+    (folder / "web.trying").touch()
 
 
 def lets_go(check_mode=False):
@@ -108,7 +108,7 @@ def test_a_guest_that_its_owner_paused_stays_so(machine, tmp_path, cause):
         _paths.write_json(_guests.run_path("web", "paused"), _holding.process({**RECORD, "pid": 8}))
     elif cause == "restore":
         after_a_restore(tmp_path)
-        _incoming.settle_seen("web")
+        _incoming.went_on("web")  # and its owner paused it then
     _paused.let_go_on(RECORD)
     assert machine.state == "paused" and _paused.reasons(RECORD) == []
 

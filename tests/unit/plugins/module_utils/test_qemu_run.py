@@ -259,7 +259,7 @@ def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
         def end(self):
             """The exit code, QEMU's run state (none when it was ended), the guest's journal and what lies there of it."""
             code = os.waitstatus_to_exitcode(os.waitpid(self.start(), 0)[1])
-            left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "resumed", "late", "part"}
+            left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "trying", "resumed", "late", "part"}
             state = None if code and self.process.wait(60) else (tmp_path / "web.qemu").read_text()
             return code, state, _paths.read_json(_guests.journal_path("web"))["state"], left
 
@@ -301,6 +301,8 @@ STEPS = [
     (_qemu, "load", "after", NOT_RUN),
     (_qemu_run, "_mark", "before", NOT_RUN),
     (_qemu_run, "_mark", "after", BACK),
+    (_incoming, "went_on", "before", BACK),
+    (_incoming, "went_on", "after", BACK),
     (_qemu, "go_on", "after", BACK),
     (_luo, "finish", "before", BACK),
     (_luo, "finish", "after", BACK),
@@ -337,6 +339,100 @@ def test_a_guest_that_runs_again_is_no_longer_saved(qemu):
 def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path):
     (tmp_path / "web.locked").touch()
     assert qemu.end() == NOT_RUN
+
+
+def until(seen, limit_s=20):
+    limit = time.monotonic() + limit_s
+    while not seen():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_while_qemu_refuses_to_let_a_guest_go_on_it_counts_as_saved_and_its_state_stays(qemu, tmp_path, monkeypatch):
+    """Whoever looks meanwhile, the module, or a discard: a guest that has not run has nothing but its state."""
+    monkeypatch.setattr(_qemu, "GO_ON_LIMIT_S", 60.0)
+    (tmp_path / "web.locked").touch()
+    child = qemu.start()
+    until((tmp_path / "web.late").exists)  # refused at least once; nobody waits for the next tries
+    for _look in range(50):
+        assert _guests.journal("web")["state"] == "saved" and not (tmp_path / "web.resumed").exists()
+        _incoming.settle_seen("web")
+        assert (tmp_path / "web.state").exists() and _incoming.recorded("web")["state"] == "saved"
+        time.sleep(0.01)
+    (tmp_path / "web.locked").unlink()
+    assert os.waitpid(child, 0)[1] == 0
+    assert _guests.journal("web")["state"] == "restored" and not (tmp_path / "web.trying").exists()
+
+
+def test_a_guest_whose_qemu_ends_between_two_tries_can_be_brought_back_once_more(qemu, tmp_path, monkeypatch):
+    monkeypatch.setattr(_qemu, "GO_ON_LIMIT_S", 60.0)
+    (tmp_path / "web.locked").touch()
+    child = qemu.start()
+    until((tmp_path / "web.late").exists)
+    until(lambda: not (tmp_path / "web.trying").exists())
+    qemu.process.kill()
+    qemu.process.wait(20)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    if not (tmp_path / "web.trying").exists():  # else it was killed in the middle of the next try
+        assert not _incoming.may_have_run("web", SAVED)
+    assert (tmp_path / "web.state").exists() and _incoming.recorded("web")["state"] == "saved"
+
+
+def test_a_guest_whose_qemu_ends_in_a_try_is_neither_loaded_once_more_nor_started_clean(qemu, tmp_path, monkeypatch, booting):
+    """Nobody knows whether it has run. What there is of it stays."""
+    monkeypatch.setattr(_paths, "GUESTS_RUN", str(tmp_path))
+    real = _qemu_run._mark
+
+    def mark(*words):
+        real(*words)
+        os.kill(qemu.process.pid, signal.SIGKILL)
+        until(lambda: not _processes.start_time(qemu.process.pid))
+
+    threading.Thread(target=qemu.process.wait).start()  # what PID 1 does
+    monkeypatch.setattr(_qemu_run, "_mark", mark)
+    assert os.waitstatus_to_exitcode(os.waitpid(qemu.start(), 0)[1]) == 1
+    assert _guests.journal("web")["state"] == "saved" and (tmp_path / "web.trying").exists()
+    booting.kvm.touch()
+    monkeypatch.setattr(_incoming, "session_of", lambda _journal: 5)
+    monkeypatch.setattr(_incoming, "note_of", lambda _session: {"hold": "h"})
+    monkeypatch.setattr(_qemu_run, "_restore", lambda *_guest: 1 // 0)
+    monkeypatch.setattr(_qemu_run, "_start", lambda *_guest: 1 // 0)
+    _paths.write_json(_guests.journal_path("web"), {**SAVED, "argv": []})
+    with pytest.raises(LiveUpdateError, match=r"guest web: .* nobody knows whether it ran; .*'kvm-liveupdate discard web'"):
+        _qemu_run.run("web", [])
+    assert (tmp_path / "web.state").exists() and _incoming.recorded("web")["state"] == "saved"
+
+
+def test_a_guest_that_somebody_else_let_go_on_is_not_ended(qemu, monkeypatch, tmp_path):
+    """At a monitor of its own, right after the load, where what loads it fails then."""
+    real = _qemu.load
+
+    def load(monitor, *words):
+        real(monitor, *words)
+        monitor.execute("cont")
+        raise LiveUpdateError("no luck")
+
+    monkeypatch.setattr(_qemu, "load", load)
+    code, state, journal, left = qemu.end()
+    assert (code, state, journal) == (0, "running", "restored") and "resumed" in left
+
+
+def test_another_process_with_the_id_of_its_qemu_is_not_ended(qemu):
+    _qemu_run._give_up("web", (qemu.process.pid, 1))
+    assert qemu.process.poll() is None
+
+
+def test_a_guest_that_has_run_is_not_let_go_on_against_its_owner(qemu, tmp_path, monkeypatch):
+    """What loaded it was killed right after that, and its owner paused it."""
+    real = _incoming.went_on
+
+    def went_on(name):
+        real(name)
+        (tmp_path / "web.qemu").write_text("paused")
+
+    monkeypatch.setattr(_incoming, "went_on", went_on)
+    once(monkeypatch, tmp_path, _incoming, "went_on", "after", "killed")
+    assert qemu.end()[1:3] == ("paused", "restored")
 
 
 def test_a_guest_that_was_paused_comes_back_paused(qemu, monkeypatch):
