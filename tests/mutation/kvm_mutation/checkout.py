@@ -53,30 +53,26 @@ class Checkout:
         return {path: names_in(self.text(path)) for path in tests if path.endswith(".py")}
 
     def tests_of(self, path: str) -> list[str]:
-        """The test files that may notice a change of a source file: its own first, then all that name it."""
-        module = path.rpartition("/")[2].removesuffix(".py")
-        own_name = f"test_{module.lstrip('_')}.py"
-        naming = [test for test, names in self._named_by_test.items() if module in names]
-        folder = path.split("/")[1]
-        own = [test for test in naming if test.endswith(f"/{own_name}") and f"/{folder}/" in test]
-        return [*own, *(test for test in naming if test not in own)] or [TESTS]
+        """The test files that may notice a change of a source file: its own first, then all that import or read it."""
+        module = path.removesuffix(".py").replace("/", ".")
+        folder, _slash, name = path.rpartition("/")
+        own = f"tests/unit/{folder}/test_{name.removesuffix('.py').lstrip('_')}.py"
+        naming = [test for test, names in self._named_by_test.items() if any(f".{told}".endswith(f".{module}") for told in names)]
+        return sorted(naming, key=lambda test: test != own) or [TESTS]
 
 
 def names_in(test: str) -> set[str]:
-    """All names of modules, variables and attributes that a test uses. Pure."""
+    """All modules that a test imports, or reads as a file, by their dotted names. Pure."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(test)):
-        if isinstance(node, ast.Name):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            names.add(node.attr)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            said = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            names.update(part for each in said for part in each.split("."))
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.update({node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)})
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
-            names.update(re.findall(r"\b(\w+)\.py\b", node.value))  # a file that is read as one
+            names.update(path.removesuffix(".py").replace("/", ".") for path in re.findall(r"plugins/[\w/]+\.py\b", node.value))
             if "plugins." in node.value:
-                names.update(node.value.split("."))
+                names.add(node.value)
     return names
 
 
