@@ -193,19 +193,26 @@ def memory_backends(argv: list[str]) -> list[dict]:
 
 
 def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
-    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found."""
-    mapped = set()
+    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found.
+
+    Only what it has mapped is looked at: another file may be on a storage that does not answer.
+    """
+    mapped, names = set(), set()
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
-                low, high, mode, inode = *(int(part, 16) for part in line.split()[0].split("-")), line.split()[1], int(line.split()[4])
-                if mode.endswith("s") and inode:
-                    mapped.add((high - low, inode))
+                addresses, mode, _offset, _device, inode, *name = line.rstrip("\n").split(None, 5)
+                if mode.endswith("s") and int(inode):
+                    low, high = (int(part, 16) for part in addresses.split("-"))
+                    mapped.add((high - low, int(inode)))
+                    names.update(name)
     except OSError:
         return []
     files: list[dict] = []
     candidates = []
-    for fd in sorted(_processes.fd_links(pid)):
+    for fd, link in sorted(_processes.fd_links(pid).items()):
+        if link not in names:
+            continue
         try:
             seen = os.stat(f"/proc/{pid}/fd/{fd}")
         except OSError:
@@ -214,21 +221,13 @@ def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
             candidates.append((fd, seen))
     for backend in backends:
         fitting = [(fd, seen) for fd, seen in candidates if seen.st_size == backend["size"]]
-        named = [(fd, seen) for fd, seen in fitting if _same_file(backend["path"], seen)] or fitting
+        named = [(fd, seen) for fd, seen in fitting if _libvirt_ram.is_named(backend["path"], seen)] or fitting
         if not named:
             return []
         fd, seen = named[0]
         candidates = [(other, there) for other, there in candidates if there.st_ino != seen.st_ino]
         files.append({"fd": fd, "size": seen.st_size})
     return files
-
-
-def _same_file(path: str, seen: os.stat_result) -> bool:
-    try:
-        there = os.stat(path)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
 def survey(records: list[dict]) -> None:
@@ -279,7 +278,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     return [
         *_libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
         *_argv.reasons(["qemu", *past_libvirt]),
-        *_files.replaced(record["pid"], _processes.argv_of(record["pid"])),
+        *_files.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
     ]
 
 

@@ -239,22 +239,25 @@ def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
     ]
 
 
-def replaced(pid: int, argv: list[str]) -> list[dict]:
-    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state."""
+def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
+    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state.
+
+    ``opens`` is whether files of options that the command line names are read: :func:`_options.read`.
+    """
     started = _processes.started_at(pid)
     if not started:
         return []
     try:
-        found: list[str] = _apart.look(lambda say: _newer(pid, argv, started, say))
+        found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
     except _apart.Silent as err:
         return [silent(err.path)]
     message = "{} was replaced since QEMU started: a state with the old one may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
 
 
-def _newer(pid: int, argv: list[str], started: float, say: t.Callable[[str], None]) -> list[str]:
+def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str], None]) -> list[str]:
     found = []
-    for path in _roms(pid, argv, say):
+    for path in _roms(pid, options, say):
         there, _gone = _stat(pid, path)
         # A package keeps the time when a file was made; when it was put there is the inode's.
         if there is not None and there.st_ctime > started + 1:
@@ -262,9 +265,8 @@ def _newer(pid: int, argv: list[str], started: float, say: t.Callable[[str], Non
     return found
 
 
-def _roms(pid: int, argv: list[str], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
+def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
     """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
-    options = _options.read(argv)[0]
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     names = [option.get("") for option in options if option.name == "bios"] or ["bios-256k.bin"]
     names += [option.get("romfile") for option in options if option.name == "option-rom"]

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _apart, _processes, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files, _options
 
 OPENER = """
 import sys
@@ -279,7 +279,7 @@ def firmware(monkeypatch, tmp_path):
 
 
 def names(argv):
-    return [os.path.basename(path) for path in _files._roms(os.getpid(), ["qemu", *argv.split()])]
+    return [os.path.basename(path) for path in _files._roms(os.getpid(), _options.read(["qemu", *argv.split()])[0])]
 
 
 def test_the_roms_are_those_of_its_devices(roms):
@@ -291,7 +291,7 @@ def test_the_roms_are_those_of_its_devices(roms):
     other = roms / "other"
     other.mkdir()
     (other / "bios-256k.bin").touch()
-    assert _files._roms(os.getpid(), ["qemu", "-nodefaults", "-L", str(other)]) == [str(other / "bios-256k.bin")]
+    assert _files._roms(os.getpid(), _options.read(["qemu", "-nodefaults", "-L", str(other)])[0]) == [str(other / "bios-256k.bin")]
 
 
 def test_firmware_that_is_only_read_counts_and_the_guests_own_variables_do_not(roms):
