@@ -371,6 +371,7 @@ _UNIT_PROPERTIES = (
     "MainPID",
     "DevicePolicy",
     "DeviceAllow",
+    "DropInPaths",
     "FileDescriptorStoreMax",
     "FragmentPath",
     "NeedDaemonReload",

@@ -101,13 +101,25 @@ SHOWN = {
 }
 
 
+class Shown(dict):
+    """What systemctl shows of a unit: nobody may count on a property that was not asked for."""
+
+    def __init__(self, asked):
+        super().__init__({key: SHOWN[key] for key in asked if key in SHOWN})
+        self.asked = asked
+
+    def get(self, key, default=None):
+        assert key in self.asked, f"{key} is never asked for"
+        return super().get(key, default)
+
+
 PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], describe=lambda _record: {**DESCRIBED})
 
 
 @pytest.fixture(name="looked")
 def examination(monkeypatch):
     """A guest against which nothing speaks; what is asked about it can be changed."""
-    monkeypatch.setattr(_systemd, "show_each", lambda units, *_asked: {unit: dict(SHOWN) for unit in units})
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *asked: {unit: Shown(asked) for unit in units})
     monkeypatch.setattr(_systemd, "version", lambda: 257)
     monkeypatch.setattr(_providers, "of", lambda _record: PROVIDER)
     monkeypatch.setattr(_processes, "replaced_program", lambda _pid: "")
@@ -211,6 +223,18 @@ def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_p
     assert codes(dict(WEB)) == ["unit"]
     (tmp_path / "override.conf").unlink()
     assert codes(dict(WEB)) == ["unit"]
+
+
+def test_systemd_is_asked_for_each_property_that_is_read(looked):
+    """See Shown: what is missing would be taken for empty."""
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setitem(SHOWN, "NeedDaemonReload", "yes")
+    looked.setitem(SHOWN, "DropInPaths", "/run/systemd/system/web.service.d/override.conf")
+    looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/true"))
+    record = dict(WEB)
+    assert codes(record) == ["unit"] and _guests.warn(record)
+    with pytest.raises(AssertionError, match="Never is never asked for"):
+        record["shown"].get("Never")
 
 
 def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
