@@ -264,6 +264,20 @@ def start_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
     return [reason("start-runs-again", message, "see that nothing of it makes a disk, firmware variables or a tap anew")]
 
 
+def drop_in_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
+    """The drop-ins of a unit that are gone after a boot (``systemctl edit --runtime``), our own left out: a warning each. Pure."""
+    gone = [path for path in properties.get("DropInPaths", "").split() if path.startswith("/run/") and not path.startswith(_GENERATED)]
+    return [
+        reason(
+            "unit-runtime",
+            f"what {path} sets in its unit {unit} is gone after the jump: a boot does not find that file",
+            f"if the guest needs it, write the same by 'systemctl edit {unit}'",
+        )
+        for path in gone
+        if os.path.basename(path) not in _OWN_DROP_INS
+    ]
+
+
 def _starters(properties: dict[str, str]) -> list[str]:
     """The programs of ``ExecStart=`` that are not our command, as a script that runs it."""
     started = _programs(properties, "ExecStart")
@@ -306,7 +320,8 @@ def warn(record: dict) -> list[dict]:
     warnings: list[dict] = _providers.of(record).warn(record)
     if record["provider"] != "qemu" or not record["unit"] or name_reasons(record):
         return warnings
-    return warnings + start_warnings(record["unit"], _asked(record)["shown"])
+    unit, shown = record["unit"], _asked(record)["shown"]
+    return warnings + start_warnings(unit, shown) + drop_in_warnings(unit, shown)
 
 
 def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]:
@@ -364,6 +379,8 @@ def _denied(properties: dict[str, str]) -> bool:
 
 _RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # which each boot makes
+# What setup writes, and what systemd writes for the wrapper's set-property: a boot makes them again.
+_OWN_DROP_INS = ("40-kvm-liveupdate.conf", "50-StartupCPUWeight.conf", "50-StartupIOWeight.conf")
 _BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 _UNIT_PROPERTIES = (
     *_RUN_AT_START,

@@ -177,6 +177,25 @@ def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
     assert [warning["code"] for warning in _guests.warn(dict(WEB))] == ["start-runs-again"]
 
 
+def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
+    lasting = [
+        "/etc/systemd/system/web.service.d/override.conf",
+        "/run/systemd/generator/web.service.d/50-fstab.conf",
+        "/run/systemd/system/web.service.d/40-kvm-liveupdate.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupCPUWeight.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupIOWeight.conf",
+    ]
+    looked.setitem(SHOWN, "DropInPaths", " ".join(lasting))
+    assert _guests.warn(dict(WEB)) == []
+    gone = ["/run/systemd/system/web.service.d/override.conf", "/run/systemd/system.control/web.service.d/50-MemoryMax.conf"]
+    looked.setitem(SHOWN, "DropInPaths", " ".join([*lasting, *gone]))
+    assert [(warning["code"], warning["message"].split()[1]) for warning in _guests.warn(dict(WEB))] == [
+        ("unit-runtime", path) for path in gone
+    ]
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    assert codes(dict(WEB)) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
