@@ -284,8 +284,12 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the domain can be preserved."""
+    from . import _libvirt_needs  # not on the boot path
+
     xml = _surveyed(record).get("xml")
-    return _libvirt_reasons.xml_warnings(xml) if xml else []  # no XML is a reason by itself, for inspect
+    if not xml:
+        return []  # which is a reason by itself, for inspect
+    return _libvirt_reasons.xml_warnings(xml) + _libvirt_needs.peer_warnings(_libvirt_needs.needs(xml)["sockets"])
 
 
 def describe(record: dict) -> dict:

@@ -223,10 +223,10 @@ def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
 
 
 def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
-    """The sockets that QEMU connects to at its start, of processes that nothing starts again: a swtpm from a shell, say."""
+    """What QEMU connects to on this host at its start, of processes that nothing starts again: a swtpm from a shell, say."""
     from .. import _libvirt_needs
 
-    wanted = _opens.connections(options)
+    wanted = {**_opens.connections(options), **_opens.peers(options)}
     served = _libvirt_needs.sockets([{"path": path, "what": text} for path, text in wanted.items()], brought=brought)
     return [
         reason(

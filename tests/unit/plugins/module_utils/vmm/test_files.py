@@ -268,6 +268,8 @@ def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monk
         assert peers("-chardev", f"socket,id=c,path={path},server=on,wait=off") == []
     assert peers(*argv) == ["peer-gone"]  # nobody listens any more
     assert peers("-chardev", f"socket,id=c,path={path},reconnect=1") == []
+    assert peers("-drive", "file=nbd://127.0.0.1:1/a") == ["peer-gone"]
+    assert peers("-drive", "file=nbd://192.0.2.9/a") == []
 
 
 @pytest.fixture(name="roms")

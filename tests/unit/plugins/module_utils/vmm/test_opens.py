@@ -50,6 +50,30 @@ def test_what_has_to_be_there_before_qemu_starts_again(words, paths):
     assert needed(words) == paths
 
 
+@pytest.mark.parametrize(
+    ("words", "peers"),
+    [
+        ("-serial tcp:127.0.0.1:4555 -monitor telnet::23", ["127.0.0.1:4555", ":23"]),
+        ("-chardev socket,id=c,host=::1,port=4555", ["::1:4555"]),
+        (
+            '-chardev {"id":"c","backend":{"type":"socket","data":{"server":false,"addr":{"type":"inet","data":{"host":"h","port":"1"}}}}}',
+            ["h:1"],
+        ),
+        ("-serial tcp:h:1,server=on,wait=off -serial tcp:h:2,reconnect=1 -serial udp:h:3 -serial unix:/s -vnc h:1", []),
+        ("-drive file=nbd:127.0.0.1:10809:exportname=a", ["127.0.0.1:10809"]),
+        ("-drive file=nbd://localhost/a -drive file=nbd+tcp://[::1]:7/a", ["localhost:10809", "[::1]:7"]),
+        ("-drive file=iscsi://u%p@10.0.0.9/iqn.a/0 -blockdev driver=iscsi,node-name=i,portal=p,target=t", ["10.0.0.9:3260", "p:3260"]),
+        ("-blockdev driver=nbd,node-name=n,server.type=inet,server.host=h,server.port=8", ["h:8"]),
+        ("-drive file.driver=nbd,file.host=h", ["h:10809"]),
+        ("-drive file=nbd:unix:/run/nbd -drive file=nbd+unix:///a?socket=/s -drive file=rbd:p/a -drive file=/srv/a", []),
+        ("-netdev stream,id=n,server=off,addr.type=inet,addr.host=h,addr.port=9 -netdev socket,id=m,connect=h:10", ["h:9", "h:10"]),
+        ("-netdev stream,id=n,server=on,addr.type=inet,addr.host=h,addr.port=9 -netdev socket,id=m,listen=h:10", []),
+    ],
+)
+def test_who_is_connected_to_over_tcp(words, peers):
+    assert list(_opens.peers(_options.read(["qemu", *words.split()])[0])) == peers
+
+
 def test_the_files_below_its_disks_are_needed_and_what_it_writes_is_not(tmp_path):
     """A backing file is named by the image only. A console may have been renamed and removed."""
     for name in ("base", "pid"):
