@@ -190,7 +190,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     from .vmm import _block, _opens, _options
 
     interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
-    devices = {path: _block.identity(path) for path in paths if path.startswith("/dev/")}
+    devices = {path: _block.identity(path) for path in _opens.devices(record["pid"], record["argv"])}
     peers = _opens.peers(_options.read(record["argv"])[0])
     ports = sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)})
     try:

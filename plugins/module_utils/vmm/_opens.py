@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 
 from .. import _processes
 from . import _argv, _options
 from ._options import Option
 
-__all__ = ("READ", "connections", "images", "is_output", "needed", "outputs", "peers", "pipes", "ports", "read_at_start")
+__all__ = ("READ", "connections", "devices", "images", "is_output", "needed", "outputs", "peers", "pipes", "ports", "read_at_start")
 
 # Options that name a file which QEMU reads at its start, and the keys that do.
 READ = {
@@ -188,6 +189,24 @@ def _disk_socket(option: Option) -> str:
         elif key.endswith("server.path") or (last == "path" and option.get(f"{key[: -len('path')]}driver") == "nbd"):
             return value
     return ""
+
+
+def devices(pid: int, argv: list[str]) -> list[str]:
+    """The paths of its disks that may lead to a device: those below /dev, and links elsewhere when QEMU has a disk below /dev open.
+
+    No other path is looked at by whoever asks what is there: its storage may not answer. ``pid`` is the QEMU that runs.
+    """
+    named, opened = images(_options.read(argv)[0], _processes.folder_of(pid)), _processes.open_paths(pid)
+    paths = {path for path, _flags in opened.values()}
+    has_disk = any(path.startswith("/dev/") and _is_disk(pid, fd, path) for fd, (path, _flags) in opened.items())
+    return [path for path in named if path.startswith("/dev/") or (has_disk and path not in paths)]
+
+
+def _is_disk(pid: int, fd: int, path: str) -> bool:
+    try:
+        return path.startswith("/dev/sg") or stat.S_ISBLK(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)
+    except OSError:
+        return False  # closed meanwhile
 
 
 def needed(pid: int, argv: list[str]) -> list[str]:

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _opens, _options
@@ -91,6 +93,21 @@ sys.stdin.read()
         found = _opens.needed(process.pid, argv)
         process.stdin.close()
     assert found == [f"{tmp_path}/top", f"{tmp_path}/p.in", str(tmp_path), f"{tmp_path}/base"]
+
+
+def test_a_disk_that_a_link_elsewhere_leads_to_is_looked_at_as_well(monkeypatch):
+    """Where QEMU has no device open no path of a file is looked at: its storage may not answer."""
+    argv = ["qemu", "-drive", "file=/srv/link", "-drive", "file=/srv/file", "-drive", "file=/dev/vg/a"]
+    opened = {4: ("/srv/file", os.O_RDWR), 5: ("/dev/kvm", os.O_RDWR)}
+    monkeypatch.setattr(_opens._processes, "open_paths", lambda _pid: opened)
+    assert _opens.devices(NEVER, argv) == ["/dev/vg/a"]
+    opened[6] = ("/dev/sg3", os.O_RDWR)
+    assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]
+    opened[6] = ("/dev/sdb", os.O_RDWR)
+    assert _opens.devices(NEVER, argv) == ["/dev/vg/a"]  # closed meanwhile
+    monkeypatch.setattr(_opens, "os", SimpleNamespace(**vars(os)))
+    monkeypatch.setattr(_opens.os, "stat", lambda path: SimpleNamespace(st_mode=stat.S_IFBLK if path.endswith("/6") else stat.S_IFCHR))
+    assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]
 
 
 def test_sockets_that_qemu_serves_are_no_connections():
