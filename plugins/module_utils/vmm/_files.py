@@ -265,14 +265,30 @@ def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str
     return found
 
 
+def _firmware(options: list[Option], has_flash: bool) -> list[str]:
+    """The firmware that is no flash: ``-bios`` is short for ``-machine firmware=``. With flash a PC has none of its own (hw/i386/pc_sysfw.c)."""
+    named = [option.get("") for option in options if option.name == "bios"]
+    machine: dict[str, str] = {}
+    for option in options:
+        if option.name == "machine":
+            machine.update(option.keys)
+            named += [option.get("firmware")] if option.get("firmware") else []
+    if named:
+        return named[-1:]
+    if machine.get("type", "").startswith("microvm"):  # hw/i386/microvm.c
+        no_acpi = machine.get("acpi") == "off" or any(option.name == "no-acpi" for option in options)
+        return ["qboot.rom" if no_acpi else "bios-microvm.bin"]
+    return [] if has_flash else ["bios-256k.bin"]
+
+
 def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
     """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
-    names = [option.get("") for option in options if option.name == "bios"] or ["bios-256k.bin"]
-    names += [option.get("romfile") for option in options if option.name == "option-rom"]
+    names = [option.get("romfile") for option in options if option.name == "option-rom"]
     names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
+    names += _firmware(options, bool(flash))
     names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other holds the guest's own variables
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]

@@ -290,6 +290,13 @@ def test_the_roms_are_those_of_its_devices(roms):
     assert names("-nodefaults -device virtio-net-pci,romfile=") == ["bios-256k.bin"]
     assert names("") == ["bios-256k.bin", "vgabios-stdvga.bin", "efi-e1000.rom"]
     assert names("-nodefaults -nic none") == ["bios-256k.bin"]
+    for name in ("bios-microvm.bin", "qboot.rom", "own.bin"):
+        (roms / name).touch()
+    assert names(f"-nodefaults -machine pc-q35-10.0,firmware={roms}/own.bin") == ["own.bin"]
+    assert names("-nodefaults -machine pc-q35-10.0 -bios own.bin") == ["own.bin"]
+    assert names("-nodefaults -machine microvm") == ["bios-microvm.bin"]
+    assert names("-nodefaults -M microvm,acpi=off") == ["qboot.rom"]
+    assert names("-nodefaults -drive if=pflash,file=/never/vars,unit=0") == []
     other = roms / "other"
     other.mkdir()
     (other / "bios-256k.bin").touch()
