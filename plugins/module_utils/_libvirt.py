@@ -34,6 +34,7 @@ from . import (
 )
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
+from .vmm import _options
 
 __all__ = (
     "KEPT",
@@ -156,7 +157,7 @@ def _record(name: str) -> dict:
         return {}
     try:
         backends = memory_backends(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, ValueError):
         backends = [_UNREAD]
     return {
         "name": name,
@@ -177,19 +178,28 @@ _UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 
 
 
 def memory_backends(argv: list[str]) -> list[dict]:
-    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
+    """The RAM of a QEMU by its command line, in either dialect: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
 
-    Raises AttributeError, KeyError, TypeError or ValueError for what libvirt does not write.
+    Raises KeyError or ValueError for what libvirt does not write.
     """
+    options, unread = _options.read(argv, opens=False)
+    if any(text.startswith("-object ") for text in unread):
+        raise ValueError(unread[0])
     found = []
-    for word, value in zip(argv, argv[1:]):
-        if word == "-object" and value.startswith("{") and '"memory-backend-' in value:
-            given = json.loads(value)
-            path = given.get("mem-path", "") if given.get("share") and not given.get("discard-data") else ""
+    for option in options:
+        kind = option.get("qom-type")
+        if option.name == "object" and kind.startswith("memory-backend-"):
+            path = option.get("mem-path") if option.is_on("share") and not option.is_on("discard-data") else ""
             if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
                 path = ""
-            found.append({"kind": str(given["qom-type"]), "id": str(given["id"]), "size": int(given["size"]), "path": path})
+            found.append({"kind": kind, "id": option.keys["id"], "size": _bytes(option.keys["size"]), "path": path})
     return found
+
+
+def _bytes(size: str) -> int:
+    """A size as an object of QEMU's has it: bytes, or with one letter behind (util/cutils.c, qemu_strtosz)."""
+    shift = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}.get(size[-1:].upper())
+    return int(size) if shift is None else int(size[:-1]) << shift
 
 
 def _ram_files(pid: int, backends: list[dict]) -> list[dict]:

@@ -41,6 +41,20 @@ def test_only_a_shared_file_that_stays_is_ram_to_keep(change, path):
     assert (found["id"], found["size"], found["path"]) == ("pc.ram", SIZE, path)
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=yes,size={SIZE}", PATH),
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=on,size=128M", PATH),
+        (f"qom-type=memory-backend-file,id=pc.ram,mem-path={PATH},share,discard-data=on,size={SIZE}", ""),
+        (f"{{'qom-type': 'memory-backend-file', 'id': 'pc.ram', 'mem-path': '{PATH}', 'share': true, 'size': {SIZE}}}", PATH),
+    ],
+)
+def test_ram_is_found_in_each_of_qemus_dialects(words, path):
+    (found,) = _libvirt.memory_backends(["qemu", "-object", words])
+    assert found == {"kind": "memory-backend-file", "id": "pc.ram", "size": SIZE, "path": path}
+
+
 def test_each_node_has_its_own_file():
     found = _libvirt.memory_backends(argv({**GOOD, "id": "ram-node0"}, {**GOOD, "id": "ram-node1"}))
     assert [backend["id"] for backend in found] == ["ram-node0", "ram-node1"]
