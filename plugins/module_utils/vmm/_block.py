@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which block device, or SCSI device as it is (/dev/sgN), is behind a name, in words that a boot does not change. On the boot path. PRIVATE to the collection.
+"""Which block device is behind a name, in words that a boot does not change. On the boot path. PRIVATE to the collection.
 
+The generic node of a SCSI device (/dev/sgN) counts as one.
 Source: the kernel's Documentation/ABI/stable/sysfs-block, sysfs-block-dm, sysfs-nvme.
 """
 

@@ -266,7 +266,7 @@ def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str
 
 
 def _firmware(options: list[Option], has_flash: bool) -> list[str]:
-    """The firmware that is no flash: ``-bios`` is short for ``-machine firmware=``. With flash a PC has none of its own (hw/i386/pc_sysfw.c)."""
+    """The firmware that is no flash. With flash a PC has no other (hw/i386/pc_sysfw.c); ``-bios`` is short for ``-machine firmware=``."""
     named = [option.get("") for option in options if option.name == "bios"]
     machine: dict[str, str] = {}
     for option in options:
