@@ -39,6 +39,7 @@ _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
 _READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
 # Elements that name a file in an attribute. The template of firmware variables is not needed once these are there.
 _NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
+_WITH_SECRETS = ("devices//secret", "os/nvram//secret")
 _TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
 _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
 
@@ -52,7 +53,7 @@ def needs(xml: str) -> dict:
     from xml.etree import ElementTree  # slow to import
 
     domain = ElementTree.fromstring(xml)
-    secrets = {(element.get("uuid", ""), element.get("usage", "")) for element in domain.findall("devices//secret")}
+    secrets = {(element.get("uuid", ""), element.get("usage", "")) for place in _WITH_SECRETS for element in domain.findall(place)}
     secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
     return {
         "networks": _named(domain, "devices/interface/source", "network"),
@@ -80,6 +81,8 @@ def _files(domain: Element) -> t.Iterator[dict]:
         yield _file(element.text, "<smartcard>")
     for element in domain.findall("devices/rng/backend[@model='random']"):
         yield _file(element.text, "<rng>")
+    for source in domain.findall("devices/tpm/backend[@type='emulator']/source"):
+        yield _file(source.get("path"), "the state of its TPM")
     for element in domain.findall("os/nvram"):
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)

@@ -263,6 +263,14 @@ def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
     assert _libvirt_needs.paths([], 0) == {}
 
 
+def test_the_state_of_a_tpm_and_the_secret_of_firmware_variables_are_looked_for():
+    tpm = "<devices><tpm><backend type='emulator'><source type='dir' path='/run/swtpm/w'/></backend></tpm></devices>"
+    nvram = f"<os><nvram><source file='/v'><encryption><secret type='passphrase' uuid='{LUKS}'/></encryption></source></nvram></os>"
+    wanted = _libvirt_needs.needs(f"<domain>{nvram}{tpm}</domain>")
+    assert [file["path"] for file in wanted["files"]] == ["/run/swtpm/w", "/v"] and wanted["secrets"] == [(LUKS, "")]
+    assert wanted["sockets"] == []
+
+
 def test_a_socket_that_no_boot_serves_is_a_reason():
     wanted = {**NOTHING, "sockets": [{"path": "/run/a", "what": "its TPM (swtpm)"}, {"path": "/run/b", "what": "<serial>"}]}
     (reason,) = _libvirt_needs.reasons(wanted, ALL_THERE, {}, {"/run/a": "", "/run/b": "b.service"}, "web1")
