@@ -42,6 +42,7 @@ __all__ = (
     "write_state",
 )
 
+LOOK_LIMIT_S = _limits.QEMU_LOOK
 START_LIMIT_S = _limits.QEMU_START
 SAVE_LIMIT_S = _limits.QEMU_SAVE
 LOAD_LIMIT_S = _limits.QEMU_LOAD
@@ -95,7 +96,7 @@ def inspect(record: dict) -> list[dict]:
             message = f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB"
             reasons.append(_reason("ram-size", message, "give it less"))
     try:
-        with Qmp(record["monitor"]) as monitor:
+        with Qmp(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")

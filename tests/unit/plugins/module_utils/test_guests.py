@@ -9,7 +9,16 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _luo, _paths, _processes, _providers, _rehearsal, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _holding,
+    _luo,
+    _paths,
+    _processes,
+    _providers,
+    _rehearsal,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
@@ -271,7 +280,9 @@ def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
     assert set(asked) == {"web.service", "-.slice"}
 
 
-@pytest.mark.parametrize(("name", "long"), [("\u0432" * 28, True), ("\u0432" * 27, False), ("a-" * 30, False), ("a" * 250, True), ("web", False)])
+@pytest.mark.parametrize(
+    ("name", "long"), [("\u0432" * 28, True), ("\u0432" * 27, False), ("a-" * 30, False), ("a" * 250, True), ("web", False)]
+)
 def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, name, long):
     record = {**WEB, "name": name}
     assert [reason["code"] for reason in _guests.name_reasons(record)] == (["name-long"] if long else [])

@@ -184,7 +184,12 @@ def examination(monkeypatch):
     def inspect(**other):
         machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
         machine._file = machine._socket = SimpleNamespace(close=lambda: None)
-        monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+
+        def monitor(_path, answer_s):
+            assert answer_s >= 600  # what is late would be a reason against a guest on a host that is only slow
+            return machine
+
+        monkeypatch.setattr(_qemu, "Qmp", monitor)
         return [reason["code"] for reason in _qemu.inspect(record)]
 
     yield inspect

@@ -309,7 +309,7 @@ def test_firmware_that_is_only_read_counts_and_the_guests_own_variables_do_not(r
     drives = f"-drive if=pflash,format=raw,readonly=on,file={roms}/CODE.fd -drive if=pflash,format=raw,file={roms}/VARS.fd"
     assert names(f"-nodefaults {drives}") == ["CODE.fd"]
     nodes = f"-machine q35,pflash0=c -blockdev driver=raw,node-name=c,read-only=on,file.driver=file,file.filename={roms}/CODE.fd"
-    assert names(f"-nodefaults {nodes}") == ["bios-256k.bin", "CODE.fd"]
+    assert names(f"-nodefaults {nodes}") == ["CODE.fd"]
 
 
 def test_a_rom_that_a_package_brought_since_the_start_does_not_fit_the_state(monkeypatch, roms):
