@@ -81,8 +81,8 @@ def _files(domain: Element) -> t.Iterator[dict]:
         yield _file(element.text, "<smartcard>")
     for element in domain.findall("devices/rng/backend[@model='random']"):
         yield _file(element.text, "<rng>")
-    for source in domain.findall("devices/tpm/backend[@type='emulator']/source"):
-        yield _file(source.get("path"), "the state of its TPM")
+    for state in domain.findall("devices/tpm/backend[@type='emulator']/source"):
+        yield _file(state.get("path"), "the state of its TPM")
     for element in domain.findall("os/nvram"):
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
