@@ -224,9 +224,9 @@ def _start_and_files(record: dict, shown: dict[str, str]) -> list[dict]:
 def name_reasons(record: dict) -> list[dict]:
     """Whether the guest's name makes it one that nobody can tell from another, or is too long for the unit that holds its memory."""
     name = record["name"]
-    unit = f"kvm-liveupdate-hold@{_systemd.escape(name)}.service"
+    unit = f"kvm-liveupdate-rehearsal@{_systemd.escape(name)}.service"  # the longest that is made of it (_rehearsal.py, _holding.py)
     found = []
-    if len(unit) > _UNIT_NAME_LIMIT and (record["provider"] != "qemu" or _systemd.version() < _systemd.LUO_VERSION):
+    if len(unit) > _UNIT_NAME_LIMIT:
         message = f"its name makes a unit name of {len(unit)} characters, and systemd takes {_UNIT_NAME_LIMIT}: {name}"
         found.append(reason("name-long", message, "give it a shorter name; letters that are not ASCII count eight times and more"))
     if record.get("namesake"):
@@ -265,6 +265,20 @@ def start_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
         return []
     message = f"{unit} runs this again when the guest comes back after the jump: {'; '.join(runs)}"
     return [reason("start-runs-again", message, "see that nothing of it makes a disk, firmware variables or a tap anew")]
+
+
+def drop_in_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
+    """The drop-ins of a unit that are gone after a boot (``systemctl edit --runtime``), our own left out: a warning each. Pure."""
+    gone = [path for path in properties.get("DropInPaths", "").split() if path.startswith("/run/") and not path.startswith(_GENERATED)]
+    return [
+        reason(
+            "unit-runtime",
+            f"what {path} sets in its unit {unit} is gone after the jump: a boot does not find that file",
+            f"if the guest needs it, write the same by 'systemctl edit {unit}'",
+        )
+        for path in gone
+        if os.path.basename(path) not in _OWN_DROP_INS
+    ]
 
 
 def _starters(properties: dict[str, str]) -> list[str]:
@@ -309,7 +323,8 @@ def warn(record: dict) -> list[dict]:
     warnings: list[dict] = _providers.of(record).warn(record)
     if record["provider"] != "qemu" or not record["unit"] or name_reasons(record):
         return warnings
-    return warnings + start_warnings(record["unit"], _asked(record)["shown"])
+    unit, shown = record["unit"], _asked(record)["shown"]
+    return warnings + start_warnings(unit, shown) + drop_in_warnings(unit, shown)
 
 
 def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]:
@@ -367,6 +382,8 @@ def _denied(properties: dict[str, str]) -> bool:
 
 _RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # which each boot makes
+# What setup writes, and what systemd writes for the wrapper's set-property: a boot makes them again.
+_OWN_DROP_INS = ("40-kvm-liveupdate.conf", "50-StartupCPUWeight.conf", "50-StartupIOWeight.conf")
 _BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 _UNIT_PROPERTIES = (
     *_RUN_AT_START,
@@ -374,6 +391,7 @@ _UNIT_PROPERTIES = (
     "MainPID",
     "DevicePolicy",
     "DeviceAllow",
+    "DropInPaths",
     "FileDescriptorStoreMax",
     "FragmentPath",
     "NeedDaemonReload",

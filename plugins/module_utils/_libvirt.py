@@ -34,6 +34,7 @@ from . import (
 )
 from ._errors import LiveUpdateError
 from ._libvirt_reasons import reason
+from .vmm import _options
 
 __all__ = (
     "KEPT",
@@ -159,7 +160,7 @@ def _record(name: str) -> dict:
         return {}
     try:
         backends = memory_backends(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, ValueError):
         backends = [_UNREAD]
     return {
         "name": name,
@@ -180,35 +181,51 @@ _UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 
 
 
 def memory_backends(argv: list[str]) -> list[dict]:
-    """The RAM of a QEMU as libvirt writes it on the command line: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
+    """The RAM of a QEMU by its command line, in either dialect: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
 
-    Raises AttributeError, KeyError, TypeError or ValueError for what libvirt does not write.
+    Raises KeyError or ValueError for what libvirt does not write.
     """
+    options, unread = _options.read(argv, opens=False)
+    if any(text.startswith("-object ") for text in unread):
+        raise ValueError(unread[0])
     found = []
-    for word, value in zip(argv, argv[1:]):
-        if word == "-object" and value.startswith("{") and '"memory-backend-' in value:
-            given = json.loads(value)
-            path = given.get("mem-path", "") if given.get("share") and not given.get("discard-data") else ""
+    for option in options:
+        kind = option.get("qom-type")
+        if option.name == "object" and kind.startswith("memory-backend-"):
+            path = option.get("mem-path") if option.is_on("share") and not option.is_on("discard-data") else ""
             if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
                 path = ""
-            found.append({"kind": str(given["qom-type"]), "id": str(given["id"]), "size": int(given["size"]), "path": path})
+            found.append({"kind": kind, "id": option.keys["id"], "size": _bytes(option.keys["size"]), "path": path})
     return found
 
 
+def _bytes(size: str) -> int:
+    """A size as an object of QEMU's has it: bytes, or with one letter behind (util/cutils.c, qemu_strtosz)."""
+    shift = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}.get(size[-1:].upper())
+    return int(size) if shift is None else int(size[:-1]) << shift
+
+
 def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
-    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found."""
-    mapped = set()
+    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found.
+
+    Only what it has mapped is looked at: another file may be on a storage that does not answer.
+    """
+    mapped, names = set(), set()
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
-                low, high, mode, inode = *(int(part, 16) for part in line.split()[0].split("-")), line.split()[1], int(line.split()[4])
-                if mode.endswith("s") and inode:
-                    mapped.add((high - low, inode))
+                addresses, mode, _offset, _device, inode, *name = line.rstrip("\n").split(None, 5)
+                if mode.endswith("s") and int(inode):
+                    low, high = (int(part, 16) for part in addresses.split("-"))
+                    mapped.add((high - low, int(inode)))
+                    names.update(name)
     except OSError:
         return []
     files: list[dict] = []
     candidates = []
-    for fd in sorted(_processes.fd_links(pid)):
+    for fd, link in sorted(_processes.fd_links(pid).items()):
+        if link not in names:
+            continue
         try:
             seen = os.stat(f"/proc/{pid}/fd/{fd}")
         except OSError:
@@ -217,21 +234,13 @@ def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
             candidates.append((fd, seen))
     for backend in backends:
         fitting = [(fd, seen) for fd, seen in candidates if seen.st_size == backend["size"]]
-        named = [(fd, seen) for fd, seen in fitting if _same_file(backend["path"], seen)] or fitting
+        named = [(fd, seen) for fd, seen in fitting if _libvirt_ram.is_named(backend["path"], seen)] or fitting
         if not named:
             return []
         fd, seen = named[0]
         candidates = [(other, there) for other, there in candidates if there.st_ino != seen.st_ino]
         files.append({"fd": fd, "size": seen.st_size})
     return files
-
-
-def _same_file(path: str, seen: os.stat_result) -> bool:
-    try:
-        there = os.stat(path)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
 def survey(records: list[dict]) -> None:
@@ -288,7 +297,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     return [
         *_libvirt_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
         *_argv.reasons(["qemu", *past_libvirt]),
-        *_files.replaced(record["pid"], _processes.argv_of(record["pid"])),
+        *_files.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
     ]
 
 
@@ -307,8 +316,12 @@ def _volumes(volumes: list[dict]) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the domain can be preserved."""
+    from . import _libvirt_needs  # not on the boot path
+
     xml = _surveyed(record).get("xml")
-    return _libvirt_reasons.xml_warnings(xml) if xml else []  # no XML is a reason by itself, for inspect
+    if not xml:
+        return []  # which is a reason by itself, for inspect
+    return _libvirt_reasons.xml_warnings(xml) + _libvirt_needs.peer_warnings(_libvirt_needs.needs(xml)["sockets"])
 
 
 def describe(record: dict) -> dict:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
-from . import _apart, _processes, _systemd
+from . import _apart, _processes, _systemd, _tcp
 from ._errors import reason
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import typing as t
     from xml.etree.ElementTree import Element
 
-__all__ = ("OF_A_BOOT", "command_line", "devices", "needs", "paths", "reasons", "sockets")
+__all__ = ("OF_A_BOOT", "command_line", "devices", "needs", "paths", "peer_warnings", "reasons", "sockets")
 
 # Codes of reasons that count only when the host boots in between.
 OF_A_BOOT = (
@@ -39,6 +39,8 @@ _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
 _READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
 # Elements that name a file in an attribute. The template of firmware variables is not needed once these are there.
 _NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
+_WITH_SECRETS = ("devices//secret", "os/nvram//secret")
+_TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
 _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
 
 
@@ -47,12 +49,12 @@ def needs(xml: str) -> dict:
 
     A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
     medium that can be ejected, and whether QEMU has it ``open``. A volume is ``pool``, ``volume`` and its ``file``, the path of which only
-    libvirt knows. A socket is ``path`` and ``what`` it is for.
+    libvirt knows. A socket is ``path``, or HOST:PORT, and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 
     domain = ElementTree.fromstring(xml)
-    secrets = {(element.get("uuid", ""), element.get("usage", "")) for element in domain.findall("devices//secret")}
+    secrets = {(element.get("uuid", ""), element.get("usage", "")) for place in _WITH_SECRETS for element in domain.findall(place)}
     secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
     return {
         "networks": _named(domain, "devices/interface/source", "network"),
@@ -60,7 +62,9 @@ def needs(xml: str) -> dict:
         "secrets": sorted(secrets),
         "files": [file for file in (*_files(domain), *_past_libvirt(xml)) if file["path"].startswith("/")],
         "volumes": [volume for disk in domain.findall("devices/disk") for volume in _volumes(disk)],
-        "sockets": [{"path": path, "what": what} for path, what in _connections(domain) if path.startswith("/")],
+        "sockets": [
+            {"path": path, "what": what} for path, what in (*_connections(domain), *_peers(domain)) if path.startswith("/") or ":" in path
+        ],
     }
 
 
@@ -79,6 +83,8 @@ def _files(domain: Element) -> t.Iterator[dict]:
         yield _file(element.text, "<smartcard>")
     for element in domain.findall("devices/rng/backend[@model='random']"):
         yield _file(element.text, "<rng>")
+    for state in domain.findall("devices/tpm/backend[@type='emulator']/source"):
+        yield _file(state.get("path"), "the state of its TPM")
     for element in domain.findall("os/nvram"):
         source = element.find("source")
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
@@ -141,6 +147,33 @@ def _connections(domain: Element) -> t.Iterator[tuple[str, str]]:
         for device in domain.findall(f"devices/{kind}[@type='unix']"):
             for source in device.findall("source[@mode='connect']"):
                 yield source.get("path", ""), f"<{device.tag}>"
+
+
+def _peers(domain: Element) -> t.Iterator[tuple[str, str]]:
+    for source in domain.findall("devices/disk//source[@protocol]"):
+        default = _TCP_PORTS.get(source.get("protocol", ""))
+        for host in source.findall("host[@name]") if default else ():
+            yield f"{host.get('name')}:{host.get('port') or default}", "its network disk"
+    for source in domain.findall("devices/interface[@type='client']/source"):
+        yield f"{source.get('address', '')}:{source.get('port', '')}", "<interface>"
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}[@type='tcp']"):
+            for source in device.findall("source[@mode='connect']"):
+                if source.find("reconnect[@enabled='yes']") is None:  # else QEMU starts without the other end
+                    yield f"{source.get('host', '')}:{source.get('service', '')}", f"<{device.tag}>"
+
+
+def peer_warnings(wanted: list[dict], root: str = "/") -> list[dict]:
+    """The TCP peers of a guest on other hosts, whose connections do not come over: a warning each."""
+    return [
+        reason(
+            "peer-remote",
+            f"its connection to {socket['path']} breaks at the jump and is made again: {socket['what']}",
+            "see that the other end is up then and takes it a second time",
+        )
+        for socket in wanted
+        if not socket["path"].startswith("/") and not _tcp.is_here(socket["path"], root)
+    ]
 
 
 def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
@@ -244,6 +277,7 @@ def _opened(pid: int, say: t.Callable[[str], None]) -> set[tuple[int, int]]:
 def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()) -> dict[str, str]:
     """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty.
 
+    Those of other hosts are theirs ("elsewhere"), and at a TCP port the kernel itself may listen (an iSCSI target).
     ``brought`` are units that start with the guest, so that they need not be enabled.
     """
     if not wanted:
@@ -251,13 +285,20 @@ def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()
     listening = _listening(root)
     owners = {}
     for socket in wanted:
-        link = f"socket:[{listening.get(os.path.realpath(socket['path']), '')}]"
-        pids = [pid for pid, _fd in _processes.holders(link, root)]
+        path, is_tcp = socket["path"], not socket["path"].startswith("/")
+        if is_tcp and not _tcp.is_here(path, root):
+            owners[path] = "elsewhere"
+            continue
+        inode = _tcp.listener(path, root) if is_tcp else listening.get(os.path.realpath(path), "")
+        pids = [pid for pid, _fd in _processes.holders(f"socket:[{inode}]", root)]
+        if is_tcp and inode and not pids:
+            owners[path] = "kernel"
+            continue
         # PID 1 listens for the service of a socket unit.
-        owners[socket["path"]] = "init.scope" if 1 in pids else next((unit for unit in map(_processes.unit_of, pids) if unit), "")
+        owners[path] = "init.scope" if 1 in pids else next((unit for unit in map(_processes.unit_of, pids) if unit), "")
     services = sorted({unit for unit in owners.values() if unit.endswith(".service") and not unit.startswith("user@")})
     states = _systemd.show_each(services, "UnitFileState")
-    lasting = {"init.scope", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
+    lasting = {"init.scope", "elsewhere", "kernel", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
     lasting |= {unit for unit in services if unit in brought and states[unit].get("UnitFileState") not in ("", "transient")}
     return {path: unit if unit in lasting else "" for path, unit in owners.items()}
 

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t
 
-__all__ = ("DIRECTORY", "directory", "entry", "is_in_place", "unname")
+__all__ = ("DIRECTORY", "directory", "entry", "is_in_place", "is_named", "unname")
 
 DIRECTORY = "/run/kvm-liveupdate-ram"
 _DEFAULT = "/var/lib/libvirt/qemu/ram"
@@ -61,6 +61,18 @@ def entry(path: str) -> t.Iterator[int]:
         yield folder
     finally:
         os.close(folder)
+
+
+def is_named(path: str, seen: os.stat_result) -> bool:
+    """Whether the RAM file ``seen`` has this name. A QEMU names the path: root looks nowhere but where RAM files lie."""
+    if not is_in_place(path, directory()):
+        return False
+    try:
+        with entry(os.path.dirname(path)) as folder:
+            there = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
 def unname(path: str, fd: int) -> None:

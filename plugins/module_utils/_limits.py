@@ -19,11 +19,11 @@ COMMAND = 600
 PID_1 = 120.0
 # The device has one user at a time; PID 1 is one of them at a boot.
 DEVICE_BUSY = 60.0
-# One answer of a QEMU, which is busy for seconds when its guest writes much.
-QEMU_ANSWER = 60.0
-# One answer of libvirt's daemon when a whole host is looked at, and all answers together.
-LIBVIRT_ANSWER = 120.0
-LIBVIRT_ANSWERS = 900.0
+# One answer of a QEMU whose guest is looked at. An answer that is late is a reason against a guest that lacks nothing.
+QEMU_LOOK = 600.0
+# One answer of libvirt's daemon when a whole host is looked at, and all answers together. What is late is a reason here too.
+LIBVIRT_ANSWER = 600.0
+LIBVIRT_ANSWERS = 1800.0
 # The kernel fills and pins the RAM of one guest: half a second for a GiB, and more on a slow host.
 HOLD = 1800
 # Another operation on this host: the commit of an update, or the rehearsal of another guest.
@@ -67,6 +67,8 @@ SOCKETS = 60
 
 # All commands together.
 PAUSE = 180.0
+# One answer of a QEMU, also in a rehearsal: its guest stands still. QEMU is busy for seconds when its guest has written much.
+QEMU_ANSWER = 60.0
 QEMU_SAVE = 60.0
 LIBVIRT_SAVE = 120.0
 # What QEMU has left to do once a state is written.

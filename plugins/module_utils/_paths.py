@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 
 from ._errors import LiveUpdateError
 
@@ -29,6 +30,7 @@ __all__ = (
     "create",
     "digest",
     "make_directory",
+    "open_ordinary",
     "read_json",
     "remove",
     "sync_directory",
@@ -91,6 +93,20 @@ def create(path: str, mode: int = 0o600) -> int:
     """The descriptor of a new file that replaces what is at ``path``; a link there is not followed. Close-on-exec."""
     _unlink(path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def open_ordinary(path: str) -> int:
+    """The descriptor, for reading, of the ordinary file that is at ``path`` or that a link there leads to. Close-on-exec.
+
+    Anything else is a ValueError and is not opened: a watchdog that is opened resets the host, and a pipe has one reader.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which opens nothing (open(2))
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise ValueError("it is no ordinary file and cannot be read twice")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the same, whatever is at the path by now
+    finally:
+        os.close(place)
 
 
 def digest(path: str) -> dict[str, int]:

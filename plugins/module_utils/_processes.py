@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from . import _paths
 from ._errors import LiveUpdateError
 
 __all__ = (
@@ -203,9 +204,9 @@ def _started_by(pid: int) -> str:
         found = next((place for place in places if os.access(place, os.X_OK) and os.path.isfile(place)), "")
         if not found:
             return ""
-        with open(found, "rb") as program:
+        with open(_paths.open_ordinary(found), "rb") as program:
             return found if program.read(4) == b"\x7fELF" else ""
-    except (OSError, IndexError):
+    except (OSError, IndexError, ValueError):
         return ""
 
 

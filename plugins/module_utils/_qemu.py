@@ -43,6 +43,7 @@ __all__ = (
     "write_state",
 )
 
+LOOK_LIMIT_S = _limits.QEMU_LOOK
 START_LIMIT_S = _limits.QEMU_START
 SAVE_LIMIT_S = _limits.QEMU_SAVE
 LOAD_LIMIT_S = _limits.QEMU_LOAD
@@ -97,7 +98,7 @@ def inspect(record: dict) -> list[dict]:
             message = f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB"
             reasons.append(_reason("ram-size", message, "give it less"))
     try:
-        with Qmp(record["monitor"]) as monitor:
+        with Qmp(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")
@@ -121,7 +122,11 @@ def survey(records: list[dict]) -> None:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
-    return _argv.warnings(record["argv"])
+    from . import _libvirt_needs  # not on the boot path
+    from .vmm import _opens, _options
+
+    peers = _opens.peers(_options.read(record["argv"])[0])
+    return _argv.warnings(record["argv"]) + _libvirt_needs.peer_warnings([{"path": peer, "what": text} for peer, text in peers.items()])
 
 
 def describe(record: dict) -> dict:
@@ -186,10 +191,13 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
 
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
     """
-    from .vmm import _block, _opens  # not on the boot path
+    from . import _tcp  # not on the boot path
+    from .vmm import _block, _opens, _options
 
     interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
-    devices = {path: _block.identity(path) for path in paths if path.startswith("/dev/")}
+    devices = {path: _block.identity(path) for path in _opens.devices(record["pid"], record["argv"])}
+    peers = _opens.peers(_options.read(record["argv"])[0])
+    ports = sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)})
     try:
         with Qmp(record["monitor"]) as monitor:
             paused = write_state(monitor, path)
@@ -199,7 +207,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
     times = {"paused": paused, "saved": time.time()}
-    needs = {"interfaces": interfaces, "paths": paths, "devices": devices}
+    needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices}
     return {"times": times, "argv": record["argv"], **needs, "digest": digest}
 
 

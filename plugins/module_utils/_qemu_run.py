@@ -59,7 +59,7 @@ def _become(name: str, argv: list[str], started: float) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     _paths.make_directory(_paths.GUESTS_RUN)
     if verdict == "restore" and session is not None:
-        lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []))
+        lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []), journal.get("ports", []))
         if lacking:  # QEMU might fall back on something else, which is no place for this state
             remedy = "mount what is missing, writable, or load the kernel module: this is tried again by itself"
             raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept", again=True)
@@ -142,10 +142,13 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _exec(name, journal["argv"], {"fd": ram, "size": os.fstat(ram).st_size}, None, incoming=True)
 
 
-def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = ()) -> list[str]:
+def _wait_for_host(
+    name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = (), ports: t.Collection[int] = ()
+) -> list[str]:
     """Wait for what a host that still boots may lack, and QEMU would not wait for.
 
-    That is a root file system to write to, device nodes, networks, and ``paths`` of disks, sockets and the like.
+    That is a root file system to write to, device nodes, networks, ``paths`` of disks, sockets and the like, and somebody who
+    listens at each of its own TCP ``ports`` that QEMU connects to.
 
     Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
     been made by hand, and a QEMU that cannot do without says so.
@@ -153,6 +156,7 @@ def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.I
     wanted, until = [*_argv.nodes(argv), *paths], time.monotonic() + HOST_LIMIT_S
     while True:
         lacking = [f"no {path}" for path in wanted if not os.path.exists(path)]
+        lacking += [f"nobody who listens at TCP port {port}" for port in _without_listener(ports)]
         if not os.access(_paths.STATE, os.W_OK):
             lacking.append(f"{_paths.STATE} read-only")
         networks = [interface for interface in interfaces if not os.path.exists(os.path.join(NETWORKS, interface))]
@@ -164,6 +168,15 @@ def _wait_for_host(name: str, argv: list[str], interfaces: list[str], paths: t.I
             return lacking
         _boot_order.late(name)  # what is lacking comes with the rest of the boot
         time.sleep(0.05)
+
+
+def _without_listener(ports: t.Collection[int]) -> list[int]:
+    if not ports:
+        return []
+    from . import _tcp  # for guests with peers on this host only
+
+    served = {port for _address, port, _inode in _tcp.listening()}
+    return [port for port in ports if port not in served]
 
 
 def _restored(journal: dict, times: dict) -> dict:

@@ -80,6 +80,7 @@ _PARTS = (
     "_ram_file",
     "_rehearsal",
     "_systemd",
+    "_tcp",
     "_unclaimed",
     "_update",
     "vmm._argv",

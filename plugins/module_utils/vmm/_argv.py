@@ -37,8 +37,8 @@ _HUGE_PAGE = 2 << 20
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
-# Block devices that the kernel numbers as it finds them.
-_NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
+# Disks that the kernel numbers as it finds them.
+_NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
 _DISK = ("drive", "blockdev")
 CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")

@@ -4,6 +4,7 @@
 
 """Which block device is behind a name, in words that a boot does not change. On the boot path. PRIVATE to the collection.
 
+The generic node of a SCSI device (/dev/sgN) counts as one.
 Source: the kernel's Documentation/ABI/stable/sysfs-block, sysfs-block-dm, sysfs-nvme.
 """
 
@@ -15,18 +16,20 @@ import stat
 __all__ = ("changed", "identity")
 
 _SYSFS = "/sys/dev/block"
+_SYSFS_CHARACTER = "/sys/dev/char"
 # Files below a disk that together say which one it is. The kernel after the jump may know another of them, so all are kept.
 _WORDS = (("dm/uuid",), ("md/uuid",), ("wwid",), ("device/wwid",), ("serial",), ("device/serial", "nsid"))
 
 
 def identity(path: str) -> list[str]:
-    """What says which block device is at this path; empty when nothing does, or when there is none."""
+    """What says which device is at this path, or where a link there leads; empty when nothing does, or when there is none."""
     try:
         seen = os.stat(path)
-        if not stat.S_ISBLK(seen.st_mode):
-            return []
-        folder = os.path.realpath(f"{_SYSFS}/{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}")
+        sysfs = _SYSFS if stat.S_ISBLK(seen.st_mode) else _SYSFS_CHARACTER
+        folder = os.path.realpath(f"{sysfs}/{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}")
     except OSError:
+        return []
+    if not stat.S_ISBLK(seen.st_mode) and not (stat.S_ISCHR(seen.st_mode) and "/scsi_generic/" in folder):
         return []
     part = _read(f"{folder}/partition")
     if part:

@@ -228,10 +228,10 @@ def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
 
 
 def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
-    """The sockets that QEMU connects to at its start, of processes that nothing starts again: a swtpm from a shell, say."""
+    """What QEMU connects to on this host at its start, of processes that nothing starts again: a swtpm from a shell, say."""
     from .. import _libvirt_needs
 
-    wanted = _opens.connections(options)
+    wanted = {**_opens.connections(options), **_opens.peers(options)}
     served = _libvirt_needs.sockets([{"path": path, "what": text} for path, text in wanted.items()], brought=brought)
     return [
         reason(
@@ -244,22 +244,25 @@ def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
     ]
 
 
-def replaced(pid: int, argv: list[str]) -> list[dict]:
-    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state."""
+def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
+    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state.
+
+    ``opens`` is whether files of options that the command line names are read: :func:`_options.read`.
+    """
     started = _processes.started_at(pid)
     if not started:
         return []
     try:
-        found: list[str] = _apart.look(lambda say: _newer(pid, argv, started, say))
+        found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
     except _apart.Silent as err:
         return [silent(err.path)]
     message = "{} was replaced since QEMU started: a state with the old one may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
 
 
-def _newer(pid: int, argv: list[str], started: float, say: t.Callable[[str], None]) -> list[str]:
+def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str], None]) -> list[str]:
     found = []
-    for path in _roms(pid, argv, say):
+    for path in _roms(pid, options, say):
         there, _gone = _stat(pid, path)
         # A package keeps the time when a file was made; when it was put there is the inode's.
         if there is not None and there.st_ctime > started + 1:
@@ -267,15 +270,30 @@ def _newer(pid: int, argv: list[str], started: float, say: t.Callable[[str], Non
     return found
 
 
-def _roms(pid: int, argv: list[str], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
+def _firmware(options: list[Option], has_flash: bool) -> list[str]:
+    """The firmware that is no flash. With flash a PC has no other (hw/i386/pc_sysfw.c); ``-bios`` is short for ``-machine firmware=``."""
+    named = [option.get("") for option in options if option.name == "bios"]
+    machine: dict[str, str] = {}
+    for option in options:
+        if option.name == "machine":
+            machine.update(option.keys)
+            named += [option.get("firmware")] if option.get("firmware") else []
+    if named:
+        return named[-1:]
+    if machine.get("type", "").startswith("microvm"):  # hw/i386/microvm.c
+        no_acpi = machine.get("acpi") == "off" or any(option.name == "no-acpi" for option in options)
+        return ["qboot.rom" if no_acpi else "bios-microvm.bin"]
+    return [] if has_flash else ["bios-256k.bin"]
+
+
+def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
     """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
-    options = _options.read(argv)[0]
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
-    names = [option.get("") for option in options if option.name == "bios"] or ["bios-256k.bin"]
-    names += [option.get("romfile") for option in options if option.name == "option-rom"]
+    names = [option.get("romfile") for option in options if option.name == "option-rom"]
     names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
+    names += _firmware(options, bool(flash))
     names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other holds the guest's own variables
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]

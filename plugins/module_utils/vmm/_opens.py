@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 
 from .. import _processes
 from . import _argv, _options
 from ._options import Option
 
-__all__ = ("READ", "connections", "images", "is_output", "needed", "outputs", "pipes", "ports", "read_at_start")
+__all__ = ("READ", "connections", "devices", "images", "is_output", "needed", "outputs", "peers", "pipes", "ports", "read_at_start")
 
 # Options that name a file which QEMU reads at its start, and the keys that do.
 READ = {
@@ -36,6 +37,7 @@ READ = {
     "net": ("script",),
 }
 _WRITES = ("filter-dump",)  # objects whose file is what they write
+_TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
 _PORTS = ("serial", "parallel", "tty", "parport")
 _NETWORKS = ("netdev", "nic", "net")
 _NO_FILES = ("/dev/", "/proc/", "/sys/", "/memfd:")
@@ -73,6 +75,48 @@ def connections(options: list[Option]) -> dict[str, str]:
         if path.startswith("/"):
             found[path] = option.text
     return found
+
+
+def peers(options: list[Option]) -> dict[str, str]:
+    """The TCP peers, as HOST:PORT, that QEMU connects to and cannot start without: peer -> what for."""
+    found = {}
+    for option in options:
+        if option.name in ("drive", "blockdev"):
+            peer = _disk_peer(option)
+        elif option.name not in (*_argv.CHARACTER_DEVICES, *_NETWORKS) or _is_server(option) or _connects_later(option):
+            continue
+        elif option.name in _NETWORKS:
+            peer = {"stream": _peer(option, "addr."), "socket": option.get("connect")}.get(option.get("type"), "")
+        else:
+            peer = _peer(option, "backend.data.addr.data." if option.get("backend.type") == "socket" else "")
+        if peer:
+            found[peer] = option.text
+    return found
+
+
+def _peer(option: Option, prefix: str) -> str:
+    port = option.get(f"{prefix}port")
+    is_socket = prefix or option.get("backend") == "socket"
+    return f"{option.get(f'{prefix}host')}:{port}" if port and is_socket else ""
+
+
+def _disk_peer(option: Option) -> str:
+    """The server of a disk: nbd:HOST:PORT, a URI such as nbd://HOST:PORT/NAME, or as keys."""
+    for key, value in option.keys.items():
+        above, last = key[: -len(key.rpartition(".")[2])], key.rpartition(".")[2]
+        if last in ("file", "filename", "url"):
+            short = re.match(r"nbd:(?!unix:)(\[[^\]]*\]|[^:/]*):(\d+)", value)
+            uri = re.match(r"(\w+)(?:\+tcp)?://(?:[^@/]*@)?(\[[^\]]*\]|[^:/?]*)(?::(\d+))?", value)
+            if short:
+                return f"{short[1]}:{short[2]}"
+            if uri and uri[1] in _TCP_PORTS:
+                return f"{uri[2]}:{uri[3] or _TCP_PORTS[uri[1]]}"
+        if last == "portal":
+            return value if re.search(r":\d+$", value) else f"{value}:{_TCP_PORTS['iscsi']}"
+        driver = option.get(f"{above}driver") or option.get(f"{above[: -len('server.')]}driver")
+        if last == "host" and driver in _TCP_PORTS:
+            return f"{value}:{option.get(f'{above}port') or _TCP_PORTS[driver]}"
+    return ""
 
 
 def outputs(options: list[Option]) -> list[str]:
@@ -145,6 +189,24 @@ def _disk_socket(option: Option) -> str:
         elif key.endswith("server.path") or (last == "path" and option.get(f"{key[: -len('path')]}driver") == "nbd"):
             return value
     return ""
+
+
+def devices(pid: int, argv: list[str]) -> list[str]:
+    """The paths of its disks that may lead to a device: those below /dev, and links elsewhere when QEMU has a disk below /dev open.
+
+    No other path is looked at by whoever asks what is there: its storage may not answer. ``pid`` is the QEMU that runs.
+    """
+    named, opened = images(_options.read(argv)[0], _processes.folder_of(pid)), _processes.open_paths(pid)
+    paths = {path for path, _flags in opened.values()}
+    has_disk = any(path.startswith("/dev/") and _is_disk(pid, fd, path) for fd, (path, _flags) in opened.items())
+    return [path for path in named if path.startswith("/dev/") or (has_disk and path not in paths)]
+
+
+def _is_disk(pid: int, fd: int, path: str) -> bool:
+    try:
+        return path.startswith("/dev/sg") or stat.S_ISBLK(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)
+    except OSError:
+        return False  # closed meanwhile
 
 
 def needed(pid: int, argv: list[str]) -> list[str]:

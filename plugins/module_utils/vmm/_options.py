@@ -10,9 +10,9 @@ Source: QEMU's system/vl.c, util/qemu-option.c (implied_opt_name), util/keyval.c
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
+
+from .. import _paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ rotate runas seed uuid vga watchdog watchdog-action
 """
 _PLAIN = frozenset(_PLAIN_TEXT.split())
 _CONFIG_GROUPS = {"memory": "m", "smp-opts": "smp", "boot-opts": "boot"}
+_LARGEST_CONFIG = 1 << 20  # bytes; such a file has some lines
 _STRING = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 
 
@@ -135,19 +136,22 @@ def split(argv: list[str]) -> list[tuple[str, str]]:
     return found
 
 
-def read(argv: list[str]) -> tuple[list[Option], list[str]]:
-    """What the command line says, with what its ``-readconfig`` files and ``-set`` options add to it; and what of it cannot be read."""
+def read(argv: list[str], opens: bool = True) -> tuple[list[Option], list[str]]:
+    """What the command line says, with what its ``-readconfig`` files and ``-set`` options add to it; and what of it cannot be read.
+
+    Without ``opens`` it opens no file. A command line from /proc wants that: a QEMU that was broken into can change its own.
+    """
     found: list[Option] = []
     unread: list[str] = []
     for name, word in split(argv):
         try:
             if name == "readconfig":
-                found += _config(word)
+                found += _config(word) if opens else []
             elif name == "set":
                 _change(found, word)
             else:
                 found.append(_option(name, word))
-        except (OSError, ValueError) as err:
+        except (OSError, RecursionError, ValueError) as err:
             unread.append(f"-{name} {word}: {err}")
     return found, unread
 
@@ -241,11 +245,11 @@ def _character_device(word: str) -> dict[str, str]:
 
 def _config(path: str) -> list[Option]:
     """What a ``-readconfig`` file says (util/qemu-config.c): groups in brackets with an id, and keys with values in quotes."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-    with open(handle, encoding="utf-8") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("it is no ordinary file and cannot be read twice")
-        lines = file.read().splitlines()
+    with open(_paths.open_ordinary(path), encoding="utf-8") as file:
+        text = file.read(_LARGEST_CONFIG + 1)
+    if len(text) > _LARGEST_CONFIG:
+        raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB, and no file of options has")
+    lines = text.splitlines()
     found: list[Option] = []
     for line in (line.strip() for line in lines):
         group = re.fullmatch(r'\[\s*([\w-]+)(?:\s+"([^"]*)")?\s*\]', line)

@@ -9,7 +9,16 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _luo, _paths, _processes, _providers, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import (
+    _guests,
+    _holding,
+    _luo,
+    _paths,
+    _processes,
+    _providers,
+    _rehearsal,
+    _systemd,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._incoming import decide
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
@@ -101,13 +110,25 @@ SHOWN = {
 }
 
 
+class Shown(dict):
+    """What systemctl shows of a unit: nobody may count on a property that was not asked for."""
+
+    def __init__(self, asked):
+        super().__init__({key: SHOWN[key] for key in asked if key in SHOWN})
+        self.asked = asked
+
+    def get(self, key, default=None):
+        assert key in self.asked, f"{key} is never asked for"
+        return super().get(key, default)
+
+
 PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], describe=lambda _record: {**DESCRIBED})
 
 
 @pytest.fixture(name="looked")
 def examination(monkeypatch):
     """A guest against which nothing speaks; what is asked about it can be changed."""
-    monkeypatch.setattr(_systemd, "show_each", lambda units, *_asked: {unit: dict(SHOWN) for unit in units})
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *asked: {unit: Shown(asked) for unit in units})
     monkeypatch.setattr(_systemd, "version", lambda: 257)
     monkeypatch.setattr(_providers, "of", lambda _record: PROVIDER)
     monkeypatch.setattr(_processes, "replaced_program", lambda _pid: "")
@@ -174,6 +195,25 @@ def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
     assert [warning["code"] for warning in _guests.warn(dict(WEB))] == ["start-runs-again"]
 
 
+def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
+    lasting = [
+        "/etc/systemd/system/web.service.d/override.conf",
+        "/run/systemd/generator/web.service.d/50-fstab.conf",
+        "/run/systemd/system/web.service.d/40-kvm-liveupdate.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupCPUWeight.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupIOWeight.conf",
+    ]
+    looked.setitem(SHOWN, "DropInPaths", " ".join(lasting))
+    assert _guests.warn(dict(WEB)) == []
+    gone = ["/run/systemd/system/web.service.d/override.conf", "/run/systemd/system.control/web.service.d/50-MemoryMax.conf"]
+    looked.setitem(SHOWN, "DropInPaths", " ".join([*lasting, *gone]))
+    assert [(warning["code"], warning["message"].split()[1]) for warning in _guests.warn(dict(WEB))] == [
+        ("unit-runtime", path) for path in gone
+    ]
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    assert codes(dict(WEB)) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -222,6 +262,18 @@ def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_p
     assert codes(dict(WEB)) == ["unit"]
 
 
+def test_systemd_is_asked_for_each_property_that_is_read(looked):
+    """See Shown: what is missing would be taken for empty."""
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setitem(SHOWN, "NeedDaemonReload", "yes")
+    looked.setitem(SHOWN, "DropInPaths", "/run/systemd/system/web.service.d/override.conf")
+    looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/true"))
+    record = dict(WEB)
+    assert codes(record) == ["unit"] and _guests.warn(record)
+    with pytest.raises(AssertionError, match="Never is never asked for"):
+        record["shown"].get("Never")
+
+
 def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
     """A damaged record names none, and systemctl would answer for nobody."""
     asked = []
@@ -237,12 +289,16 @@ def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
     assert set(asked) == {"web.service", "-.slice"}
 
 
-@pytest.mark.parametrize(("name", "long"), [("\u0432" * 30, True), ("a-" * 30, False), ("a" * 250, True), ("web", False)])
+@pytest.mark.parametrize(
+    ("name", "long"), [("\u0432" * 28, True), ("\u0432" * 27, False), ("a-" * 30, False), ("a" * 250, True), ("web", False)]
+)
 def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, name, long):
     record = {**WEB, "name": name}
     assert [reason["code"] for reason in _guests.name_reasons(record)] == (["name-long"] if long else [])
-    looked.setattr(_systemd, "version", lambda: 261)  # holds the memory of a unit's guest itself, and that of a domain not
-    assert _guests.name_reasons(record) == []
+    looked.setattr(_systemd, "version", lambda: 261)  # holds the memory of a unit's guest itself, and rehearses it in a unit nevertheless
+    assert bool(_guests.name_reasons(record)) is long
+    units = [unit.replace("@", f"@{_systemd.escape(name)}") for unit in (_rehearsal.UNIT, _holding.RESIDENT)]
+    assert (max(map(len, units)) > 255) is long
     assert bool(_guests.name_reasons({**record, "provider": "libvirt"})) is long
 
 

@@ -42,6 +42,20 @@ def test_only_a_shared_file_that_stays_is_ram_to_keep(change, path):
     assert (found["id"], found["size"], found["path"]) == ("pc.ram", SIZE, path)
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=yes,size={SIZE}", PATH),
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=on,size=128M", PATH),
+        (f"qom-type=memory-backend-file,id=pc.ram,mem-path={PATH},share,discard-data=on,size={SIZE}", ""),
+        (f"{{'qom-type': 'memory-backend-file', 'id': 'pc.ram', 'mem-path': '{PATH}', 'share': true, 'size': {SIZE}}}", PATH),
+    ],
+)
+def test_ram_is_found_in_each_of_qemus_dialects(words, path):
+    (found,) = _libvirt.memory_backends(["qemu", "-object", words])
+    assert found == {"kind": "memory-backend-file", "id": "pc.ram", "size": SIZE, "path": path}
+
+
 def test_each_node_has_its_own_file():
     found = _libvirt.memory_backends(argv({**GOOD, "id": "ram-node0"}, {**GOOD, "id": "ram-node1"}))
     assert [backend["id"] for backend in found] == ["ram-node0", "ram-node1"]
@@ -165,6 +179,54 @@ def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, 
         process.kill()
     assert found["name"] == "app" and found["ram"] == []
     assert _libvirt._libvirt_reasons.memory_reasons(found["backends"], bool(found["ram"]))[0]["code"].startswith("ram-")
+
+
+MAPPER = """
+import mmap, os, sys
+files = [os.open(path, os.O_RDWR) for path in sys.argv[1:]]
+maps = [mmap.mmap(fd, 4096) for fd in files[:-1]]
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_ram_files_of_a_domain_are_found_and_nothing_else_is_looked_at(tmp_path, monkeypatch):
+    """A disk may be on a storage that does not answer; and root looks at no path that only QEMU names."""
+    monkeypatch.setattr(_libvirt._libvirt_ram, "directory", lambda: str(tmp_path))
+    folder = tmp_path / "libvirt" / "qemu" / "1-app"
+    folder.mkdir(parents=True)
+    files = [folder / "node1", folder / "node0", tmp_path / "disk"]
+    for file in files:
+        file.write_bytes(bytes(4096))
+    looked, plain = [], os.stat
+
+    def look(path, *words, **keys):
+        looked.append(os.readlink(path) if str(path).startswith("/proc/") else str(path))
+        return plain(path, *words, **keys)
+
+    with subprocess.Popen([sys.executable, "-c", MAPPER, *files], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        links = sorted(_libvirt._processes.fd_links(process.pid).items(), reverse=True)
+        numbers = {os.path.basename(link): fd for fd, link in links}
+        monkeypatch.setattr(_libvirt.os, "stat", look)
+        backends = [{"size": 4096, "path": str(folder / name)} for name in ("node0", "node1")]
+        found = _libvirt._ram_files(process.pid, backends)
+        elsewhere = _libvirt._ram_files(process.pid, [{"size": 4096, "path": str(tmp_path / "disk")}])
+        process.stdin.close()
+    assert [file["fd"] for file in found] == [numbers["node0"], numbers["node1"]]
+    assert len(elsewhere) == 1  # its place is a reason of its own
+    assert str(tmp_path / "disk") not in looked
+
+
+def test_of_a_command_line_from_proc_no_file_is_opened(libvirt, record, monkeypatch, tmp_path):
+    """A QEMU that was broken into can change it."""
+    (tmp_path / "file").touch()
+    opened, plain = [], _paths.open_ordinary
+    monkeypatch.setattr(_paths, "open_ordinary", lambda path: opened.append(path) or plain(path))
+    monkeypatch.setattr(_libvirt._processes, "argv_of", lambda _pid: ["qemu", "-readconfig", str(tmp_path / "file")])
+    monkeypatch.setattr("ansible_collections.kvm.liveupdate.plugins.module_utils._apart.look", lambda work: work(lambda _path: None))
+    _libvirt.inspect(record)
+    assert opened == []
 
 
 @pytest.fixture(name="saved")

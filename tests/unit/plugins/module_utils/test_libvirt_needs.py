@@ -217,6 +217,43 @@ def test_who_serves_a_socket_is_started_by_a_boot_or_not(tmp_path, monkeypatch, 
     assert _libvirt_needs.sockets([]) == {}
 
 
+@pytest.mark.parametrize(("unit", "state", "served"), [("nbd.service", "enabled", "nbd.service"), ("session-3.scope", "transient", "")])
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0"])
+def test_who_listens_at_a_port_of_this_host_is_started_by_a_boot_or_not(monkeypatch, unit, state, served, bound):
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: unit if pid == os.getpid() else "wrong.service")
+    monkeypatch.setattr(_systemd, "show_each", lambda units, key: {one: {key: state} for one in units})
+    with socket.socket() as listener:
+        listener.bind((bound, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for peer in (f"127.0.0.1:{port}", f"localhost:{port}", f":{port}"):
+            assert _libvirt_needs.sockets([{"path": peer, "what": "a"}]) == {peer: served}
+        wanted = [{"path": f"192.0.2.9:{port}", "what": "<serial>"}, {"path": peer, "what": "a"}, {"path": "/run/s", "what": "a"}]
+        assert _libvirt_needs.sockets(wanted)[f"192.0.2.9:{port}"] == "elsewhere"
+        (warning,) = _libvirt_needs.peer_warnings(wanted)
+        assert warning["code"] == "peer-remote" and f"192.0.2.9:{port}" in warning["message"]
+        monkeypatch.setattr(_processes, "holders", lambda _link, _root: [])
+        assert _libvirt_needs.sockets([{"path": peer, "what": "a"}]) == {peer: "kernel"}
+    assert _libvirt_needs.sockets([{"path": peer, "what": "a"}]) == {peer: ""}
+
+
+@pytest.mark.parametrize(
+    ("xml", "peers"),
+    [
+        ("<serial type='tcp'><source mode='connect' host='h' service='1'/></serial>", ["h:1"]),
+        ("<serial type='tcp'><source mode='bind' host='h' service='1'/></serial>", []),
+        ("<serial type='tcp'><source mode='connect' host='h' service='1'><reconnect enabled='yes' timeout='1'/></source></serial>", []),
+        ("<disk><source protocol='nbd' name='a'><host name='h'/></source></disk>", ["h:10809"]),
+        ("<disk><source protocol='iscsi' name='a'><host name='h' port='7'/></source></disk>", ["h:7"]),
+        ("<disk><source protocol='rbd' name='a'><host name='h' port='7'/></source></disk>", []),
+        ("<interface type='client'><source address='h' port='7'/></interface>", ["h:7"]),
+    ],
+)
+def test_the_tcp_peers_of_a_domain(xml, peers):
+    wanted = _libvirt_needs.needs(f"<domain><devices>{xml}</devices></domain>")["sockets"]
+    assert [entry["path"] for entry in wanted] == peers
+
+
 def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
     plain = os.stat
     monkeypatch.setattr(_apart, "PATH_LIMIT_S", 0.3)
@@ -227,6 +264,14 @@ def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
     (reason,) = _libvirt_needs.reasons({**NOTHING, "files": files}, ALL_THERE, wrong, {}, "web1")
     assert reason["code"] == "file-silent" and "/srv/nfs/a, disk vda, does not answer" in reason["message"]
     assert _libvirt_needs.paths([], 0) == {}
+
+
+def test_the_state_of_a_tpm_and_the_secret_of_firmware_variables_are_looked_for():
+    tpm = "<devices><tpm><backend type='emulator'><source type='dir' path='/run/swtpm/w'/></backend></tpm></devices>"
+    nvram = f"<os><nvram><source file='/v'><encryption><secret type='passphrase' uuid='{LUKS}'/></encryption></source></nvram></os>"
+    wanted = _libvirt_needs.needs(f"<domain>{nvram}{tpm}</domain>")
+    assert [file["path"] for file in wanted["files"]] == ["/run/swtpm/w", "/v"] and wanted["secrets"] == [(LUKS, "")]
+    assert wanted["sockets"] == []
 
 
 def test_a_socket_that_no_boot_serves_is_a_reason():

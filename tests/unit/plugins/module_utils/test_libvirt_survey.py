@@ -8,7 +8,7 @@ import json
 import time
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_survey, _libvirt_virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_survey, _libvirt_virsh, _limits
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 SECRETS = """ UUID                                   Usage
@@ -102,3 +102,8 @@ def test_a_host_without_virsh_is_the_domains_problem(monkeypatch):
     record = {"name": "app", "uuid": "u"}
     _libvirt.survey([record])
     assert record["seen"]["problem"] == "virsh: not found"
+
+
+def test_a_libvirt_that_is_only_slow_is_no_reason():
+    """Guests run while it is asked."""
+    assert _limits.LIBVIRT_ANSWER >= _limits.COMMAND and _limits.LIBVIRT_ANSWERS > _limits.LIBVIRT_ANSWER

@@ -63,6 +63,17 @@ def test_a_program_whose_link_was_turned_is_replaced(program, tmp_path, by_path)
         process.stdin.close()
 
 
+def test_of_the_name_that_a_process_was_started_by_only_an_ordinary_file_is_opened(program, monkeypatch):
+    """A QEMU that was broken into can change its own command line, and put another file there at any moment."""
+    _path, process = program
+    monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["/dev/null"])
+    for name in ("access", "path.isfile"):
+        monkeypatch.setattr(f"os.{name}", lambda *_words: True)
+    opened, plain = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append(flags & os.O_PATH) or plain(path, flags))
+    assert _processes.replaced_program(process.pid) == "" and opened == [os.O_PATH]
+
+
 def test_a_guest_whose_qemu_was_upgraded_is_refused():
     assert _guests.program_reasons("") == []
     (reason,) = _guests.program_reasons("/usr/bin/qemu-system-x86_64")

@@ -211,7 +211,12 @@ def examination(monkeypatch):
     def inspect(**other):
         machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
         machine._file = machine._socket = SimpleNamespace(close=lambda: None)
-        monkeypatch.setattr(_qemu, "Qmp", lambda _path: machine)
+
+        def monitor(_path, answer_s):
+            assert answer_s >= 600  # what is late would be a reason against a guest on a host that is only slow
+            return machine
+
+        monkeypatch.setattr(_qemu, "Qmp", monitor)
         return [reason["code"] for reason in _qemu.inspect(record)]
 
     yield inspect
@@ -253,6 +258,8 @@ def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkey
     (reason,) = _qemu.inspect(record)
     assert record["name"] == "web" and reason["code"] == "record-damaged" and f"remove {tmp_path}/web.json" in reason["remedy"]
     assert _qemu.warn({**record, "argv": ["qemu", *PLAIN]}) == []
+    argv = ["qemu", *PLAIN, "-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
+    assert [warning["code"] for warning in _qemu.warn({**record, "argv": argv})] == ["peer-remote"]
 
 
 PLAIN = ["-machine", "pc-q35-10.0", "-nodefaults"]
@@ -278,8 +285,9 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
     monkeypatch.setattr(_qemu._processes, "interfaces", lambda _pid: [])
     monkeypatch.setattr(_qemu.os, "fsync", lambda fd: synced.append(_qemu.os.pread(fd, 9, 0)))
     argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
+    argv += ["-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
     saved = _qemu.save({"name": "web", "pid": 1 << 30, "monitor": "m", "argv": argv}, str(path), True)
     assert saved["paths"] == ["/dev/null", "/srv/web.qcow2", "/run/web"]  # which it is waited for after the jump
-    assert saved["devices"] == {"/dev/null": []}
+    assert saved["devices"] == {"/dev/null": []} and saved["ports"] == [4555]
     assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
     assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -95,6 +96,16 @@ def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
     assert _qemu_run._wait_for_host("db", ["qemu-system-x86_64"], []) == []
     assert booting.turns == 6
     assert not os.path.exists(_guests.run_path("db", "late"))
+
+
+def test_a_guest_waits_until_somebody_listens_where_its_qemu_connects_to(booting, monkeypatch):
+    monkeypatch.setattr(_qemu_run, "HOST_LIMIT_S", -1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert _qemu_run._wait_for_host("web", [], [], [], [port]) == [f"nobody who listens at TCP port {port}"]
+        listener.listen()
+        assert _qemu_run._wait_for_host("web", [], [], [], [port]) == []
 
 
 def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(booting, tmp_path, monkeypatch, capsys):

@@ -213,6 +213,34 @@ def test_a_pipe_with_options_is_not_waited_for(tmp_path):
     assert reason["code"] == "argv-unread" and "cannot be read twice" in reason["message"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_only_an_ordinary_file_with_options_is_opened(tmp_path, monkeypatch, link):
+    """To open a watchdog resets the host. A link may lead to a file, or to that."""
+    opened, plain = [], os.open
+
+    def look(path, flags, *words, **keys):
+        opened.extend([path] if not flags & os.O_PATH else [])
+        return plain(path, flags, *words, **keys)
+
+    monkeypatch.setattr(os, "open", look)
+    device = tmp_path / "device"
+    device.symlink_to("/dev/null")
+    (reason,) = _argv.reasons(["qemu", "-readconfig", str(device if link else "/dev/null")])
+    assert reason["code"] == "argv-unread" and opened == []
+    device.unlink()
+    (tmp_path / "file").write_text('[memory]\n  size = "2G"\n')
+    device.symlink_to(tmp_path / "file")
+    assert _argv.ram_size(["qemu", "-readconfig", str(device)]) == 2048 * MIB and opened
+
+
+def test_a_file_of_options_has_a_limit(tmp_path):
+    (tmp_path / "big").write_text("#" * (1 << 20))
+    assert _argv.reasons(["qemu", "-readconfig", str(tmp_path / "big")]) == []
+    (tmp_path / "big").write_text("#" * ((1 << 20) + 1))
+    (reason,) = _argv.reasons(["qemu", "-readconfig", str(tmp_path / "big")])
+    assert reason["code"] == "argv-unread" and "more than 1 MiB" in reason["message"]
+
+
 def test_a_line_that_cannot_be_read_has_devices_and_warnings_as_far_as_it_can():
     argv = ["qemu", *PLAIN, "-device", "{'driver':", "-device", "edu"]
     assert _argv.devices(argv) == ["device:edu", "device:virtio-net-pci", "interface:tap"]

@@ -45,6 +45,22 @@ def test_a_block_device_is_known_by_what_a_boot_does_not_change(disks):
     assert _block.identity("/dev/vda") == _block.identity("/dev/null") == _block.identity("/never/there") == []
 
 
+def test_a_scsi_device_is_known_by_what_a_boot_does_not_change(tmp_path, monkeypatch):
+    """By its generic node, as scsi-generic has it; and a console is none."""
+    folder = tmp_path / "devices" / "scsi_generic" / "sg3"
+    (folder / "device").mkdir(parents=True)
+    (folder / "device" / "wwid").write_text("naa.5000\n")
+    (tmp_path / "21:3").symlink_to(folder)
+    (tmp_path / "5:1").symlink_to(tmp_path)
+    numbers = {"/dev/sg3": os.makedev(21, 3), "/srv/disk": os.makedev(21, 3), "/dev/console": os.makedev(5, 1)}
+    monkeypatch.setattr(_block, "_SYSFS_CHARACTER", str(tmp_path))
+    monkeypatch.setattr(_block, "os", SimpleNamespace(**vars(os)))
+    monkeypatch.setattr(_block.os, "stat", lambda path: SimpleNamespace(st_mode=stat.S_IFCHR, st_rdev=numbers[path]))
+    assert _block.identity("/dev/sg3") == _block.identity("/srv/disk") == ["device/wwid naa.5000"]
+    assert _block.identity("/dev/console") == []
+    assert _block.changed({"/srv/disk": ["device/wwid naa.6000"]}) == ["/srv/disk is device/wwid naa.5000, not device/wwid naa.6000"]
+
+
 def test_a_partition_is_one_of_its_disk(disks, tmp_path):
     disks("/dev/sdb", 1, wwid="w", sdb1__partition="1")
     disks("/dev/sdb1", 2)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _apart, _processes, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _files, _options
 
 OPENER = """
 import sys
@@ -268,6 +268,8 @@ def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monk
         assert peers("-chardev", f"socket,id=c,path={path},server=on,wait=off") == []
     assert peers(*argv) == ["peer-gone"]  # nobody listens any more
     assert peers("-chardev", f"socket,id=c,path={path},reconnect=1") == []
+    assert peers("-drive", "file=nbd://127.0.0.1:1/a") == ["peer-gone"]
+    assert peers("-drive", "file=nbd://192.0.2.9/a") == []
 
 
 @pytest.fixture(name="roms")
@@ -279,7 +281,7 @@ def firmware(monkeypatch, tmp_path):
 
 
 def names(argv):
-    return [os.path.basename(path) for path in _files._roms(os.getpid(), ["qemu", *argv.split()])]
+    return [os.path.basename(path) for path in _files._roms(os.getpid(), _options.read(["qemu", *argv.split()])[0])]
 
 
 def test_the_roms_are_those_of_its_devices(roms):
@@ -288,19 +290,26 @@ def test_the_roms_are_those_of_its_devices(roms):
     assert names("-nodefaults -device virtio-net-pci,romfile=") == ["bios-256k.bin"]
     assert names("") == ["bios-256k.bin", "vgabios-stdvga.bin", "efi-e1000.rom"]
     assert names("-nodefaults -nic none") == ["bios-256k.bin"]
+    for name in ("bios-microvm.bin", "qboot.rom", "own.bin"):
+        (roms / name).touch()
+    assert names(f"-nodefaults -machine pc-q35-10.0,firmware={roms}/own.bin") == ["own.bin"]
+    assert names("-nodefaults -machine pc-q35-10.0 -bios own.bin") == ["own.bin"]
+    assert names("-nodefaults -machine microvm") == ["bios-microvm.bin"]
+    assert names("-nodefaults -M microvm,acpi=off") == ["qboot.rom"]
+    assert names("-nodefaults -drive if=pflash,file=/never/vars,unit=0") == []
     other = roms / "other"
     other.mkdir()
     (other / "bios-256k.bin").touch()
-    assert _files._roms(os.getpid(), ["qemu", "-nodefaults", "-L", str(other)]) == [str(other / "bios-256k.bin")]
+    assert _files._roms(os.getpid(), _options.read(["qemu", "-nodefaults", "-L", str(other)])[0]) == [str(other / "bios-256k.bin")]
 
 
 def test_firmware_that_is_only_read_counts_and_the_guests_own_variables_do_not(roms):
     for name in ("CODE.fd", "VARS.fd"):
         (roms / name).touch()
     drives = f"-drive if=pflash,format=raw,readonly=on,file={roms}/CODE.fd -drive if=pflash,format=raw,file={roms}/VARS.fd"
-    assert names(f"-nodefaults {drives}") == ["bios-256k.bin", "CODE.fd"]
+    assert names(f"-nodefaults {drives}") == ["CODE.fd"]
     nodes = f"-machine q35,pflash0=c -blockdev driver=raw,node-name=c,read-only=on,file.driver=file,file.filename={roms}/CODE.fd"
-    assert names(f"-nodefaults {nodes}") == ["bios-256k.bin", "CODE.fd"]
+    assert names(f"-nodefaults {nodes}") == ["CODE.fd"]
 
 
 def test_a_rom_that_a_package_brought_since_the_start_does_not_fit_the_state(monkeypatch, roms):

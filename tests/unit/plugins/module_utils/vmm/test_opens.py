@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _opens, _options
@@ -50,6 +52,30 @@ def test_what_has_to_be_there_before_qemu_starts_again(words, paths):
     assert needed(words) == paths
 
 
+@pytest.mark.parametrize(
+    ("words", "peers"),
+    [
+        ("-serial tcp:127.0.0.1:4555 -monitor telnet::23", ["127.0.0.1:4555", ":23"]),
+        ("-chardev socket,id=c,host=::1,port=4555", ["::1:4555"]),
+        (
+            '-chardev {"id":"c","backend":{"type":"socket","data":{"server":false,"addr":{"type":"inet","data":{"host":"h","port":"1"}}}}}',
+            ["h:1"],
+        ),
+        ("-serial tcp:h:1,server=on,wait=off -serial tcp:h:2,reconnect=1 -serial udp:h:3 -serial unix:/s -vnc h:1", []),
+        ("-drive file=nbd:127.0.0.1:10809:exportname=a", ["127.0.0.1:10809"]),
+        ("-drive file=nbd://localhost/a -drive file=nbd+tcp://[::1]:7/a", ["localhost:10809", "[::1]:7"]),
+        ("-drive file=iscsi://u%p@10.0.0.9/iqn.a/0 -blockdev driver=iscsi,node-name=i,portal=p,target=t", ["10.0.0.9:3260", "p:3260"]),
+        ("-blockdev driver=nbd,node-name=n,server.type=inet,server.host=h,server.port=8", ["h:8"]),
+        ("-drive file.driver=nbd,file.host=h", ["h:10809"]),
+        ("-drive file=nbd:unix:/run/nbd -drive file=nbd+unix:///a?socket=/s -drive file=rbd:p/a -drive file=/srv/a", []),
+        ("-netdev stream,id=n,server=off,addr.type=inet,addr.host=h,addr.port=9 -netdev socket,id=m,connect=h:10", ["h:9", "h:10"]),
+        ("-netdev stream,id=n,server=on,addr.type=inet,addr.host=h,addr.port=9 -netdev socket,id=m,listen=h:10", []),
+    ],
+)
+def test_who_is_connected_to_over_tcp(words, peers):
+    assert list(_opens.peers(_options.read(["qemu", *words.split()])[0])) == peers
+
+
 def test_the_files_below_its_disks_are_needed_and_what_it_writes_is_not(tmp_path):
     """A backing file is named by the image only. A console may have been renamed and removed."""
     for name in ("base", "pid"):
@@ -67,6 +93,21 @@ sys.stdin.read()
         found = _opens.needed(process.pid, argv)
         process.stdin.close()
     assert found == [f"{tmp_path}/top", f"{tmp_path}/p.in", str(tmp_path), f"{tmp_path}/base"]
+
+
+def test_a_disk_that_a_link_elsewhere_leads_to_is_looked_at_as_well(monkeypatch):
+    """Where QEMU has no device open no path of a file is looked at: its storage may not answer."""
+    argv = ["qemu", "-drive", "file=/srv/link", "-drive", "file=/srv/file", "-drive", "file=/dev/vg/a"]
+    opened = {4: ("/srv/file", os.O_RDWR), 5: ("/dev/kvm", os.O_RDWR)}
+    monkeypatch.setattr(_opens._processes, "open_paths", lambda _pid: opened)
+    assert _opens.devices(NEVER, argv) == ["/dev/vg/a"]
+    opened[6] = ("/dev/sg3", os.O_RDWR)
+    assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]
+    opened[6] = ("/dev/sdb", os.O_RDWR)
+    assert _opens.devices(NEVER, argv) == ["/dev/vg/a"]  # closed meanwhile
+    monkeypatch.setattr(_opens, "os", SimpleNamespace(**vars(os)))
+    monkeypatch.setattr(_opens.os, "stat", lambda path: SimpleNamespace(st_mode=stat.S_IFBLK if path.endswith("/6") else stat.S_IFCHR))
+    assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]
 
 
 def test_sockets_that_qemu_serves_are_no_connections():

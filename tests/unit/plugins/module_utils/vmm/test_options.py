@@ -54,6 +54,17 @@ def test_what_is_no_json_is_told(word):
     assert len(unread) == 1 and unread[0].startswith(f"-device {word}: ")
 
 
+def test_what_is_too_deep_is_told():
+    assert len(read(["-device", '{"a":' * 100_000])[1]) == 1
+
+
+def test_a_command_line_that_its_process_may_have_changed_opens_no_file(tmp_path):
+    (tmp_path / "file").write_text('[memory]\n  size = "2G"\n')
+    words = ["-readconfig", str(tmp_path / "file"), "-m", "1G"]
+    assert [option.keys["size"] for option in read(words)[0]] == ["2G", "1G"]
+    assert [option.keys["size"] for option in read(words, opens=False)[0]] == ["1G"]
+
+
 @pytest.mark.parametrize(
     ("word", "keys"),
     [

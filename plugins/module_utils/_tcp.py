@@ -1,0 +1,103 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who listens at a TCP port of this host. PRIVATE to the collection.
+
+A peer is HOST:PORT, an IPv6 address in brackets or not. No name server is asked: it might not answer, and names of this host are in files.
+Source: the kernel's Documentation/networking/proc_net_tcp.rst, hosts(5).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+__all__ = ("is_here", "listener", "listening", "port_of")
+
+_LISTENS = "0A"  # include/net/tcp_states.h, TCP_LISTEN
+_LOCAL_NAMES = ("", "localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost")
+
+
+def port_of(peer: str) -> int:
+    """The port; 0 when it is no number and no service's name."""
+    port = peer.rpartition(":")[2]
+    if port.isdigit():
+        return int(port)
+    import socket
+
+    try:
+        return socket.getservbyname(port, "tcp")
+    except OSError:
+        return 0
+
+
+def is_here(peer: str, root: str = "/") -> bool:
+    """Whether the peer is this host: a loopback address, or one of its own."""
+    return bool(_addresses(peer, root))
+
+
+def _addresses(peer: str, root: str) -> list[str]:
+    """The addresses of this host that the peer's name stands for; none for another host's."""
+    host = peer.rpartition(":")[0].strip("[]").lower()
+    if host in _LOCAL_NAMES:
+        return ["127.0.0.1", "::1"]
+    named = [host, *_of_name(host, root)]
+    if host in (os.uname().nodename.lower(), os.uname().nodename.partition(".")[0].lower()):
+        named += ["127.0.0.1", "127.0.1.1", "::1"]
+    return [address for address in named if _is_own(address)]
+
+
+def _of_name(host: str, root: str) -> list[str]:
+    try:
+        with open(os.path.join(root, "etc/hosts"), encoding="utf-8", errors="replace") as file:
+            rows = [line.partition("#")[0].lower().split() for line in file]
+    except OSError:
+        return []
+    return [row[0] for row in rows if host in row[1:]]
+
+
+def _is_own(address: str) -> bool:
+    """Only an address of its own lets a host use it as a sender. A name is none."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.inet_pton(family, address)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+        return True
+    except OSError:
+        return False
+
+
+def listening(root: str = "/") -> list[tuple[str, int, str]]:
+    """Address, port and the socket's inode of each TCP socket at which somebody listens."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(os.path.join(root, "proc/net", name), encoding="ascii") as file:
+                rows = [line.split() for line in file]
+        except OSError:
+            continue  # no IPv6
+        found += [(*_decoded(row[1]), row[9]) for row in rows if len(row) > 9 and row[3] == _LISTENS]
+    return found
+
+
+def _decoded(local: str) -> tuple[str, int]:
+    """An address is written as words of 32 bits in the host's order."""
+    import socket
+
+    words, _colon, port = local.partition(":")
+    packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
+
+
+def listener(peer: str, root: str = "/") -> str:
+    """The inode of the socket that is at a peer on this host; empty when nobody listens there."""
+    wanted, port = _addresses(peer, root), port_of(peer)
+    any_of = {"0.0.0.0", "::"} if any(":" not in address for address in wanted) else {"::"}
+    mapped = {f"::ffff:{address}" for address in wanted}
+    fitting = {*wanted, *mapped, *any_of}
+    there = [(address, inode) for address, at, inode in listening(root) if at == port]
+    return next((inode for address, inode in there if address in fitting or "0.0.0.0" in wanted), "")
