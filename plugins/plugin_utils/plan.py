@@ -5,7 +5,8 @@
 """What an update will do with a host and each of its guests, and why. Pure. PRIVATE to the collection.
 
 The same facts and the same policy give the same plan. Every guest is in it. None is preserved that has a reason against it, and what is
-not known to be possible is passed over: a reason that this file does not know keeps a guest from everything but a shutdown.
+not known to be possible is passed over: a reason that this file does not know keeps a guest from everything but a shutdown. A test sees to
+it that this file knows all reasons there are.
 """
 
 from __future__ import annotations
@@ -24,8 +25,23 @@ _ABOUT_STAYING = frozenset(
 ) | {"confined", "unit", "memory-limit", "qemu-replaced"}
 # What more can be saved: the disk is written by one QEMU after the other, on one host.
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
-# With these nobody can ask the guest to shut down, or start it again.
-_NO_SHUTDOWN = frozenset(("monitor", "run-state", "not-persistent", "libvirt-job"))
+# A guest that is shut down starts anew after a boot, from its unit or its definition. With these nobody can ask it to shut down, ...
+_NOT_ASKED = frozenset(("monitor", "run-state", "left-paused", "libvirt-job"))
+# ... it would not be the same guest, or on other disks: what it has now is not what it starts with, or is thrown away when QEMU ends, ...
+_STARTS_AS_ANOTHER = frozenset(
+    ("disk-changed", "device-changed", "network-changed", "file-replaced", "transient-disk", "unit-other", "argv-unread")
+)
+# ... it would not start at all, ...
+_DOES_NOT_START = frozenset(
+    (
+        *("not-persistent", "unit-gone", "start-option", "server-waits", "peer-gone", "socket", "file-gone", "file-silent"),
+        *("file-volatile", "file-in-memory", "network-transient", "network-no-autostart", "network-unknown", "pool-transient"),
+        *("pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown"),
+    )
+)
+# ... or it was not examined, and nobody knows which of these it has. A guest that is saved or migrated keeps all that it runs on.
+_NOT_EXAMINED = frozenset(("name-long", "name-twice", "not-examined", "record-damaged"))
+_NO_SHUTDOWN = _NOT_ASKED | _STARTS_AS_ANOTHER | _DOES_NOT_START | _NOT_EXAMINED
 _NOT_BACK = "not-back"
 _BESIDE_MIB = BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
