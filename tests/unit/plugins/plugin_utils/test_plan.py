@@ -225,6 +225,22 @@ def test_a_host_without_guests_just_jumps():
     assert made["table"][:2] == ["The update to Linux 7.3.4:", "No guest runs."]
 
 
+def test_services_that_will_be_stopped_are_named():
+    names = [f"s{number}.service" for number in range(13)]
+    (_stage, step) = plan(host(services_to_stop=names), Policy(), keep_units=["s0.service"])["steps"]
+    assert step == f"stop other services (12: {', '.join(names[1:11])} and 2 more), jump"
+    (_stage, step) = plan(host(services_to_stop=["cron.service"]), Policy())["steps"]
+    assert step == "stop other services (1: cron.service), jump"
+
+
+@pytest.mark.parametrize(("names", "told"), [(["db1"], "db1 is away since"), (["db1", "db2"], "db1, db2 are away since")])
+def test_a_refused_host_names_the_guests_that_are_away_from_it(names, told):
+    facts = host(guest(), reasons=[reason("not-back")], away=[{"guest": name, "way": "save", "state": "away"} for name in names])
+    line = plan(facts, Policy())["table"][2]
+    assert line.startswith(told) and "kvm.liveupdate.guest_away with state: back brings" in line
+    assert not any("away since" in line for line in plan({**facts, "away": []}, Policy())["table"])
+
+
 def test_a_reason_against_the_host_refuses_it():
     made = plan(host(guest(), reasons=[reason("kexec-disabled")]), Policy())
     assert made["verdict"] == "refuse" and made["refusals"] == ["it has kexec-disabled - remove kexec-disabled"]
