@@ -43,6 +43,11 @@ options:
     description: As O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_rehearsal_guests).
     type: dict
     default: {}
+  keep_units:
+    description: As O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_keep_units).
+    type: list
+    elements: str
+    default: []
 requirements:
   - jmespath, on the controller, for O(policy)
 """
@@ -100,10 +105,11 @@ def update_plan(
     guests: t.Any = None,
     rehearsal: str = "none",
     rehearsal_guests: t.Any = None,
+    keep_units: t.Any = (),
 ) -> dict[str, t.Any]:
     """The plan, or an error that says what cannot be read."""
     try:
-        return plan(plain(host), Policy(plain(policy), plain(ladder), plain(guests)), rehearsal, plain(rehearsal_guests))
+        return plan(plain(host), Policy(plain(policy), plain(ladder), plain(guests)), rehearsal, plain(rehearsal_guests), plain(keep_units))
     except PolicyError as err:
         raise AnsibleFilterError(f"update_plan: {err}") from err
 

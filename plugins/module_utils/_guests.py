@@ -194,7 +194,9 @@ def inspect(record: dict) -> list[dict]:
         # A save of an update may be under way. Its undo switches that off.
         reasons = [why for why in reasons if why["code"] != "ignore-shared"]
     if not record["unit"]:
-        return reasons or [reason("unit", f"its QEMU, process {record['pid']}, is of no unit", "let a systemd unit run it, and restart it")]
+        message = f"its QEMU, process {record['pid']}, is of no unit: nobody starts it after a boot"
+        no_unit = reason("unit-gone", message, "let a systemd unit run it, and restart it")
+        return [*reasons, no_unit] if record["pid"] or not reasons else reasons
     limits = memory_limits(record)
     shown = _asked(record)["shown"]
     return (
@@ -346,15 +348,19 @@ def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]
     file = properties.get("FragmentPath", "")
     if not file or (file.startswith("/run/") and not file.startswith(_GENERATED)):
         message = f"its unit {unit} is gone after a boot: its file is {file or 'not there'}"
-        found.append(reason("unit", message, f"write it as /etc/systemd/system/{unit}, and restart the guest"))
+        found.append(reason("unit-gone", message, f"write it as /etc/systemd/system/{unit}, and restart the guest"))
     for path, command in _programs(properties, "ExecStart"):
         program, said = os.path.basename(path), command.partition(" ")[2].partition(" -- ")[0]
         if program.startswith("qemu-") or program in ("kvm", "qemu"):
             message = f"its unit {unit} starts QEMU without the wrapper: ExecStart={command}"
-            found.append(reason("unit", message, f"put 'kvm-liveupdate run {name} --' before it, daemon-reload, and restart the guest"))
+            found.append(
+                reason("unit-other", message, f"put 'kvm-liveupdate run {name} --' before it, daemon-reload, and restart the guest")
+            )
         elif program == "kvm-liveupdate" and re.fullmatch(r"run [\w.:@-]+", said) and said != f"run {name}":
             message = f"its unit {unit} starts another guest: 'kvm-liveupdate {said}', not 'run {name}'"
-            found.append(reason("unit", message, f"write {name} there again and daemon-reload, or restart the guest under the new name"))
+            found.append(
+                reason("unit-other", message, f"write {name} there again and daemon-reload, or restart the guest under the new name")
+            )
     return found
 
 

@@ -19,8 +19,44 @@ if TYPE_CHECKING:
 
 __all__ = ("OPTIONS", "absent", "folder", "needs")
 
+# Network devices by what the kernel calls their kind (uevent), their build options and modules.
+_NETWORKS = {
+    "bond": ("BONDING", "bonding"),
+    "bridge": ("BRIDGE", "bridge"),
+    "macvlan": ("MACVLAN", "macvlan"),
+    "macvtap": ("MACVTAP", "macvtap"),
+    "vlan": ("VLAN_8021Q", "8021q"),
+    "vxlan": ("VXLAN", "vxlan"),
+    "wireguard": ("WIREGUARD", "wireguard"),
+}
+# Modules that somebody who uses them holds on to, by their build options: of guests' devices and of what their disks are on.
+_HELD = {
+    "BLK_DEV_DRBD": "drbd",
+    "BLK_DEV_NBD": "nbd",
+    "BLK_DEV_RBD": "rbd",
+    "DM_CACHE": "dm_cache",
+    "DM_CRYPT": "dm_crypt",
+    "DM_MULTIPATH": "dm_multipath",
+    "DM_RAID": "dm_raid",
+    "DM_SNAPSHOT": "dm_snapshot",
+    "DM_THIN_PROVISIONING": "dm_thin_pool",
+    "ISCSI_TCP": "iscsi_tcp",
+    "NVME_RDMA": "nvme_rdma",
+    "NVME_TCP": "nvme_tcp",
+    "OPENVSWITCH": "openvswitch",
+    "VHOST_SCSI": "vhost_scsi",
+    "VHOST_VSOCK": "vhost_vsock",
+}
 # Build options and the modules that they become.
-OPTIONS = {"KVM": "kvm", "KVM_AMD": "kvm_amd", "KVM_INTEL": "kvm_intel", "TUN": "tun", "VHOST_NET": "vhost_net"}
+OPTIONS = {
+    "KVM": "kvm",
+    "KVM_AMD": "kvm_amd",
+    "KVM_INTEL": "kvm_intel",
+    "TUN": "tun",
+    "VHOST_NET": "vhost_net",
+    **dict(_NETWORKS.values()),
+    **_HELD,
+}
 _VENDORS = {"AuthenticAMD": "KVM_AMD", "HygonGenuine": "KVM_AMD", "GenuineIntel": "KVM_INTEL"}
 # Drivers that may carry the root file system, and their build options.
 _DRIVERS = {
@@ -55,7 +91,22 @@ def _guest_options(root: str) -> list[str]:
         found.append("TUN")
         if os.path.exists(os.path.join(root, "sys/module/vhost_net")):
             found.append("VHOST_NET")
-    return found
+    return found + _network_options(root) + [option for option, module in _HELD.items() if _is_held(root, module)]
+
+
+def _network_options(root: str) -> list[str]:
+    """Of the network devices of the host. A bridge that nothing is on may be a leftover."""
+    kinds = set()
+    for uevent in glob.glob(os.path.join(glob.escape(root), "sys/class/net/*/uevent")):
+        kind = re.search(r"^DEVTYPE=(\w+)$", _text(root, uevent), re.MULTILINE)
+        if kind and (kind[1] != "bridge" or glob.glob(os.path.join(glob.escape(os.path.dirname(uevent)), "brif/*"))):
+            kinds.add(kind[1])
+    return [option for kind, (option, _module) in _NETWORKS.items() if kind in kinds]
+
+
+def _is_held(root: str, module: str) -> bool:
+    """Whether somebody uses a module (Documentation/ABI/testing/sysfs-module, refcnt); one that is built in tells nothing."""
+    return _text(root, f"sys/module/{module}/refcnt").strip() not in ("", "0")
 
 
 def _root_options(root: str) -> list[str]:

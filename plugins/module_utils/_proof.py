@@ -50,7 +50,12 @@ _WITHOUT_OPTION = {
     "kho=on": "ignores what is handed to it, and every guest is lost",
     "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
 }
-_WITHOUT_DRIVER = {"TUN": "guests with a tap device cannot come back on it"}
+_NO_GUEST = "no guest can run on it"
+_WITHOUT_DRIVER = {
+    "TUN": "guests with a tap device cannot come back on it",
+    **dict.fromkeys(("KVM", "KVM_AMD", "KVM_INTEL"), _NO_GUEST),
+}
+_IN_USE = "this host uses it now, and guests may not come back or be reached without it"
 # The states of /sys/kernel/security/lockdown in which an image must be signed.
 _LOCKED = ("integrity", "confidentiality")
 _OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
@@ -407,7 +412,7 @@ def _guests(target: dict, target_name: str) -> list[dict]:
         _reason(
             REFUSED,
             f"{option.lower().replace('_', '-')}-off",
-            f"{target_name} is built without CONFIG_{option}: {_WITHOUT_DRIVER.get(option, 'no guest can run on it')}",
+            f"{target_name} is built without CONFIG_{option}: {_WITHOUT_DRIVER.get(option, _IN_USE)}",
             f"take a kernel with CONFIG_{option}=m or y",
         )
         for option in wanted

@@ -89,7 +89,9 @@ def inspect(record: dict) -> list[dict]:
     reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
         known_codes = {why["code"] for why in reasons}
-        return reasons + [record["reason"]] * (record["reason"]["code"] not in known_codes)
+        reasons += [record["reason"]] * (record["reason"]["code"] not in known_codes)
+        if not record.get("monitor"):
+            return reasons  # else its QEMU is asked all the same: a plan may still shut it down
     reasons += _files.replaced(record["pid"], record["argv"])
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):

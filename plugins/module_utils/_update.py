@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from concurrent.futures import Future
 
-__all__ = ("Lock", "commit", "gate", "jump", "last", "outcome", "recover")
+__all__ = ("Lock", "commit", "gate", "jump", "last", "outcome", "recover", "services", "to_be_stopped")
 
 JUMP_TARGET = "kvm-liveupdate.target"
 _UNITS = "/run/systemd/system"  # drop-ins for this boot only
@@ -61,6 +61,9 @@ KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service"
 # Their stop changes what running guests see: rules are flushed, routes withdrawn, addresses and disks go.
 NOTICED = (
     # packet filters
+    "arno-iptables-firewall.service",
+    "arptables.service",
+    "csf.service",
     "ebtables.service",
     "ferm.service",
     "firewalld.service",
@@ -69,41 +72,106 @@ NOTICED = (
     "iptables.service",
     "netfilter-persistent.service",
     "nftables.service",
+    "proxmox-firewall.service",
+    "pve-firewall.service",
     "shorewall*.service",
     "ufw.service",
-    # switches, routes, tunnels
+    # cards, bonds, bridges
+    "connman.service",
+    "dhclient*.service",
+    "dhcpcd*.service",
+    "ifup@*.service",
+    "lldpad.*",
+    "lldpd.service",
+    "mstpd.service",
+    "netctl*.service",
+    "network.service",
+    "teamd@*.service",
+    "wicked*.service",
+    "wpa_supplicant*.service",
+    # switches, routes
+    "babeld.service",
+    "bfdd.service",
+    "bgpd.service",
     "bird*.service",
+    "calico-*.service",
     "conntrackd.service",
+    "exabgp*.service",
     "frr.service",
-    "ipsec.service",
+    "gobgpd.service",
+    "igmpproxy.service",
+    "isisd.service",
     "keepalived.service",
-    "openvpn*.service",
+    "ndppd.service",
+    "neutron-*.service",
     "openvswitch*.service",
+    "ospf*d.service",
     "ovn-*.service",
     "ovs*.service",
+    "pimd.service",
+    "quagga.service",
+    "rip*d.service",
+    "smcroute.service",
+    "vpp.service",
+    "zebra.service",
+    # tunnels
+    "ipsec.service",
+    "nebula*.service",
+    "netbird*.service",
+    "openvpn*.service",
     "strongswan*.service",
+    "tailscaled.service",
+    "tinc*.service",
     "wg-quick@*.service",
+    "xl2tpd.service",
+    "zerotier-one.service",
     # addresses and names
     "dnsmasq*.service",
     "isc-dhcp-server*.service",
     "kea-dhcp*.service",
     "radvd.service",
     # disks
+    "autofs.service",
+    "beegfs-*.service",
+    "blk-availability.service",
+    "ceph-*.service",
+    "dm-event.*",
     "drbd*.service",
+    "fcoe.service",
+    "gluster*.service",
+    "gssproxy.service",
     "iscsi*.service",
     "linstor-satellite.service",
-    "multipathd.service",
+    "lvmlockd.service",
+    "lvmlocks.service",
+    "multipathd.*",
+    "nbd*.service",
+    "nvmefc-*.service",
     "nvmf-*.service",
+    "o2cb.service",
+    "ocfs2.service",
+    "open-iscsi.service",
     "qemu-pr-helper.service",
     "qemu-pr-helper.socket",
+    "rbd-target-*.service",
     "rbdmap.service",
+    "rpc-gssd.service",
+    "rpc-statd.service",
+    "sanlock.service",
+    "scini.service",
+    "stratis*.service",
+    "target.service",
+    "tcmu-runner.service",
+    "tgt*.service",
+    "vdo.service",
+    "wdmd.service",
     "zfs*.service",
     # libvirt's own daemons of these
     "virt*d.service",
     "virt*d.socket",
 )
 # They stop their guests when they are stopped, and other nodes end a host that does not answer them.
-CLUSTERS = ("corosync.service", "pacemaker.service", "pve-ha-lrm.service", "sbd.service")
+CLUSTERS = ("corosync.service", "pacemaker.service", "pacemaker_remote.service", "pve-ha-lrm.service", "sbd.service")
 _SUFFIXES = ("automount", "mount", "path", "scope", "service", "slice", "socket", "swap", "target", "timer")
 
 
@@ -228,7 +296,7 @@ def jump() -> int:
             _carry_out(update)
         except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
             why = str(err) or repr(err)
-            _abort(update, why if "gate" in update["times"] or not _late(update) else f"{why}. {_too_slow(update)}")
+            _abort(update, f"{why}{_what_next(update, why)}")
             return 1
 
 
@@ -282,9 +350,12 @@ def _late(update: dict) -> bool:
     return bool(time.monotonic() > update["pause_by"])
 
 
-def _too_slow(update: dict) -> str:
+def _what_next(update: dict, why: str) -> str:
+    """What the operator of an update that is undone does, as a sentence after ``why``; empty where that says it."""
+    if "gate" in update["times"] or not _late(update):
+        return "" if "run the update again" in why else ". Mend what this says, then run the update again"
     return (
-        f"Half of the {update['timeout']:g} s that the update may take are over and no guest was paused: run the update again, or raise"
+        f". Half of the {update['timeout']:g} s that the update may take are over and no guest was paused: run the update again, or raise"
         " hypervisor_update_timeout"
     )
 
@@ -424,6 +495,10 @@ def _spare_others(update: dict) -> None:
 def _active_units(types: str = "service,socket,timer,path,target") -> list[str]:
     """What runs of these types; by default what isolation may stop: it leaves mounts and swap alone."""
     text = _systemd.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"--type={types}")
+    return _names(text)
+
+
+def _names(text: str) -> list[str]:
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
@@ -432,6 +507,21 @@ def noticed(active: list[str]) -> list[str]:
     from fnmatch import fnmatchcase
 
     return [unit for unit in active if any(fnmatchcase(unit, pattern) for pattern in NOTICED)]
+
+
+def to_be_stopped(running: list[str], guests: list[str]) -> list[str]:
+    """Which of these running services an update stops before it pauses a guest; ``guests`` are the guests' units. Pure.
+
+    Not systemd's own. One more may run on because a guest's unit requires it, which only systemd can tell.
+    """
+    kept_names = {*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.KEPT), *noticed(running), *guests}
+    ours = ("systemd-", "kvm-liveupdate", "user@", "user-runtime-dir@")
+    return [unit for unit in running if unit not in kept_names and not unit.startswith(ours)]
+
+
+def services() -> list[str]:
+    """The services that have a process now."""
+    return _names(_systemd.run("systemctl", "list-units", "--plain", "--no-legend", "--state=running", "--type=service"))
 
 
 def _stop_the_rest(update: dict) -> None:

@@ -115,6 +115,14 @@ free:
   description: V(memory_mib) available, and V(saves_mib) on the disk where libvirt keeps managed saves.
   returned: success
   type: dict
+services_to_stop:
+  description:
+    - The services that run now and that an update stops before it pauses the guests. Not systemd's own, and not those that run on because
+      guests would notice their stop.
+    - Those of O(kvm.liveupdate.kexec#module:keep_units) are among them, and those that only a guest's unit requires.
+  returned: success
+  type: list
+  elements: str
 boot_id:
   description: This boot's id.
   returned: success
@@ -162,6 +170,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import (
     _room,
     _runtime,
     _systemd,
+    _update,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
@@ -242,6 +251,7 @@ def examine(module):
         "guests": guests,
         "away": _away.records(),
         "free": {"memory_mib": _memory.available() >> 20, "saves_mib": _room.free(_libvirt.SAVED) >> 20},
+        "services_to_stop": _update.to_be_stopped(_update.services(), [guest["unit"] for guest in guests]),
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,

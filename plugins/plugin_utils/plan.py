@@ -5,7 +5,8 @@
 """What an update will do with a host and each of its guests, and why. Pure. PRIVATE to the collection.
 
 The same facts and the same policy give the same plan. Every guest is in it. None is preserved that has a reason against it, and what is
-not known to be possible is passed over: a reason that this file does not know keeps a guest from everything but a shutdown.
+not known to be possible is passed over: a reason that this file does not know keeps a guest from everything but a shutdown. A test sees to
+it that this file knows all reasons there are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._room import BESIDE
 
 from .policy import Policy, PolicyError, Rung
 
-__all__ = ("chosen", "plan")
+__all__ = ("chosen", "plan", "who_is_away")
 
 # Reasons that speak only against RAM that stays in place while QEMU ends. With them a domain can still be moved or saved by libvirt.
 _ABOUT_STAYING = frozenset(
@@ -24,18 +25,39 @@ _ABOUT_STAYING = frozenset(
 ) | {"confined", "unit", "memory-limit", "qemu-replaced"}
 # What more can be saved: the disk is written by one QEMU after the other, on one host.
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
-# With these nobody can ask the guest to shut down, or start it again.
-_NO_SHUTDOWN = frozenset(("monitor", "run-state", "not-persistent", "libvirt-job"))
+# A guest that is shut down starts anew after a boot, from its unit or its definition. With these nobody can ask it to shut down, ...
+_NOT_ASKED = frozenset(("monitor", "run-state", "left-paused", "libvirt-job"))
+# ... it would not be the same guest, or on other disks: what it has now is not what it starts with, or is thrown away when QEMU ends, ...
+_STARTS_AS_ANOTHER = frozenset(
+    ("disk-changed", "device-changed", "network-changed", "file-replaced", "transient-disk", "unit-other", "argv-unread")
+)
+# ... it would not start at all, ...
+_DOES_NOT_START = frozenset(
+    (
+        *("not-persistent", "unit-gone", "start-option", "server-waits", "peer-gone", "socket", "file-gone", "file-silent"),
+        *("file-volatile", "file-in-memory", "network-transient", "network-no-autostart", "network-unknown", "pool-transient"),
+        *("pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown"),
+    )
+)
+# ... or it was not examined, and nobody knows which of these it has. A guest that is saved or migrated keeps all that it runs on.
+_NOT_EXAMINED = frozenset(("name-long", "name-twice", "not-examined", "record-damaged"))
+_NO_SHUTDOWN = _NOT_ASKED | _STARTS_AS_ANOTHER | _DOES_NOT_START | _NOT_EXAMINED
 _NOT_BACK = "not-back"
 _BESIDE_MIB = BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
 _SHOWN = 5
+_SERVICES_SHOWN = 10
 
 
 def plan(
-    host: dict[str, t.Any], policy: Policy, rehearsal: str = "none", rehearsal_guests: dict[str, t.Any] | None = None
+    host: dict[str, t.Any],
+    policy: Policy,
+    rehearsal: str = "none",
+    rehearsal_guests: dict[str, t.Any] | None = None,
+    keep_units: t.Sequence[str] = (),
 ) -> dict[str, t.Any]:
-    """The plan of one host. ``host`` is what hypervisor_info returned, the rest is as for :func:`chosen`.
+    """The plan of one host. ``host`` is what hypervisor_info returned, ``keep_units`` the units that the update keeps, the rest is as for
+    :func:`chosen`.
 
     ``verdict``      ``go``, ``refuse``, or ``current``: it runs the kernel already, all guests are back, and nothing is done
     ``refusals``     why it is refused: sentences with their remedies
@@ -72,7 +94,7 @@ def plan(
             for guest in guests
             if guest["way"] in ("migrate", "save", "shutdown")
         ],
-        "steps": _steps(host, guests, rehearse) if verdict == "go" else [],
+        "steps": _steps(host, guests, rehearse, keep_units) if verdict == "go" else [],
         "room": room,
         "expected_pause": max((pause for pause in pauses if pause is not None), default=None),
     }
@@ -158,6 +180,16 @@ def _all_told(reasons: t.Iterable[dict[str, str]]) -> str:
     return "; ".join(map(_told, reasons))
 
 
+def who_is_away(host: dict[str, t.Any]) -> str:
+    """Which guests an earlier update sent away and has not brought back, and what brings them home; empty when none is away."""
+    names = [str(away["guest"]) for away in host.get("away") or []]
+    if not names:
+        return ""
+    are = "is" if len(names) == 1 else "are"
+    them = "it" if len(names) == 1 else "them"
+    return f"{', '.join(names)} {are} away since an earlier update: kvm.liveupdate.guest_away with state: back brings {them} home"
+
+
 def _what(rung: Rung) -> str:
     """What happens to the guest, in words that go on from its name."""
     if rung.way == "migrate":
@@ -170,11 +202,13 @@ def _what(rung: Rung) -> str:
     }[rung.way]
 
 
-def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: list[str]) -> list[str]:
+def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: list[str], keep_units: t.Sequence[str]) -> list[str]:
     """What is done, in order."""
     names = {way: [guest["name"] for guest in guests if guest["way"] == way] for way in _DONE}
     returning = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown") and guest["back"]]
     stay = f"pause and save {_few(names['preserve'])}, " if names["preserve"] else ""
+    stopped = [unit for unit in host.get("services_to_stop") or [] if unit not in keep_units]
+    others = f" ({len(stopped)}: {_few(stopped, _SERVICES_SHOWN)})" if stopped else ""
     steps = [
         f"stage {_kernel(host)} with {(host.get('target') or {}).get('initrd') or 'no initial RAM disk'}",
         f"pause {_few(rehearse)} for a moment, one by one, and try whether the saved state can be loaded" if rehearse else "",
@@ -182,7 +216,7 @@ def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: lis
         f"save {_few(names['save'])} to disk" if names["save"] else "",
         f"shut down {_few(names['shutdown'])}" if names["shutdown"] else "",
         f"hold the RAM of {_few(names['preserve'])}" if stay else "",
-        f"stop other services, {stay}jump",
+        f"stop other services{others}, {stay}jump",
         f"resume {_few(names['preserve'])}, and prove that it is the same memory" if stay else "",
         f"bring back {_few(returning)}" if returning else "",
     ]
@@ -193,10 +227,10 @@ def _kernel(host: dict[str, t.Any]) -> str:
     return f"Linux {(host.get('target') or {}).get('release') or '(not given)'}"
 
 
-def _few(names: list[str]) -> str:
+def _few(names: list[str], shown: int = _SHOWN) -> str:
     """Some names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _table(host: dict[str, t.Any], made: dict[str, t.Any]) -> list[str]:
@@ -210,7 +244,8 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any]) -> list[str]:
         f"{guest['name']}, to know: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
     ]
     if made["verdict"] == "refuse":
-        return [f"The update to {_kernel(host)} is refused.", *map(_told, host["reasons"]), *lines]
+        away = [who_is_away(host)] if host.get("away") else []
+        return [f"The update to {_kernel(host)} is refused.", *map(_told, host["reasons"]), *away, *lines]
     free = {name: "an unknown number" if room["free_mib"] is None else room["free_mib"] for name, room in made["room"].items()}
     needed = {name: room["needed_mib"] for name, room in made["room"].items()}
     pause = made["expected_pause"]

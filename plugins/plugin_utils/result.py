@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from .budget import over_budget
+from .plan import who_is_away
 from .report import OUTCOMES, blackout
 
 __all__ = ("outcome", "result", "summary")
@@ -85,6 +86,8 @@ def result(
     over = "" if plan.get("verdict") == "current" else over_budget(plan.get("expected_pause"), pauses, blackout_max)
     end = outcome(host, plan, jump, why, check_mode, left_out, over, step, lost, undo)
     why = why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
+    if end == "refused" and who_is_away(host):
+        why = f"{why}; {who_is_away(host)}"
     if undo and undo != why:
         why = f"{why}; not all was undone: {undo}"
     if end == "lost":

@@ -46,6 +46,22 @@ def test_no_host_is_rebooted_whose_menu_does_not_have_the_words(tmp_path):
     assert "hypervisor_setup : Reboot]" not in output
 
 
+def test_the_scratch_area_is_asked_for_by_both_of_its_names(tmp_path):
+    """Linux 7.4 has another name for it than those before, and a host is to start with either."""
+    seen = {"reasons": [], "kernel": {"cmdline": "kho=on liveupdate=on kho_scratch=64M"}}
+    tasks = [
+        {"ansible.builtin.include_vars": str(ROLES / "hypervisor_setup/vars/main.yml")},
+        {"ansible.builtin.debug": {"msg": "{{ __hypervisor_setup_words | join(' ') }} lacks={{ __hypervisor_setup_lacks_words }}"}},
+    ]
+    hosts = {
+        "given": {"__hypervisor_setup_host": seen, "hypervisor_setup_scratch": "64M"},
+        "usual": {"__hypervisor_setup_host": seen, "hypervisor_setup_scratch": ""},
+    }
+    code, output = play(tmp_path, tasks, hosts)
+    assert code == 0 and '"kho=on liveupdate=on kho_scratch=64M kho_bootmem=64M lacks=True"' in output, output
+    assert '"kho=on liveupdate=on lacks=False"' in output, output
+
+
 def told(verdict, *codes):
     reasons = [{"code": code, "message": f"says {code}", "remedy": "mend it", "verdict": verdict} for code in codes]
     return {"pair": "a-b", "there": {"verdict": verdict, "reasons": reasons}}

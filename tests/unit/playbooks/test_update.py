@@ -18,6 +18,8 @@ INVENTORY = """
 [fleet]
 here ansible_connection=local
 away ansible_host=127.0.0.1 ansible_port=1 ansible_ssh_common_args='-o BatchMode=yes -o ConnectTimeout=5'
+[others]
+elsewhere
 [fleet:vars]
 ansible_become=false
 ansible_python_interpreter={{ ansible_playbook_python }}
@@ -72,6 +74,23 @@ def test_a_run_that_leaves_out_every_host_fails(tmp_path):
     assert {name: host["outcome"] for name, host in report.items()} == {"here": "left_out", "away": "left_out"}
     assert "left out, nothing touched" in page and "away cannot be reached" in page
     assert "Stage" not in output
+
+
+@pytest.mark.parametrize(
+    ("playbook", "target", "words", "told"),
+    [
+        ("update", "fleed", [], "in the target fleed. Nothing was done"),
+        ("setup", ["fleet", "&fleed"], [], "in the target fleet,&fleed. Nothing was done"),
+        ("stage", "fleed", [], "in the target fleed. Nothing was done"),
+        # A limit leaves out localhost too.
+        ("update", "fleet", ["--limit", "elsewhere"], "in the target fleet and within the limit elsewhere. Nothing was done"),
+    ],
+)
+def test_a_target_without_a_host_fails(tmp_path, playbook, target, words, told):
+    code, output = ansible(tmp_path, "ansible-playbook", f"kvm.liveupdate.{playbook}", *words, target=target)
+    assert code != 0 and told in output, output
+    assert "TASK [Fail where the target has no host]" in output and output.count("TASK [") == 1
+    assert not re.search(r"unreachable=[1-9]", output)
 
 
 def test_a_rule_without_a_ladder_stops_the_run(tmp_path):

@@ -222,7 +222,7 @@ def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
         ({"FragmentPath": "/usr/lib/systemd/system/web@.service"}, ""),
         ({"FragmentPath": "/run/systemd/transient/web.service"}, "gone after a boot: its file is /run/systemd/transient/web.service"),
         ({"FragmentPath": "/run/systemd/system/web.service"}, "gone after a boot"),
-        ({"FragmentPath": ""}, "its file is not there"),
+        ({"FragmentPath": ""}, "gone after a boot: its file is not there"),
         (
             {"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "other", "--", "qemu")},
             "'kvm-liveupdate run other', not 'run web'",
@@ -236,10 +236,11 @@ def test_the_unit_is_looked_at_as_the_boot_will_find_it(looked, changed, told):
     for key, value in changed.items():
         looked.setitem(SHOWN, key, value)
     found = _guests.file_reasons("web.service", "web", SHOWN)
-    assert [reason["code"] for reason in found] == (["unit"] if told else [])
+    code = "unit-gone" if "gone after a boot" in told else "unit-other"
+    assert [reason["code"] for reason in found] == ([code] if told else [])
     assert all(told in reason["message"] and reason["remedy"] for reason in found)
     looked.setattr(_processes, "fd_links", lambda _pid: {})
-    assert codes(dict(WEB)) == (["unit"] if told else [])
+    assert codes(dict(WEB)) == ([code] if told else [])
 
 
 def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_path):
@@ -285,7 +286,9 @@ def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
     looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "record-damaged"}])
     assert codes(damaged) == ["record-damaged"] and _guests.warn(damaged) == []
     looked.setattr(PROVIDER, "inspect", lambda _record: [])
-    assert codes(damaged) == ["unit"]
+    assert codes(damaged) == ["unit-gone"]
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "ram-backend"}])
+    assert codes({**damaged, "pid": 7}) == ["ram-backend", "unit-gone"]
     assert set(asked) == {"web.service", "-.slice"}
 
 

@@ -489,7 +489,8 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
 
     host.at["isolate"] = ends
     ended = update(host)
-    undone(host, ended, "guest web does not run any more")
+    undone(host, ended, "guest web does not run any more; run the update again")
+    assert ended["error"].count("run the update again") == 1
     assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
     assert sorted(host.done("release")) == ["app.service", "web.service"]  # its memory would stay taken until a reboot
     assert not os.path.exists(_guests.run_path("web", "held"))
@@ -782,7 +783,7 @@ def test_a_failure_without_words_is_named(host):
         raise KeyError
 
     host.at["isolate"] = fails
-    undone(host, update(host), "KeyError()")
+    undone(host, update(host), "KeyError(). Mend what this says, then run the update again")
 
 
 def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, monkeypatch):
@@ -796,6 +797,7 @@ def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, 
     ended = update(host)
     undone(host, ended, goes_wrong)
     assert "hypervisor_update_timeout" not in ended["error"]
+    assert f"{goes_wrong}. Mend what this says, then run the update again" in ended["error"]
 
 
 def test_a_guests_own_virtual_machine_is_no_strangers(host):

@@ -118,6 +118,38 @@ def test_without_vhost_net_now_none_is_needed(host):
     assert host.needs()["options"] == ["KVM", "TUN"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "option"), [("macvtap", "MACVTAP"), ("macvlan", "MACVLAN"), ("vlan", "VLAN_8021Q"), ("bond", "BONDING"), ("vxlan", "VXLAN")]
+)
+def test_a_network_device_tells_what_it_needs(host, kind, option):
+    host("sys/class/net/eth0/uevent", "INTERFACE=eth0\nIFINDEX=2\n")
+    assert host.needs()["options"] == ["KVM"]
+    for name in ("a", "b"):
+        host(f"sys/class/net/{name}/uevent", f"DEVTYPE={kind}\nINTERFACE={name}\n")
+    assert host.needs()["options"] == ["KVM", option]
+
+
+def test_a_bridge_counts_with_something_on_it(host):
+    host("sys/class/net/docker0/uevent", "DEVTYPE=bridge\n")
+    assert host.needs()["options"] == ["KVM"]
+    host("sys/class/net/br0/uevent", "DEVTYPE=bridge\n")
+    host("sys/class/net/br0/brif/tap0/state")
+    assert host.needs()["options"] == ["KVM", "BRIDGE"]
+
+
+def test_modules_that_are_held_are_needed_and_missed(host, install):
+    host("sys/module/vhost_vsock/refcnt", "0\n")
+    host("sys/module/dm_multipath/parameters/x")  # built in
+    assert host.needs()["options"] == ["KVM"]
+    host("sys/module/nbd/refcnt", "1\n")
+    host("sys/module/vhost_vsock/refcnt", "2\n")
+    needed = host.needs()
+    assert needed["options"] == ["KVM", "BLK_DEV_NBD", "VHOST_VSOCK"]
+    install()
+    config = {**MODULAR, "BLK_DEV_NBD": "y", "VHOST_VSOCK": "m"}
+    assert install.absent(config, needed) == ["vhost_vsock"]
+
+
 def test_the_network_cards_of_the_host(host):
     for card, driver in (("eth0", "mlx5_core"), ("eth1", "mlx5_core"), ("eth2", "e1000e")):
         host(f"sys/class/net/{card}/device/driver/module", link=f"sys/module/{driver}")

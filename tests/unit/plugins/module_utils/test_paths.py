@@ -12,6 +12,7 @@ import stat
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 
 
 @pytest.fixture(name="calls")
@@ -33,6 +34,15 @@ def test_a_record_is_durable_under_its_own_name_only(tmp_path, calls):
     _paths.write_json(str(tmp_path / "web.json"), {"state": "saved"})
     assert calls == [("fsync", "web"), ("replace", "web.json"), ("fsync", tmp_path.name)]
     assert _paths.read_json(str(tmp_path / "web.json")) == {"state": "saved"}
+
+
+def test_a_record_that_may_not_be_read_names_who_may(monkeypatch):
+    def refused(*_arguments, **_named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(LiveUpdateError, match=r"^record /r/web.json: Permission denied; only root may read it: .* without User= and Dyn"):
+        _paths.read_json("/r/web.json")
 
 
 def test_a_removal_is_durable(tmp_path, calls):

@@ -462,6 +462,13 @@ GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give
             "tun-off",
             f"{THERE} is built without CONFIG_TUN: guests with a tap device cannot come back on it -> take a kernel with CONFIG_TUN=m or y",
         ),
+        (
+            {"needs": {**NEEDS, "options": ["KVM", "VHOST_VSOCK"]}},
+            "root=UUID=1",
+            "vhost-vsock-off",
+            f"{THERE} is built without CONFIG_VHOST_VSOCK: this host uses it now, and guests may not come back or be reached without it ->"
+            " take a kernel with CONFIG_VHOST_VSOCK=m or y",
+        ),
     ],
 )
 def test_what_this_host_needs_of_a_kernel(boot, cmdline, code, text):

@@ -208,7 +208,7 @@ def examination(monkeypatch):
     os.ftruncate(fd, 4096)
     record = {"name": "web", "pid": os.getpid(), "monitor": "/run/qmp", "ram": [{"fd": fd, "size": 4096}], "argv": ["qemu", "-nodefaults"]}
 
-    def inspect(**other):
+    def inspect(noted=None, **other):
         machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
         machine._file = machine._socket = SimpleNamespace(close=lambda: None)
 
@@ -217,7 +217,7 @@ def examination(monkeypatch):
             return machine
 
         monkeypatch.setattr(_qemu, "Qmp", monitor)
-        return [reason["code"] for reason in _qemu.inspect(record)]
+        return [reason["code"] for reason in _qemu.inspect({**record, "reason": noted})]
 
     yield inspect
     os.close(fd)
@@ -236,6 +236,9 @@ def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, mo
     assert inspected(query_migrate_capabilities=[[{"capability": "x-ignore-shared", "state": False}]]) == []
     assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
     assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
+    # Also of a guest that cannot stay: were it shut down, it would start on the image below its snapshot.
+    noted = {"code": "ram-hugetlb", "message": "m", "remedy": "r"}
+    assert inspected(noted, query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["ram-hugetlb", "disk-changed"]
     assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]
     monkeypatch.setattr(_files, "replaced", lambda _pid, _argv: [{"code": "rom-replaced"}])
     assert inspected() == ["rom-replaced"]

@@ -75,6 +75,26 @@ def test_what_running_guests_would_notice_is_kept():
     assert _update.noticed(active) == ["ufw.service", "wg-quick@wg0.service", "virtnetworkd.socket"]
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("wicked.service", "wickedd-dhcp4.service", "teamd@team0.service", "lldpd.service", "nbd@nbd0.service", "open-iscsi.service"),
+        *("zerotier-one.service", "tailscaled.service", "quagga.service", "zebra.service", "bird6.service", "ospf6d.service"),
+        *("ceph-osd@3.service", "glusterd.service", "rbd-target-api.service", "tcmu-runner.service", "dm-event.socket", "rpc-gssd.service"),
+        *("multipathd.socket", "iscsid.service", "nvmf-connect@a.service", "drbd@r0.service", "pve-firewall.service"),
+    ],
+)
+def test_what_hypervisors_run_for_their_guests_is_kept(unit):
+    assert _update.noticed([unit]) == [unit]
+
+
+def test_services_that_will_be_stopped_are_known_before(monkeypatch):
+    said = "cron.service loaded active running Cron\nufw.service loaded active running u\nweb.service loaded active running w\n\n"
+    monkeypatch.setattr(_update._systemd, "run", lambda *_command: said)
+    running = [*_update.services(), "NetworkManager.service", "virtqemud.service", "systemd-journald.service", "user@0.service"]
+    assert _update.to_be_stopped([*running, "kvm-liveupdate-hold@db.service"], ["web.service"]) == ["cron.service"]
+
+
 def test_sessions_and_containers_end_but_no_guest():
     active = ["init.scope", "session-3.scope", "user@0.service", "machine-qemu.scope", "docker-1.scope", "ssh.service"]
     assert _update.sessions(active, {"machine-qemu.scope", None}) == ["session-3.scope", "user@0.service", "docker-1.scope"]

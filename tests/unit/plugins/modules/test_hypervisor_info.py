@@ -67,6 +67,8 @@ def a_host(tmp_path, monkeypatch):
         units = words[words.index("--") + 1 :] if "--" in words else []
         if words[0] == "systemd-analyze":
             return f'[{{"fdname": "{_holding.FDNAME}"}}]\n' * len(units)
+        if words[1] == "list-units":
+            return "cron.service loaded active running Cron\n"
         asked = words[2].removeprefix("--property=").split(",")
         if asked == ["Version"]:
             return "262\n"
@@ -105,7 +107,7 @@ def a_host(tmp_path, monkeypatch):
     return SimpleNamespace(add=add, programs=programs)
 
 
-@pytest.mark.parametrize(("held", "programs"), [(False, ["systemctl"] * 3), (True, ["systemctl"] * 5 + ["systemd-analyze"])])
+@pytest.mark.parametrize(("held", "programs"), [(False, ["systemctl"] * 4), (True, ["systemctl"] * 6 + ["systemd-analyze"])])
 @pytest.mark.parametrize("count", [1, 40])
 def test_no_guest_costs_the_host_another_program(host, count, held, programs):
     fd = host.add(count, held)
@@ -118,11 +120,12 @@ def test_no_guest_costs_the_host_another_program(host, count, held, programs):
     # A file with a name; and what pytest has open of files that are gone, or in a memory file system.
     assert codes - {"file-gone", "file-volatile"} == {"ram-gone"}
     assert sorted(host.programs) == programs
+    assert found["services_to_stop"] == ["cron.service"]
 
 
 def test_who_runs_is_looked_up_once(host, monkeypatch):
     looked = []
-    monkeypatch.setattr(_providers, "all_of_them", lambda: (SimpleNamespace(known=lambda: looked.append(1) or [], survey=len),))
+    monkeypatch.setattr(_providers, "all_of_them", lambda: (SimpleNamespace(known=lambda: looked.append(1) or [], survey=len, KEPT=()),))
     hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
     assert looked == [1]
 

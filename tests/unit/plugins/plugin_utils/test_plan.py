@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt_needs, _libvirt_reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import chosen, plan
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import WAYS, Policy, PolicyError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+REPO = Path(__file__).resolve().parents[4]
 FREE = {"memory_mib": 1000, "saves_mib": 10000}
 URI = "qemu+ssh://hv2/system"
 ALL = [{"migrate": {"to": URI}}, "save", "shutdown", "refuse"]
@@ -123,9 +128,50 @@ def test_what_speaks_against_staying_only_speaks_neither_against_moving_nor_savi
     assert only(guest(reasons=[code]), ALL[1:])["way"] == "save"
 
 
-@pytest.mark.parametrize("code", ["monitor", "run-state", "not-persistent", "libvirt-job"])
-def test_who_cannot_be_asked_or_started_again_is_not_shut_down(code):
-    assert only(guest(reasons=[code]), ALL)["way"] == "refuse"
+NO_SHUTDOWN = (
+    *("monitor", "run-state", "left-paused", "libvirt-job", "not-persistent", "unit-gone", "unit-other", "start-option", "server-waits"),
+    *("disk-changed", "device-changed", "network-changed", "transient-disk", "argv-unread", "peer-gone", "socket", "file-gone"),
+    *("file-silent", "file-volatile", "file-in-memory", "file-replaced", "network-transient", "network-no-autostart", "network-unknown"),
+    *("pool-transient", "pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown", "name-long"),
+    *("name-twice", "not-examined", "record-damaged"),
+)
+# With these a guest that is shut down starts again as it was.
+SHUTDOWN = (
+    *("ram-anonymous", "ram-backend", "ram-gone", "ram-on-disk", "ram-hugetlb", "hugepages", "ram-elsewhere", "ram-size", "inherited-fd"),
+    *("privileges", "rom-replaced", "unit", "qemu-replaced", "memory-limit", "qemu-blocker", "block-job", "confined", "discard"),
+    *("launch-security", "hostdev", "vhost-user", "vdpa", "filesystem", "shmem", "memory-device", "cache-unsafe", "disk-nvme"),
+    *("disk-vhost-user", "disk-vdpa", "tpm-passthrough", "saves-link"),
+)
+
+
+@pytest.mark.parametrize("code", NO_SHUTDOWN)
+@pytest.mark.parametrize("provider", ["qemu", "libvirt"])
+def test_who_cannot_be_asked_or_does_not_start_again_as_it_is_is_not_shut_down(provider, code):
+    found = only(guest(provider=provider, reasons=[code, "hostdev"]), ["preserve", *ALL])
+    assert found["way"] == "refuse"
+    assert found["passed_over"][-1] == {"way": "shutdown", "why": f"it has {code} - remove {code}"}
+
+
+@pytest.mark.parametrize("code", SHUTDOWN)
+def test_who_starts_again_as_it_was_may_be_shut_down(code):
+    assert only(guest(reasons=[code]), ["preserve", "shutdown"])["way"] == "shutdown"
+
+
+def test_it_is_known_of_each_reason_whether_it_keeps_from_a_shutdown():
+    """All that an examination of a guest may find is documented, and all of that is above."""
+    tables = re.split(r"^\| (reason|warning) \|.*$", (REPO / "docs/guests.md").read_text(), flags=re.MULTILINE)
+    documented = {
+        kind: {code for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for code in re.findall("`([a-z-]+)`", row)}
+        for kind, text in zip(tables[1::2], tables[2::2], strict=True)
+    }
+    # Of a machine that no provider runs, and which is only ever refused.
+    assert documented["reason"] == {*NO_SHUTDOWN, *SHUTDOWN, "not-managed"}
+    found = {*_libvirt_needs.OF_A_BOOT, *_argv._SAYS, *(row[0] for row in (*_libvirt_reasons._REASONS, *_libvirt_reasons._WARNINGS))}
+    for file in (REPO / "plugins/module_utils").rglob("*.py"):
+        if file.stem not in ("_host", "_proof"):  # which judge hosts
+            found.update(re.findall(r'reason\(\s*"([a-z-]+)"', file.read_text()))
+            found.update(re.findall(r'"code": "([a-z-]+)"', file.read_text()))
+    assert len(found) > 60 and found - {"not-back"} <= documented["reason"] | documented["warning"]
 
 
 def test_each_guest_finds_what_the_ones_before_it_have_left():
@@ -177,6 +223,22 @@ def test_a_host_without_guests_just_jumps():
     made = plan(host(), Policy())
     assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4 with no initial RAM disk", "stop other services, jump"])
     assert made["table"][:2] == ["The update to Linux 7.3.4:", "No guest runs."]
+
+
+def test_services_that_will_be_stopped_are_named():
+    names = [f"s{number}.service" for number in range(13)]
+    (_stage, step) = plan(host(services_to_stop=names), Policy(), keep_units=["s0.service"])["steps"]
+    assert step == f"stop other services (12: {', '.join(names[1:11])} and 2 more), jump"
+    (_stage, step) = plan(host(services_to_stop=["cron.service"]), Policy())["steps"]
+    assert step == "stop other services (1: cron.service), jump"
+
+
+@pytest.mark.parametrize(("names", "told"), [(["db1"], "db1 is away since"), (["db1", "db2"], "db1, db2 are away since")])
+def test_a_refused_host_names_the_guests_that_are_away_from_it(names, told):
+    facts = host(guest(), reasons=[reason("not-back")], away=[{"guest": name, "way": "save", "state": "away"} for name in names])
+    line = plan(facts, Policy())["table"][2]
+    assert line.startswith(told) and "kvm.liveupdate.guest_away with state: back brings" in line
+    assert not any("away since" in line for line in plan({**facts, "away": []}, Policy())["table"])
 
 
 def test_a_reason_against_the_host_refuses_it():

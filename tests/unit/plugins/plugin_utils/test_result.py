@@ -47,6 +47,15 @@ def test_outcome(host, plan, jump, why, check_mode, end):
     assert outcome(host, plan, jump, why, check_mode) == end
 
 
+def test_a_refused_host_says_who_is_away_from_it():
+    away = {**HOST, "away": [{"guest": "db1", "way": "shutdown", "state": "away"}]}
+    told = "db1 is away since an earlier update: kvm.liveupdate.guest_away with state: back brings it home"
+    found = result(away, REFUSE)
+    assert found["why"] == f"guest web: no - yes; {told}"
+    assert told in summary({"hv1": found})["lines"]["hv1"]
+    assert "is away" not in result(away, GO)["why"] + result(HOST, REFUSE)["why"]
+
+
 STEP = "Preserve | Hold the guests' RAM"
 
 
