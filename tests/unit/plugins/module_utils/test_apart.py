@@ -22,7 +22,7 @@ def test_what_a_look_found_is_handed_back():
 
 
 def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 0.2)
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
 
     def work(say):
         say("/srv/a")
@@ -30,9 +30,9 @@ def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
         time.sleep(60)
 
     start = time.monotonic()
-    with pytest.raises(_apart.Silent, match=r"does not answer within 0\.2 s") as told:
+    with pytest.raises(_apart.Silent, match=r"does not answer within 2 s") as told:
         _apart.look(work)
-    assert told.value.path == "/srv/\udcff" and time.monotonic() - start < 5
+    assert told.value.path == "/srv/\udcff" and time.monotonic() - start < 30
 
 
 def test_a_look_that_fails_is_an_error():

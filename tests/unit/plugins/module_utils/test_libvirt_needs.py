@@ -256,7 +256,7 @@ def test_the_tcp_peers_of_a_domain(xml, peers):
 
 def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
     plain = os.stat
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 0.3)
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
     monkeypatch.setattr(_libvirt_needs.os, "stat", lambda path: time.sleep(60) if str(path) == "/srv/nfs/a" else plain(path))
     files = [{"path": path, "what": "disk vda", "open": True, "target": ""} for path in (str(tmp_path), "/srv/nfs/a")]
     wrong = _libvirt_needs.paths(files, 0)
