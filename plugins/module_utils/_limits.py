@@ -35,7 +35,7 @@ GUEST_OFF = 300.0
 UNIT_STOP = 120.0
 # For how long after its limit a guest may still follow an order to leave: it may install updates before it goes off.
 GUEST_OFF_LATE = 1800.0
-# A save with all RAM or a migration has at least so much, and more by its size (_room.py).
+# A save with all RAM or a migration has at least so much, and more by its size (libvirt/_room.py).
 LEAVE_LEAST = 300.0
 # For libvirt to end a migration that was cancelled.
 MIGRATION_CANCELLED = 60.0

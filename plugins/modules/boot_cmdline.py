@@ -52,9 +52,10 @@ words:
   elements: str
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.bootloader import _boot_cmdline
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 
 
 def manage(module) -> dict:

@@ -57,13 +57,15 @@ kept:
   type: str
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_default, _host, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.bootloader import _boot_default
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
 
 
 def manage(module) -> dict:
     """Read, and write unless it is so already."""
-    kernel = module.params["kernel"] or f"/boot/vmlinuz-{_host.kernel()['release']}"
+    kernel = module.params["kernel"] or f"/boot/vmlinuz-{_this_boot.kernel()['release']}"
     before = after = _boot_default.kept()
     if before or not module.params["only_kept"]:
         with _lock.Lock():

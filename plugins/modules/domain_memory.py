@@ -72,9 +72,9 @@ msg:
 import os
 import tempfile
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_adopt, _libvirt_reasons, _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils._libvirt_xml import with_shared_file
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _adopt, _definition, _guests, _reasons, _virsh
 
 
 def define(xml: str) -> None:
@@ -83,7 +83,7 @@ def define(xml: str) -> None:
     try:
         with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(xml)
-        _libvirt.virsh("define", path, "--validate")
+        _virsh.virsh("define", path, "--validate")
     finally:
         os.unlink(path)
 
@@ -91,20 +91,20 @@ def define(xml: str) -> None:
 def manage(module) -> dict:
     """Change the definition, and look at what the domain runs on."""
     name = module.params["name"]
-    uuid = _libvirt.uuid_of(name)
-    shown = _libvirt.virsh("dumpxml", uuid, "--inactive")
-    wanted = with_shared_file(shown)
+    uuid = _virsh.uuid_of(name)
+    shown = _virsh.virsh("dumpxml", uuid, "--inactive")
+    wanted = _definition.with_shared_file(shown)
     if wanted != shown and not module.check_mode:
-        define(with_shared_file(_libvirt.virsh("dumpxml", uuid, "--inactive", "--security-info")))  # with the passwords in it
-    running = {record["name"]: record for record in _libvirt.known()}
-    restart = name in running and bool(_libvirt_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
+        define(_definition.with_shared_file(_virsh.virsh("dumpxml", uuid, "--inactive", "--security-info")))  # with the passwords in it
+    running = {record["name"]: record for record in _guests.known()}
+    restart = name in running and bool(_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"
     adopted = restart and module.params["adopt"]
     if adopted and module.check_mode:
-        _libvirt_adopt.refuse(running[name])
+        _adopt.refuse(running[name])
     elif adopted:
         with _lock.Lock():
-            _libvirt_adopt.adopt(running[name])
+            _adopt.adopt(running[name])
     if adopted:
         msg += "; it was saved and goes on with it"
     elif restart:

@@ -98,9 +98,10 @@ msg:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _incoming, _lock, _paused, _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _paused, _providers, _reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock, _return, _session
 
 POLL_S = 0.5
 
@@ -118,8 +119,8 @@ def failed(name: str, err: LiveUpdateError) -> dict:
 
 def examined(name: str, running: dict) -> dict:
     """The guest's record; an error when it does not run, or cannot be preserved."""
-    record = _guests.find(name, running)
-    reasons = _guests.inspect(record)
+    record = _providers.find(name, running)
+    reasons = _reasons.inspect(record)
     if reasons:
         raise LiveUpdateError(f"guest {name} cannot be preserved: {'; '.join(map(told, reasons))}", reasons=reasons)
     return record
@@ -127,23 +128,23 @@ def examined(name: str, running: dict) -> dict:
 
 def preserve(names: list, check_mode: bool) -> list:
     """See that each guest is held. Nothing is held when one of them cannot be."""
-    running = _guests.known()
-    _guests.survey([running[name] for name in names if name in running])
+    running = _providers.known()
+    _reasons.survey([running[name] for name in names if name in running])
     records, refused = each(names, lambda name: examined(name, running))
     if refused:
         return [refused.get(name) or done(name, False, f"guest {name} is left as it is") for name in names]
-    held = _holding.held_each(list(records.values()))
+    held = _hold.held_each(list(records.values()))
     missing = [records[name] for name in names if name not in held]
     problems: dict = {}
     if missing and not check_mode:
         with _lock.Lock():
-            problems = _holding.hold_each(missing)[1]
+            problems = _hold.hold_each(missing)[1]
     return [failed(name, problems[name]) if name in problems else held_now(records[name], name in held) for name in names]
 
 
 def held_now(record: dict, already: bool) -> dict:
     """What became of a guest that is held, or would be. Pure."""
-    name, session = record["name"], _holding.session_name(record["uuid"])
+    name, session = record["name"], _session.name_of(record["uuid"])
     mib = sum(ram["size"] for ram in record["ram"]) >> 20
     verb = "is held already" if already else "is held"
     return done(name, not already, f"guest {name}: its {mib} MiB of RAM {verb} in session {session}", session)
@@ -152,8 +153,8 @@ def held_now(record: dict, already: bool) -> dict:
 def run_free(names: list, timeout: int, check_mode: bool) -> list:
     """See that each guest runs and is not held; wait for their restores."""
     records, late = wait_until_back(names, timeout)
-    ended = [name for name in names if name not in records and _holding.outlives(name)]
-    held = _holding.held_each(list(records.values()))
+    ended = [name for name in names if name not in records and _hold.outlives(name)]
+    held = _hold.held_each(list(records.values()))
     # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
     ours, unknown = each(list(states), lambda name: _paused.by(records[name]))
@@ -162,8 +163,8 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
 
     def let_go(name: str) -> dict:
         if not _paused.let_go_on(records[name]):
-            _holding.let_go_on(records[name], running=False)  # as it is: nothing of ours keeps it from running
-        _holding.release(records[name])
+            _hold.let_go_on(records[name], running=False)  # as it is: nothing of ours keeps it from running
+        _hold.release(records[name])
         return let_go_of(name, states[name], ours[name])
 
     if check_mode:
@@ -172,13 +173,13 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     elif tied or ended:
         with _lock.Lock():
             found, kept = each(tied, let_go)
-            given_up, stuck = each(ended, _holding.release_ended)
+            given_up, stuck = each(ended, _hold.release_ended)
             problems.update({**kept, **stuck})
             problems.update({name: also_given_up(problems[name]) for name in given_up})
     else:
         found = {}
     if not check_mode:
-        each(list(records), lambda name: _incoming.settle_running(records[name]))  # a disk that does not take that yet takes it later
+        each(list(records), lambda name: _paused.settle_running(records[name]))  # a disk that does not take that yet takes it later
     return [problems.get(name) or found.get(name) or done(name, False, as_it_is(name, states[name])) for name in names]
 
 
@@ -211,10 +212,10 @@ def wait_until_back(names: list, timeout: int) -> tuple:
     limit = time.monotonic() + timeout
     while True:
         over = time.monotonic() > limit
-        journals = {name: _guests.journal(name) for name in names}
+        journals = {name: _journal.of_guest(name) for name in names}
         saved = [name for name in names if journals[name].get("state") == "saved"]
         if over or not saved:  # until then their restores need the processors
-            running = _guests.known()
+            running = _providers.known()
             # Of a guest that no update was ever with there is nothing to wait for.
             missing = [name for name in names if journals[name] and name not in running]
             missing += [name for name in saved if name in running and not (over and may_be_back(running[name], journals[name]))]
@@ -222,14 +223,14 @@ def wait_until_back(names: list, timeout: int) -> tuple:
                 break
         time.sleep(POLL_S)
     there = [name for name in names if name not in missing]
-    records, unknown = each(there, lambda name: _guests.find(name, running))
+    records, unknown = each(there, lambda name: _providers.find(name, running))
     return records, {**unknown, **{name: failed(name, not_back(name, journals[name], name in running, timeout)) for name in missing}}
 
 
 def may_be_back(record: dict, journal: dict) -> bool:
     """Whether it has not been noted that the guest has gone on, and its QEMU tells whether it has: what loaded its state was killed."""
     try:
-        return _incoming.may_have_run(record["name"], journal) and _providers.of(record).status(record) in ("running", "paused")
+        return _return.may_have_run(record["name"], journal) and _providers.of(record).status(record) in ("running", "paused")
     except LiveUpdateError:
         return False
 
@@ -271,7 +272,7 @@ def manage(module):
     if not all(names):
         raise LiveUpdateError("names: one of them is empty; leave it out")
     found = preserve(names, module.check_mode) if state == "preserved" else run_free(names, module.params["timeout"], module.check_mode)
-    guests = [{**guest, "last_update": _guests.journal(guest["name"])} for guest in found]
+    guests = [{**guest, "last_update": _journal.of_guest(guest["name"])} for guest in found]
     problems = [guest["msg"] for guest in guests if guest["failed"]]
     changed = any(guest["changed"] for guest in guests)
     if problems:

@@ -155,17 +155,22 @@ msg:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _away, _guests, _holding, _host, _libvirt_away, _lock, _qemu_away
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away as _guests_away
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _away
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _away as _qemu_away
 
-PROVIDERS = {"libvirt": _libvirt_away, "qemu": _qemu_away}
+PROVIDERS = {"libvirt": _away, "qemu": _qemu_away}
 POLL_S = 1.0
 
 
 def answer(name: str, way: str, before: str, after: str, told: str) -> dict:
     """What became of a guest: where it was and is, and how it left. Pure."""
-    left = _away.WHERE.get(way, "")
+    left = _guests_away.WHERE.get(way, "")
     place = {"name": name, "left": left, "before": before, "where": after}
     return {**place, "changed": before != after, "failed": False, "msg": f"guest {name} {told}"}
 
@@ -186,7 +191,7 @@ def plan(record: dict, asked: dict, held: bool) -> dict:
     """The record of a running guest that is to leave; refuses one that cannot."""
     provider = PROVIDERS[record["provider"]]
     known = {"guest": record["name"], **{key: record[key] for key in ("provider", "uuid", "unit", "pid", "started")}}
-    away = {**known, **asked, **provider.about(record), "boot_id": _host.boot_id()}
+    away = {**known, **asked, **provider.about(record), "boot_id": _this_boot.boot_id()}
     problems = provider.obstacles(away)
     if held:
         problems.append("its RAM is held for an update - let go of it with kvm.liveupdate.guest, state: running")
@@ -204,8 +209,8 @@ def send(params: dict, check_mode: bool) -> list:
     """See that each guest is away. Nobody leaves when one of them cannot; after one that does not leave the others stay."""
     common = {"migrate_uri": params["migrate_uri"], "back_uri": params["back_uri"]}
     ways = {guest["name"]: {**{key: guest[key] for key in ("way", "destination", "back")}, **common} for guest in params["guests"]}
-    running = _guests.known()
-    held = _holding.held_each([running[name] for name in ways if name in running])
+    running = _providers.known()
+    held = _hold.held_each([running[name] for name in ways if name in running])
     leaving, problems = {}, {}
     for name, asked in ways.items():
         try:
@@ -231,17 +236,17 @@ def send(params: dict, check_mode: bool) -> list:
 
 def predicted(away: dict) -> dict:
     """What becomes of a guest that leaves. Pure."""
-    return answer(away["guest"], away["way"], "here", _away.WHERE[away["way"]], has_left(away))
+    return answer(away["guest"], away["way"], "here", _guests_away.WHERE[away["way"]], has_left(away))
 
 
 def absent(name: str, check_mode: bool) -> dict:
     """What became of a guest that does not run: it is away already, or off."""
-    kept = _away.read(name)
+    kept = _guests_away.read(name)
     if not kept:
         return answer(name, "", "off", "off", "does not run: nothing to send away")
     if kept["state"] == "leaving" and not check_mode:
-        _away.write(kept, "away")  # it left after its limit, or by a run that ended before it could say so
-    where = _away.WHERE[kept["way"]]
+        _guests_away.write(kept, "away")  # it left after its limit, or by a run that ended before it could say so
+    where = _guests_away.WHERE[kept["way"]]
     return answer(name, kept["way"], where, where, f"{has_left(kept)} already")
 
 
@@ -249,44 +254,44 @@ def leave(away: dict, timeouts: dict) -> dict:
     """Send a guest away. A failure that leaves it here for certain leaves no record of it."""
     name, provider = away["guest"], PROVIDERS[away["provider"]]
     limit = timeouts.get(away["way"]) or provider.limit_s(away)
-    if name not in _guests.known():
+    if name not in _providers.known():
         return absent(name, False)  # it went off while others left
     problems = provider.obstacles(away)  # the others may have taken the room
     if problems:
         return failed(name, "", cannot_leave(away, problems))
-    before, away = _away.read(name), _away.write({**away, "limit_s": limit}, "leaving")
+    before, away = _guests_away.read(name), _guests_away.write({**away, "limit_s": limit}, "leaving")
     try:
         provider.leave(away, limit)
     except LiveUpdateError as err:
-        if err.details.get("settled", True) and name in _guests.known():
+        if err.details.get("settled", True) and name in _providers.known():
             if before and may_leave(before):
-                _away.write(before, "leaving")  # an earlier order stands
+                _guests_away.write(before, "leaving")  # an earlier order stands
             else:
-                _away.forget(name)
+                _guests_away.forget(name)
         return failed(name, "", err)
-    _away.write(away, "away")
+    _guests_away.write(away, "away")
     return predicted(away)
 
 
 def bring_back(params: dict, check_mode: bool) -> list:
     """See that nobody of them is away; last those that have not left yet, because they are waited for."""
-    kept = {away["guest"]: away for away in _away.records()}
+    kept = {away["guest"]: away for away in _guests_away.records()}
     names = list(kept) if params["names"] is None else list(dict.fromkeys(params["names"]))
     names.sort(key=lambda name: kept.get(name, {}).get("state") == "leaving")
     if check_mode or not set(names) & set(kept):
         return [come_back(name, kept.get(name, {}), params["timeouts"], check_mode) for name in names]
     with _lock.Lock():
-        return [come_back(name, _away.read(name), params["timeouts"], check_mode) for name in names]
+        return [come_back(name, _guests_away.read(name), params["timeouts"], check_mode) for name in names]
 
 
 def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     """Bring one guest back."""
     if not away:
         return answer(name, "", "here", "here", "is not away")
-    way, where = away["way"], _away.WHERE[away["way"]]
+    way, where = away["way"], _guests_away.WHERE[away["way"]]
     if way == "migrate" and not away["back"] and away["state"] == "away":
         if not check_mode:
-            _away.forget(name)
+            _guests_away.forget(name)
         return answer(name, way, where, where, f"has moved to {away['destination']} and stays there")
     provider, lost = PROVIDERS[away["provider"]], ""
     limit = timeouts.get(way) or provider.limit_s(away)
@@ -298,7 +303,7 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
         if not check_mode:
             if not here:
                 lost = provider.come_back(away, limit)
-            _away.forget(name)
+            _guests_away.forget(name)
     except LiveUpdateError as err:
         return failed(name, where, err)
     told = f"is back{'' if lost else ', it was ' + where}{'; ' + lost if lost else ''}"
@@ -319,7 +324,7 @@ def is_here(away: dict, provider, limit: float) -> bool:
 
 def may_leave(away: dict) -> bool:
     """Whether the guest, which is here, may yet go off."""
-    return _away.may_leave(away, _guests.known().get(away["guest"], {}), _host.boot_id(), time.time())
+    return _guests_away.may_leave(away, _providers.known().get(away["guest"], {}), _this_boot.boot_id(), time.time())
 
 
 def manage(module):

@@ -71,9 +71,9 @@ msg:
   type: str
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _rehearsal
 
 
 def result(name: str, msg: str, paused_s: float | None = None, failed: bool = False) -> dict:
@@ -83,8 +83,8 @@ def result(name: str, msg: str, paused_s: float | None = None, failed: bool = Fa
 
 def rehearse(names: list, check_mode: bool) -> list:
     """Look, and rehearse one after the other, until one fails."""
-    running = _guests.known()
-    held = _holding.held_each([_guests.find(name, running) for name in names])
+    running = _providers.known()
+    held = _hold.held_each([_providers.find(name, running) for name in names])
     guests: list = []
     for name in names:
         if name in held:

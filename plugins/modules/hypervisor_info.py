@@ -153,27 +153,16 @@ last_update:
 
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import (
-    _away,
-    _cmdline,
-    _guests,
-    _holding,
-    _host,
-    _image,
-    _initrd,
-    _kexec,
-    _libvirt,
-    _lock,
-    _memory,
-    _paths,
-    _proof,
-    _room,
-    _runtime,
-    _systemd,
-    _update,
-)
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _memory, _providers, _reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _memory as _host_memory
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness, _services
 
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
@@ -194,7 +183,7 @@ UNEXAMINED = {
 def guest_facts(record: dict, held: bool) -> dict:
     """One managed guest as the module returns it. What goes wrong with its examination is a reason against it, and no other guest's."""
     identity = {key: record[key] for key in ("name", "unit", "provider", "uuid", "pid")}
-    reasons = _guests.name_reasons(record)
+    reasons = _reasons.name_reasons(record)
     if not reasons:
         try:
             return {**identity, **examined(record, held)}
@@ -207,18 +196,18 @@ def examined(record: dict, held: bool) -> dict:
     """What an examination finds about a guest."""
     return {
         "held": held,
-        **_guests.describe(record),
+        **_reasons.describe(record),
         "fill_mib": 0 if held else _memory.fill(record) >> 20,
-        "last_pause": _guests.last_pause(_guests.journal(record["name"])),
-        "reasons": _guests.inspect(record),
-        "warnings": _guests.warn(record),
+        "last_pause": _journal.pause(_journal.of_guest(record["name"])),
+        "reasons": _reasons.inspect(record),
+        "warnings": _reasons.warn(record),
     }
 
 
 def update_facts(boot_id: str, release: str) -> dict:
     """The last update's journal and what became of it."""
-    update = _lock.last()
-    return {**update, "outcome": _lock.outcome(update, boot_id, release)} if update else {}
+    update = _journal.of_update()
+    return {**update, "outcome": _journal.outcome(update, boot_id, release)} if update else {}
 
 
 def refusals(reasons: list, guests: list) -> list:
@@ -232,26 +221,26 @@ def refusals(reasons: list, guests: list) -> list:
 def examine(module):
     """Read everything."""
     version = _systemd.version()
-    kernel, boot_id = _host.kernel(), _host.boot_id()
-    records = _guests.records()
-    _guests.survey(records)
-    held = _holding.held_each([record for record in records if not _guests.name_reasons(record)])
+    kernel, boot_id = _this_boot.kernel(), _this_boot.boot_id()
+    records = _providers.records()
+    _reasons.survey(records)
+    held = _hold.held_each([record for record in records if not _reasons.name_reasons(record)])
     guests = [guest_facts(record, record["name"] in held) for record in records]
-    reasons = _host.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    reasons = _readiness.reasons("/", version, not _runtime.outdated(_runtime.files([])))
     limits = {
-        record["name"]: (sum(ram["size"] for ram in record["ram"]), _guests.memory_limits(record))
+        record["name"]: (sum(ram["size"] for ram in record["ram"]), _reasons.memory_limits(record))
         for record, guest in zip(records, guests)
         if UNSEEN.isdisjoint(why["code"] for why in guest["reasons"])
     }
     reasons += _memory.shared_limit_reasons(limits)
-    reasons += _guests.not_back([record["name"] for record in records])
-    guests += _guests.strangers(records)
+    reasons += _journal.not_back([record["name"] for record in records])
+    guests += _providers.strangers(records)
     result: dict = {
         "changed": False,
         "guests": guests,
         "away": _away.records(),
-        "free": {"memory_mib": _memory.available() >> 20, "saves_mib": _room.free(_libvirt.SAVED) >> 20},
-        "services_to_stop": _update.to_be_stopped(_update.services(), [guest["unit"] for guest in guests]),
+        "free": {"memory_mib": _host_memory.available() >> 20, "saves_mib": _room.free(_virsh.SAVED) >> 20},
+        "services_to_stop": _services.to_be_stopped(_services.services(), [guest["unit"] for guest in guests]),
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,
@@ -259,7 +248,7 @@ def examine(module):
         "last_update": update_facts(boot_id, kernel["release"]),
     }
     if module.params["kernel"]:
-        image, cmdline = _image.read(module.params["kernel"], keep=_paths.IMAGES), module.params["cmdline"]
+        image, cmdline = _image.read(module.params["kernel"], keep=_files.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
         initrd = _initrd.of(image["path"], image["release"], module.params["initrd"])
         result["target"] = {**{key: image[key] for key in TARGET}, "initrd": initrd, "current": current}

@@ -108,8 +108,9 @@ elapsed:
   type: float
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 
 
 def commit(module):
@@ -118,7 +119,7 @@ def commit(module):
         return {"changed": True}
     with _lock.Lock():
         asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
-        return {"changed": True, "journal": _update.commit(*asked)}
+        return {"changed": True, "journal": _jump.commit(*asked)}
 
 
 def main():
@@ -129,7 +130,7 @@ def main():
             "guests": {"type": "list", "elements": "str", "required": True},
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
-            "timeout": {"type": "int", "default": _update.TIMEOUT_S},
+            "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
         },
     )
 

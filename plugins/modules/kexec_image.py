@@ -71,9 +71,11 @@ image:
   type: dict
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _cmdline, _image, _initrd, _kexec, _lock, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
 
 
 def wanted_image(params, running_cmdline: str) -> dict:
@@ -89,7 +91,7 @@ def wanted_image(params, running_cmdline: str) -> dict:
 
 def refuse_unproven(params, wanted) -> None:
     """Refuse a kernel that may not take over what the running one preserves."""
-    image = _image.read(wanted["path"], keep=_paths.IMAGES)
+    image = _image.read(wanted["path"], keep=_files.IMAGES)
     if image["sha256"] != wanted["sha256"]:
         raise LiveUpdateError(f"{wanted['path']} is not staged: the file changed while it was examined; run this again")
     proof = _proof.prove(image, wanted["cmdline"], wanted["initrd"], without=params["initrd"] == "none")
@@ -101,7 +103,7 @@ def refuse_unproven(params, wanted) -> None:
 
 def manage(module):
     """Read, plan, write."""
-    wanted = wanted_image(module.params, _kexec.current_cmdline())
+    wanted = wanted_image(module.params, _this_boot.current_cmdline())
     staged, is_loaded = _kexec.record(), _kexec.loaded()
     # What somebody else loaded is unloaded: it may carry no memory over, and an ordinary reboot would jump into it.
     changed = staged != wanted or is_loaded

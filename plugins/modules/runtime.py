@@ -63,30 +63,34 @@ import os
 import py_compile
 import shutil
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _lock, _paths, _runtime, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 
 
 def write(wanted: dict, paths: list, stale: list) -> None:
     """Write files whole and durable, prove that the command runs, and let systemd read its units again."""
     for directory in _runtime.DIRECTORIES:
-        _paths.make_directory(directory)
+        _files.make_directory(directory)
         os.chmod(directory, 0o700)
     for path in _runtime.in_order(paths):
         content, mode = wanted[path]
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        _paths.write_text(path, content, mode)
-        if path.startswith(_runtime.LIBRARY):
+        _files.write_text(path, content, mode)
+        if path.startswith(_files.LIBRARY):
             compile_durably(path)
     remove(stale)
     if paths:
-        _systemd.run(_runtime.COMMAND, "status")
-    _systemd.run("systemctl", "daemon-reload")
-    if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
-        _systemd.run("systemctl", "enable", "--now", _runtime.RAM_MOUNT)
-    if _runtime.RAM_SIZE in paths:
-        _systemd.run("systemctl", "reload", _runtime.RAM_MOUNT)  # what it holds stays
+        _commands.run(_files.COMMAND, "status")
+    _commands.run("systemctl", "daemon-reload")
+    if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in paths:
+        _commands.run("systemctl", "enable", "--now", _setup.RAM_MOUNT)
+    if _setup.RAM_SIZE in paths:
+        _commands.run("systemctl", "reload", _setup.RAM_MOUNT)  # what it holds stays
 
 
 def compile_durably(path: str) -> None:
@@ -97,13 +101,13 @@ def compile_durably(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-    _paths.sync_directory(compiled)
+    _files.sync_directory(compiled)
 
 
 def remove(paths: list) -> None:
     """Remove files, with what was compiled from them and the directories that are empty then."""
     for path in paths:
-        _paths.remove(path)
+        _files.remove(path)
         if path.endswith(".py"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(importlib.util.cache_from_source(path))
@@ -115,31 +119,31 @@ def refuse_to_erase(running: list) -> None:
     """Guests that run need what would be removed, and so do those that are not back yet."""
     if running:
         raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
-    for why in _guests.not_back(running):
+    for why in _journal.not_back(running):
         raise LiveUpdateError(told(why))
 
 
 def erase(paths: list) -> None:
     """Remove the files."""
-    if f"{_runtime.UNITS}/{_runtime.RAM_MOUNT}" in paths:
-        _systemd.run("systemctl", "disable", "--now", _runtime.RAM_MOUNT)
+    if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in paths:
+        _commands.run("systemctl", "disable", "--now", _setup.RAM_MOUNT)
     remove(paths)
-    shutil.rmtree(_runtime.LIBRARY, ignore_errors=True)  # its folders are empty by now
-    _systemd.run("systemctl", "daemon-reload")
+    shutil.rmtree(_files.LIBRARY, ignore_errors=True)  # its folders are empty by now
+    _commands.run("systemctl", "daemon-reload")
 
 
 def manage(module):
     """Read, plan, write."""
     present = module.params["state"] == "present"
     wanted = _runtime.files(module.params["guest_units"], module.params["ram_size"])
-    guests = _guests.known()
-    in_use = [*guests.values(), *(saved for saved in _guests.journals().values() if saved.get("state") == "saved")]
+    guests = _providers.known()
+    in_use = [*guests.values(), *(saved for saved in _journal.of_guests().values() if saved.get("state") == "saved")]
     stale = _runtime.stale(wanted, [record["unit"] for record in in_use])
     if present:
         outdated = _runtime.outdated(wanted)
         paths = outdated + stale
     else:
-        paths = [path for path in {**wanted, _runtime.RAM_SIZE: ""} if os.path.exists(path)] + stale
+        paths = [path for path in {**wanted, _setup.RAM_SIZE: ""} if os.path.exists(path)] + stale
     if paths and not present:
         refuse_to_erase(list(guests))
     if paths and not module.check_mode:

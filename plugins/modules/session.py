@@ -73,9 +73,11 @@ held:
 
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _luo, _processes, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 
 
 def find_memfds(unit: str, names: list, links: dict) -> list:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._room import BESIDE_BYTES
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 
 from .policy import Policy, PolicyError, Rung
 
@@ -43,7 +43,7 @@ _DOES_NOT_START = frozenset(
 _NOT_EXAMINED = frozenset(("name-long", "name-twice", "not-examined", "record-damaged"))
 _NO_SHUTDOWN = _NOT_ASKED | _STARTS_AS_ANOTHER | _DOES_NOT_START | _NOT_EXAMINED
 _NOT_BACK = "not-back"
-_BESIDE_MIB = BESIDE_BYTES >> 20
+_BESIDE_MIB = _room.BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
 _SHOWN = 5
 _SERVICES_SHOWN = 10

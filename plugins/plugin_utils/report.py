@@ -73,7 +73,7 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
 
 
 def _host_times(host: dict[str, t.Any]) -> dict[str, float]:
-    """The host's stamps, those of the new kernel set back by the step of its clock that its guests measured (_clock.py)."""
+    """The host's stamps, those of the new kernel set back by the step of its clock that its guests measured (host/_this_boot.py)."""
     step = next((guest["clock_step"] for guest in host["guests"].values() if guest.get("clock_step") is not None), 0.0)
     times = host.get("times") or {}
     return {name: at - step if name in ("kernel", "userspace", "units") else at for name, at in times.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _proof
 from kvmlab import kernel, packages, stock
 from kvmlab.kernel import Kernel
 from kvmlab.stock import Stock

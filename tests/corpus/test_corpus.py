@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kvmlab import bzimage

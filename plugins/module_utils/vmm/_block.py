@@ -11,14 +11,20 @@ Source: the kernel's Documentation/ABI/stable/sysfs-block, sysfs-block-dm, sysfs
 from __future__ import annotations
 
 import os
+import re
 import stat
 
-__all__ = ("changed", "identity")
+from .._errors import LiveUpdateError
+
+__all__ = ("BY_HAND", "changed", "identity", "is_by_hand", "kernel_name", "verify_devices")
 
 _SYSFS = "/sys/dev/block"
 _SYSFS_CHARACTER = "/sys/dev/char"
 # Files below a disk that together say which one it is. The kernel after the jump may know another of them, so all are kept.
 _WORDS = (("dm/uuid",), ("md/uuid",), ("wwid",), ("device/wwid",), ("serial",), ("device/serial", "nsid"))
+
+# Block devices that somebody has set up by hand, by the kernel's names.
+BY_HAND = re.compile(r"(loop|nbd|ram|zram)\d")
 
 
 def identity(path: str) -> list[str]:
@@ -58,3 +64,29 @@ def changed(identities: dict[str, list[str]]) -> list[str]:
         if before and now and not set(before) & set(now):
             found.append(f"{path} is {now[0]}, not {before[0]}")
     return found
+
+
+def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
+    if not devices:
+        return
+
+    wrong = changed(devices)
+    if wrong:
+        raise LiveUpdateError(
+            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
+            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
+        )
+
+
+def is_by_hand(number: int) -> bool:
+    """Whether this is the number of a block device that somebody has set up by hand: loop, NBD, RAM."""
+    return bool(BY_HAND.match(kernel_name(number)))
+
+
+def kernel_name(number: int) -> str:
+    """What the kernel calls a block device (sysfs); empty when that is not known."""
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
+    except OSError:
+        return ""

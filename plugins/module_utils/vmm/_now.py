@@ -18,7 +18,7 @@ from ._options import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .._qmp import Qmp
+    from ._monitor import Monitor
 
 __all__ = ("ask", "differences", "ignores_shared", "left_on")
 
@@ -27,7 +27,7 @@ _ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es13
 _BUSES = ("-pci", "-ccw", "-device", "-s390")
 
 
-def ask(monitor: Qmp) -> dict:
+def ask(monitor: Monitor) -> dict:
     """What QEMU has now: its ``disks``, its ``devices`` by id, those of no id (``nameless``), its ``networks``, and how many ``cpus``.
 
     ``ignores_shared`` is whether it leaves its RAM out of what it saves (:func:`ignores_shared`).
@@ -56,7 +56,7 @@ def left_on(text: str) -> dict:
     return reason("ignore-shared", message, remedy)
 
 
-def _children(monitor: Qmp, path: str) -> list[dict]:
+def _children(monitor: Monitor, path: str) -> list[dict]:
     entries: list[dict] = monitor.execute("qom-list", path=path)  # type: ignore[assignment]
     return [entry for entry in entries if entry["type"].startswith("child<")]
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 
-from .. import _processes
+from ..host import _processes
 from . import _argv, _options
 from ._options import Option
 

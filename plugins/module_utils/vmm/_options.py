@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 
-from .. import _paths
+from ..host import _files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _character_device(word: str) -> dict[str, str]:
 
 def _config(path: str) -> list[Option]:
     """What a ``-readconfig`` file says (util/qemu-config.c): groups in brackets with an id, and keys with values in quotes."""
-    with open(_paths.open_ordinary(path), encoding="utf-8") as file:
+    with open(_files.open_ordinary(path), encoding="utf-8") as file:
         text = file.read(_LARGEST_CONFIG + 1)
     if len(text) > _LARGEST_CONFIG:
         raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB, and no file of options has")

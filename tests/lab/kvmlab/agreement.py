@@ -18,7 +18,7 @@ from typing import Any
 from .heartbeat import Verdict
 from .probe import Answers
 
-# Each side of the jump is held against the hardware clock to 0.01 s (plugins/module_utils/_clock.py); without that a new kernel's
+# Each side of the jump is held against the hardware clock to 0.01 s (plugins/module_utils/host/_this_boot.py); without that a new kernel's
 # clock may be off by a second.
 STEP_KNOWN_S = 0.02
 STEP_UNKNOWN_S = 1.0

@@ -106,9 +106,9 @@ def test_the_tests_of_a_file_are_its_own_and_then_those_that_name_it(checkout):
 
 
 def test_the_own_tests_of_a_file_come_first():
-    tests = Checkout().tests_of("plugins/module_utils/_update.py")
-    assert tests[0] == "tests/unit/plugins/module_utils/test_update.py"
-    assert "tests/unit/plugins/module_utils/test_jump.py" in tests
+    tests = Checkout().tests_of("plugins/module_utils/update/_jump.py")
+    assert tests[0] == "tests/unit/plugins/module_utils/update/test_jump.py"
+    assert "tests/unit/plugins/module_utils/update/test_update.py" in tests
 
 
 def test_a_pattern_means_files_by_their_end_and_a_wrong_one_is_an_error(checkout):

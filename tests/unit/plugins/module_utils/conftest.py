@@ -9,7 +9,8 @@ import os
 import sys
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt, _libvirt_ram, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _ram, _virsh
 
 # It looks domains up as the real one does: by id, by UUID, by name; "start" by UUID and name only (tools/virsh-util.c).
 PROGRAM = """#!{python} -IS
@@ -85,9 +86,9 @@ class Host:
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
         for place in ("run", "etc"):
             (folder / place).mkdir()
-        monkeypatch.setattr(_libvirt, "_PIDS", str(folder / "run"))
-        monkeypatch.setattr(_libvirt, "_DEFINITIONS", str(folder / "etc"))
-        monkeypatch.setattr(_libvirt_ram, "directory", lambda: _libvirt_ram.DIRECTORY)
+        monkeypatch.setattr(_virsh, "PIDS", str(folder / "run"))
+        monkeypatch.setattr(_virsh, "DEFINITIONS", str(folder / "etc"))
+        monkeypatch.setattr(_ram, "directory", lambda: _ram.DIRECTORY)
         self.keep()
 
     def add(self, name, number, **says):

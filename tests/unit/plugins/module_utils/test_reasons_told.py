@@ -14,8 +14,8 @@ PLUGINS = Path(__file__).parents[4] / "plugins"
 # Of the host and of its kernels: hypervisor_info and kexec_image explain these themselves. Not of a guest that is examined: not-back,
 # not-managed.
 OF_THE_HOST = {"cmdline", "systemd", "kexec-disabled", "no-device", "no-kexec", "not-back", "not-managed", "runtime"}
-KERNELS = ("_proof.py", "_image.py")
-TABLES = ("_argv.py", "_libvirt_reasons.py", "_now.py")
+KERNELS = ("kernel/_proof.py", "kernel/_image.py")
+TABLES = ("vmm/_argv.py", "libvirt/_reasons.py", "vmm/_now.py")
 KINDS = ("network", "pool")
 
 
@@ -28,7 +28,7 @@ def codes(path):
         elif isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
             found = [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "code"]
-        elif isinstance(node, ast.Tuple) and len(node.elts) >= 3 and path.name in TABLES:
+        elif isinstance(node, ast.Tuple) and len(node.elts) >= 3 and "/".join(path.parts[-2:]) in TABLES:
             # A code beside a sentence and a remedy.
             words = [getattr(part, "value", None) for part in node.elts]
             if any(isinstance(word, str) and " " in word for word in words):
@@ -42,7 +42,7 @@ def codes(path):
 
 
 def test_every_reason_and_warning_is_told_in_the_documentation():
-    modules = [path for path in PLUGINS.rglob("*.py") if path.name not in KERNELS]
+    modules = [path for path in PLUGINS.rglob("*.py") if "/".join(path.parts[-2:]) not in KERNELS]
     made = {code for path in modules for code in codes(path)}
     assert {"saves-link", "ram-gone", "pool-transient", "name-twice", "unit", "hostdev", "genid", "not-back"} <= made
     told = set(re.findall(r"`([a-z-]+)`", (PLUGINS.parent / "docs" / "guests.md").read_text()))

@@ -12,16 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _incoming, _paths, _rehearsal, _runtime
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime, _texts
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _rehearsal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 
 UTILS = Path(_runtime.__file__).parent
-MOUNT = f"/etc/systemd/system/{_runtime.RAM_MOUNT}"
+MOUNT = f"/etc/systemd/system/{_setup.RAM_MOUNT}"
 
 
 @pytest.fixture(autouse=True)
 def a_host_with_libvirt(monkeypatch):
-    monkeypatch.setattr(_runtime, "has_libvirt", lambda: True)
+    monkeypatch.setattr(_setup, "has_libvirt", lambda: True)
 
 
 def test_the_domains_ram_has_a_size_of_its_own():
@@ -41,13 +45,13 @@ def test_what_is_no_size_is_refused(size):
 
 
 def test_a_host_without_libvirt_gets_nothing_for_it(monkeypatch):
-    monkeypatch.setattr(_runtime, "has_libvirt", lambda: False)
+    monkeypatch.setattr(_setup, "has_libvirt", lambda: False)
     assert not [path for path in _runtime.files([], "64g") if "ram.mount" in path or "libvirt/hooks" in path]
 
 
 def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_otherwise(monkeypatch):
     """systemctl set-property writes 50-*.conf, and the last name wins."""
-    monkeypatch.setattr(_runtime, "has_libvirt", lambda: True)
+    monkeypatch.setattr(_setup, "has_libvirt", lambda: True)
     ahead = {
         path.split("/")[-2].removesuffix(".d")
         for path, (content, _mode) in _runtime.files(["web.service"]).items()
@@ -55,7 +59,7 @@ def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_oth
     }
     assert {"web.service", "systemd-networkd.service", "dbus.service", "libvirtd.service"} <= ahead
     for unit in ("systemd-remount-fs.service", "systemd-modules-load.service"):
-        content, _mode = _runtime.files([])[f"{_runtime.UNITS}/{unit}.d/{_runtime.DROPIN}"]
+        content, _mode = _runtime.files([])[f"{_units.FOLDER}/{unit}.d/{_runtime.DROPIN}"]
         assert "StartupCPUWeight=300" in content  # ahead of the rest, and behind the guests that need not wait for it
     assert not [unit for unit in ahead if unit.endswith(".slice")]  # what runs in one again would hold up the others
     assert _runtime.DROPIN < "50-StartupCPUWeight.conf"
@@ -64,8 +68,8 @@ def test_what_guests_wait_for_goes_ahead_of_the_boot_until_set_property_says_oth
 def library(tmp_path):
     """The Python files of the runtime, below a folder as on a host."""
     for path, (content, _mode) in _runtime.files([]).items():
-        if path.startswith(_runtime.LIBRARY):
-            file = tmp_path / path.removeprefix(f"{_runtime.LIBRARY}/")
+        if path.startswith(_files.LIBRARY):
+            file = tmp_path / path.removeprefix(f"{_files.LIBRARY}/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
 
@@ -94,22 +98,14 @@ def imported(part):
 
 def test_a_host_gets_what_the_command_imports_and_no_more():
     """A module that is not there would be missed at the moment when it is needed, which may be in the pause."""
-    found, left = set(), ["_cli"]
+    found, left = set(), ["_command"]
     while left:
         part = left.pop()
         if part not in found:
             found.add(part)
             left += imported(part)
-    assert "_qemu_run" in found and "vmm._argv" in found
+    assert "qemu._start" in found and "vmm._argv" in found
     assert sorted(found) == sorted(_runtime._PARTS)
-
-
-def test_a_folder_has_a_sentence_and_no_code():
-    folders = list(UTILS.glob("*/__init__.py"))
-    assert folders
-    for path in folders:
-        (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
-        assert isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)
 
 
 def test_ansible_ships_all_of_it(tmp_path):
@@ -119,29 +115,29 @@ def test_ansible_ships_all_of_it(tmp_path):
     command += ["-e", f"ansible_python_interpreter={sys.executable}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in done.stdout
-    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/__init__.py" in done.stdout
+    assert f"{_files.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in done.stdout
+    assert f"{_files.LIBRARY}/kvm_liveupdate/vmm/__init__.py" in done.stdout
 
 
 def test_what_an_older_version_left_in_the_library_is_found(tmp_path):
     """Python would go on importing it."""
     wanted = _runtime.files([])
     assert _runtime.left_over(wanted, str(tmp_path)) == []
-    library(tmp_path / _runtime.LIBRARY.lstrip("/"))
-    package = tmp_path / _runtime.LIBRARY.lstrip("/") / "kvm_liveupdate"
+    library(tmp_path / _files.LIBRARY.lstrip("/"))
+    package = tmp_path / _files.LIBRARY.lstrip("/") / "kvm_liveupdate"
     (package / "__pycache__").mkdir()
-    for name in ("_qemu_argv.py", "__pycache__/_qemu_argv.cpython-311.pyc", "__pycache__/_cli.cpython-311.pyc"):
+    for name in ("_qemu_argv.py", "__pycache__/_qemu_argv.cpython-311.pyc", "__pycache__/_command.cpython-311.pyc"):
         (package / name).touch()
     found = _runtime.left_over(wanted, str(tmp_path))
-    assert found == [f"{_runtime.LIBRARY}/kvm_liveupdate/{name}" for name in ("__pycache__/_qemu_argv.cpython-311.pyc", "_qemu_argv.py")]
-    assert f"{_runtime.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in _runtime.left_over([], str(tmp_path))
+    assert found == [f"{_files.LIBRARY}/kvm_liveupdate/{name}" for name in ("__pycache__/_qemu_argv.cpython-311.pyc", "_qemu_argv.py")]
+    assert f"{_files.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in _runtime.left_over([], str(tmp_path))
 
 
 def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
     """What says that the memory is no longer what the state belongs to. Where that cannot be written libvirt must not go on."""
     for folder in ("state", "run"):
         (tmp_path / folder).mkdir()
-    script = _runtime._HOOK.replace(_paths.GUESTS_STATE, str(tmp_path / "state")).replace(_paths.GUESTS_RUN, str(tmp_path / "run"))
+    script = _texts.HOOK.replace(_files.GUESTS_STATE, str(tmp_path / "state")).replace(_files.GUESTS_RUN, str(tmp_path / "run"))
 
     def hook(name, *words):
         return subprocess.run(["sh", "-c", script, "hook", name, *words], check=False, capture_output=True).returncode
@@ -159,8 +155,8 @@ def test_the_hook_asks_before_a_saved_domain_or_a_stand_in_starts_and_its_no_is_
     asked = tmp_path / "asked"
     command = tmp_path / "command.py"
     command.write_text(f"import sys\nopen({str(asked)!r}, 'a').write(repr(sys.argv[1:]))\nsys.exit(1)\n")
-    script = _runtime._HOOK.replace(_runtime.COMMAND, str(command)).replace("/usr/bin/python3", sys.executable)
-    script = script.replace(_paths.GUESTS_STATE, str(tmp_path)).replace(_paths.GUESTS_RUN, str(tmp_path))
+    script = _texts.HOOK.replace(_files.COMMAND, str(command)).replace("/usr/bin/python3", sys.executable)
+    script = script.replace(_files.GUESTS_STATE, str(tmp_path)).replace(_files.GUESTS_RUN, str(tmp_path))
 
     def hook(name, *words):
         return subprocess.run(["sh", "-c", script, "hook", name, *words], check=False).returncode
@@ -185,7 +181,7 @@ def sections(path):
 
 def test_a_holder_lives_through_the_shutdown_and_is_there_before_libvirt():
     """In [Service] systemd ignores SurviveFinalKillSignal=, and the memory is lost."""
-    unit = sections(f"{_runtime.UNITS}/kvm-liveupdate-hold@.service")
+    unit = sections(f"{_units.FOLDER}/kvm-liveupdate-hold@.service")
     wanted = {"SurviveFinalKillSignal": "yes", "IgnoreOnIsolate": "yes", "DefaultDependencies": "no"}
     assert wanted.items() <= unit["[Unit]"].items()
     assert {"libvirtd.service", "virtqemud.service"} <= set(unit["[Unit]"]["Before"].split())
@@ -193,7 +189,7 @@ def test_a_holder_lives_through_the_shutdown_and_is_there_before_libvirt():
 
 
 def test_a_guests_unit_keeps_its_session_and_is_not_stopped_before_the_jump():
-    unit = sections(f"{_runtime.UNITS}/web.service.d/{_runtime.DROPIN}")
+    unit = sections(f"{_units.FOLDER}/web.service.d/{_runtime.DROPIN}")
     assert {"IgnoreOnIsolate": "yes", "DefaultDependencies": "no"}.items() <= unit["[Unit]"].items()
     assert {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all"}.items() <= unit["[Service]"].items()
     assert "Restart" not in unit["[Service]"]  # the operator's
@@ -201,18 +197,18 @@ def test_a_guests_unit_keeps_its_session_and_is_not_stopped_before_the_jump():
 
 @pytest.mark.parametrize("path", ["kvm-liveupdate-hold@.service", f"web.service.d/{_runtime.DROPIN}"])
 def test_a_guest_that_cannot_be_brought_back_yet_is_tried_again(path):
-    assert sections(f"{_runtime.UNITS}/{path}")["[Service]"]["RestartForceExitStatus"] == str(_incoming.AGAIN)
-    assert _incoming.AGAIN % 2 == 0  # a guest chooses the odd ones (isa-debug-exit)
+    assert sections(f"{_units.FOLDER}/{path}")["[Service]"]["RestartForceExitStatus"] == str(_return.AGAIN)
+    assert _return.AGAIN % 2 == 0  # a guest chooses the odd ones (isa-debug-exit)
 
 
 def test_the_rest_of_the_boot_comes_also_when_what_orders_it_fails():
-    assert sections(f"{_runtime.UNITS}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
+    assert sections(f"{_units.FOLDER}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
 
 
 def test_the_end_of_a_rehearsal_lets_the_guest_go_on_and_has_the_time_for_it():
     """systemd's own limit of 90 s is less than a libvirtd that hangs takes for its answers (virsh's limits)."""
-    service = sections(f"{_runtime.UNITS}/kvm-liveupdate-rehearsal@.service")["[Service]"]
-    assert service["ExecStopPost"] == f":{_runtime.COMMAND} end-rehearsal %I"
+    service = sections(f"{_units.FOLDER}/kvm-liveupdate-rehearsal@.service")["[Service]"]
+    assert service["ExecStopPost"] == f":{_files.COMMAND} end-rehearsal %I"
     assert int(service["TimeoutStopSec"]) == _rehearsal.END_LIMIT_S >= 600 + 2 * 60 > 90
     assert _rehearsal.LOCK_LIMIT_S + 240 <= _rehearsal.END_LIMIT_S
 
@@ -227,7 +223,7 @@ def test_a_dollar_sign_in_a_name_is_no_variable():
 def test_what_a_unit_calls_is_there_before_it():
     ordered = _runtime.in_order(list(_runtime.files(["web.service"])))
     ranks = [
-        next((rank for rank, start in enumerate((_runtime.LIBRARY, _runtime.COMMAND, _runtime.UNITS)) if path.startswith(start)), 3)
+        next((rank for rank, start in enumerate((_files.LIBRARY, _files.COMMAND, _units.FOLDER)) if path.startswith(start)), 3)
         for path in ordered
     ]
     assert ranks == sorted(ranks) and set(ranks) == {0, 1, 2, 3}
@@ -236,15 +232,15 @@ def test_what_a_unit_calls_is_there_before_it():
 def test_what_is_not_brought_any_more_is_found_and_nothing_else(tmp_path):
     wanted = _runtime.files(["web.service"])
     old = {
-        f"{_runtime.LIBRARY}/kvm_liveupdate/_old.py",
-        f"{_runtime.UNITS}/kvm-liveupdate-old.service",
-        f"{_runtime.UNITS}/gone.service.d/{_runtime.DROPIN}",
+        f"{_files.LIBRARY}/kvm_liveupdate/_old.py",
+        f"{_units.FOLDER}/kvm-liveupdate-old.service",
+        f"{_units.FOLDER}/gone.service.d/{_runtime.DROPIN}",
     }
     others = {
-        f"{_runtime.UNITS}/gone.service.d/50-operator.conf",
-        f"{_runtime.UNITS}/runs.service.d/{_runtime.DROPIN}",
-        f"{_runtime.UNITS}/web.service",
-        _runtime.RAM_SIZE,
+        f"{_units.FOLDER}/gone.service.d/50-operator.conf",
+        f"{_units.FOLDER}/runs.service.d/{_runtime.DROPIN}",
+        f"{_units.FOLDER}/web.service",
+        _setup.RAM_SIZE,
     }
     for path in (*wanted, *old, *others):
         place = tmp_path / path.lstrip("/")
@@ -261,17 +257,17 @@ def test_a_unit_without_its_suffix_is_refused():
 
 def test_the_unit_that_jumps_undoes_what_a_crash_leaves_and_is_given_the_time():
     """Cut off, it would leave guests paused."""
-    service = sections(f"{_runtime.UNITS}/kvm-liveupdate-jump.service")["[Service]"]
-    assert service["ExecStopPost"] == f"{_runtime.COMMAND} recover" and service["TimeoutStopSec"] == "30min"
+    service = sections(f"{_units.FOLDER}/kvm-liveupdate-jump.service")["[Service]"]
+    assert service["ExecStopPost"] == f"{_files.COMMAND} recover" and service["TimeoutStopSec"] == "30min"
 
 
 def test_a_boot_whose_order_fails_is_an_ordinary_one():
-    assert sections(f"{_runtime.UNITS}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
+    assert sections(f"{_units.FOLDER}/kvm-liveupdate-boot.service")["[Unit]"]["OnFailure"] == "default.target"
 
 
 def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isolation():
     """Without the first the session is closed at the shutdown, without the second the guest is ended before it is saved."""
-    dropin, _mode = _runtime.files(["web1.service"])[f"{_runtime.UNITS}/web1.service.d/{_runtime.DROPIN}"]
+    dropin, _mode = _runtime.files(["web1.service"])[f"{_units.FOLDER}/web1.service.d/{_runtime.DROPIN}"]
     unit, service = dropin.split("[Service]")
     assert "\nIgnoreOnIsolate=yes\n" in unit and "\nDefaultDependencies=no\n" in unit
     assert "\nFileDescriptorStorePreserve=yes\n" in service and "\nFileDescriptorStoreMax=4\n" in service

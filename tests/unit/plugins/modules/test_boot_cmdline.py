@@ -7,16 +7,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_cmdline, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.bootloader import _boot_cmdline
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.modules import boot_cmdline
 
 
 @pytest.fixture(name="asked")
 def what_is_asked_for(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_files, "RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(_boot_cmdline, "change", lambda words, check_mode: asked.append((words, check_mode)) or (["a=1"], words, True))
     return asked
 

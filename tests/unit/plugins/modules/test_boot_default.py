@@ -7,16 +7,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _boot_default, _host, _paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils.bootloader import _boot_default
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.modules import boot_default
 
 
 @pytest.fixture(name="asked")
 def what_is_asked_for(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
-    monkeypatch.setattr(_host, "kernel", lambda: {"release": "7.2.13"})
+    monkeypatch.setattr(_files, "RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_this_boot, "kernel", lambda: {"release": "7.2.13"})
     monkeypatch.setattr(_boot_default, "kept", lambda: "old")
     monkeypatch.setattr(_boot_default, "change", lambda kernel, check_mode: asked.append((kernel, check_mode)) or ("old", kernel))
     return asked

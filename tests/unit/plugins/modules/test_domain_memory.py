@@ -7,7 +7,7 @@ from __future__ import annotations
 import types
 from pathlib import Path
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _guests, _virsh
 from ansible_collections.kvm.liveupdate.plugins.modules import domain_memory
 
 TEMPLATE = """<![CDATA[
@@ -36,9 +36,9 @@ class Libvirt:
 def test_a_definition_goes_back_byte_for_byte_and_a_second_run_changes_nothing(monkeypatch):
     head = f"<domain>\n  <name>app</name>\n  <title>Büro</title>\n  <metadata>{TEMPLATE}</metadata>\n  <memory unit='KiB'>2</memory>\n"
     host = Libvirt(f"{head}</domain>\n".encode())
-    monkeypatch.setattr(_libvirt, "virsh", host.virsh)
-    monkeypatch.setattr(_libvirt, "uuid_of", lambda name: name)
-    monkeypatch.setattr(_libvirt, "known", list)
+    monkeypatch.setattr(_virsh, "virsh", host.virsh)
+    monkeypatch.setattr(_virsh, "uuid_of", lambda name: name)
+    monkeypatch.setattr(_guests, "known", list)
     module = types.SimpleNamespace(params={"name": "app", "adopt": False}, check_mode=True)
     assert domain_memory.manage(module)["changed"] and host.definition == f"{head}</domain>\n".encode()
     module.check_mode = False

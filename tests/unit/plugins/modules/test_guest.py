@@ -7,8 +7,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _lock, _paths, _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.modules import guest
 
 SAVED = {"state": "saved", "unit": "db.service"}
@@ -75,15 +77,16 @@ class Host:
 @pytest.fixture(name="host")
 def a_host(tmp_path, monkeypatch):
     host = Host(["web", "db", "app"])
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_files, "RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
     for name in ("GUESTS_RUN", "GUESTS_STATE"):
-        monkeypatch.setattr(_paths, name, str(tmp_path))
-    for name in ("known", "survey", "inspect"):
-        monkeypatch.setattr(_guests, name, getattr(host, name))
-    monkeypatch.setattr(_guests, "journal", lambda name: host.journals.get(name, {}))
+        monkeypatch.setattr(_files, name, str(tmp_path))
+    monkeypatch.setattr(_providers, "known", host.known)
+    for name in ("survey", "inspect"):
+        monkeypatch.setattr(_reasons, name, getattr(host, name))
+    monkeypatch.setattr(_journal, "of_guest", lambda name: host.journals.get(name, {}))
     for name in ("held_each", "hold_each", "release"):
-        monkeypatch.setattr(_holding, name, getattr(host, name))
+        monkeypatch.setattr(_hold, name, getattr(host, name))
     monkeypatch.setattr(_providers, "of", lambda record: host)
     monkeypatch.setattr(guest.time, "sleep", host.sleep)
     return host
@@ -199,7 +202,7 @@ def test_nothing_is_done_while_another_operation_is_under_way(host, state):
 
 def test_a_guest_whose_undo_was_cut_off_runs_on(host):
     host.states["db"] = "postmigrate"
-    _paths.write_json(_guests.run_path("db", "paused"), {"pid": 7, "started": 1})
+    _files.write_json(_files.run_path("db", "paused"), {"pid": 7, "started": 1})
     done = ask("running", "web", "db")
     assert [each["changed"] for each in done["guests"]] == [False, True]
     assert ("resume", "db", True) in host.calls and ("resume", "web", True) not in host.calls
@@ -292,9 +295,9 @@ def test_no_guest_at_all(host):
 def test_a_guest_that_only_our_undo_left_paused_runs_on(host, monkeypatch, state, ours, goes_on):
     host.states["web"] = state
     if ours:
-        _paths.write_json(_guests.run_path("web", "paused"), {"pid": 7, "started": 1})
+        _files.write_json(_files.run_path("web", "paused"), {"pid": 7, "started": 1})
     assert ask("running", "web", check_mode=True)["changed"] is bool(goes_on)
     assert ("resume", "web", True) not in host.calls
     assert ask("running", "web")["changed"] is bool(goes_on)
     assert (("resume", "web", True) in host.calls) is bool(goes_on)
-    assert not goes_on or not _holding.owes(host.running["web"])
+    assert not goes_on or not _hold.owes(host.running["web"])

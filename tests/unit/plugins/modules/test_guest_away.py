@@ -7,8 +7,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _away, _guests, _holding, _host, _lock, _paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.modules import guest_away
 
 THERE = "qemu+ssh://hv2/system"
@@ -67,12 +69,12 @@ class Provider:
 @pytest.fixture(name="guest")
 def a_guest(tmp_path, monkeypatch):
     provider = Provider()
-    monkeypatch.setattr(_paths, "AWAY", str(tmp_path / "away"))
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
-    monkeypatch.setattr(_guests, "known", provider.known)
-    monkeypatch.setattr(_holding, "held_each", lambda records: {})
-    monkeypatch.setattr(_host, "boot_id", lambda: "b1")
+    monkeypatch.setattr(_files, "AWAY", str(tmp_path / "away"))
+    monkeypatch.setattr(_files, "RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_providers, "known", provider.known)
+    monkeypatch.setattr(_hold, "held_each", lambda records: {})
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "b1")
     monkeypatch.setitem(guest_away.PROVIDERS, "libvirt", provider)
     clock = SimpleNamespace(time=lambda: provider.now, monotonic=lambda: provider.now, sleep=provider.sleep)
     monkeypatch.setattr(guest_away, "time", clock)
@@ -231,7 +233,7 @@ def test_a_guest_that_runs_on_for_long_stays(slow, monkeypatch, over):
     if over == "time":
         slow.now += 77 + _away.ORDER_S
     elif over == "boot":
-        monkeypatch.setattr(_host, "boot_id", lambda: "b2")
+        monkeypatch.setattr(_this_boot, "boot_id", lambda: "b2")
     else:
         slow.records["app"]["started"] += 1
     before = slow.now
@@ -257,7 +259,7 @@ def test_an_order_that_stands_is_not_forgotten_for_a_second_one_that_fails(slow)
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_what_speaks_against_it_is_said_before_anybody_leaves(guest, monkeypatch, check_mode):
     guest.problems = {"db": ["no room - make some"]}
-    monkeypatch.setattr(_holding, "held_each", lambda records: {"db": {"session": "s"}})
+    monkeypatch.setattr(_hold, "held_each", lambda records: {"db": {"session": "s"}})
     err = fails(away, "save", "app", "db", check_mode=check_mode)
     assert err.message == (
         "guest db cannot leave by way of save: no room - make some; its RAM is held for an update"

@@ -7,8 +7,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _guests, _holding, _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.modules import guest_rehearsal
 
 
@@ -23,8 +23,8 @@ def guests_that_are_paused(monkeypatch):
             raise LiveUpdateError("guest bad: what was saved of it does not load")
         return {"paused_s": 0.25}
 
-    monkeypatch.setattr(_guests, "known", lambda: {name: {"name": name} for name in ("web", "bad", "db", "held")})
-    monkeypatch.setattr(_holding, "held_each", lambda records: {"held": {}} if {"name": "held"} in records else {})
+    monkeypatch.setattr(_providers, "known", lambda: {name: {"name": name} for name in ("web", "bad", "db", "held")})
+    monkeypatch.setattr(_hold, "held_each", lambda records: {"held": {}} if {"name": "held"} in records else {})
     monkeypatch.setattr(_rehearsal, "rehearse", rehearse)
     return paused
 

@@ -9,16 +9,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import (
-    _guests,
-    _holding,
-    _libvirt,
-    _paths,
-    _processes,
-    _providers,
-    _qemu,
-    _systemd,
-)
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": []}
@@ -66,7 +61,7 @@ def a_host(tmp_path, monkeypatch):
         programs.append(words[0])
         units = words[words.index("--") + 1 :] if "--" in words else []
         if words[0] == "systemd-analyze":
-            return f'[{{"fdname": "{_holding.FDNAME}"}}]\n' * len(units)
+            return f'[{{"fdname": "{_session.FDNAME}"}}]\n' * len(units)
         if words[1] == "list-units":
             return "cron.service loaded active running Cron\n"
         asked = words[2].removeprefix("--property=").split(",")
@@ -75,11 +70,11 @@ def a_host(tmp_path, monkeypatch):
         return "\n".join("".join(f"{key}={SHOWN[key]}\n" for key in asked if key in SHOWN) + f"Id={unit}\n" for unit in units)
 
     for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE", "AWAY", "UPDATE"):
-        monkeypatch.setattr(_paths, name, str(tmp_path / name))
+        monkeypatch.setattr(_files, name, str(tmp_path / name))
     (tmp_path / "GUESTS_RUN").mkdir()
-    monkeypatch.setattr(_libvirt, "_PIDS", str(tmp_path / "no libvirt"))
-    monkeypatch.setattr(_qemu, "Qmp", Monitor)
-    monkeypatch.setattr(_systemd, "run", run)
+    monkeypatch.setattr(_virsh, "PIDS", str(tmp_path / "no libvirt"))
+    monkeypatch.setattr(_monitor, "Monitor", Monitor)
+    monkeypatch.setattr(_commands, "run", run)
     monkeypatch.setattr(_processes, "pids", list)
 
     def add(count, held):
@@ -98,9 +93,9 @@ def a_host(tmp_path, monkeypatch):
                 "monitor": "/m",
                 **process,
             }
-            _paths.write_json(_guests.run_path(name), {**record, "ram": [{"fd": fd, "size": 0}]})
+            _files.write_json(_files.run_path(name), {**record, "ram": [{"fd": fd, "size": 0}]})
             if held:
-                _paths.write_json(_guests.run_path(name, "held"), {**process, "files": [[seen.st_dev, seen.st_ino]]})
+                _files.write_json(_files.run_path(name, "held"), {**process, "files": [[seen.st_dev, seen.st_ino]]})
         programs.clear()
         return fd
 
@@ -125,7 +120,7 @@ def test_no_guest_costs_the_host_another_program(host, count, held, programs):
 
 def test_who_runs_is_looked_up_once(host, monkeypatch):
     looked = []
-    monkeypatch.setattr(_providers, "all_of_them", lambda: (SimpleNamespace(known=lambda: looked.append(1) or [], survey=len, KEPT=()),))
+    monkeypatch.setattr(_providers, "all_of_them", lambda: (SimpleNamespace(known=lambda: looked.append(1) or [], survey=len, kept=()),))
     hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
     assert looked == [1]
 
@@ -133,10 +128,10 @@ def test_who_runs_is_looked_up_once(host, monkeypatch):
 def test_what_was_asked_at_once_is_what_each_would_ask(host, monkeypatch):
     fd = host.add(2, False)
     try:
-        surveyed, alone = _guests.known()["web1"], _guests.known()["web1"]
-        _guests.survey([_guests.known()["web0"], surveyed])
+        surveyed, alone = _providers.known()["web1"], _providers.known()["web1"]
+        _reasons.survey([_providers.known()["web0"], surveyed])
         asked = len(host.programs)
-        assert _guests.inspect(surveyed) == _guests.inspect(alone) and len(host.programs) == asked + 2
+        assert _reasons.inspect(surveyed) == _reasons.inspect(alone) and len(host.programs) == asked + 2
         assert json.dumps(surveyed, sort_keys=True) == json.dumps(alone, sort_keys=True)
     finally:
         os.close(fd)

@@ -7,8 +7,10 @@ from __future__ import annotations
 import types
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _paths, _update
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec
 
 PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200}
@@ -19,8 +21,8 @@ def commits(tmp_path, monkeypatch):
     """What was committed."""
     asked: list = []
     for name in ("RUN", "LOCK", "UPDATE", "OUTCOME"):
-        monkeypatch.setattr(_paths, name, str(tmp_path / name))
-    monkeypatch.setattr(_update, "commit", lambda *given: asked.append(given) or {"id": "u"})
+        monkeypatch.setattr(_files, name, str(tmp_path / name))
+    monkeypatch.setattr(_jump, "commit", lambda *given: asked.append(given) or {"id": "u"})
     return asked
 
 

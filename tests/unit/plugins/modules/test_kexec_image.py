@@ -7,8 +7,10 @@ from __future__ import annotations
 import types
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _lock, _paths, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _kexec, _proof
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec_image
 
 IMAGE = {
@@ -35,16 +37,16 @@ def host(tmp_path, monkeypatch):
         reasons = [] if state.verdict == "proven" else [{**UNKNOWN, "verdict": state.verdict}]
         return {"pair": "a-b", "there": {"verdict": state.verdict, "reasons": reasons}, "back": {}}
 
-    monkeypatch.setattr(_paths, "RUN", str(tmp_path))
-    monkeypatch.setattr(_paths, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_files, "RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
     monkeypatch.setattr(kexec_image, "wanted_image", lambda params, _running: IMAGE if params["state"] == "staged" else {})
     monkeypatch.setattr(_proof, "prove", prove)
-    monkeypatch.setattr(kexec_image._image, "read", lambda path, **_keep: {"read": path, "sha256": state.sha256})
-    monkeypatch.setattr(kexec_image._kexec, "current_cmdline", lambda: "")
-    monkeypatch.setattr(kexec_image._kexec, "record", lambda: state.staged)
-    monkeypatch.setattr(kexec_image._kexec, "loaded", lambda: state.loaded)
-    monkeypatch.setattr(kexec_image._kexec, "stage", lambda image: done.append("stage"))
-    monkeypatch.setattr(kexec_image._kexec, "unload", lambda: done.append("unload"))
+    monkeypatch.setattr(_image, "read", lambda path, **_keep: {"read": path, "sha256": state.sha256})
+    monkeypatch.setattr(_this_boot, "current_cmdline", lambda: "")
+    monkeypatch.setattr(_kexec, "record", lambda: state.staged)
+    monkeypatch.setattr(_kexec, "loaded", lambda: state.loaded)
+    monkeypatch.setattr(_kexec, "stage", lambda image: done.append("stage"))
+    monkeypatch.setattr(_kexec, "unload", lambda: done.append("unload"))
     return state
 
 

@@ -52,7 +52,7 @@ def payload(name):
 
 # The sources of the whole runtime, for those that install it or compare it; reading and proving kernel images; the guests and all that
 # runs them; the update itself.
-RUNTIME, KERNELS, GUESTS, UPDATE = {"_runtime", "_cli"}, {"_image", "_proof"}, {"_guests", "_providers", "_qemu", "_libvirt"}, {"_update"}
+RUNTIME, KERNELS, GUESTS, UPDATE = {"_runtime", "_command"}, {"_image", "_proof"}, {"_providers", "_reasons", "_virsh"}, {"_jump"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import os
 import types
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _units
 from ansible_collections.kvm.liveupdate.plugins.modules import runtime
 
 
@@ -18,19 +22,19 @@ def host_that_gets_a_runtime(tmp_path, monkeypatch):
     steps, fsync = [], os.fsync
     library, unit = str(tmp_path / "lib/kvm_liveupdate/_cli.py"), str(tmp_path / "units/x.service")
     wanted = {unit: ("[Unit]", 0o644), library: ("A = 1\n", 0o644)}
-    monkeypatch.setattr(runtime._runtime, "LIBRARY", str(tmp_path / "lib"))
-    monkeypatch.setattr(runtime._runtime, "UNITS", str(tmp_path / "units"))
-    monkeypatch.setattr(runtime._runtime, "DIRECTORIES", (str(tmp_path / "state"),))
-    monkeypatch.setattr(runtime._runtime, "files", lambda *_given: wanted)
-    monkeypatch.setattr(runtime._runtime, "outdated", lambda wanted: [path for path in wanted if not os.path.exists(path)])
+    monkeypatch.setattr(_files, "LIBRARY", str(tmp_path / "lib"))
+    monkeypatch.setattr(_units, "FOLDER", str(tmp_path / "units"))
+    monkeypatch.setattr(_runtime, "DIRECTORIES", (str(tmp_path / "state"),))
+    monkeypatch.setattr(_runtime, "files", lambda *_given: wanted)
+    monkeypatch.setattr(_runtime, "outdated", lambda wanted: [path for path in wanted if not os.path.exists(path)])
     monkeypatch.setattr(
-        runtime._runtime, "stale", lambda *_given: [path for path in [str(tmp_path / "lib/kvm_liveupdate/_old.py")] if os.path.exists(path)]
+        _runtime, "stale", lambda *_given: [path for path in [str(tmp_path / "lib/kvm_liveupdate/_old.py")] if os.path.exists(path)]
     )
-    monkeypatch.setattr(runtime._systemd, "run", lambda *command: steps.append(command[-1]))
-    monkeypatch.setattr(runtime._guests, "known", dict)
-    monkeypatch.setattr(runtime._guests, "journals", dict)
-    monkeypatch.setattr(runtime._paths, "RUN", str(tmp_path / "run"))
-    monkeypatch.setattr(runtime._paths, "LOCK", str(tmp_path / "run/lock"))
+    monkeypatch.setattr(_commands, "run", lambda *command: steps.append(command[-1]))
+    monkeypatch.setattr(_providers, "known", dict)
+    monkeypatch.setattr(_journal, "of_guests", dict)
+    monkeypatch.setattr(_files, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "run/lock"))
     monkeypatch.setattr(
         os, "fsync", lambda fd: steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).partition(".")[0]) or fsync(fd)
     )
@@ -65,8 +69,8 @@ def test_what_is_not_wanted_any_more_is_removed_with_what_was_compiled(host):
 def test_a_runtime_that_a_guest_needs_to_come_back_is_not_removed(host, monkeypatch):
     run()
     saved = {"web": {"state": "saved", "unit": "web.service"}}
-    monkeypatch.setattr(runtime._guests, "journals", lambda: saved)
+    monkeypatch.setattr(_journal, "of_guests", lambda: saved)
     with pytest.raises(LiveUpdateError, match=r"guest web was saved by an update .* 'kvm-liveupdate discard web'"):
         run(state="absent")
-    monkeypatch.setattr(runtime._guests, "journals", dict)
+    monkeypatch.setattr(_journal, "of_guests", dict)
     assert run(state="absent")["changed"] and not os.path.exists(host.unit)

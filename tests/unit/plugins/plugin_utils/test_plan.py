@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _libvirt_needs, _libvirt_reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _needs, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import chosen, plan
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import WAYS, Policy, PolicyError
@@ -166,7 +166,7 @@ def test_it_is_known_of_each_reason_whether_it_keeps_from_a_shutdown():
     }
     # Of a machine that no provider runs, and which is only ever refused.
     assert documented["reason"] == {*NO_SHUTDOWN, *SHUTDOWN, "not-managed"}
-    found = {*_libvirt_needs.OF_A_BOOT, *_argv._SAYS, *(row[0] for row in (*_libvirt_reasons._REASONS, *_libvirt_reasons._WARNINGS))}
+    found = {*_needs.OF_A_BOOT, *_argv._SAYS, *(row[0] for row in (*_reasons._REASONS, *_reasons._WARNINGS))}
     for file in (REPO / "plugins/module_utils").rglob("*.py"):
         if file.stem not in ("_host", "_proof"):  # which judge hosts
             found.update(re.findall(r'reason\(\s*"([a-z-]+)"', file.read_text()))

@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._qmp import Qmp
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _now
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor, _now
 
 BLOCKDEVS = (
     '-blockdev {"driver":"file","filename":"@/over.qcow2","node-name":"f","cache":{"direct":true}}'
@@ -76,7 +75,7 @@ MADE = (
 KEPT = ("file", "ro", "drv", "node-name", "backing_file", "cache")
 
 
-def look(monitor: Qmp) -> dict:
+def look(monitor: _monitor.Monitor) -> dict:
     """What _now.ask returns, without what no test needs."""
     answers = _now.ask(monitor)
     for disk in answers["disks"]:
@@ -90,7 +89,7 @@ def record(words: list[str], changes: list) -> list:
     qmp = f"{os.getcwd()}/qmp"
     with subprocess.Popen([*words, "-S", "-display", "none", "-accel", "tcg", "-qmp", f"unix:{qmp},server=on,wait=off"]) as process:
         try:
-            with Qmp(qmp, wait_s=10) as monitor:
+            with _monitor.Monitor(qmp, wait_s=10) as monitor:
                 found = [["start", look(monitor)]]
                 for command, arguments in changes:
                     monitor.execute(command, **arguments)

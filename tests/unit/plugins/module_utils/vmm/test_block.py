@@ -30,7 +30,7 @@ def sysfs_with_disks(tmp_path, monkeypatch):
         return SimpleNamespace(st_mode=stat.S_IFBLK, st_rdev=numbers[path]) if path in numbers else plain(path, **keys)
 
     monkeypatch.setattr(_block, "_SYSFS", str(tmp_path))
-    monkeypatch.setattr(_block.os, "stat", look)
+    monkeypatch.setattr(os, "stat", look)
     return add
 
 

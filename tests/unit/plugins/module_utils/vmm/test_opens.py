@@ -11,6 +11,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _opens, _options
 
 NEVER = 1 << 30
@@ -99,7 +100,7 @@ def test_a_disk_that_a_link_elsewhere_leads_to_is_looked_at_as_well(monkeypatch)
     """Where QEMU has no device open no path of a file is looked at: its storage may not answer."""
     argv = ["qemu", "-drive", "file=/srv/link", "-drive", "file=/srv/file", "-drive", "file=/dev/vg/a"]
     opened = {4: ("/srv/file", os.O_RDWR), 5: ("/dev/kvm", os.O_RDWR)}
-    monkeypatch.setattr(_opens._processes, "open_paths", lambda _pid: opened)
+    monkeypatch.setattr(_processes, "open_paths", lambda _pid: opened)
     assert _opens.devices(NEVER, argv) == ["/dev/vg/a"]
     opened[6] = ("/dev/sg3", os.O_RDWR)
     assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]

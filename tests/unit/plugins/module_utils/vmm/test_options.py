@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm._options import keys_of, read, split
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _options
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm._options import
     ],
 )
 def test_a_word_belongs_to_the_option_before_it_only_where_that_takes_one(words, options):
-    assert split(words.split()) == options
+    assert _options.split(words.split()) == options
 
 
 @pytest.mark.parametrize(
@@ -42,27 +42,27 @@ def test_a_word_belongs_to_the_option_before_it_only_where_that_takes_one(words,
     ],
 )
 def test_each_dialect_gives_the_same_keys(option, word, keys):
-    assert keys_of(option, word) == keys
+    assert _options.keys_of(option, word) == keys
 
 
 @pytest.mark.parametrize("word", ["{", "{'a': 1", '{"a": 1, "a": 2}', '{"a": NaN}', "{a: 1}"])
 def test_what_is_no_json_is_told(word):
     with pytest.raises(ValueError):
-        keys_of("device", word)
-    options, unread = read(["-m", "1G", "-device", word])
+        _options.keys_of("device", word)
+    options, unread = _options.read(["-m", "1G", "-device", word])
     assert [option.name for option in options] == ["m"]
     assert len(unread) == 1 and unread[0].startswith(f"-device {word}: ")
 
 
 def test_what_is_too_deep_is_told():
-    assert len(read(["-device", '{"a":' * 100_000])[1]) == 1
+    assert len(_options.read(["-device", '{"a":' * 100_000])[1]) == 1
 
 
 def test_a_command_line_that_its_process_may_have_changed_opens_no_file(tmp_path):
     (tmp_path / "file").write_text('[memory]\n  size = "2G"\n')
     words = ["-readconfig", str(tmp_path / "file"), "-m", "1G"]
-    assert [option.keys["size"] for option in read(words)[0]] == ["2G", "1G"]
-    assert [option.keys["size"] for option in read(words, opens=False)[0]] == ["1G"]
+    assert [option.keys["size"] for option in _options.read(words)[0]] == ["2G", "1G"]
+    assert [option.keys["size"] for option in _options.read(words, opens=False)[0]] == ["1G"]
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_command_line_that_its_process_may_have_changed_opens_no_file(tmp_path
     ],
 )
 def test_the_short_form_of_a_character_device(word, keys):
-    (option,) = read(["-serial", word])[0]
+    (option,) = _options.read(["-serial", word])[0]
     assert option.keys == keys
 
 
 def test_a_later_option_changes_an_earlier_one():
-    option, other = read(["-drive", "id=a,file=/a", "-drive", "id=b", "-set", "drive.a.file=/c"])[0]
+    option, other = _options.read(["-drive", "id=a,file=/a", "-drive", "id=b", "-set", "drive.a.file=/c"])[0]
     assert (option.keys, other.keys) == ({"id": "a", "file": "/c"}, {"id": "b"})
     assert option.text == "-drive id=a,file=/a -set drive.a.file=/c"

@@ -1,0 +1,139 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The command ``kvm-liveupdate`` on a host. PRIVATE to the collection.
+
+Called by systemd units; ``status``, ``resume`` and ``discard`` are for the operator.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._errors import LiveUpdateError
+
+__all__ = ("main",)
+
+USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
+       kvm-liveupdate hold NAME                  hold the guest's memory (kvm-liveupdate-hold@.service)
+       kvm-liveupdate hook NAME                  give the domain that libvirt starts its memory (libvirt's hook)
+       kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
+       kvm-liveupdate recover                    undo it when that process ended before the jump
+       kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
+       kvm-liveupdate give-up-unclaimed          give up memory that no guest takes (kvm-liveupdate-unclaimed.service)
+       kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
+       kvm-liveupdate status                     the last update, the guests and who is away, as JSON
+       kvm-liveupdate resume NAME                let a guest go on that a rehearsal or an update left paused
+       kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
+
+
+def _status() -> None:
+    import json
+
+    from .guests import _away, _hold, _providers
+    from .handover import _journal
+
+    running, journals = _providers.known(), _journal.of_guests()
+    held = {name for name, record in running.items() if _hold.held(record)}
+    guests = {name: {"running": name in running, "held": name in held, "journal": journals.get(name, {})} for name in {*running, *journals}}
+    away = {record["guest"]: record for record in _away.records()}
+    json.dump({"update": _journal.of_update(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+def _hold_memory(name: str) -> None:
+    from .handover import _journal
+    from .host import _files, _this_boot
+    from .libvirt import _start
+
+    journal = _journal.recorded(name)
+    cut_off = _start.awaited(name) if journal.get("state") != "saved" else {}
+    if cut_off and cut_off["boot_id"] != _this_boot.boot_id():
+        journal = cut_off
+        _files.write_json(_files.journal_path(name), journal)
+    if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _this_boot.boot_id():
+        from .libvirt import _start
+
+        _start.restore(name, journal)
+    else:
+        from .guests import _hold
+
+        _hold.reside(name)
+
+
+def _resume(name: str) -> None:
+    from .guests import _paused, _providers
+    from .handover import _lock
+
+    with _lock.Lock():
+        record = _providers.find(name)
+        _paused.settle_running(record)
+        why = _paused.let_go_on(record)
+        whole = _paused.whole_saves(record)
+    if not (why or whole):
+        raise LiveUpdateError(f"guest {name}: nothing of ours keeps it paused; resume it by its own means (virsh resume, or its monitor)")
+
+
+def _checked(name: str) -> str:
+    """A guest's name, which becomes a part of paths and of units' names."""
+    if name in ("", ".", "..") or any(char == "/" or ord(char) < 32 or ord(char) == 127 for char in name):
+        raise LiveUpdateError(f"{name!r} is not the name of a guest: it is empty, or has a slash, a line break or the like in it")
+    return name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 after a failure, 2 for a wrong call, or :data:`_return.AGAIN`."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        if len(words) > 1:
+            _checked(words[1])
+        if len(words) > 3 and words[0] == "run" and words[2] == "--":
+            from .qemu import _start as _qemu_start
+
+            _qemu_start.run(words[1], words[3:])
+        elif len(words) == 2 and words[0] == "hold":
+            _hold_memory(words[1])
+        elif len(words) == 2 and words[0] == "hook":
+            from .libvirt import _hook
+
+            _hook.hook(words[1])
+        elif len(words) == 2 and words[0] in ("rehearse", "end-rehearsal"):
+            from .guests import _rehearsal
+
+            (_rehearsal.run if words[0] == "rehearse" else _rehearsal.end_cut_off)(words[1])
+        elif words == ["jump"]:
+            from .update import _jump
+
+            return _jump.jump()
+        elif words == ["recover"]:
+            from .update import _jump
+
+            _jump.recover()
+        elif words == ["boot"]:
+            from .update import _boot_order
+
+            _boot_order.start_rest()
+        elif words == ["give-up-unclaimed"]:
+            from .guests import _unclaimed
+
+            _unclaimed.give_up()
+        elif words == ["status"]:
+            _status()
+        elif len(words) == 2 and words[0] == "resume":
+            _resume(words[1])
+        elif len(words) == 2 and words[0] == "discard":
+            from .guests import _discard
+
+            _discard.discard(words[1])
+        else:
+            sys.stderr.write(f"{USAGE}\n")
+            return 2
+    except (LiveUpdateError, OSError) as err:
+        sys.stderr.write(f"kvm-liveupdate: {err}\n")
+        if isinstance(err, LiveUpdateError) and err.details.get("again"):
+            from .handover import _return
+
+            return _return.AGAIN
+        return 1
+    return 0

@@ -1,0 +1,81 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Giving up what an update saved of a guest. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+
+from .._errors import LiveUpdateError
+
+__all__ = ("discard",)
+
+
+def discard(name: str) -> None:
+    from ..handover import _lock
+
+    with _lock.Lock():
+        _discard_locked(name)
+
+
+def _discard_locked(name: str) -> None:
+    import contextlib
+
+    from ..handover import _early, _journal, _return, _session
+    from ..host import _commands, _files, _systemd, _this_boot, _units
+    from ..libvirt import _virsh
+    from . import _hold, _paused, _providers
+
+    update = _files.read_json(_files.UPDATE)
+    if _journal.outcome(update, _this_boot.boot_id(), "") == "pending":
+        raise LiveUpdateError(
+            f"guest {name}: an update of this host is {update['state']}; wait until it has ended. If {_units.JUMP} does not run"
+            " any more, 'kvm-liveupdate recover' undoes it"
+        )
+    record = _providers.known().get(name)
+    if record:
+        _paused.settle_running(record)
+    _return.settle_seen(name)  # of one that is back nothing is left to give up
+    journal, state = _journal.recorded(name), _files.state_path(name)
+    if journal.get("state") != "saved" and not os.path.exists(state):
+        raise LiveUpdateError(f"guest {name!r}: nothing is saved for it")
+    if record:
+        _refuse(record, journal)
+    # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
+    elif (journal.get("provider") == "libvirt" or not journal) and _virsh.is_defined(name):
+        _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))
+    holder = _units.hold(name)
+    unit = journal.get("unit", holder)
+    for ended in () if record else (holder, unit):
+        with contextlib.suppress(LiveUpdateError):  # there is none of its kind, or it did not fail
+            _commands.run("systemctl", "stop", "--", ended)
+            _commands.run("systemctl", "reset-failed", "--", ended)
+        if _session.FDNAME in _systemd.fdstore(ended):
+            _systemd.forget_fd(ended, 0, _session.FDNAME)  # else its memory stays taken beside that of its next start
+    if record:
+        _hold.release(record)
+    else:
+        _hold.release_ended(name)
+    _files.remove(_files.journal_path(name))
+    _files.remove(state)
+    _files.remove(_files.run_path(name, "trying"))
+    _early.start_early(unit, False)
+
+
+def _refuse(record: dict, journal: dict) -> None:
+    """Raise for a guest that is on its way, or stands still with what is saved: only one that runs has no need of that."""
+    from .._errors import told
+    from . import _paused, _providers
+
+    for why in _paused.reasons(record):
+        raise LiveUpdateError(told(why))
+    name, state = record["name"], _providers.of(record).status(record)
+    if journal.get("state") == "saved":
+        raise LiveUpdateError(
+            f"guest {name}: its QEMU is there ({state}) and may be about to take in what is saved; if it does not come back,"
+            f" stop it first ('systemctl stop {record['unit']}', for a domain also 'virsh destroy'), then discard what is saved"
+        )
+    if state != "running":
+        raise LiveUpdateError(f"guest {name} is {state}, and what is saved may be all there is of it; let it run first, or stop it")

@@ -1,0 +1,105 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the kernel carries of a guest over a jump: a session with its RAM and a note. On the boot path. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from .._errors import LiveUpdateError
+from ..host import _files, _systemd, _this_boot
+from ..kernel import _luo
+
+__all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "drop", "incoming", "name_of", "note", "read_note", "record_hold", "recorded_holds", "take")
+
+FDNAME = "kvm-liveupdate"
+META_TOKEN = 0
+RAM_TOKEN = 1  # and on: a guest may have several memory files
+
+
+def name_of(guest_uuid: str) -> str:
+    """The name of a guest's session: 36 characters, derived from its UUID, so that it can be found without a list."""
+    return "kvm-" + guest_uuid.replace("-", "").lower()
+
+
+def record_hold(record: dict) -> None:
+    """Write that record: ``session``, ``unit`` of the guest, ``boot_id``."""
+    content = {"session": name_of(record["uuid"]), "unit": record["unit"], "boot_id": _this_boot.boot_id()}
+    _files.write_json(_files.hold_path(record["name"]), content)
+
+
+def recorded_holds() -> list[str]:
+    """The names of the guests with such a record."""
+    try:
+        return sorted(
+            file.removesuffix(_files.HOLD_SUFFIX) for file in os.listdir(_files.GUESTS_STATE) if file.endswith(_files.HOLD_SUFFIX)
+        )
+    except FileNotFoundError:
+        return []
+
+
+def read_note(fd: int) -> dict:
+    """What :func:`hold` noted beside the RAM."""
+    return dict(json.loads(os.pread(fd, 1 << 16, 0)))
+
+
+def incoming(journal: dict) -> int | None:
+    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name; None when there is none.
+
+    Raises where that cannot be told: a guest must not start clean because nobody could look for its memory.
+    """
+    session = _systemd.listen_fds().get(FDNAME)
+    if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _this_boot.boot_id():
+        return session
+    try:
+        session = _luo.retrieve_session(journal["session"])
+    except LiveUpdateError as err:
+        _systemd.log(str(err))
+        if not _luo.is_gone(err):
+            busy = err.details.get("errno") == "EBUSY"
+            remedy = "this is tried again by itself" if busy else f"mend that, then 'systemctl start {journal['unit']}' tries again"
+            raise LiveUpdateError(f"guest {journal['guest']}: {err}: {remedy}; its memory is kept", again=busy) from err
+        return None
+    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))  # a crash from here on loses nothing
+    return session
+
+
+def note(session: int | None) -> dict | None:
+    """What a session from the kernel before says it holds; None for any other."""
+    if session is None:
+        return None
+    try:
+        fd = _luo.retrieve_fd(session, META_TOKEN)
+    except LiveUpdateError as err:
+        if err.details.get("errno") in ("EINVAL", "ENOENT"):
+            return None  # outgoing: preserved for a jump that has not come; or finished, and so of no use any more
+        raise
+    try:
+        return read_note(fd)
+    finally:
+        os.close(fd)
+
+
+def take(journal: dict, session: int) -> list[int]:
+    """The guest's memory files, taken out of the session, in order. They are charged to the caller's cgroup."""
+    files = [_luo.retrieve_fd(session, RAM_TOKEN + index) for index in range(len(journal["sizes"]))]
+    sizes = [os.fstat(fd).st_size for fd in files]
+    if sizes != journal["sizes"]:
+        raise LiveUpdateError(
+            f"guest {journal['guest']}: the memory that came over has {sizes} bytes, not {journal['sizes']};"
+            f" 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+        )
+    return files
+
+
+def drop(session: int | None, note: dict | None) -> None:
+    """Give up a session that is of no use for a clean start."""
+    if session is None:
+        return
+    if note is not None:
+        _luo.finish(session)
+    os.close(session)
+    _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={FDNAME}")

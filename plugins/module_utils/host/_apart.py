@@ -1,0 +1,98 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Looks at paths that may not answer, as on a network file system whose server is gone. PRIVATE to the collection.
+
+Nothing ends such a look but the server, so another process has it, which is left behind where it hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("PATH_LIMIT_S", "Silent", "look")
+
+PATH_LIMIT_S = _limits.PATHS
+_MANY_FDS = 1 << 16
+
+
+class Silent(LiveUpdateError):
+    """A look at paths has not ended: ``path`` is the one that does not answer."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} does not answer within {PATH_LIMIT_S:g} s", path=path)
+        self.path = path
+
+
+def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
+    """What ``work`` returns, as JSON has it, done in a process apart. It is given a function to name each path with before it looks there.
+
+    Raises :class:`Silent` at the limit, and LiveUpdateError where ``work`` fails.
+    """
+    import json
+    import select
+    import signal
+
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        _work(work, writing)
+    os.close(writing)
+    until, text, poll = time.monotonic() + PATH_LIMIT_S, b"", select.poll()
+    poll.register(reading)
+    try:
+        while poll.poll(max(until - time.monotonic(), 0.0) * 1000):
+            part = os.read(reading, 1 << 16)
+            if not part:
+                break
+            text += part
+        else:
+            os.kill(child, signal.SIGKILL)
+            raise Silent(os.fsdecode(text.rpartition(b"\0")[0].rpartition(b"\0")[2]) or "a path")
+    finally:
+        os.close(reading)
+        _reap(child)
+    kind, answer = json.loads(text.rpartition(b"\0")[2] or '["failed", "it ended"]')
+    if kind == "failed":
+        raise LiveUpdateError(f"its paths cannot be looked at: {answer}")
+    return answer
+
+
+def _reap(child: int) -> None:
+    """Wait for the child for a moment: one that hangs ends when what it waits for answers, or with this process."""
+    until = time.monotonic() + 1.0
+    while os.waitpid(child, os.WNOHANG)[0] == 0 and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _work(work: t.Callable[[t.Callable[[str], None]], t.Any], writing: int) -> t.NoReturn:
+    """The child. It may outlive who started it, so it keeps nothing of that open: no locks, no sessions, no output."""
+    import json
+
+    try:
+        os.dup2(writing, 3, inheritable=False)
+        os.closerange(4, _MANY_FDS)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        try:
+            answer = ["done", work(lambda path: _write(os.fsencode(path) + b"\0"))]
+        except Exception as err:  # pylint: disable=broad-except  # whatever it is, it is told
+            answer = ["failed", f"{type(err).__name__}: {err}"]
+        _write(json.dumps(answer).encode())
+    finally:
+        os._exit(0)
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(3, data) :]

@@ -1,0 +1,71 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Programs that are run for what they print. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+
+__all__ = ("end_by", "left", "no_answer", "run")
+
+COMMAND_LIMIT_S = _limits.COMMAND
+# What commands print is compared with their words in no language but their own.
+_PLAIN_WORDS = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+
+_last_moment: float | None = None
+_of_what = ""
+
+
+def end_by(moment: float | None, of_what: str = "") -> None:
+    """From now on no command and no answer is waited for beyond ``moment`` (CLOCK_MONOTONIC), whatever its own limit; None ends this.
+
+    ``of_what`` says for people whose time that is.
+    """
+    global _last_moment, _of_what  # pylint: disable=global-statement  # who runs commands for an update need not know of its limit
+    _last_moment, _of_what = moment, of_what
+
+
+def left(limit: float) -> float:
+    """How long something with this limit, in seconds, may still take; zero when the time of :func:`end_by` is over."""
+    return limit if _last_moment is None else max(min(limit, _last_moment - time.monotonic()), 0.0)
+
+
+def no_answer(waited: float) -> str:
+    """Why nobody waits for an answer any longer, ``waited`` seconds having been granted: as the end of a sentence."""
+    if _last_moment is not None and time.monotonic() >= _last_moment:
+        return f"no answer in time: {_of_what or 'the time for this step'} is over"
+    return f"no answer within {waited:g} s"
+
+
+def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
+    """Run a command and return its standard output; a failure or the time limit is an error with what it printed."""
+    import subprocess  # slow to import, and the boot path runs no commands
+
+    timeout = left(timeout)
+    if not timeout:
+        raise LiveUpdateError(f"{' '.join(command)}: not run, {no_answer(timeout)}")
+    try:
+        # pylint: disable-next=ansible-bad-function  # the host runtime has no AnsibleModule.run_command
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=timeout,
+            check=False,
+            env={**os.environ, **_PLAIN_WORDS},
+        )
+    except FileNotFoundError as err:
+        raise LiveUpdateError(f"{command[0]}: not found on this host; install what provides it") from err
+    except subprocess.TimeoutExpired as err:
+        raise LiveUpdateError(f"{' '.join(command)}: {no_answer(round(timeout, 1))}") from err
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or "it printed nothing"
+        raise LiveUpdateError(f"{' '.join(command)}: exit code {done.returncode}: {said}")
+    return done.stdout

@@ -1,0 +1,251 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What /proc tells about other processes, and taking a file descriptor from one. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .._errors import LiveUpdateError
+from . import _files
+
+__all__ = (
+    "SESSION_LINK",
+    "VM_LINK",
+    "argv_of",
+    "fd_links",
+    "file_of",
+    "flags_of",
+    "folder_of",
+    "guest_time",
+    "holders",
+    "interfaces",
+    "lives",
+    "may_begin_a_vm",
+    "open_paths",
+    "pids",
+    "replaced_program",
+    "start_time",
+    "started_at",
+    "take_fd",
+    "unit_of",
+    "user_of",
+)
+
+_SYS_PIDFD_GETFD = 438  # one number on every architecture, pidfd_getfd(2)
+SESSION_LINK = "anon_inode:[luo_session] "
+VM_LINK = "anon_inode:kvm-vm"
+_KVM_DEVICE = "/kvm"
+_TAP_LINK = "/dev/net/tun"
+_IFF_PERSIST = 0x800  # of a tap that is there without a process (include/uapi/linux/if_tun.h)
+
+
+def pids(root: str = "/") -> list[int]:
+    """All process ids, in order."""
+    return sorted(int(name) for name in os.listdir(os.path.join(root, "proc")) if name.isdigit())
+
+
+def fd_links(pid: int, root: str = "/") -> dict[int, str]:
+    """What each descriptor of a process points to, as /proc/PID/fd shows it. Empty when the process is gone."""
+    base = os.path.join(root, f"proc/{pid}/fd")
+    links = {}
+    try:
+        for name in os.listdir(base):
+            try:
+                links[int(name)] = os.readlink(os.path.join(base, name))
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        return {}
+    return links
+
+
+def open_paths(pid: int) -> dict[int, tuple[str, int]]:
+    """What a process has open under a name that still is there, its input and output left out: its path and flags (open(2)), by descriptor.
+
+    Nothing is asked of a file system: one that does not answer would not let go of who asks.
+    """
+    found = {}
+    for fd, link in sorted(fd_links(pid).items()):
+        if fd > 2 and link.startswith("/") and not link.endswith(" (deleted)"):
+            flags = flags_of(pid, fd)
+            if flags is not None:
+                found[fd] = (link, flags)
+    return found
+
+
+def flags_of(pid: int, fd: int) -> int | None:
+    """How a descriptor was opened (open(2), fcntl(2)); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
+            return next((int(line.split()[1], 8) for line in info if line.startswith("flags:")), 0)
+    except OSError:
+        return None
+
+
+def folder_of(pid: int) -> str:
+    """The working directory of a process; the root when it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
+
+
+def file_of(pid: int, fd: int) -> tuple[int, int]:
+    """Which file a descriptor of a process is, as its device and inode; zeros when it is gone."""
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return 0, 0
+    return seen.st_dev, seen.st_ino
+
+
+def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
+    """Every (pid, fd) whose link in /proc is ``link``: for a session, that is who keeps it alive."""
+    return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
+
+
+def may_begin_a_vm(links: set[str]) -> bool:
+    """Whether a process with these links has the device open that virtual machines are made with. A container may see it as /kvm. Pure."""
+    return any(link.endswith(_KVM_DEVICE) and link.startswith("/") for link in links)
+
+
+def interfaces(pid: int, root: str = "/") -> list[str]:
+    """The host's network interfaces that the taps of a process need: their bridges, and of the taps those that it did not make itself.
+
+    Source: drivers/net/tun.c (fdinfo, tun_flags), sysfs.
+    """
+    found = set()
+    for fd, link in fd_links(pid, root).items():
+        if link != _TAP_LINK:
+            continue
+        try:
+            with open(os.path.join(root, f"proc/{pid}/fdinfo/{fd}"), encoding="ascii") as info:
+                tap = next(line.split()[1] for line in info if line.startswith("iff:"))
+            device = os.path.join(root, "sys/class/net", tap)
+            with open(os.path.join(device, "tun_flags"), encoding="ascii") as flags:
+                if int(flags.read(), 16) & _IFF_PERSIST:
+                    found.add(tap)
+            found.add(os.path.basename(os.readlink(os.path.join(device, "master"))))
+        except (OSError, StopIteration, IndexError):
+            continue  # gone meanwhile, without a name yet, or on no bridge
+    return sorted(found)
+
+
+def argv_of(pid: int) -> list[str]:
+    """The process's command line (proc(5), cmdline). OSError when it is gone."""
+    with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().split("\0")[:-1]
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since the boot (proc(5), stat field 22): tells a recycled id apart. 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
+def lives(record: dict) -> bool:
+    """Whether the process with this ``pid`` that ``started`` then (:func:`start_time`) still runs."""
+    return bool(record["started"]) and start_time(record["pid"]) == record["started"]
+
+
+def guest_time(pid: int) -> int:
+    """How long the process has run a guest, in clock ticks (proc(5), stat field 43). It stands still with the guest. 0 when gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[40])
+    except (OSError, IndexError):
+        return 0
+
+
+def started_at(pid: int) -> float:
+    """When the process started, in seconds since the epoch by the clock as it is set now (proc(5), stat, btime). 0 when it is gone."""
+    ticks = start_time(pid)
+    with open("/proc/stat", encoding="ascii") as stat:
+        booted = next(int(line.split()[1]) for line in stat if line.startswith("btime "))
+    return booted + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+
+
+def replaced_program(pid: int) -> str:
+    """The path of the program that the process runs when the file there is another one by now, or gone; else empty.
+
+    So is the name that it was started by, when that leads to another program by now: a link that was turned, as alternatives are.
+    """
+    link = f"/proc/{pid}/exe"
+    try:
+        path = os.readlink(link)
+        runs = os.stat(link)
+    except OSError:
+        return ""
+    path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+    for place in (path, _started_by(pid)):
+        try:
+            there = os.stat(place) if place else runs
+        except FileNotFoundError:
+            return place
+        if (runs.st_dev, runs.st_ino) != (there.st_dev, there.st_ino):
+            return place
+    return ""
+
+
+def _started_by(pid: int) -> str:
+    """The program that the first word of a process's command line is now; empty where that is a script, or nothing that can be run."""
+    try:
+        word = argv_of(pid)[0]
+        with open(f"/proc/{pid}/environ", encoding="utf-8", errors="surrogateescape") as file:
+            folders = next((value[len("PATH=") :] for value in file.read().split("\0") if value.startswith("PATH=")), os.defpath)
+        places = [os.path.join(folder_of(pid), word)] if "/" in word else [os.path.join(folder, word) for folder in folders.split(":")]
+        found = next((place for place in places if os.access(place, os.X_OK) and os.path.isfile(place)), "")
+        if not found:
+            return ""
+        with open(_files.open_ordinary(found), "rb") as program:
+            return found if program.read(4) == b"\x7fELF" else ""
+    except (OSError, IndexError, ValueError):
+        return ""
+
+
+def unit_of(pid: int, root: str = "/") -> str | None:
+    """The systemd system unit that a process belongs to, from its cgroup (version 2). None outside of any unit."""
+    try:
+        with open(os.path.join(root, f"proc/{pid}/cgroup"), encoding="utf-8") as cgroup:
+            path = next((line.rstrip("\n")[3:] for line in cgroup if line.startswith("0::")), "")
+    except OSError:
+        return None
+    names = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+    return names[0] if names else None
+
+
+def user_of(pid: int) -> int | None:
+    """The effective user id of a process (proc(5), status); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            return next((int(line.split()[2]) for line in status if line.startswith("Uid:")), None)
+    except OSError:
+        return None
+
+
+def take_fd(pid: int, fd: int) -> int:
+    """Return a duplicate of another process's descriptor: pidfd_open(2), pidfd_getfd(2). Needs ptrace rights (root)."""
+    import ctypes  # here, because it is slow to import and the boot path does not need it
+
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError as err:
+        raise LiveUpdateError(f"process {pid}: {os.strerror(err.errno or 0)}; it ended meanwhile") from err
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        taken = libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), handle, fd, 0)
+    finally:
+        os.close(handle)
+    if taken < 0:
+        code = ctypes.get_errno()
+        remedy = "; only root may" if code in (errno.EPERM, errno.EACCES) else ""
+        raise LiveUpdateError(f"take descriptor {fd} of process {pid}: {os.strerror(code)}{remedy}")
+    os.set_inheritable(taken, False)
+    return int(taken)

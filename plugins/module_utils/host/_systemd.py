@@ -1,0 +1,210 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""systemd as this collection uses it: unit properties, the fd store, notifications. PRIVATE to the collection.
+
+Source: systemd.service(5), sd_notify(3), sd_listen_fds(3), systemctl(1), systemd-analyze(1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from . import _commands
+
+__all__ = (
+    "LUO_VERSION",
+    "SURVIVE_VERSION",
+    "fdstore",
+    "fdstore_each",
+    "forget_fd",
+    "give_fd",
+    "graph",
+    "listen_fds",
+    "log",
+    "log_update",
+    "notify",
+    "show",
+    "show_each",
+    "store_fd",
+    "version",
+)
+
+LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
+SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
+# As many names on one command line: even the longest names of units (255 bytes) stay far below what execve(2) takes.
+_NAMES_AT_ONCE = 200
+_NOTIFY_SOCKET = "/run/systemd/notify"
+_SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
+
+
+def version() -> int:
+    """The major version of the PID 1 that runs; what is installed may be newer (org.freedesktop.systemd1(5), Version)."""
+    text = _commands.run("systemctl", "show", "--property=Version", "--value").strip()
+    digits = text[: len(text) - len(text.lstrip("0123456789"))]
+    if not digits:
+        raise LiveUpdateError(f"systemd says that its version is {text!r}, which begins with no number; is it PID 1 here?")
+    return int(digits)
+
+
+def show(unit: str, *properties: str) -> dict[str, str]:
+    """Properties of a unit as ``systemctl show`` prints them."""
+    return _properties(_commands.run("systemctl", "show", "--property=" + ",".join(properties), "--", unit))
+
+
+def _properties(text: str) -> dict[str, str]:
+    """What is printed a line each; some have a line for each of their values (DeviceAllow), which are put together. Pure."""
+    found: dict[str, str] = {}
+    for key, equals, value in (line.partition("=") for line in text.splitlines()):
+        if equals:
+            found[key] = f"{found[key]} {value}" if key in found else value
+    return found
+
+
+def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
+    """Properties of several units, by the names that were asked for; an unknown unit has empty or inactive ones."""
+    found: dict[str, dict[str, str]] = {}
+    for start in range(0, len(units), _NAMES_AT_ONCE):
+        asked = units[start : start + _NAMES_AT_ONCE]
+        # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
+        text = _commands.run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *asked)
+        found.update(zip(asked, map(_properties, text.split("\n\n"))))
+    return found
+
+
+def graph() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What each loaded unit starts with (Requires=, Requisite=, BindsTo=, Wants=), and what it comes after; units by their first names.
+
+    One program asks PID 1 for these properties alone. ``systemctl show`` has it collect all properties of each unit, which takes more than
+    ten times as long: seconds, and minutes on a slow host. Source: systemd-analyze(1), dot, which tells what each colour means.
+    """
+    starts: dict[str, list[str]] = {}
+    after: dict[str, list[str]] = {}
+    for line in _commands.run("systemd-analyze", "dot").splitlines():
+        words = line.split('"')  # "a.service"->"b.target" [color="green"]; no unit has a quotation mark in its name
+        if len(words) == 7:
+            kind = {"green": after, "black": starts, "darkblue": starts, "gold": starts, "grey66": starts}.get(words[5])
+            if kind is not None:
+                kind.setdefault(words[1], []).append(words[3])
+    return starts, after
+
+
+def fdstore(unit: str) -> list[str]:
+    """The names (FDNAME) of the descriptors in a unit's fd store."""
+    return fdstore_each([unit])[unit]
+
+
+def fdstore_each(units: list[str]) -> dict[str, list[str]]:
+    """The same of several units, each named once. Starts two programs at most."""
+    import json
+
+    shown = show_each(units, "NFileDescriptorStore")
+    # A unit that is not loaded has no such property, and systemd-analyze takes it for an error.
+    filled = [unit for unit in units if int(shown[unit].get("NFileDescriptorStore") or 0)]
+    printed = _commands.run("systemd-analyze", "fdstore", "--json=short", "--", *filled).splitlines() if filled else []
+    if len(printed) != len(filled):
+        raise LiveUpdateError(f"systemd-analyze fdstore: {len(printed)} answers about {len(filled)} units: {', '.join(filled)}; try again")
+    found: dict[str, list[str]] = {unit: [] for unit in units}
+    for unit, line in zip(filled, printed):  # a line for each unit, in the order of the names (systemd, src/analyze/analyze-fdstore.c)
+        found[unit] = [str(entry["fdname"]) for entry in json.loads(line)]
+    return found
+
+
+def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
+    """Send a notification to PID 1, as process ``pid`` when given (root may speak for a unit's main process)."""
+    import array  # these are slow to import, and the boot path sends nothing before its guest runs
+    import socket
+
+    address = os.environ.get("NOTIFY_SOCKET", "") if not pid else ""
+    address = address or _NOTIFY_SOCKET
+    ancillary: list[tuple[int, int, bytes]] = []
+    if fds:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes()))
+    if pid:
+        credentials = struct.pack("=iII", pid, os.getuid(), os.getgid())
+        ancillary.append((socket.SOL_SOCKET, _SCM_CREDENTIALS, credentials))
+    target = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendmsg([state.encode()], ancillary, 0, target)
+        except OSError as err:
+            raise LiveUpdateError(f"notify systemd at {address}: {err.strerror}") from err
+
+
+def _barrier(pid: int, limit: float = _limits.PID_1) -> None:
+    """Wait until PID 1 has handled all that was sent before (sd_notify_barrier(3))."""
+    import select
+
+    waiting, given = os.pipe2(os.O_CLOEXEC)
+    try:
+        notify("BARRIER=1", (given,), pid)
+        os.close(given)
+        given = -1
+        poll = select.poll()
+        poll.register(waiting, select.POLLHUP)
+        if not poll.poll(limit * 1000):
+            raise LiveUpdateError(f"systemd did not take the notification within {limit:g} s")
+    finally:
+        os.close(waiting)
+        if given >= 0:
+            os.close(given)
+
+
+def give_fd(pid: int, name: str, fd: int) -> None:
+    """Push a descriptor into the unit's fd store on behalf of its main process. Whether it is kept is for the caller to look."""
+    notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (fd,), pid)
+    _barrier(pid)
+
+
+def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
+    """Push a descriptor into the unit's fd store on behalf of its main process, and prove that it is there."""
+    give_fd(pid, name, fd)
+    stored = fdstore(unit)
+    if name not in stored:
+        raise LiveUpdateError(
+            f"{unit}: systemd did not keep the descriptor {name} (its store holds: {', '.join(stored) or 'nothing'});"
+            " the unit needs FileDescriptorStoreMax= above what it stores, FileDescriptorStorePreserve=yes and"
+            " NotifyAccess=main or wider"
+        )
+
+
+def forget_fd(unit: str, pid: int, name: str) -> None:
+    """Remove a descriptor from the unit's fd store; without a main process the whole store is cleaned."""
+    if pid:
+        notify(f"FDSTOREREMOVE=1\nFDNAME={name}", (), pid)
+        _barrier(pid)
+    else:
+        _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
+    if name in fdstore(unit):
+        raise LiveUpdateError(f"{unit}: systemd still keeps the descriptor {name}; see 'systemd-analyze fdstore {unit}'")
+
+
+def listen_fds() -> dict[str, int]:
+    """The descriptors that PID 1 handed to this process, by FDNAME (sd_listen_fds_with_names(3)), close-on-exec."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(key, None)  # not for the program that this one becomes
+    handed = {}
+    for index in range(count):
+        os.set_inheritable(3 + index, False)
+        handed[names[index] if index < len(names) else str(index)] = 3 + index
+    return handed
+
+
+def log(text: str) -> None:
+    """One line in the unit's journal."""
+    sys.stderr.write(f"kvm-liveupdate: {text}\n")
+
+
+def log_update(text: str) -> None:
+    with contextlib.suppress(OSError):  # the journal's daemon may be gone by now, and an undo goes on without it
+        sys.stderr.write(f"kvm-liveupdate: {text}\n")

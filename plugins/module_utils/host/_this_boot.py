@@ -1,0 +1,84 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""This boot: its id, kernel, command line and consoles, and its clock against the hardware's. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+import time
+
+__all__ = ("ahead", "boot_id", "consoles", "current_cmdline", "kernel", "line", "random_uuid", "step")
+
+_RTC = "/sys/class/rtc/rtc0/since_epoch"  # Documentation/ABI/testing/sysfs-class-rtc
+_POLL_S = 0.01
+
+_CONSOLES = "/sys/class/tty/console/active"
+
+
+def ahead(path: str = _RTC, limit_s: float = 1.5) -> float | None:
+    """How far the system clock is ahead of the hardware clock, in seconds, to 0.01; None without a hardware clock.
+
+    Takes up to a second: it waits for the hardware clock's next second to begin.
+    """
+    until = time.monotonic() + limit_s
+    first = _seconds(path)
+    while first is not None and time.monotonic() < until:
+        time.sleep(_POLL_S)
+        now = _seconds(path)
+        if now != first:
+            return None if now is None else time.time() - now
+    return None
+
+
+def step(before: float | None, after: float | None) -> float | None:
+    """By how much the system clock was set forward in between; to be taken off later stamps. None when it is not known. Pure."""
+    return None if before is None or after is None else after - before
+
+
+def _seconds(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def consoles() -> str:
+    """The kernel's consoles, the last of which is /dev/console; empty where there is none."""
+    try:
+        with open(_CONSOLES, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def line(root: str, path: str) -> str:
+    with open(os.path.join(root, path), encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def boot_id(root: str = "/") -> str:
+    """This boot's id, a UUID (random(4))."""
+    return line(root, "proc/sys/kernel/random/boot_id")
+
+
+def random_uuid() -> str:
+    """A fresh random UUID, from the kernel."""
+    return line("/", "proc/sys/kernel/random/uuid")
+
+
+def kernel(root: str = "/") -> dict[str, str]:
+    """The running kernel: ``release`` and ``version`` as uname -r and -v give them, and ``cmdline``."""
+    return {
+        "release": line(root, "proc/sys/kernel/osrelease"),
+        "version": line(root, "proc/sys/kernel/version"),
+        "cmdline": current_cmdline(root),
+    }
+
+
+def current_cmdline(root: str = "/") -> str:
+    """The running kernel's command line."""
+    with open(os.path.join(root, "proc/cmdline"), encoding="utf-8") as file:
+        return file.read().strip()

@@ -1,0 +1,58 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The systemd units that the collection brings, by name. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+__all__ = (
+    "DAEMONS_TARGET",
+    "FOLDER",
+    "HOLD",
+    "JUMP",
+    "JUMP_TARGET",
+    "REHEARSAL",
+    "REST_UNIT",
+    "RUN_FOLDER",
+    "TARGET",
+    "UNCLAIMED_UNIT",
+    "escape",
+    "hold",
+)
+
+TARGET = "kvm-liveupdate-guests.target"
+DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
+REST_UNIT = "kvm-liveupdate-boot.service"
+# Before every guest, and only where a hold was not followed by an update (guests/_unclaimed.py): no boot after a jump runs it.
+UNCLAIMED_UNIT = "kvm-liveupdate-unclaimed.service"
+FOLDER = "/etc/systemd/system"
+
+HOLD = "kvm-liveupdate-hold@.service"
+
+
+def hold(name: str) -> str:
+    """The unit whose process holds the session of guest ``name`` where no fd store does."""
+    return HOLD.replace("@", f"@{escape(name)}")
+
+
+JUMP = "kvm-liveupdate-jump.service"
+
+REHEARSAL = "kvm-liveupdate-rehearsal@.service"
+
+
+def escape(name: str) -> str:
+    """A string as it stands in a unit's name (systemd.unit(5), string escaping). Pure."""
+    plain = "".join(
+        "-"
+        if char == "/"
+        else char
+        if char.isascii() and (char.isalnum() or char in ":_.")
+        else "".join(f"\\x{byte:02x}" for byte in char.encode())
+        for char in name
+    )
+    return f"\\x2e{plain[1:]}" if plain.startswith(".") else plain
+
+
+JUMP_TARGET = "kvm-liveupdate.target"
+RUN_FOLDER = "/run/systemd/system"  # drop-ins for this boot only

@@ -1,0 +1,186 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Staging the next kernel with kexec_file_load(2). PRIVATE to the collection.
+
+Source: kernel/kexec_file.c and Documentation/arch/x86/boot.rst (the bzImage header). An image loaded by the older
+kexec_load(2) carries no memory over, and the kernel does not tell which call loaded an image: so what this module staged
+is recorded for this boot, with digests, and loaded right before the jump.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from .._errors import LiveUpdateError
+from ..host import _files
+
+__all__ = ("describe", "file_digest", "load", "loaded", "record", "stage", "try_out", "unload")
+
+_UNLOAD = 0x1
+_NO_INITRAMFS = 0x4
+_SYS_KEXEC_FILE_LOAD = {"x86_64": 320, "aarch64": 294}
+_XLF_ABOVE_4G = 0x2
+_LOADED = "/sys/kernel/kexec_loaded"
+
+
+def describe(path: str) -> dict:
+    """What a bzImage is, from its header: ``release`` and ``version`` (uname -r, -v), ``size`` and ``sha256``.
+
+    Raises for a file that is missing, is no kernel of this kind, is cut off, or cannot be placed above 4 GiB.
+    """
+    from hashlib import sha256  # slow to import, and the boot path needs none
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as err:
+        raise LiveUpdateError(f"kernel {path}: {err.strerror}; give the path of a kernel image on the host") from err
+    if len(data) < 0x270 or data[0x1FE:0x200] != b"\x55\xaa" or data[0x202:0x206] != b"HdrS":
+        raise LiveUpdateError(
+            f"kernel {path}: not an x86 bzImage (no boot header in its first {min(len(data), 0x270)} bytes);"
+            " give the compressed kernel as the distribution installs it, e.g. /boot/vmlinuz-VERSION"
+        )
+    sectors = data[0x1F1] or 4
+    paragraphs, protocol = struct.unpack_from("<I", data, 0x1F4)[0], struct.unpack_from("<H", data, 0x206)[0]
+    expected = (sectors + 1) * 512 + paragraphs * 16
+    if len(data) < expected:
+        raise LiveUpdateError(f"kernel {path}: cut off: its header says {expected} bytes, the file has {len(data)}; copy it again")
+    if protocol < 0x20C or not struct.unpack_from("<H", data, 0x236)[0] & _XLF_ABOVE_4G:
+        raise LiveUpdateError(
+            f"kernel {path}: cannot be loaded above 4 GiB (boot protocol {protocol >> 8}.{protocol & 255:02d}), so"
+            " kexec_file_load refuses it; it needs CONFIG_RELOCATABLE=y"
+        )
+    start = struct.unpack_from("<H", data, 0x20E)[0] + 0x200
+    text = data[start : data.find(b"\0", start, start + 512)].decode(errors="replace") if start > 0x200 else ""
+    release, _space, rest = text.partition(" ")
+    return {
+        "path": path,
+        "release": release,
+        "version": rest[rest.find("#") :] if "#" in rest else "",
+        "size": len(data),
+        "sha256": sha256(data).hexdigest(),
+    }
+
+
+def loaded(root: str = "/") -> bool:
+    """Whether some image is loaded for kexec, by whatever way."""
+    try:
+        with open(os.path.join(root, _LOADED.lstrip("/")), encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError as err:
+        raise LiveUpdateError(f"{_LOADED}: {err.strerror}; this kernel has no kexec (CONFIG_KEXEC_FILE)") from err
+
+
+def record() -> dict:
+    """What :func:`stage` staged in this boot; empty when nothing is. It is loaded by the jump, and not before."""
+    return _files.read_json(_files.IMAGE_RECORD)
+
+
+def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> None:
+    import ctypes
+
+    number = _SYS_KEXEC_FILE_LOAD.get(os.uname().machine)
+    if number is None:
+        raise LiveUpdateError(f"machine {os.uname().machine}: live update exists for x86_64 and aarch64 only")
+    libc = ctypes.CDLL(None, use_errno=True)
+    length = len(cmdline) if cmdline else 0
+    result = libc.syscall(
+        ctypes.c_long(number), kernel, initrd, ctypes.c_ulong(length), ctypes.c_char_p(cmdline or None), ctypes.c_ulong(flags)
+    )
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+_LOAD_REMEDIES = {
+    "EPERM": "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed",
+    "ENOEXEC": "the running kernel does not take this image; 'dmesg | grep kexec' says why",
+    "EADDRNOTAVAIL": "no room in the scratch memory that KHO set aside at the cold boot: more is needed, hypervisor_setup_scratch",
+    "EBUSY": "another kexec operation is under way",
+    "ENOMEM": "not enough memory for the image",
+}
+
+
+def stage(image: dict) -> None:
+    """Prove that the kernel can be loaded for a jump, and record it (:func:`record`)."""
+    try_out(image)
+    _files.write_json(_files.IMAGE_RECORD, image)
+
+
+def try_out(image: dict) -> None:
+    """Load a kernel and unload it again.
+
+    With an image loaded "systemctl reboot" would jump into it (systemctl(1)), with the guests' memory and without their state.
+    """
+    load(image)
+    _unload()
+
+
+def load(image: dict) -> None:
+    """Load a kernel and its initrd, and nothing else than what ``sha256`` and ``initrd_sha256`` of ``image`` say.
+
+    The kernel reads what these descriptors are of, whatever their paths name by then; so the digests are taken of them, before and after.
+    A private copy would shut out every writer. But IMA, LoadPin and SELinux judge the file itself (fs/kernel_read_file.c).
+    """
+    import errno
+
+    kernel, initrd, cmdline = image["path"], image["initrd"], image["cmdline"]
+    files = {"kernel": (_open("kernel", kernel), kernel, image["sha256"])}
+    try:
+        if initrd:
+            files["initrd"] = (_open("initrd", initrd), initrd, image["initrd_sha256"])
+        initrd_fd = files["initrd"][0] if initrd else -1
+        _compare(files)
+        _kexec_file_load(files["kernel"][0], initrd_fd, cmdline.encode() + b"\0", 0 if initrd else _NO_INITRAMFS)
+        try:
+            _compare(files)
+        except LiveUpdateError:
+            _unload()
+            raise
+    except OSError as err:
+        name = errno.errorcode.get(err.errno or 0, "?")
+        raise LiveUpdateError(f"load {kernel}: {_LOAD_REMEDIES.get(name, err.strerror)} ({name}); nothing new is staged") from err
+    finally:
+        for fd, _path, _digest in files.values():
+            os.close(fd)
+
+
+def _open(what: str, path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as err:
+        raise LiveUpdateError(f"{what} {path}: {err.strerror}") from err
+
+
+def _compare(files: dict[str, tuple[int, str, str]]) -> None:
+    """Whether each open file is what its digest says."""
+    for what, (fd, path, digest) in files.items():
+        if file_digest(f"/proc/self/fd/{fd}") != digest:
+            raise LiveUpdateError(f"{what} {path} changed since it was examined; stage it again")
+
+
+def unload() -> None:
+    """Leave nothing staged, and nothing loaded, whoever loaded it."""
+    _unload()
+    _files.remove(_files.IMAGE_RECORD)
+
+
+def _unload() -> None:
+    try:
+        _kexec_file_load(-1, -1, b"", _UNLOAD)
+    except OSError as err:
+        raise LiveUpdateError(f"unload the kernel: {err.strerror}") from err
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    from hashlib import sha256
+
+    digest = sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

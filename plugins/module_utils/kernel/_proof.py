@@ -1,0 +1,486 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether one kernel can take over what another has preserved, proven before the jump. PRIVATE to the collection.
+
+Source: kernel/liveupdate (kho_populate, luo_early_startup) and mm/memfd_luo.c. The next kernel finds out only when the
+old one is gone, so whatever is not certain here is not proven.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .._errors import LiveUpdateError
+from . import _cmdline, _image, _initrd, _modules, _running, _scratch
+
+__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "boot", "compare", "objections", "prove")
+
+PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
+_ID_LENGTH = 12
+
+# Each string's option, what the next kernel does when its own string differs, and what it does without the option.
+_PARTS = {
+    "kho": (
+        "KEXEC_HANDOVER",
+        "boots as if nothing had been preserved, and every guest is lost without a word",
+        "ignores what is handed to it, and every guest is lost without a word",
+    ),
+    "luo": (
+        "LIVEUPDATE",
+        "panics while it boots, and every guest is lost",
+        "boots, but nothing can reach the preserved memory, which stays occupied: every guest is lost",
+    ),
+    "memfd": (
+        "LIVEUPDATE_MEMFD",
+        "boots, but every open of /dev/liveupdate fails with EIO: no guest can get its memory back",
+        "boots, but every open of /dev/liveupdate fails with EIO: no guest can get its memory back",
+    ),
+}
+_WITHOUT_OPTION = {
+    "kho=on": "ignores what is handed to it, and every guest is lost",
+    "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
+}
+_NO_GUEST = "no guest can run on it"
+_WITHOUT_DRIVER = {
+    "TUN": "guests with a tap device cannot come back on it",
+    **dict.fromkeys(("KVM", "KVM_AMD", "KVM_INTEL"), _NO_GUEST),
+}
+_IN_USE = "this host uses it now, and guests may not come back or be reached without it"
+# The states of /sys/kernel/security/lockdown in which an image must be signed.
+_LOCKED = ("integrity", "confidentiality")
+_OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
+_PANICS = "the kernel panics while it boots, and every guest is lost"
+_BUILD_INITRD = "update-initramfs -c -k {release}, dracut --kver {release}, or mkinitcpio -P"
+# What kexec_file_load takes on neither architecture, and what to do with it.
+_NOT_LOADABLE = {
+    "vmlinux": "give the bzImage or arm64 Image that was built from it",
+    "uki": "stage the kernel in it ('objcopy -O binary --only-section=.linux FILE KERNEL'), its .initrd likewise, and its command line",
+    "zboot": "stage the arm64 Image in it: the build's arch/arm64/boot/Image",
+}
+# Both architectures that live update exists for, as the kernel names them.
+_ARCHITECTURES = ("x86_64", "aarch64")
+
+
+def compare(running: dict, target: dict) -> dict:
+    """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
+
+    Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or is given.
+    A target that has ``boot``, what :func:`boot` says, is also held against what this host needs to boot and to run guests.
+    Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each. ``pair`` names these
+    two builds and no others.
+    """
+    if target.get("cmdline") is not None:
+        target = {**target, "cmdline": _cmdline.effective(target["cmdline"], target.get("config"))}
+    here = f"the running kernel {running.get('release') or ''}".rstrip()
+    there = f"kernel {target.get('path') or target.get('release') or '(not read)'}"
+    return {
+        "pair": f"{_build(running)}-{(target.get('sha256') or 'none')[:_ID_LENGTH]}",
+        "there": _way(running, here, target, there),
+        "back": _way(target, there, running, here),
+    }
+
+
+def _build(running: dict) -> str:
+    """What the running kernel is told from all others by: its build id; where it has none, the text that names it."""
+    from hashlib import sha256
+
+    name = f"{running.get('release')} {running.get('version')}"
+    return (running.get("build_id") or sha256(name.encode()).hexdigest())[:_ID_LENGTH]
+
+
+def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/", without: bool = False) -> dict:
+    """Hold ``image``, as :func:`._image.read` gives it, against the running kernel and this host: :func:`compare`.
+
+    ``without``: it was said that the kernel needs no initial RAM disk.
+    """
+    try:
+        initrd_size = os.stat(initrd).st_size if initrd else 0
+    except OSError as err:
+        raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; give the path of an initial RAM disk on the host") from err
+    running = _running.read(root)
+    target = {**image, "cmdline": cmdline, "initrd_size": initrd_size, "boot": boot(image, initrd, without, root)}
+    return compare(running, target)
+
+
+def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dict:
+    """What decides whether a kernel comes up on this host and runs its guests.
+
+    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that, ``without`` whether none is wanted, ``came_with_one``
+    whether the running kernel has one; ``needs`` is what the host uses, ``folder`` where the kernel's modules belong, and ``absent``
+    those of them that are not there.
+    """
+    needs = _modules.needs(root)
+    return {
+        "initrd": initrd,
+        "fault": _initrd.fault(initrd) if initrd else "",
+        "without": without,
+        "came_with_one": _initrd.came_with_one(root),
+        "needs": needs,
+        "folder": _modules.folder(image["release"], root),
+        "absent": _modules.absent(image.get("config") or {}, image["release"], needs, root),
+    }
+
+
+def objections(proof: dict, accepted: list[str]) -> list[dict]:
+    """What speaks against the jump: all that keeps it from being proven, but for what is unknown of a pair that is ``accepted``. Pure."""
+    there = proof["there"]
+    if there["verdict"] == PROVEN or (there["verdict"] == UNKNOWN and proof["pair"] in accepted):
+        return []
+    if there["verdict"] == REFUSED:
+        return list(there["reasons"])
+    consent = _reason(
+        UNKNOWN,
+        "unproven",
+        f"so the jump is not proven for this pair of kernels, {proof['pair']}",
+        "mend the above; or try it on a host without guests, and then accept the pair:"
+        f" hypervisor_update_accept_unknown: [{proof['pair']}]",
+    )
+    return [*there["reasons"], consent]
+
+
+def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict:
+    reasons = [
+        *_machine(source, source_name, target, target_name),
+        *_loadable(source, source_name, target, target_name),
+        *_signature(source, source_name, target, target_name),
+        *_room(source, target, target_name),
+        *_strings(source, source_name, target, target_name),
+        *_command_lines(source, source_name, target, target_name),
+        *_guests(target, target_name),
+        *_starts(target, target_name),
+        *_has_modules(target, target_name),
+    ]
+    verdicts = [reason["verdict"] for reason in reasons]
+    return {"verdict": next((verdict for verdict in (REFUSED, UNKNOWN) if verdict in verdicts), PROVEN), "reasons": reasons}
+
+
+def _reason(verdict: str, code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy, "verdict": verdict}
+
+
+def _why_unread(side: dict, what: str) -> str:
+    return (side.get("unread") or {}).get(what) or "nothing was read"
+
+
+def _machine(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    found = []
+    one, other = source.get("arch"), target.get("arch")
+    if not one or not other:
+        name = target_name if one else source_name
+        found.append(
+            _reason(UNKNOWN, "arch-unread", f"the architecture of {name} is not known", "give a kernel image that was read successfully")
+        )
+    elif one != other or other not in _ARCHITECTURES:
+        found.append(
+            _reason(REFUSED, "arch", f"{target_name} is for {other}, {source_name} for {one}", "give a kernel of the same architecture")
+        )
+    sizes = source.get("page_size"), target.get("page_size")
+    if None in sizes:
+        name = target_name if sizes[0] else source_name
+        found.append(
+            _reason(UNKNOWN, "page-size-unread", f"the page size of {name} is not known", "give the image that boots, not a vmlinux")
+        )
+    elif sizes[0] != sizes[1]:
+        found.append(
+            _reason(
+                REFUSED,
+                "page-size",
+                f"{target_name} has pages of {sizes[1]} bytes, {source_name} of {sizes[0]}: what one preserves, the other misreads",
+                "give a kernel with the same page size",
+            )
+        )
+    return found
+
+
+def _loadable(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's kexec_file_load takes the target."""
+    found = []
+    config = source.get("config")
+    if config and config.get("KEXEC_FILE") != "y":
+        found.append(
+            _reason(
+                REFUSED,
+                "kexec-file-off",
+                f"{source_name} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only way that carries memory over",
+                f"take a kernel with CONFIG_KEXEC_FILE=y, {_OTHER_WAY}",
+            )
+        )
+    kind = target.get("kind")
+    if kind is None:
+        found.append(
+            _reason(
+                UNKNOWN,
+                "image-unread",
+                f"the image of {target_name} is not known: {_why_unread(target, 'image')}",
+                "keep the image of each kernel in /boot while the kernel is in use",
+            )
+        )
+    elif kind in _NOT_LOADABLE:
+        found.append(
+            _reason(REFUSED, "image-kind", f"{target_name} is of the kind {kind}, which kexec_file_load does not take", _NOT_LOADABLE[kind])
+        )
+    if target.get("above_4g") is False:
+        found.append(
+            _reason(
+                REFUSED,
+                "not-relocatable",
+                f"{target_name} cannot be loaded above 4 GiB (its boot header says so), so kexec_file_load refuses it",
+                "take a 64-bit kernel with CONFIG_RELOCATABLE=y",
+            )
+        )
+    return found
+
+
+def _signature(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's kexec_file_load wants a signature. Whether the one that is there is good, it tells when the image is staged."""
+    config = source.get("config") or {}
+    if target.get("signed") is not False or config.get("KEXEC_SIG", "y") != "y":
+        return []
+    if config.get("KEXEC_SIG_FORCE") == "y":
+        why = f"{source_name} is built with CONFIG_KEXEC_SIG_FORCE"
+    elif source.get("lockdown") in _LOCKED:
+        why = f"{source_name} is locked down ({source['lockdown']})"
+    else:
+        return []
+    return [
+        _reason(
+            REFUSED,
+            "not-signed",
+            f"{target_name} has no signature, and {why}: kexec_file_load refuses it",
+            "give a kernel that is signed with a key which the host trusts",
+        )
+    ]
+
+
+def _room(source: dict, target: dict, target_name: str) -> list[dict]:
+    """Whether the source's scratch areas hold what the target needs to start. Where they are not to be seen, staging tells most of it."""
+    sizes = source.get("scratch")
+    if not sizes:
+        return []
+    needs = {
+        "the kernel": target.get("init_size") or 0,
+        "its initrd": target.get("initrd_size") or 0,
+        **_scratch.crashkernel(target.get("cmdline") or "", source.get("memory") or 0),
+    }
+    missing = _scratch.misfits(sizes, needs)
+    if not missing:
+        return []
+    wanted = ", ".join(f"{name} {_mib(need)}" for name, need in needs.items() if need)
+    return [
+        _reason(
+            REFUSED,
+            "scratch",
+            f"{target_name} has no room to start between the preserved memory: it needs {wanted} MiB, each in one piece, and the scratch"
+            f" areas have {', '.join(map(_mib, sizes))} MiB; no place is left for {' and '.join(missing)}",
+            "set hypervisor_setup_scratch and run the setup playbook: its reboot, a cold one, sets other areas aside; or reserve less with"
+            " crashkernel=",
+        )
+    ]
+
+
+def _mib(size: int) -> str:
+    return str(-(-size >> 20))
+
+
+def _strings(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    """Whether the two speak the same versions, each of the three."""
+    found = []
+    off = [_first_off(side) for side in (source, target)]
+    if off[0]:
+        found.append(_off(source, source_name, off[0], "preserves nothing"))
+    if off[1]:
+        found.append(_off(target, target_name, off[1], _PARTS[off[1]][2]))
+    for name in _image.ABI:
+        if name in off:
+            break  # the rest stands on this one
+        values = _string(source, name), _string(target, name)
+        if values[0] is None:
+            found.append(_unread_string(source, source_name, name))
+        if values[1] is None:
+            found.append(_unread_string(target, target_name, name))
+        if None not in values and values[0] != values[1]:
+            found.append(
+                _reason(
+                    REFUSED,
+                    f"abi-{name}",
+                    f"{source_name} preserves as {values[0]}, and {target_name} reads {values[1]} only: it {_PARTS[name][1]}",
+                    f"take a kernel with {values[0]}, {_OTHER_WAY}",
+                )
+            )
+    return found
+
+
+def _first_off(side: dict) -> str | None:
+    return next((name for name in _image.ABI if _is_off(side, name)), None)
+
+
+def _is_off(side: dict, name: str) -> bool:
+    """Whether the kernel is known to be built without this part."""
+    config = side.get("config")
+    value = config.get(_PARTS[name][0]) if config else None
+    # The first kernels with live update had no option of its own for memfd.
+    if config and value != "y" and (value == "n" or name != "memfd"):
+        return True
+    return value is None and _looked(side, name) and _string(side, name) is None
+
+
+def _looked(side: dict, name: str) -> bool:
+    """Whether the kernel was searched for its string."""
+    return name in (side.get("abi") or {}) and name not in (side.get("unread") or {})
+
+
+def _off(side: dict, side_name: str, name: str, then: str) -> dict:
+    option = _PARTS[name][0]
+    seen = f"its configuration has no CONFIG_{option}=y" if side.get("config") else f"there is no string {name}-vN in it"
+    return _reason(
+        REFUSED,
+        f"{option.lower().replace('_', '-')}-off",
+        f"{side_name} is built without {option} ({seen}): it {then}",
+        f"take a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {_OTHER_WAY}",
+    )
+
+
+def _string(side: dict, name: str) -> str | None:
+    return (side.get("abi") or {}).get(name)
+
+
+def _unread_string(side: dict, side_name: str, name: str) -> dict:
+    option = _PARTS[name][0]
+    why = f"CONFIG_{option} is on, and there is no string {name}-vN in it" if _looked(side, name) else _why_unread(side, name)
+    return _reason(
+        UNKNOWN,
+        f"abi-{name}-unread",
+        f"which {name}-vN {side_name} speaks is not known: {why}",
+        "keep the image of the running kernel in /boot, mount debugfs, and give an image that holds one string of each kind",
+    )
+
+
+def _command_lines(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
+    found = []
+    for side, side_name, is_target in ((source, source_name, False), (target, target_name, True)):
+        cmdline = side.get("cmdline")
+        if cmdline is None:
+            found.append(
+                _reason(
+                    UNKNOWN,
+                    "cmdline-unread",
+                    f"the command line of {side_name} is not known",
+                    "give the command line that it will run with",
+                )
+            )
+            continue
+        for option in _cmdline.missing_options(cmdline):
+            then = _WITHOUT_OPTION[option] if is_target else "cannot preserve anything"
+            remedy = f"add {option} to it; the role hypervisor_setup does so for the kernels that the host boots"
+            if _cmdline.is_builtin(side.get("config")):
+                remedy = "take a kernel that reads the command line that it is given (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)"
+            found.append(
+                _reason(
+                    REFUSED,
+                    f"cmdline-{option.partition('=')[0]}",
+                    f"the command line of {side_name} lacks {option}: it {then}",
+                    remedy,
+                )
+            )
+    return found
+
+
+def _guests(target: dict, target_name: str) -> list[dict]:
+    """What the guests need of the kernel that they come back on."""
+    config = target.get("config")
+    if not config:
+        return [
+            _reason(
+                UNKNOWN,
+                "config-unread",
+                f"how {target_name} was built is not known: {_why_unread(target, 'config')}",
+                "put its configuration beside it as config-RELEASE, or build it with CONFIG_IKCONFIG=y",
+            )
+        ]
+    wanted = (target.get("boot") or {}).get("needs", {}).get("options", ["KVM"])
+    return [
+        _reason(
+            REFUSED,
+            f"{option.lower().replace('_', '-')}-off",
+            f"{target_name} is built without CONFIG_{option}: {_WITHOUT_DRIVER.get(option, _IN_USE)}",
+            f"take a kernel with CONFIG_{option}=m or y",
+        )
+        for option in wanted
+        if config.get(option) not in ("y", "m")
+        # Guests go on without it, slower.
+        and option != "VHOST_NET"
+    ]
+
+
+def _starts(target: dict, target_name: str) -> list[dict]:
+    """Whether it can mount the root file system: with its initial RAM disk, or alone."""
+    facts = target.get("boot")
+    if not facts:
+        return []
+    if facts["initrd"] and facts["fault"]:
+        return [
+            _reason(
+                REFUSED,
+                "initrd-damaged",
+                f"the initial RAM disk {facts['initrd']} of {target_name} is not whole: {facts['fault']}; {_PANICS}",
+                f"build it again ({_BUILD_INITRD.format(release=target['release'])})",
+            )
+        ]
+    if not facts["initrd"] and not facts["without"]:
+        device = _cmdline.value(target.get("cmdline") or "", "root")
+        if facts["came_with_one"] is not False:
+            why = "the running kernel came up with one" if facts["came_with_one"] else "whether the running kernel has one cannot be seen"
+        elif not _initrd.kernel_mounts(target.get("cmdline") or ""):
+            why = f"a kernel alone cannot find root={device}" if device else "its command line has no root="
+        else:
+            why = ""
+        if why:
+            return [
+                _reason(
+                    REFUSED,
+                    "initrd-missing",
+                    f"no initial RAM disk is found for {target_name}, and {why}: {_PANICS}",
+                    f"build one ({_BUILD_INITRD.format(release=target['release'])}), or give its path as hypervisor_update_initrd;"
+                    " give none there if this kernel needs no initial RAM disk",
+                )
+            ]
+    return _root_drivers(target, target_name, facts)
+
+
+def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
+    """Whether the kernel has what the root file system needs: in itself, where no initial RAM disk can bring it."""
+    config = target.get("config")
+    if not config:
+        return []
+    enough = ("y", "m") if facts["initrd"] else ("y",)
+    return [
+        _reason(
+            REFUSED,
+            "root-driver",
+            f"{target_name} has CONFIG_{option}={config.get(option, 'n')}{'' if facts['initrd'] else ' and no initial RAM disk'}, and the"
+            f" root file system of this host needs that driver: {_PANICS}",
+            f"take a kernel with CONFIG_{option}=y" + (" or m" if facts["initrd"] else ", or give it an initial RAM disk"),
+        )
+        for option in facts["needs"]["root"]
+        if config.get(option) not in enough
+    ]
+
+
+def _has_modules(target: dict, target_name: str) -> list[dict]:
+    """Whether the modules are there without which no guest runs, or none can be reached."""
+    facts = target.get("boot")
+    if not facts or not facts["absent"]:
+        return []
+    release = target["release"]
+    return [
+        _reason(
+            REFUSED,
+            "modules",
+            f"{target_name} needs the modules {', '.join(facts['absent'])} on this host, and {facts['folder']} does not have them:"
+            " no guest comes back, or none can be reached",
+            f"install the package with the modules of this kernel (Debian: linux-modules-{release}; Ubuntu: also"
+            f" linux-modules-extra-{release}; Fedora: kernel-modules), or copy them and run depmod {release}",
+        )
+    ]

@@ -1,0 +1,178 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A domain's XML: what it tells a policy, and the same with its RAM in a shared file. Pure. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import re
+
+from .._errors import LiveUpdateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+__all__ = ("NAMESPACE", "Span", "describe", "disk_targets", "spans", "with_shared_file", "without")
+
+NAMESPACE = "https://galaxy.ansible.com/kvm/liveupdate"
+# What tells disks from disks and cards from cards; of the rest the tag says enough.
+_KINDS = {"disk": ("target", "bus"), "interface": (".", "type")}
+_NO_DEVICE = ("emulator",)
+_YES_NO = {"yes": True, "no": False}
+
+
+def describe(xml: str) -> dict:
+    """A running domain's ``devices``, ``labels`` and ``ladder`` (None when it has none), from what ``virsh dumpxml`` prints."""
+    from xml.etree import ElementTree  # slow to import
+
+    domain = ElementTree.fromstring(xml)
+    devices = {_word(device) for device in domain.findall("devices/*") if device.tag not in _NO_DEVICE}
+    ours = domain.find(f"metadata/{{{NAMESPACE}}}liveupdate")
+    said = dict(ours.attrib) if ours is not None else {}
+    words, to, back = said.pop("ladder", None), said.pop("to", ""), said.pop("back", "yes")
+    migrate = {"migrate": {"to": to, "back": _YES_NO.get(back, back)}}
+    ladder = None if words is None else [migrate if word == "migrate" else word for word in words.split()]
+    return {"devices": sorted(devices), "labels": said, "ladder": ladder}
+
+
+def _word(device: Element) -> str:
+    """A device in a word, such as ``disk:virtio``, ``interface:bridge``, ``hostdev`` or ``tpm``."""
+    path, key = _KINDS.get(device.tag, ("", ""))
+    found = device.find(path) if path else None
+    kind = found.get(key) if found is not None else None
+    return f"{device.tag}:{kind}" if kind else device.tag
+
+
+_WANTED = (("source", "type", "file"), ("access", "mode", "shared"))
+_TAG = re.compile(rb"""<[^\s/>]+(?:[^>"']|"[^"]*"|'[^']*')*>""")
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+
+
+class Span:  # pylint: disable=too-few-public-methods
+    """Where an element stands in the text: its start tag from ``start`` to ``inner``, all of it to ``end``, in bytes; ``path`` are the
+    tags down to it."""
+
+    def __init__(self, path: tuple[str, ...], attributes: dict[str, str], start: int, inner: int) -> None:
+        self.path, self.attributes, self.start, self.inner, self.end = path, attributes, start, inner, inner
+
+
+def spans(data: bytes) -> list[Span]:
+    """Every element, in the order of their start tags."""
+    from xml.parsers import expat  # slow to import
+
+    found: list[Span] = []
+    open_now: list[Span] = []
+    parser = expat.ParserCreate()
+
+    def begin(tag: str, attributes: dict[str, str]) -> None:
+        start = parser.CurrentByteIndex
+        whole = _TAG.match(data, start)
+        if not whole:
+            raise LiveUpdateError(
+                f"domain XML: no tag at byte {start}, where the XML parser sees one; report this as a fault of kvm.liveupdate"
+            )
+        above = open_now[-1].path if open_now else ()
+        open_now.append(Span((*above, tag), attributes, start, whole.end()))
+        found.append(open_now[-1])
+
+    def end(_tag: str) -> None:
+        element = open_now.pop()
+        if not data[: element.inner].endswith(b"/>"):
+            element.end = data.index(b">", parser.CurrentByteIndex) + 1
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.Parse(data, True)
+    return found
+
+
+def without(xml: str, elements: list[Span]) -> str:
+    """The text without these elements, and without the lines that they leave empty."""
+    data = xml.encode("utf-8", "surrogateescape")
+    for element in reversed(elements):
+        start, end = element.start, element.end
+        line = data.rfind(b"\n", 0, start) + 1
+        if not data[line:start].strip() and data[end : end + 1] == b"\n":
+            start, end = line, end + 1
+        data = data[:start] + data[end:]
+    return data.decode("utf-8", "surrogateescape")
+
+
+def with_shared_file(xml: str) -> str:
+    """The definition (what ``virsh dumpxml --inactive`` prints) with its RAM in a shared file; the same text when it has that already.
+
+    Raises for what contradicts it and is the operator's to decide: huge pages, discard, NUMA cells with private memory.
+    """
+    from xml.etree import ElementTree  # slow to import
+
+    data = xml.encode("utf-8", "surrogateescape")
+    domain = ElementTree.fromstring(data)
+    name = domain.findtext("name", "")
+    for path, what in (
+        ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
+        ("memoryBacking/discard", "<discard/>: its RAM would be thrown away when QEMU ends"),
+        ("cpu/numa/cell[@memAccess='private']", "a NUMA cell with memAccess='private'"),
+    ):
+        if domain.find(path) is not None:
+            raise LiveUpdateError(f"domain {name}: its definition has {what}; remove it with 'virsh edit {name}', then run this again")
+    elements = spans(data)
+    backing = _first(elements, "memoryBacking")
+    if backing is None or data[: backing.inner].endswith(b"/>"):
+        changed = _with_backing(data, name, elements, backing)
+    else:
+        changed = _with_wanted(data, elements, backing)
+    return changed.decode("utf-8", "surrogateescape")
+
+
+def _first(elements: list[Span], *path: str) -> Span | None:
+    return next((element for element in elements if element.path == ("domain", *path)), None)
+
+
+def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | None) -> bytes:
+    """With a <memoryBacking> where there is none, or an empty one."""
+    block = b"<memoryBacking>" + b"".join(map(_line, _WANTED)) + b"\n  </memoryBacking>"
+    if empty:
+        return data[: empty.start] + block + data[empty.end :]
+    before = _first(elements, "currentMemory") or _first(elements, "memory")
+    if before is None:
+        raise LiveUpdateError(
+            f"domain {name}: its definition has no <memory>; add the following with 'virsh edit {name}':\n{block.decode()}"
+        )
+    return data[: before.end] + b"\n  " + block + data[before.end :]
+
+
+def _with_wanted(data: bytes, elements: list[Span], backing: Span) -> bytes:
+    """With what is wanted in the <memoryBacking> that is there; all else in it stays."""
+    inside = [element for element in elements if element.path[:-1] == backing.path and backing.start < element.start < backing.end]
+    at = inside[-1].end if inside else backing.inner
+    missing = [wanted for wanted in _WANTED if wanted[0] not in {element.path[-1] for element in inside}]
+    data = data[:at] + b"".join(map(_line, missing)) + data[at:]
+    for element in reversed(inside):
+        for tag, key, value in _WANTED:
+            if element.path[-1] == tag and element.attributes.get(key) != value:
+                changed = _with_attribute(data[element.start : element.inner], key.encode(), value.encode())
+                data = data[: element.start] + changed + data[element.inner :]
+    return data
+
+
+def _line(wanted: tuple[str, str, str]) -> bytes:
+    tag, key, value = wanted
+    return f"\n    <{tag} {key}='{value}'/>".encode()
+
+
+def _with_attribute(tag: bytes, key: bytes, value: bytes) -> bytes:
+    """A start tag with this value of an attribute."""
+    for found in _ATTRIBUTE.finditer(tag):
+        if found.group(1) == key:
+            return tag[: found.start(2)] + b"'" + value + b"'" + tag[found.end(2) :]
+    name = re.match(rb"<[^\s/>]+", tag)
+    at = name.end() if name else 0
+    return tag[:at] + b" " + key + b"='" + value + b"'" + tag[at:]
+
+
+def disk_targets(xml: str) -> list[str]:
+    """The names of the domain's disks (``vda``). Pure."""
+    from xml.etree import ElementTree  # slow to import
+
+    return [target.get("dev", "") for target in ElementTree.fromstring(xml).findall("devices/disk/target")]

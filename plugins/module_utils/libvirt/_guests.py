@@ -1,0 +1,274 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The provider ``libvirt``: domains of an unpatched libvirt and QEMU. PRIVATE to the collection.
+
+Libvirt is spoken to through virsh: it is on every host that has libvirt and fits its daemon, where a Python binding would have to
+fit both the daemon and the interpreter. Who runs is read from the QEMU processes themselves, without the daemon.
+
+A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which after the jump offers the RAM
+to the QEMU that libvirt starts: :mod:`_libvirt_run`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..host import _processes, _units
+from ..vmm import _options
+from . import _batch, _ram, _reasons, _setup, _virsh
+from ._reasons import reason
+
+__all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "survey", "warn")
+
+# Before it starts a domain, libvirt waits for a lock of logind's.
+DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
+KEPT = (
+    "dbus.service",
+    "dbus.socket",
+    "libvirt-guests.service",  # stopping it would save or shut down the guests
+    "libvirtd.service",
+    "libvirtd.socket",
+    "systemd-machined.service",
+    "virtlockd.service",
+    "virtlogd.service",
+    "virtqemud.service",
+    "virtqemud.socket",
+)
+
+
+def known() -> list[dict]:
+    """The domains that run."""
+    try:
+        names = sorted(file[: -len(".pid")] for file in os.listdir(_virsh.PIDS) if file.endswith(".pid"))
+    except FileNotFoundError:
+        return []
+    return [record for record in map(_record, names) if record]
+
+
+def _record(name: str) -> dict:
+    """One domain, from its QEMU process; empty when that is gone."""
+    try:
+        with open(os.path.join(_virsh.PIDS, f"{name}.pid"), encoding="ascii") as file:
+            pid = int(file.read())
+        argv = _processes.argv_of(pid)
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
+    except (OSError, ValueError):
+        return {}
+    uuid = _virsh.uuid_in(_virsh.status_file(name)) or next((value for word, value in zip(argv, argv[1:]) if word == "-uuid"), "")
+    if not uuid or "-uuid" not in argv:  # no QEMU, or one that counts as a stranger
+        return {}
+    try:
+        backends = memory_backends(argv)
+    except (KeyError, ValueError):
+        backends = [_UNREAD]
+    return {
+        "name": name,
+        "provider": "libvirt",
+        "unit": _units.hold(name),
+        "uuid": uuid,
+        "pid": pid,
+        "started": _processes.start_time(pid),
+        "uid": ids["Uid:"],
+        "gid": ids["Gid:"],
+        "backends": backends,
+        "ram": _ram_files(pid, backends) if all(backend["path"] for backend in backends) else [],
+    }
+
+
+# In place of RAM that cannot be told: a QEMU that was broken into can change its own command line.
+_UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 0, "path": ""}
+
+
+def memory_backends(argv: list[str]) -> list[dict]:
+    """The RAM of a QEMU by its command line, in either dialect: ``kind`` of object, ``id``, ``size``, ``path`` or empty. Pure.
+
+    Raises KeyError or ValueError for what libvirt does not write.
+    """
+    options, unread = _options.read(argv, opens=False)
+    if any(text.startswith("-object ") for text in unread):
+        raise ValueError(unread[0])
+    found = []
+    for option in options:
+        kind = option.get("qom-type")
+        if option.name == "object" and kind.startswith("memory-backend-"):
+            path = option.get("mem-path") if option.is_on("share") and not option.is_on("discard-data") else ""
+            if path.startswith(("/dev/hugepages", "/hugepages")) or "/hugepages" in path:
+                path = ""
+            found.append({"kind": kind, "id": option.keys["id"], "size": _bytes(option.keys["size"]), "path": path})
+    return found
+
+
+def _bytes(size: str) -> int:
+    """A size as an object of QEMU's has it: bytes, or with one letter behind (util/cutils.c, qemu_strtosz)."""
+    shift = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}.get(size[-1:].upper())
+    return int(size) if shift is None else int(size[:-1]) << shift
+
+
+def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
+    """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found.
+
+    Only what it has mapped is looked at: another file may be on a storage that does not answer.
+    """
+    mapped, names = set(), set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                addresses, mode, _offset, _device, inode, *name = line.rstrip("\n").split(None, 5)
+                if mode.endswith("s") and int(inode):
+                    low, high = (int(part, 16) for part in addresses.split("-"))
+                    mapped.add((high - low, int(inode)))
+                    names.update(name)
+    except OSError:
+        return []
+    files: list[dict] = []
+    candidates = []
+    for fd, link in sorted(_processes.fd_links(pid).items()):
+        if link not in names:
+            continue
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            continue
+        if stat.S_ISREG(seen.st_mode) and (seen.st_size, seen.st_ino) in mapped:
+            candidates.append((fd, seen))
+    for backend in backends:
+        fitting = [(fd, seen) for fd, seen in candidates if seen.st_size == backend["size"]]
+        named = [(fd, seen) for fd, seen in fitting if _ram.is_named(backend["path"], seen)] or fitting
+        if not named:
+            return []
+        fd, seen = named[0]
+        candidates = [(other, there) for other, there in candidates if there.st_ino != seen.st_ino]
+        files.append({"fd": fd, "size": seen.st_size})
+    return files
+
+
+def survey(records: list[dict]) -> None:
+    """Ask libvirt and QEMU about all of these domains at once, in one virsh process; the answers are kept in the records."""
+    from . import _survey  # not on the boot path
+
+    _survey.survey([record for record in records if "seen" not in record], _virsh.is_busy)
+
+
+def _surveyed(record: dict) -> dict:
+    """The answers about the domain: ``seen`` of :mod:`_libvirt_survey`."""
+    survey([record])
+    seen: dict = record["seen"]
+    return seen
+
+
+def inspect(record: dict) -> list[dict]:
+    """Why this domain cannot be preserved: reasons with code, message and remedy; none when it can."""
+    name = record["name"]
+    reasons = _reasons.memory_reasons(record["backends"], bool(record["ram"]))
+    reasons += _reasons.place_reasons(record["backends"], _ram.directory())
+    reasons += _reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_setup.APPARMOR_RULE))
+    reasons += _reasons.definition_reasons(name, _virsh.is_defined(name))
+    if os.path.islink(_virsh.SAVED):
+        message = f"{_virsh.SAVED} is a link, and QEMU's user may make links there: root follows none"
+        reasons.append(
+            reason("saves-link", message, f"make it a folder, and mount the place that it led to there (mount --bind, {_virsh.SAVED})")
+        )
+    if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
+        message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
+        reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
+    seen = _surveyed(record)
+    if "xml" in seen:
+        reasons += _reasons.xml_reasons(seen["xml"])
+        reasons += _start_reasons(record, seen)
+    job = _reasons.job_reasons(seen["job"]) if "job" in seen else []
+    if job:
+        return reasons + job  # while it lasts libvirt lets nobody else at the monitor
+    from ..vmm import _now  # not on the boot path
+
+    if _now.ignores_shared(seen.get("capabilities")):
+        reasons.append(_now.left_on(ignore_shared_stays(record)))
+    return reasons + _reasons.monitor_reasons(seen)
+
+
+def _start_reasons(record: dict, seen: dict) -> list[dict]:
+    """What libvirt and QEMU would miss when they start the domain after a boot."""
+    from ..vmm import _after_boot, _argv, _reopened
+    from . import _needs  # not on the boot path
+
+    wanted = _needs.needs(seen["xml"])
+    wanted["files"] += _volumes(wanted["volumes"])
+    wrong, served = _after_boot.paths(wanted["files"], record["pid"]), _after_boot.sockets(wanted["sockets"])
+    record["devices"] = _needs.devices(wanted["files"], wrong)
+    past_libvirt, _environment = _needs.command_line(seen["xml"])
+    return [
+        *_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
+        *_argv.reasons(["qemu", *past_libvirt]),
+        *_reopened.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
+    ]
+
+
+def _volumes(volumes: list[dict]) -> list[dict]:
+    """The files and devices of disks that are volumes of pools. Of a pool that does not run now libvirt tells none."""
+    if not volumes:
+        return []
+    questions = [("vol-path", "--pool", disk["pool"], "--", disk["volume"]) for disk in volumes]
+    try:
+        answers = _batch.ask(questions, _limits.LIBVIRT_ANSWER)
+    except LiveUpdateError:
+        return []  # a libvirt that does not answer is a reason by itself
+    told = [(disk, answer.text.strip()) for disk, answer in zip(volumes, answers) if not answer.error]
+    return [{**disk["file"], "path": path} for disk, path in told if path.startswith("/")]
+
+
+def warn(record: dict) -> list[dict]:
+    """What does not come over as it was, though the domain can be preserved."""
+    from ..vmm import _after_boot
+    from . import _needs  # not on the boot path
+
+    xml = _surveyed(record).get("xml")
+    if not xml:
+        return []  # which is a reason by itself, for inspect
+    return _reasons.xml_warnings(xml) + _after_boot.peer_warnings(_needs.needs(xml)["sockets"])
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell domains apart by; when libvirt does not answer only their RAM, which their process tells."""
+    from . import _definition  # for the modules only
+
+    memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
+    xml = _surveyed(record).get("xml")
+    told = _definition.describe(xml) if xml else {"devices": [], "labels": {}, "ladder": None}  # no XML is a reason by itself, for inspect
+    return {**memory, **told}
+
+
+def confinement(pid: int) -> str:
+    """What a security module says of the process (proc(5), attr/current)."""
+    try:
+        with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as label:
+            return label.read().strip("\0\n")
+    except OSError:
+        return ""
+
+
+def memory(record: dict) -> list[int]:
+    """Descriptors of the domain's RAM; its files lose their names, because the kernel preserves only those without."""
+    files: list[int] = []
+    try:
+        for backend, ram in zip(record["backends"], record["ram"]):
+            files.append(_processes.take_fd(record["pid"], ram["fd"]))
+            _ram.unname(backend["path"], files[-1])
+    except (LiveUpdateError, OSError) as err:
+        for fd in files:
+            os.close(fd)
+        raise LiveUpdateError(f"its RAM cannot be taken: {err}") from err
+    return files
+
+
+def ignore_shared_stays(record: dict) -> str:
+    """That QEMU still leaves the domain's RAM out of what it saves, and how to end that."""
+    command = f"virsh qemu-monitor-command {record['uuid']} --hmp 'migrate_set_capability x-ignore-shared off'"
+    return (
+        f"QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM: switch it"
+        f" off with {command}"
+    )

@@ -1,0 +1,102 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Libvirt's hook: it gives a domain its RAM when libvirt starts it. It runs inside the pause. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from .._errors import LiveUpdateError
+from ..host import _files, _processes, _units
+from ..vmm import _block
+
+__all__ = ("hook",)
+
+
+def hook(name: str) -> None:
+    """Libvirt asks before it starts the domain: give it its RAM, or refuse. Its answer to an error is not to start the domain."""
+    stand_in = _files.read_json(_files.run_path(name, "stand-in"))
+    state = _files.read_json(_files.state_path(name))
+    if stand_in:
+        _place(name, stand_in, stand_in["memory"])
+    elif state:
+        _place(name, state, _offered(name, state))
+        _files.write_json(_files.run_path(name, "placed"), {})  # its time is when QEMU started
+
+
+def _offered(name: str, state: dict) -> list[str]:
+    """Where the RAM is that the saved state belongs to."""
+    offered = _files.read_json(_files.run_path(name, "offer"))
+    alive = offered and _processes.start_time(offered["pid"]) == offered["started"]
+    if not alive or offered["hold"] != state["hold"] or os.path.exists(_files.run_path(name, "resumed")):
+        raise LiveUpdateError(
+            f"guest {name}: it is not started: its saved state belongs to memory that is not offered now; 'systemctl status"
+            f" {_units.hold(name)}' says why. 'kvm-liveupdate discard {name}' gives that state up; then it can be started"
+        )
+    _block.verify_devices(name, state.get("devices", {}))  # some come only after the holder has looked
+    return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
+
+
+def _place(name: str, places: dict, memory: list[str]) -> None:
+    """Put the RAM where the QEMU that is started now looks for it.
+
+    Libvirt gives QEMU's user the directories below memory_backing_dir, so no link in them is followed, and no path is used twice.
+    """
+    directory = _ram_directory(name, places["directory"], sys.stdin.read())
+    try:
+        for file, there in zip(places["files"], memory):
+            if there.startswith("/proc/"):
+                os.symlink(there, file, dir_fd=directory)
+            else:
+                _link(name, there, file, directory)  # AppArmor judges by the path, and this one is the domain's own
+    finally:
+        os.close(directory)
+
+
+def _link(name: str, there: str, file: str, directory: int) -> None:
+    """Give the file at ``there`` another name: the very file that was looked at, whatever the path is made to mean meanwhile."""
+    above = _open_directory(os.path.dirname(there))
+    try:
+        fd = os.open(os.path.basename(there), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    finally:
+        os.close(above)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise LiveUpdateError(f"guest {name}: {there} is not a file, so it cannot be its RAM")
+        os.link(f"/proc/self/fd/{fd}", file, dst_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(fd)
+
+
+def _open_directory(path: str) -> int:
+    """The descriptor of a directory of domains' RAM. No link is followed below the one that qemu.conf names (memory_backing_dir), where
+    libvirt makes ``libvirt/qemu/DOMAIN`` (qemu_conf.c, qemuGetMemoryBackingBasePath).
+    """
+    parts = path.split("/")
+    depth = next((index for index in range(len(parts) - 1, 0, -1) if parts[index : index + 2] == ["libvirt", "qemu"]), len(parts))
+    fd = os.open("/".join(parts[:depth]) or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts[depth:]:
+        above = fd
+        try:
+            fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        finally:
+            os.close(above)
+    return fd
+
+
+def _ram_directory(name: str, base: str, xml: str) -> int:
+    """The directory that libvirt has just made for the domain's RAM files, open: its number, a dash, and a form of its name."""
+    # <domain type='kvm' id='7'>, as libvirt writes it; an XML parser takes longer to import than the rest of the hook runs.
+    number = xml.partition("<domain")[2].partition(">")[0].partition(" id='")[2].partition("'")[0]
+    above = _open_directory(base)
+    try:
+        found = [entry for entry in os.listdir(above) if number and entry.startswith(f"{number}-")]
+        if len(found) != 1:
+            raise LiveUpdateError(f"guest {name}: no directory for its RAM below {base} (domain number {number!r}, found {found})")
+        return os.open(found[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    finally:
+        os.close(above)

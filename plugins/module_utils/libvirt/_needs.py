@@ -1,0 +1,236 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What libvirt needs to start a domain as it runs now, and whether a boot brings that. PRIVATE to the collection.
+
+A domain that runs does not show what is missing: QEMU has its files open, its networks are there, its secrets were read. After the jump
+all of it is looked for again.
+
+Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.html, tmpfiles.d(5).
+"""
+
+from __future__ import annotations
+
+from .._errors import reason
+from ..host import _apart
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+    from xml.etree.ElementTree import Element
+
+__all__ = ("OF_A_BOOT", "command_line", "devices", "needs", "reasons")
+
+# Codes of reasons that count only when the host boots in between.
+OF_A_BOOT = (
+    *("file-in-memory", "network-no-autostart", "network-transient", "network-unknown", "pool-no-autostart", "pool-transient"),
+    *("pool-unknown", "secret-ephemeral", "socket", "file-volatile"),
+)
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+# Files that QEMU has read whole at its start. Another version of one of them is the business of whoever looks at QEMU's own files.
+_READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
+# Elements that name a file in an attribute. The template of firmware variables is not needed once these are there.
+_NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
+_WITH_SECRETS = ("devices//secret", "os/nvram//secret")
+_TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
+_CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
+
+
+def needs(xml: str) -> dict:
+    """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files``, ``volumes`` and ``sockets``. Pure.
+
+    A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
+    medium that can be ejected, and whether QEMU has it ``open``. A volume is ``pool``, ``volume`` and its ``file``, the path of which only
+    libvirt knows. A socket is ``path``, or HOST:PORT, and ``what`` it is for.
+    """
+    from xml.etree import ElementTree  # slow to import
+
+    domain = ElementTree.fromstring(xml)
+    secrets = {(element.get("uuid", ""), element.get("usage", "")) for place in _WITH_SECRETS for element in domain.findall(place)}
+    secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
+    return {
+        "networks": _named(domain, "devices/interface/source", "network"),
+        "pools": _named(domain, "devices/disk//source", "pool"),
+        "secrets": sorted(secrets),
+        "files": [file for file in (*_files(domain), *_past_libvirt(xml)) if file["path"].startswith("/")],
+        "volumes": [volume for disk in domain.findall("devices/disk") for volume in _volumes(disk)],
+        "sockets": [
+            {"path": path, "what": what} for path, what in (*_connections(domain), *_peers(domain)) if path.startswith("/") or ":" in path
+        ],
+    }
+
+
+def _named(domain: Element, path: str, key: str) -> list[str]:
+    return sorted({name for name in (element.get(key) for element in domain.findall(path)) if name})
+
+
+def _files(domain: Element) -> t.Iterator[dict]:
+    for path in _READ_ONCE:
+        for element in domain.findall(path):
+            yield _file(element.text, f"<{element.tag}>")
+    for path, key in _NAMED_FILES:
+        for element in domain.findall(path):
+            yield _file(element.get(key), f"<{element.tag}>")
+    for element in domain.findall("devices/smartcard[@mode='host-certificates']/database"):
+        yield _file(element.text, "<smartcard>")
+    for element in domain.findall("devices/rng/backend[@model='random']"):
+        yield _file(element.text, "<rng>")
+    for state in domain.findall("devices/tpm/backend[@type='emulator']/source"):
+        yield _file(state.get("path"), "the state of its TPM")
+    for element in domain.findall("os/nvram"):
+        source = element.find("source")
+        yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
+    for disk in domain.findall("devices/disk"):
+        for source in _sources(disk):
+            yield _disk_file(disk, source.get("file") or source.get("dev"))
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}"):
+            if device.get("type", device.get("model")) in ("dev", "pipe"):
+                source = device.find("source")
+                yield _file("" if source is None else source.get("path"), f"<{device.tag}>")
+
+
+def _past_libvirt(xml: str) -> list[dict]:
+    """What QEMU reads at its start by the options that the owner gives it past libvirt (fw_cfg and the like)."""
+    from ..vmm import _opens, _options
+
+    argv = ["qemu", *command_line(xml)[0]]
+    return [_file(path, "an option of <qemu:commandline>") for path in _opens.read_at_start(_options.read(argv)[0], argv)]
+
+
+def _sources(disk: Element) -> list[Element]:
+    """What a disk is made of. With a startup policy libvirt starts the domain without the file."""
+    return [source for source in disk.iter("source") if source.get("startupPolicy") not in ("optional", "requisite")]
+
+
+def _disk_file(disk: Element, path: str | None) -> dict:
+    target = disk.find("target")
+    name, is_removable = ("", False) if target is None else (target.get("dev", ""), disk.get("device") in ("cdrom", "floppy"))
+    is_shut = target is None or target.get("tray") != "open"
+    return _file(path, f"disk {name}", is_shut, name if is_removable else "")
+
+
+def _volumes(disk: Element) -> t.Iterator[dict]:
+    for source in _sources(disk):
+        pool, volume = source.get("pool", ""), source.get("volume", "")
+        if pool and volume:
+            yield {"pool": pool, "volume": volume, "file": _disk_file(disk, "")}
+
+
+def devices(files: list[dict], wrong: dict[str, str]) -> dict[str, list[str]]:
+    """What says which block devices these are, by their paths; not of those with which something is wrong."""
+    from ..vmm import _block
+
+    return {file["path"]: _block.identity(file["path"]) for file in files if file["path"].startswith("/dev/") and file["path"] not in wrong}
+
+
+def _file(path: str | None, what: str, is_open: bool = False, target: str = "") -> dict:
+    return {"path": (path or "").strip(), "what": what, "open": is_open, "target": target}
+
+
+def _connections(domain: Element) -> t.Iterator[tuple[str, str]]:
+    for source in domain.findall("devices/tpm/backend[@type='external']/source"):
+        yield source.get("path", ""), "its TPM (swtpm)"
+    for source in domain.findall("devices/disk//reservations[@managed='no']/source"):
+        yield source.get("path", ""), "its persistent reservations (qemu-pr-helper)"
+    for host in domain.findall("devices/disk//source/host[@transport='unix']"):
+        yield host.get("socket", ""), "its network disk"
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}[@type='unix']"):
+            for source in device.findall("source[@mode='connect']"):
+                yield source.get("path", ""), f"<{device.tag}>"
+
+
+def _peers(domain: Element) -> t.Iterator[tuple[str, str]]:
+    for source in domain.findall("devices/disk//source[@protocol]"):
+        default = _TCP_PORTS.get(source.get("protocol", ""))
+        for host in source.findall("host[@name]") if default else ():
+            yield f"{host.get('name')}:{host.get('port') or default}", "its network disk"
+    for source in domain.findall("devices/interface[@type='client']/source"):
+        yield f"{source.get('address', '')}:{source.get('port', '')}", "<interface>"
+    for kind in _CHARACTERS:
+        for device in domain.findall(f"devices/{kind}[@type='tcp']"):
+            for source in device.findall("source[@mode='connect']"):
+                if source.find("reconnect[@enabled='yes']") is None:  # else QEMU starts without the other end
+                    yield f"{source.get('host', '')}:{source.get('service', '')}", f"<{device.tag}>"
+
+
+def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
+    """The arguments and the environment that the owner gives QEMU past libvirt (``<qemu:commandline>``). Pure."""
+    from xml.etree import ElementTree
+
+    found = ElementTree.fromstring(xml).findall(f"{_QEMU}commandline/*")
+    arguments = [element.get("value", "") for element in found if element.tag == f"{_QEMU}arg"]
+    return arguments, {element.get("name", ""): element.get("value", "") for element in found if element.tag == f"{_QEMU}env"}
+
+
+def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], name: str) -> list[dict]:
+    """What of ``needs`` a boot does not bring. Pure.
+
+    ``host`` is what a survey saw of it, ``wrong`` what :func:`paths` found and ``served`` what :func:`sockets` did.
+    """
+    return [
+        *_started("network", "net", wanted["networks"], host["networks"], host["problems"].get("networks", "")),
+        *_started("pool", "pool", wanted["pools"], host["pools"], host["problems"].get("pools", "")),
+        *_secret_reasons(wanted["secrets"], host["secrets"], host["problems"].get("secrets", "")),
+        *[_file_reason(file, wrong[file["path"]], name) for file in wanted["files"] if file["path"] in wrong],
+        *[_socket_reason(socket) for socket in wanted["sockets"] if not served.get(socket["path"])],
+    ]
+
+
+def _started(kind: str, verb: str, names: list[str], seen: dict, problem: str) -> list[dict]:
+    found = []
+    for name in names:
+        if problem:
+            message = f"whether the {kind} {name} starts with the host is not known: {problem}"
+            found.append(reason(f"{kind}-unknown", message, f"see that 'virsh {verb}-list --all' answers, then run this again"))
+        elif name not in seen["persistent"]:
+            message = f"it uses the {kind} {name}, which libvirt has no definition of: it is gone after a boot"
+            remedy = f"virsh {verb}-dumpxml {name} > {name}.xml && virsh {verb}-define {name}.xml && virsh {verb}-autostart {name}"
+            found.append(reason(f"{kind}-transient", message, remedy))
+        elif name not in seen["autostart"]:
+            message = f"it uses the {kind} {name}, which does not start with the host"
+            found.append(reason(f"{kind}-no-autostart", message, f"virsh {verb}-autostart {name}"))
+    return found
+
+
+def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> list[dict]:
+    """Libvirt keeps the value of a secret on disk unless that is ephemeral, also of a private one."""
+    found = []
+    for uuid, usage in wanted:
+        shown = uuid or usage
+        known = [secret[0] for secret in seen.get("known", ()) if uuid == secret[0] or (not uuid and secret[2:] == [usage])]
+        ephemeral = [secret[0] for secret in seen.get("ephemeral", ())]
+        if problem:
+            message = f"whether its secret {shown} is still there is not known: {problem}"
+            found.append(reason("secret-unknown", message, "see that 'virsh secret-list' answers, then run this again"))
+        elif not known:
+            message = f"its secret {shown} is not defined any more: libvirt cannot start it without that"
+            found.append(reason("secret-gone", message, "define it again (virsh secret-define, virsh secret-set-value)"))
+        elif known[0] in ephemeral:
+            message = f"its secret {shown} is ephemeral: it is gone after a boot"
+            found.append(reason("secret-ephemeral", message, "define it with ephemeral='no' and set its value again"))
+    return found
+
+
+def _file_reason(file: dict, wrong: str, name: str) -> dict:
+    path, what = file["path"], file["what"]
+    eject = f", or eject it: virsh change-media {name} {file['target']} --eject" if file["target"] else ""
+    if wrong == "gone":
+        return reason("file-gone", f"{path}, {what}, is not there any more: QEMU cannot open it again", f"put it back{eject}")
+    if wrong == "memory":
+        return reason("file-in-memory", f"{path}, {what}, is gone after a boot", f"move it to a disk and restart the guest{eject}")
+    if wrong == "by-hand":
+        message = f"{path}, {what}, is a loop, NBD or RAM device, which nobody sets up after the jump"
+        return reason("file-volatile", message, f"name the file or a lasting device in the domain, and restart it{eject}")
+    if wrong == "silent":
+        message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
+        return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the domain down")
+    message = f"{path}, {what}, is not the file that QEMU has open: it would go on with another one"
+    return reason("file-replaced", message, f"put the first one back, or restart the guest{eject}")
+
+
+def _socket_reason(socket: dict) -> dict:
+    message = f"{socket['what']} is served at {socket['path']} by a process that no boot starts"
+    return reason("socket", message, "run that process by an enabled systemd service, or shut the guest down for the update")

@@ -1,0 +1,120 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What libvirt and QEMU say of all domains of a host, asked in one virsh process. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from . import _batch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("LIMIT_S", "survey")
+
+ANSWER_LIMIT_S = _limits.LIBVIRT_ANSWER
+LIMIT_S = _limits.LIBVIRT_ANSWERS
+
+# Code words of the answers, and the questions: about the host, about a domain, and about a domain to its QEMU.
+_HOST = (
+    ("networks persistent", ("net-list", "--all", "--name", "--persistent")),
+    ("networks autostart", ("net-list", "--all", "--name", "--autostart")),
+    ("pools persistent", ("pool-list", "--all", "--name", "--persistent")),
+    ("pools autostart", ("pool-list", "--all", "--name", "--autostart")),
+    ("secrets known", ("secret-list",)),
+    ("secrets ephemeral", ("secret-list", "--ephemeral")),
+)
+_DOMAIN = (("xml", "dumpxml"), ("job", "domjobinfo"), ("state", "domstate"))
+_MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"), ("capabilities", "query-migrate-capabilities"))
+
+
+def survey(records: list[dict], busy: t.Callable[[str], bool]) -> None:
+    """Put ``seen`` into each record: ``xml``, ``job``, ``state``, ``blockers``, ``block_jobs`` and ``host``, or the ``problem``.
+
+    Nothing is raised: what libvirt does not answer is the ``problem`` of each domain.
+    ``busy`` tells, by its name, whether libvirt is at work on a domain: its monitor would not answer before that is done.
+    """
+    if not records:
+        return
+    questions = questions_of(records, busy)
+    answers = _answers(questions, ANSWER_LIMIT_S + len(records))
+    host = host_facts({key: answers[owner, key] for owner, key, _command in questions if not owner})
+    for record in records:
+        record["seen"] = {
+            **facts({key: answers[owner, key] for owner, key, _command in questions if owner == record["uuid"]}),
+            "host": host,
+        }
+
+
+def questions_of(records: list[dict], busy: t.Callable[[str], bool]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Whose question it is (a domain's UUID, or nobody's for the host), its key, and the command.
+
+    A monitor may hang, and then keeps all that is asked later from an answer: monitors come last.
+    """
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+    asked += [(record["uuid"], key, (verb, record["uuid"])) for record in records for key, verb in _DOMAIN]
+    asked += [("", key, command) for key, command in _HOST]
+    return asked + [
+        (record["uuid"], key, ("qemu-monitor-command", record["uuid"], json.dumps({"execute": command})))
+        for record in records
+        for key, command in _MONITOR
+        if not busy(record["name"])
+    ]
+
+
+def _answers(questions: list[tuple[str, str, tuple[str, ...]]], limit: float) -> dict[tuple[str, str], _batch.Answer]:
+    """An answer to each question. Whoever does not answer is not asked again; the others are, when anybody answered before."""
+    found: dict[tuple[str, str], _batch.Answer] = {}
+    until = time.monotonic() + max(LIMIT_S, limit)
+    left = questions
+    while left:
+        try:
+            answers = _batch.ask([command for _owner, _key, command in left], min(limit, until - time.monotonic()))
+        except LiveUpdateError as err:
+            answers = [_batch.Answer(error=str(err)) for _question in left]
+        asked = sum(answer.asked for answer in answers)
+        silent = left[asked - 1][0]
+        nobody = asked == 1 or time.monotonic() >= until
+        found.update({(owner, key): answer for (owner, key, _command), answer in zip(left, answers)})
+        left = [] if nobody else [question for question in left[asked:] if question[0] != silent]
+    return found
+
+
+def host_facts(answers: dict[str, _batch.Answer]) -> dict:
+    """Names of ``networks`` and ``pools`` by what they are, ``secrets`` as lists of UUID, kind and usage; ``problems`` by kind. Pure."""
+    found: dict[str, dict] = {"networks": {}, "pools": {}, "secrets": {}, "problems": {}}
+    for key, answer in answers.items():
+        kind, state = key.split()
+        lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
+        if answer.error:
+            found["problems"][kind] = answer.error
+        elif kind == "secrets":
+            # Below a head, with a UUID at the beginning of each line.
+            found[kind][state] = [line.split(None, 2) for line in lines if line[:36].count("-") == 4]
+        else:
+            found[kind][state] = lines
+    return found
+
+
+def facts(answers: dict[str, _batch.Answer]) -> dict:
+    """What the answers about one domain say; those that failed are missing, and the first of them is the ``problem``. Pure."""
+    seen: dict = {"problem": next((answer.error for answer in answers.values() if answer.error), "")}
+    for key, answer in answers.items():
+        if answer.error:
+            continue
+        if key not in dict(_MONITOR):
+            seen[key] = answer.text if key != "state" else answer.text.strip()
+            continue
+        said = json.loads(answer.text)
+        if "error" in said:
+            seen["problem"] = seen["problem"] or f"QEMU: {dict(_MONITOR)[key]}: {said['error'].get('desc', said['error'])}"
+        else:
+            seen[key] = said["return"].get("blocked-reasons", []) if key == "blockers" else said["return"]
+    return seen

@@ -1,0 +1,98 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Libvirt, asked through virsh, and where it keeps its files. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..host import _commands
+
+__all__ = (
+    "HOOK",
+    "PIDS",
+    "SAVED",
+    "domain_xml",
+    "image_path",
+    "is_busy",
+    "is_defined",
+    "status",
+    "status_file",
+    "uuid_in",
+    "uuid_of",
+    "virsh",
+)
+
+START_LIMIT_S = _limits.LIBVIRT_START
+PIDS = "/run/libvirt/qemu"
+DEFINITIONS = "/etc/libvirt/qemu"
+SAVED = "/var/lib/libvirt/qemu/save"
+
+
+def virsh(*words: str, limit: float = _limits.COMMAND) -> str:
+    """What ``virsh`` prints for these words. A domain is named by its UUID: see :func:`uuid_of`."""
+    return _commands.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
+
+
+def is_defined(name: str) -> bool:
+    """Whether libvirt has a domain of this name; false where there is no libvirt."""
+    return os.path.exists(os.path.join(DEFINITIONS, f"{name}.xml"))
+
+
+def uuid_of(name: str) -> str:
+    """The UUID of the domain ``name``, which virsh is to be asked by; for a domain without one its name, when that cannot be mistaken.
+
+    Virsh takes a number for an id, then 36 characters for a UUID, and only then a word for a name (tools/virsh-util.c,
+    virshLookupDomainInternal). A domain with the name 1 and another one with the id 1 would be mixed up.
+    """
+    uuid = uuid_in(status_file(name)) or uuid_in(_read(os.path.join(DEFINITIONS, f"{name}.xml")))
+    if not uuid and (name.strip().lstrip("+").isdigit() or len(name) == 36):
+        raise LiveUpdateError(f"domain {name!r}: libvirt does not know it; 'virsh list --all' shows the domains that it knows")
+    return uuid or name
+
+
+def uuid_in(xml: str) -> str:
+    """The UUID, which libvirt writes behind the name and before all that the owner writes; empty when there is none. Pure."""
+    uuid = xml.partition("</name>")[2].partition("<uuid>")[2].partition("</uuid>")[0]
+    return uuid if len(uuid) == 36 else ""
+
+
+def status_file(name: str) -> str:
+    """What libvirt keeps of a domain that runs: what it does to it, then its XML; empty for any other."""
+    return _read(os.path.join(PIDS, f"{name}.xml"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def is_busy(name: str) -> bool:
+    """Whether libvirt is at a job on the domain (migration, save, backup), by its status file (qemuDomainObjPrivateXMLFormatJob)."""
+    job = status_file(name).partition("<domain ")[0].partition("<job ")[2].partition(">")[0]
+    return " async='" in f" {job}" and "async='none'" not in job
+
+
+def domain_xml(record: dict) -> str:
+    """The running domain's XML, as it is now."""
+    return virsh("dumpxml", record["uuid"])
+
+
+def status(record: dict) -> str:
+    """The domain's state: ``running``, ``paused``, or libvirt's other words."""
+    return virsh("domstate", record["uuid"]).strip()
+
+
+def image_path(name: str) -> str:
+    """Where libvirt looks for a domain's managed save."""
+    return os.path.join(SAVED, f"{name}.save")
+
+
+HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"

@@ -1,0 +1,174 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The provider ``qemu``: guests that systemd units run through our exec wrapper. PRIVATE to the collection.
+
+A provider is the only code that knows a VMM. ``record`` is what the wrapper wrote about the running guest.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..host import _files, _processes
+from ..vmm import _argv, _monitor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("describe", "foreign_reason", "ignore_shared_stays", "inspect", "known", "memory", "status", "survey", "warn")
+
+LOOK_LIMIT_S = _limits.QEMU_LOOK
+KEPT = ()
+DAEMONS = ()
+_UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
+_LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
+
+
+def _reason(code: str, message: str, remedy: str) -> dict:
+    return {"code": code, "message": message, "remedy": remedy}
+
+
+def known() -> list[dict]:
+    """The guests that run now, as their wrappers recorded them."""
+    try:
+        names = sorted(os.listdir(_files.GUESTS_RUN))
+    except FileNotFoundError:
+        return []
+    records = [_record(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+    return [record for record in records if record and _processes.start_time(record["pid"]) == record["started"]]
+
+
+def _record(name: str) -> dict:
+    """What the wrapper wrote about a guest. One that cannot be read is a guest that cannot be preserved, and nothing about the others."""
+    path = os.path.join(_files.GUESTS_RUN, f"{name}.json")
+    try:
+        return _files.read_json(path)
+    except LiveUpdateError as err:
+        reason = _reason("record-damaged", str(err), f"restart the guest; if it does not run, remove {path}")
+        return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": reason}
+
+
+def inspect(record: dict) -> list[dict]:
+    """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
+    from ..vmm import (
+        _now,  # not on the boot path
+        _reopened,
+    )
+
+    reasons = _argv.reasons(record["argv"])
+    if record.get("reason"):
+        known_codes = {why["code"] for why in reasons}
+        reasons += [record["reason"]] * (record["reason"]["code"] not in known_codes)
+        if not record.get("monitor"):
+            return reasons  # else its QEMU is asked all the same: a plan may still shut it down
+    reasons += _reopened.replaced(record["pid"], record["argv"])
+    for ram in record["ram"]:
+        if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
+            reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
+        if ram["size"] >= _LARGEST:
+            message = f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB"
+            reasons.append(_reason("ram-size", message, "give it less"))
+    try:
+        with _monitor.Monitor(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
+            state = monitor.status()
+            blockers = monitor.query("query-migrate").get("blocked-reasons", [])
+            jobs = monitor.execute("query-block-jobs")
+            now = _now.ask(monitor)
+    except LiveUpdateError as err:
+        return [*reasons, _reason("monitor", str(err), "see the journal of its unit; restart the guest if QEMU hangs")]
+    if state not in ("running", "paused"):
+        reasons.append(_reason("run-state", f"QEMU is in state {state}", "bring the guest to running or paused first"))
+    reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
+    if jobs:
+        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+    if now["ignores_shared"]:
+        reasons.append(_now.left_on(ignore_shared_stays(record)))
+    codes = {why["code"] for why in reasons}
+    return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
+
+
+def survey(records: list[dict]) -> None:
+    """Nothing to ask at once: each guest has a monitor of its own, and no program is started to ask it."""
+
+
+def warn(record: dict) -> list[dict]:
+    """What does not come over as it was, though the guest can be preserved."""
+    from ..vmm import (
+        _after_boot,  # not on the boot path
+        _opens,
+        _options,
+    )
+
+    peers = _opens.peers(_options.read(record["argv"])[0])
+    return _argv.warnings(record["argv"]) + _after_boot.peer_warnings([{"path": peer, "what": text} for peer, text in peers.items()])
+
+
+def describe(record: dict) -> dict:
+    """What a policy may tell guests apart by; a command line has no labels."""
+    argv = record["argv"]
+    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv.devices(argv), "labels": {}, "ladder": None}
+
+
+def _is_memory_file(pid: int, fd: int, size: int) -> bool:
+    """Whether the descriptor is a file of that size without a name, as a memfd is, also one that came over a jump."""
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return False
+    return stat.S_ISREG(seen.st_mode) and seen.st_nlink == 0 and seen.st_size == size
+
+
+def foreign_reason(pid: int) -> dict:
+    """Why a QEMU that our wrapper did not start cannot be preserved: what backs its largest mapping."""
+    try:
+        with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as smaps:
+            backing, page_kib = largest_mapping(smaps)
+    except OSError:
+        backing, page_kib = "", 0
+    if page_kib > 4:
+        message = f"its RAM is on huge pages of {page_kib} KiB ({backing}), which the kernel cannot preserve"
+        return _reason("ram-hugetlb", message, "run it through the wrapper, without them")
+    if not backing:
+        return _reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", "run it through the wrapper")
+    return _reason("not-managed", f"its RAM is {backing}, but no monitor is known for it", "run it through the wrapper")
+
+
+def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:
+    """What backs the largest writable mapping (empty for anonymous memory), and its page size in KiB (proc(5), smaps). Pure."""
+    largest, found, current = 0, ("", 0), False
+    for line in smaps:
+        fields = line.split(None, 5)
+        if fields[0].endswith(":"):
+            if current and fields[0] == "KernelPageSize:":
+                found = (found[0], int(fields[1]))
+            continue
+        low, high = (int(part, 16) for part in fields[0].split("-"))
+        current = high - low > largest and "w" in fields[1]
+        if current:
+            largest, found = high - low, (fields[5].strip() if len(fields) > 5 else "", 0)
+    return found
+
+
+def memory(record: dict) -> list[int]:
+    """Descriptors of the guest's RAM; the caller closes them."""
+    return [_processes.take_fd(record["pid"], ram["fd"]) for ram in record["ram"]]
+
+
+def status(record: dict) -> str:
+    """QEMU's run state."""
+    with _monitor.Monitor(record["monitor"]) as monitor:
+        return monitor.status()
+
+
+def ignore_shared_stays(record: dict) -> str:
+    """That QEMU still leaves the guest's RAM out of what it saves, and how to end that."""
+    return (
+        "QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM:"
+        f" 'kvm-liveupdate resume {record['name']}' on the host switches it off"
+    )

@@ -1,0 +1,120 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Pausing a guest and saving its devices, and the undo. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..host import _files, _processes
+from ..vmm import _monitor
+from . import _guests
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("resume", "save", "still_saved")
+
+UNDO_LIMIT_S = _limits.UNDO
+SETTLE_LIMIT_S = _limits.QEMU_SETTLE
+SAVES_SLOWLY = False
+_STANDS = ("paused", "postmigrate", "finish-migrate")
+
+
+def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unused-argument  # QEMU's state says it
+    """Pause the guest and write its device state (not its RAM) to ``path``, durably; it stays paused, also on a failure.
+
+    Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
+    """
+    from ..host import _tcp  # not on the boot path
+    from ..vmm import _block, _opens, _options
+
+    interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
+    devices = {path: _block.identity(path) for path in _opens.devices(record["pid"], record["argv"])}
+    peers = _opens.peers(_options.read(record["argv"])[0])
+    ports = sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)})
+    try:
+        with _monitor.Monitor(record["monitor"]) as monitor:
+            paused = _monitor.write_state(monitor, path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        digest = _files.digest(path)
+    except (LiveUpdateError, OSError) as err:
+        raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
+    times = {"paused": paused, "saved": time.time()}
+    needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices}
+    return {"times": times, "argv": record["argv"], **needs, "digest": digest}
+
+
+def still_saved(records: list[dict]) -> list[str]:
+    """Which of these guests do not stand still as :func:`save` left them. One that went on and was paused again is only "paused"."""
+    from concurrent.futures import ThreadPoolExecutor  # not on the boot path
+
+    with ThreadPoolExecutor(max_workers=max(1, len(records))) as pool:
+        return [problem for problem in pool.map(_saved_problem, records) if problem]
+
+
+def _saved_problem(record: dict) -> str:
+    try:
+        with _monitor.Monitor(record["monitor"]) as monitor:
+            limit = time.monotonic() + SETTLE_LIMIT_S
+            while monitor.status() == "finish-migrate" and time.monotonic() < limit:
+                time.sleep(0.005)  # what is left to do once the state is written
+            state = monitor.status()
+    except LiveUpdateError as err:
+        return f"guest {record['name']}: whether it still stands still is not known: {err}; run the update again"
+    if state == "postmigrate":
+        return ""
+    return (
+        f"guest {record['name']} was saved and is {state} now: somebody else let it go on; keep others away from it, and run the update"
+        " again"
+    )
+
+
+def resume(record: dict, running: bool) -> None:
+    """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from.
+
+    A guest that is given up stays paused, so this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` when QEMU has ended.
+    """
+    until = time.monotonic() + UNDO_LIMIT_S
+    whole = False  # later saves have its RAM again
+    while True:
+        problems: list[str] = []
+        state = ""
+        try:
+            with _monitor.Monitor(record["monitor"]) as monitor:
+                if monitor.status() != "running":  # a save that was cut off may be under way: QEMU refuses the following meanwhile
+                    _tried(problems, monitor.end_migration, SETTLE_LIMIT_S)
+                whole = whole or _tried(problems, monitor.ignore_shared, False)
+                if running and monitor.status() in ("paused", "postmigrate"):
+                    _tried(problems, monitor.execute, "cont")
+                state = monitor.status()
+        except LiveUpdateError as err:
+            problems.append(str(err))
+        stands = not state or state in _STANDS
+        if (whole and not (running and stands)) or not _processes.lives(record) or time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    why = "; ".join(problems) or "no command failed"
+    if not _processes.lives(record):
+        raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+    if running and stands:
+        raise LiveUpdateError(f"the guest is {state or 'in a state that QEMU does not tell'}, for {UNDO_LIMIT_S:g} s: {why}")
+    if not whole:
+        raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
+
+
+def _tried(problems: list[str], step: t.Callable[..., object], *arguments: object) -> bool:
+    """Whether the step was done; why not is one more of the ``problems``."""
+    try:
+        step(*arguments)
+    except LiveUpdateError as err:
+        problems.append(str(err))
+        return False
+    return True

@@ -1,0 +1,320 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One update of this host, from the commit to the jump, and its undo. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..guests import _hold, _providers
+from ..handover import _early, _journal, _lock
+from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
+from ..kernel import _cmdline, _kexec
+from . import _boot_order, _gate, _services
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("TIMEOUT_S", "commit", "jump", "recover")
+
+# What systemd-shutdown would execute instead of the kexec (src/shutdown/shutdown.c, can_exitrd). It lies on a tmpfs.
+_EXITRD = "/run/initramfs/shutdown"
+_EXITRD_ASIDE = _EXITRD + ".kvm-liveupdate"
+GRACE_S = _limits.COMMIT_ANSWER
+RECOVER_S = _limits.KEXEC_AFTER_CRASH
+DOWN_LIMIT_S = _limits.KEXEC
+TIMEOUT_S = _limits.UPDATE
+LOCK_LIMIT_S = _limits.LOCK
+PAUSE_LIMIT_S = _limits.PAUSE
+_MANY_FDS = 4096
+# Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started. It
+# stops no units (src/core/manager.c, objective_table): nothing unpacks an exitrd, no service gets 90 s to end.
+_KEXEC_SIGNAL = 16
+
+
+def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S) -> dict:
+    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds, of the whole update."""
+    seen = _gate.look()
+    problems = _gate.gate(guests, seen)
+    problems += _gate.unit_problems(
+        keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *_gate.CLUSTERS))), "LoadState", "ActiveState")
+    )
+    if _lock.busy():
+        problems.append(f"{_units.JUMP} has not ended since the last update; 'systemctl status {_units.JUMP}' shows what it waits for")
+    if problems:
+        raise LiveUpdateError("the jump is refused, nothing was stopped: " + "; ".join(problems), problems=problems)
+    update = {
+        "id": _this_boot.random_uuid(),
+        "state": "committed",
+        "boot_id": _this_boot.boot_id(),
+        "kernel": _this_boot.kernel(),
+        "image": seen["image"],
+        "guests": sorted(guests),
+        "keep_units": keep_units,
+        "on_loss": on_loss,
+        "timeout": timeout,
+        "pause_by": time.monotonic() + timeout / 2,
+        "times": {"committed": time.time()},
+    }
+    _files.write_json(_files.UPDATE, update)
+    _commands.run("systemctl", "start", "--no-block", _units.JUMP)
+    return update
+
+
+def _advance(update: dict, state: str) -> None:
+    update["state"] = state
+    update["times"][state] = time.time()
+    _files.write_json(_files.UPDATE, update)
+    _systemd.log_update(f"update {update['id']}: {state}")
+
+
+def _end(update: dict, error: str) -> None:
+    """Record that the update was undone, for this boot also where the disk is full: the controller waits for it. Never raises."""
+    update["error"] = error
+    with contextlib.suppress(OSError):
+        _files.write_json(_files.OUTCOME, {"id": update["id"], "state": "aborted", "error": error})
+    try:
+        _advance(update, "aborted")
+    except OSError as err:
+        _systemd.log_update(f"update {update['id']}: aborted, and {_files.UPDATE} cannot be written: {err}")
+
+
+def jump() -> int:
+    """Carry out the committed update; returns (1) only when it was aborted and undone."""
+    update = _journal.of_update()
+    if _journal.outcome(update, _this_boot.boot_id(), "") != "pending" or update["state"] != "committed":
+        raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
+    with contextlib.ExitStack() as locked:
+        try:
+            locked.enter_context(_lock.Lock(LOCK_LIMIT_S, of_update=True))
+        except LiveUpdateError as err:
+            _end(update, f"{err}. Nothing was stopped and the guests run on; then run the update again")
+            return 1
+        try:
+            time.sleep(GRACE_S)
+            _carry_out(update)
+        except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
+            why = str(err) or repr(err)
+            _abort(update, f"{why}{_what_next(update, why)}")
+            return 1
+
+
+def _carry_out(update: dict) -> t.NoReturn:
+    """The update up to the jump. Raises when anything is not as it has to be."""
+    update["units"] = _services.active_units()
+    _commands.end_by(update["pause_by"], "half of the update's time, until which guests have to be paused,")
+    records = _gate.check(update)
+    update["stages"] = _boot_order.plan(list(records.values()))
+    update["loaded"] = _to_load(update["image"], bool(update["stages"]))
+    _kexec.try_out(update["loaded"])
+    # What the next stage needs brings its guests' units: in the first one they would only share its processors.
+    ahead = update["stages"][0]["guests"] if update["stages"] else []
+    update["early"] = [record["unit"] for record in records.values()]
+    _journal.record(update)  # also when a guest ends meanwhile
+    for record in records.values():
+        _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
+    update["clock_ahead"] = _this_boot.ahead()
+    update["stopping_from"] = time.monotonic()
+    _advance(update, "stopping")
+    _services.stop_the_rest(update)
+    _services.end_sessions(update)
+    _services.limit_the_shutdown()
+    _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
+    _kexec.load(update["loaded"])
+    records = _gate.check(update)
+    if not _kexec.loaded():
+        raise LiveUpdateError("somebody unloaded the kernel; run the update again")
+    update["running"] = _meant_to_run(records)
+    if _late(update):
+        raise LiveUpdateError("the host took too long until it could have paused its guests")
+    update["times"]["gate"] = time.time()
+    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the time that guests may be paused ({PAUSE_LIMIT_S:g} s)")
+    for name in records:  # until now somebody else's kexec would bring over memory that no journal tells of
+        _files.remove(_files.hold_path(name))
+    for name in update["running"]:
+        _files.write_json(_files.run_path(name, "paused"), _hold.process(records[name]))
+    _advance(update, "saving")
+    _save_all(update, records)
+    _advance(update, "jumping")
+    _put_exitrd_aside()
+    problems = _gate.last_look(update, records)
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
+    os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
+    time.sleep(DOWN_LIMIT_S)
+    raise LiveUpdateError(f"PID 1 was asked for the kexec and has not ended this process within {DOWN_LIMIT_S:g} s")
+
+
+def _late(update: dict) -> bool:
+    return bool(time.monotonic() > update["pause_by"])
+
+
+def _what_next(update: dict, why: str) -> str:
+    """What the operator of an update that is undone does, as a sentence after ``why``; empty where that says it."""
+    if "gate" in update["times"] or not _late(update):
+        return "" if "run the update again" in why else ". Mend what this says, then run the update again"
+    return (
+        f". Half of the {update['timeout']:g} s that the update may take are over and no guest was paused: run the update again, or raise"
+        " hypervisor_update_timeout"
+    )
+
+
+def _meant_to_run(records: dict[str, dict]) -> list[str]:
+    """Which guests are to run after the jump: those that run, and those that only an undo of ours left paused."""
+    states = _gate.at_once(lambda name: _providers.of(records[name]).status(records[name]), list(records))
+    return [name for (name, record), state in zip(records.items(), states) if state.result() == "running" or _hold.owes(record)]
+
+
+def _put_exitrd_aside() -> None:
+    """Have the shutdown do the kexec itself. An exitrd would change root and do it, or another reboot, without the sessions."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_EXITRD, _EXITRD_ASIDE)
+
+
+def _put_exitrd_back() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_EXITRD_ASIDE, _EXITRD)
+
+
+def _to_load(image: dict, guests_first: bool) -> dict:
+    """What was staged, with the command line for this jump."""
+    return {**image, "cmdline": _cmdline.for_jump(image["cmdline"], guests_first, _this_boot.consoles())}
+
+
+def _write_out(limit_s: float) -> None:
+    """Have the file systems written out: sync(2), which waits for one that does not answer for as long as it likes."""
+    child = os.fork()
+    if child == 0:
+        os.closerange(3, _MANY_FDS)  # it may outlive this process
+        os.sync()
+        os._exit(0)
+    until = time.monotonic() + limit_s
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > until:
+            granted = f"within {limit_s:.0f} s" if limit_s >= 1 else "in the time that was left"
+            raise LiveUpdateError(f"the file systems are not written out {granted}; does one of them (NFS?) not answer?")
+        time.sleep(0.01)
+
+
+def _save_all(update: dict, records: dict[str, dict]) -> None:
+    """Pause and save all guests at once, but those that are quick to save last: they would only wait, paused. Every error counts."""
+    slow = [name for name, record in records.items() if _providers.of(record).saves_slowly]
+    for names in (slow, [name for name in records if name not in slow]):
+        errors = [str(job.exception()) for job in _gate.at_once(lambda name: _save(records[name], update), names) if job.exception()]
+        if errors:
+            raise LiveUpdateError("; ".join(errors))
+
+
+def _save(record: dict, update: dict) -> None:
+    """Pause and save one guest, as the gate saw it. Its state counts only if it is that of the QEMU whose memory is held."""
+    name = record["name"]
+    hold, was_running = update["holds"][name], name in update["running"]
+    saved = _providers.of(record).save(record, _files.state_path(name), was_running)
+    if not _hold.is_of(hold, record):
+        raise LiveUpdateError(f"guest {name}: its QEMU or its memory is not the one that is held any more; run the update again")
+    journal = {
+        **saved,
+        "state": "saved",
+        "guest": name,
+        "update_id": update["id"],
+        "boot_id": update["boot_id"],
+        "clock_ahead": update.get("clock_ahead"),
+        "on_loss": update["on_loss"],
+        "hold": hold["hold"],
+        "qemu": [record["pid"], record["started"]],
+        "session": hold["session"],
+        "sizes": hold["sizes"],
+        "uuid": record["uuid"],
+        "unit": record["unit"],
+        "was_running": was_running,
+    }
+    _files.write_json(_files.journal_path(name), journal)
+
+
+def _abort(update: dict, why: str) -> None:
+    """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped.
+
+    A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
+    memory no longer belongs to. A guest that does not run on keeps its state and its session: its memory may be nowhere else.
+    """
+    _systemd.log_update(f"update {update['id']}: is undone: {why}")
+    _commands.end_by(None)
+    problems = [why]
+
+    def undo(what: str, step: t.Callable[..., object], *arguments: object) -> bool:
+        try:
+            step(*arguments)
+            return True
+        except Exception as err:  # pylint: disable=broad-except  # one step that fails must not keep the others from being done
+            problems.append(f"not undone: {what}: {err}")
+            return False
+
+    records = dict(update["records"]) if "running" in update else {}  # before the pause guests may have ended, or be others by now
+    if not records:
+        undo("search for the guests", lambda: records.update(_providers.known()))
+        records = {name: record for name, record in records.items() if name in update["guests"]}
+
+    def run_on(name: str) -> bool:
+        undo(f"journal of guest {name}", _files.remove, _files.journal_path(name))
+        if undo(f"save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
+            return True
+        if not _processes.lives(records[name]):
+            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before")
+            return True
+        with contextlib.suppress(Exception):  # as in undo
+            if _providers.of(records[name]).status(records[name]) == "running":
+                return True
+        if name in update.get("running", ()):
+            undo(f"note that guest {name} is left paused", _hold.note_left_paused, records[name])
+        problems.append(
+            f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
+            f" (state: running). To give both up end its QEMU first ({_ends(records[name])}),"
+            f" then 'kvm-liveupdate discard {name}'"
+        )
+        return False
+
+    names = list(records)
+    back = {name for name, job in zip(names, _gate.at_once(run_on, names)) if job.result()}
+    undo("staged kernel", _kexec.unload)
+    undo(f"renaming of {_EXITRD}", _put_exitrd_back)
+    for name, record in records.items():
+        if name in back:
+            undo(f"state of guest {name}", _files.remove, _files.state_path(name))
+            undo(f"session of guest {name}", _hold.release, record)
+    for name in update["guests"]:
+        if name not in records:  # it has ended, and its memory would stay taken
+            undo(f"session of guest {name}", _hold.release_ended, name)
+    for unit in update.get("early", ()):
+        undo(f"early start of {unit}", _early.start_early, unit, False)
+    for unit in update.get("in_place", ()):
+        undo(f"drop-in of {unit}", _files.remove, _services.in_place(unit))
+    undo("limit of the shutdown", _services.usual_shutdown)
+    if "stopping_from" in update:  # else nothing was stopped, and what has ended has done so by itself
+        undo("stopped services", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+    if update.get("ended"):
+        undo("look at logins and containers", _services.tell_ended, update["ended"], problems)
+    _end(update, "; ".join(problems))
+
+
+def _ends(record: dict) -> str:
+    """What ends the QEMU of a guest, for people."""
+    return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {record['unit']}'"
+
+
+def recover() -> None:
+    """Undo an update whose process ended before the jump, by a kill or a crash. Without effect on any other."""
+    with _lock.Lock(LOCK_LIMIT_S, of_update=True):
+        update = _journal.of_update()
+        if _journal.outcome(update, _this_boot.boot_id(), "") != "pending":
+            return
+        if update["state"] == "jumping":
+            time.sleep(RECOVER_S)
+        _abort(update, f"the process that carried it out ended while it was {update['state']}")

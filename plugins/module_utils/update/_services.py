@@ -1,0 +1,360 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The other services of the host: stopped for the pause, started again by an undo. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..guests import _providers
+from ..handover import _journal
+from ..host import _commands, _files, _processes, _systemd, _units
+from . import _gate
+
+__all__ = (
+    "KEPT",
+    "active_units",
+    "end_sessions",
+    "in_place",
+    "limit_the_shutdown",
+    "services",
+    "start_again",
+    "stop_the_rest",
+    "tell_ended",
+    "to_be_stopped",
+    "usual_shutdown",
+)
+
+_MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5), read again by a reload
+SESSIONS_LIMIT_S = _limits.SESSIONS
+FINAL_KILL_S = _limits.FINAL_KILL
+# Between the stop of a service and the start of its socket, something may ask for the service once more.
+SOCKET_ATTEMPTS = 3
+SOCKET_LIMIT_S = _limits.SOCKETS
+# What stops with a unit (systemd.unit(5)).
+_NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
+# And what a unit stops with, the other way round; and what it cannot do without, which isolation leaves where the unit stays.
+_STOPS_WITH = ("PartOf", "StopPropagatedFrom")
+_NEEDS = ("Requires", "Requisite", "BindsTo")
+# What the guests reach the world through keeps working until they are paused.
+KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
+# Their stop changes what running guests see: rules are flushed, routes withdrawn, addresses and disks go.
+NOTICED = (
+    # packet filters
+    "arno-iptables-firewall.service",
+    "arptables.service",
+    "csf.service",
+    "ebtables.service",
+    "ferm.service",
+    "firewalld.service",
+    "ip6tables.service",
+    "ipset.service",
+    "iptables.service",
+    "netfilter-persistent.service",
+    "nftables.service",
+    "proxmox-firewall.service",
+    "pve-firewall.service",
+    "shorewall*.service",
+    "ufw.service",
+    # cards, bonds, bridges
+    "connman.service",
+    "dhclient*.service",
+    "dhcpcd*.service",
+    "ifup@*.service",
+    "lldpad.*",
+    "lldpd.service",
+    "mstpd.service",
+    "netctl*.service",
+    "network.service",
+    "teamd@*.service",
+    "wicked*.service",
+    "wpa_supplicant*.service",
+    # switches, routes
+    "babeld.service",
+    "bfdd.service",
+    "bgpd.service",
+    "bird*.service",
+    "calico-*.service",
+    "conntrackd.service",
+    "exabgp*.service",
+    "frr.service",
+    "gobgpd.service",
+    "igmpproxy.service",
+    "isisd.service",
+    "keepalived.service",
+    "ndppd.service",
+    "neutron-*.service",
+    "openvswitch*.service",
+    "ospf*d.service",
+    "ovn-*.service",
+    "ovs*.service",
+    "pimd.service",
+    "quagga.service",
+    "rip*d.service",
+    "smcroute.service",
+    "vpp.service",
+    "zebra.service",
+    # tunnels
+    "ipsec.service",
+    "nebula*.service",
+    "netbird*.service",
+    "openvpn*.service",
+    "strongswan*.service",
+    "tailscaled.service",
+    "tinc*.service",
+    "wg-quick@*.service",
+    "xl2tpd.service",
+    "zerotier-one.service",
+    # addresses and names
+    "dnsmasq*.service",
+    "isc-dhcp-server*.service",
+    "kea-dhcp*.service",
+    "radvd.service",
+    # disks
+    "autofs.service",
+    "beegfs-*.service",
+    "blk-availability.service",
+    "ceph-*.service",
+    "dm-event.*",
+    "drbd*.service",
+    "fcoe.service",
+    "gluster*.service",
+    "gssproxy.service",
+    "iscsi*.service",
+    "linstor-satellite.service",
+    "lvmlockd.service",
+    "lvmlocks.service",
+    "multipathd.*",
+    "nbd*.service",
+    "nvmefc-*.service",
+    "nvmf-*.service",
+    "o2cb.service",
+    "ocfs2.service",
+    "open-iscsi.service",
+    "qemu-pr-helper.service",
+    "qemu-pr-helper.socket",
+    "rbd-target-*.service",
+    "rbdmap.service",
+    "rpc-gssd.service",
+    "rpc-statd.service",
+    "sanlock.service",
+    "scini.service",
+    "stratis*.service",
+    "target.service",
+    "tcmu-runner.service",
+    "tgt*.service",
+    "vdo.service",
+    "wdmd.service",
+    "zfs*.service",
+    # libvirt's own daemons of these
+    "virt*d.service",
+    "virt*d.socket",
+)
+
+
+def active_units(types: str = "service,socket,timer,path,target") -> list[str]:
+    """What runs of these types; by default what isolation may stop: it leaves mounts and swap alone."""
+    text = _commands.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"--type={types}")
+    return _names(text)
+
+
+def _names(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def noticed(active: list[str]) -> list[str]:
+    """Which of these units running guests would notice the stop of (:data:`NOTICED`). Pure."""
+    from fnmatch import fnmatchcase
+
+    return [unit for unit in active if any(fnmatchcase(unit, pattern) for pattern in NOTICED)]
+
+
+def to_be_stopped(running: list[str], guests: list[str]) -> list[str]:
+    """Which of these running services an update stops before it pauses a guest; ``guests`` are the guests' units. Pure.
+
+    Not systemd's own. One more may run on because a guest's unit requires it, which only systemd can tell.
+    """
+    kept_names = {*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept), *noticed(running), *guests}
+    ours = ("systemd-", "kvm-liveupdate", "user@", "user-runtime-dir@")
+    return [unit for unit in running if unit not in kept_names and not unit.startswith(ours)]
+
+
+def services() -> list[str]:
+    """The services that have a process now."""
+    return _names(_commands.run("systemctl", "list-units", "--plain", "--no-legend", "--state=running", "--type=service"))
+
+
+def stop_the_rest(update: dict) -> None:
+    """Stop every unit that neither the guests nor the early boot need; the guests run on."""
+    guests = [update["records"][name]["unit"] for name in update["guests"]]
+    often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept), *update["keep_units"]]
+    seen = _systemd.show_each(list(dict.fromkeys((*often, *noticed(update["units"])))), "ActiveState", "TriggeredBy")
+    for unit in update["keep_units"]:
+        if seen[unit].get("ActiveState") != "active":
+            _systemd.log_update(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
+    update["kept"] = kept(seen, update["units"])
+    # Not wanted: with that all that it wants itself would be started.
+    bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
+    update["in_place"] = kept(bound, update["units"])
+    _journal.record(update)
+    directory = f"{_units.RUN_FOLDER}/{_units.JUMP_TARGET}.d"
+    os.makedirs(directory, exist_ok=True)
+    with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
+        file.write("[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*guests, *update["kept"])))
+    for unit in update["in_place"]:
+        path = in_place(unit)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _files.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
+    _commands.run("systemctl", "daemon-reload")
+    _gate.spare_others(update)
+    update["units"] = active_units()  # what has ended by itself until now is nothing to start again
+    _journal.record(update)
+    _commands.run("systemctl", "isolate", _units.JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
+
+
+def end_sessions(update: dict) -> None:
+    """End logins, containers and whatever else isolation leaves alone, while the guests run on.
+
+    In the pause the shutdown would wait for each that does not end by itself (src/shutdown/shutdown.c, broadcast_signal).
+    """
+    used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
+    for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
+        units = sessions(active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
+        if not units:
+            return
+        _gate.spare_others(update)
+        update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
+        _journal.record(update)
+        with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
+            _commands.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
+    _systemd.log_update(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
+
+
+def sessions(active: list[str], used: set[str | None]) -> list[str]:
+    """Which of the active units isolation leaves alone although no guest needs them: scopes, and users' service managers. Pure."""
+    return [unit for unit in active if unit.endswith(".scope") or unit.startswith("user@") if unit != "init.scope" and unit not in used]
+
+
+def limit_the_shutdown() -> None:
+    """Have the shutdown, within the pause, wait for nobody for long: PID 1 hands its own default limit on to it (src/core/main.c).
+
+    Only after isolation: until then it is also the limit of services that have none of their own.
+    """
+    os.makedirs(os.path.dirname(_MANAGER), exist_ok=True)
+    _files.write_text(_MANAGER, f"[Manager]\nDefaultTimeoutStopSec={FINAL_KILL_S}s\n", 0o644)
+    _commands.run("systemctl", "daemon-reload")
+
+
+def usual_shutdown() -> None:
+    if _files.remove(_MANAGER):
+        _commands.run("systemctl", "daemon-reload")
+
+
+def in_place(unit: str) -> str:
+    """The drop-in of a unit that isolation passes over, for this boot only."""
+    return f"{_units.RUN_FOLDER}/{unit}.d/40-kvm-liveupdate.conf"
+
+
+def _bound_to(units: list[str]) -> list[str]:
+    """The units whose stop would stop one of these, or one that they require, although nobody stops that itself."""
+    found: list[str] = []
+    asked: set[str] = set()
+    while units:
+        asked.update(units)
+        shown = _systemd.show_each(units, *_STOPS_WITH, *_NEEDS)
+        found += [unit for properties in shown.values() for name in _STOPS_WITH for unit in properties.get(name, "").split()]
+        needed = {unit for properties in shown.values() for name in (*_STOPS_WITH, *_NEEDS) for unit in properties.get(name, "").split()}
+        units = sorted(needed - asked)
+    return found
+
+
+def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
+    """Which units run on beside the guests: of those ``seen`` the active ones (wanting another would start it), and what triggers them.
+
+    A socket that was stopped could not be started again while its service runs. Pure.
+    """
+    running = [unit for unit, properties in seen.items() if properties.get("ActiveState") == "active"]
+    triggers = [trigger for unit in running for trigger in seen[unit].get("TriggeredBy", "").split() if trigger in active]
+    return list(dict.fromkeys((*running, *triggers)))
+
+
+def tell_ended(units: list[str], notes: list[str]) -> None:
+    """Which of the logins and containers that were to end do not run: one was to end when the update was cut off, or came back."""
+    active = active_units("scope,service")
+    gone = [unit for unit in units if unit not in active]
+    if gone:
+        notes.append(f"logins and containers were ended, and do not start by themselves: {', '.join(gone)}")
+
+
+def start_again(units: list[str], since: float | None, notes: list[str]) -> None:
+    """Start what isolation stopped: the sockets first, then the rest one by one, so that one that fails does not keep others down.
+
+    Units that were made on the fly (systemd-run) are gone with their stop; that goes into ``notes`` and is no failure.
+    """
+    gone = _gone(stopped(units, active_units()))
+    if gone:
+        notes.append(f"these were not defined by a file and ended for good, start them as before: {', '.join(gone)}")
+    units = [unit for unit in units if unit not in gone]
+    problems = _sockets_again(units, since)
+    for unit in ("default.target", *stopped(units, active_units())):
+        try:
+            _commands.run("systemctl", "start", "--no-block", unit)
+        except LiveUpdateError as err:
+            problems.append(str(err))
+    if problems:
+        raise LiveUpdateError("; ".join(problems))
+
+
+def _gone(units: list[str]) -> list[str]:
+    """Which of these units systemd does not know any more."""
+    return [unit for unit, shown in _systemd.show_each(units, "LoadState").items() if shown.get("LoadState") == "not-found"]
+
+
+def _sockets_again(units: list[str], since: float | None) -> list[str]:
+    """Start the sockets that isolation stopped; returns what went wrong.
+
+    systemd refuses the socket of a service that runs. D-Bus or a login may have started one since, so it stops for its socket.
+    """
+    problem, sockets = "", []
+    for _attempt in range(SOCKET_ATTEMPTS):
+        try:
+            active = active_units()
+            sockets = [unit for unit in stopped(units, active) if unit.endswith(".socket")]
+            if not sockets:
+                return []
+            triggered = {unit for seen in _systemd.show_each(sockets, "Triggers").values() for unit in seen.get("Triggers", "").split()}
+            with_a_vm = {_processes.unit_of(pid) for pid, links in _gate.others(set()).items() if _processes.VM_LINK in links}
+            running = _systemd.show_each(sorted(triggered.intersection(active) - with_a_vm), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
+            services = dispensable(running, active, since)
+            if services:
+                _commands.run("systemctl", "stop", *services, timeout=SOCKET_LIMIT_S)
+            _commands.run("systemctl", "start", *sockets, timeout=SOCKET_LIMIT_S)
+            return []
+        except LiveUpdateError as err:
+            problem = str(err)
+    return [f"{problem}; once nothing needs the services of these sockets, stop those and start the sockets: {', '.join(sockets)}"]
+
+
+def dispensable(seen: dict[str, dict[str, str]], active: list[str], since: float | None) -> list[str]:
+    """Which of the services may stop for a moment: started after ``since`` (seconds, CLOCK_MONOTONIC), and nothing that runs stops with it.
+
+    One that ran all the time may be what a guest needs. ``since`` is None when nothing was stopped. Pure.
+    """
+    return [
+        service
+        for service, properties in seen.items()
+        if since is not None
+        and int(properties.get("ActiveEnterTimestampMonotonic") or 0) > since * 1e6
+        and not any(unit in active for name in _NEEDED_BY for unit in properties.get(name, "").split())
+    ]
+
+
+def stopped(before: list[str], now: list[str]) -> list[str]:
+    """What ran before and is to run again. Not users' sessions, which come with a login, and nothing of the update itself. Pure."""
+    return [unit for unit in before if unit not in now and not unit.startswith(("user@", "user-runtime-dir@", "kvm-liveupdate"))]

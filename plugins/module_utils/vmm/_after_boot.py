@@ -1,0 +1,162 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether a boot finds a file or a socket again. For both providers. PRIVATE to the collection."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .._errors import reason
+from ..host import _apart, _processes, _systemd, _tcp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("paths", "peer_warnings", "sockets")
+
+_MEMORY = ("ramfs", "tmpfs")
+_ALWAYS_EMPTY = ("/dev/shm/", "/run/")
+# With these a service that a unit file is there for is started by somebody.
+_LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
+
+
+def peer_warnings(wanted: list[dict], root: str = "/") -> list[dict]:
+    """The TCP peers of a guest on other hosts, whose connections do not come over: a warning each."""
+    return [
+        reason(
+            "peer-remote",
+            f"its connection to {socket['path']} breaks at the jump and is made again: {socket['what']}",
+            "see that the other end is up then and takes it a second time",
+        )
+        for socket in wanted
+        if not socket["path"].startswith("/") and not _tcp.is_here(socket["path"], root)
+    ]
+
+
+def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
+    """What is wrong with each file, by its path.
+
+    It is ``gone``, ``memory`` (a boot forgets it), ``by-hand`` (a block device that nobody sets up after a boot), ``replaced`` (QEMU has
+    another one open) or ``silent`` (its storage does not answer).
+    """
+    if not files:
+        return {}
+    try:
+        found: dict[str, str] = _apart.look(lambda say: _wrong(files, pid, mounts, say))
+    except _apart.Silent as err:
+        named = [file["path"] for file in files]
+        return {err.path if err.path in named else named[0]: "silent"}
+    return found
+
+
+def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None]) -> dict[str, str]:
+    from . import _block  # which imports this module
+
+    in_memory, emptied = _memory_devices(mounts), _emptied()
+    opened = _opened(pid, say)
+    found = {}
+    for file in files:
+        say(file["path"])
+        path = os.path.realpath(file["path"])
+        try:
+            seen = os.stat(path)
+        except FileNotFoundError:
+            found[file["path"]] = "gone"
+            continue
+        except OSError:
+            continue  # of a storage that root may not look at (NFS)
+        is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
+        if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
+            found[file["path"]] = "memory"
+        elif stat.S_ISBLK(seen.st_mode) and _block.is_by_hand(seen.st_rdev):
+            found[file["path"]] = "by-hand"
+        elif file["open"] and opened and _identity(seen) not in opened:
+            found[file["path"]] = "replaced"
+    return found
+
+
+def _memory_devices(mounts: str) -> set[int]:
+    """The file systems that lie in memory (proc(5), mountinfo)."""
+    found = set()
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _dash, rest = line.partition(" - ")
+            if rest.split()[0] in _MEMORY:
+                major, minor = fields.split()[2].split(":")
+                found.add(os.makedev(int(major), int(minor)))
+    return found
+
+
+def _emptied(root: str = "/") -> tuple[str, ...]:
+    """The folders of files that a boot removes, wherever they lie: /tmp only where tmpfiles.d(5) says so (a line of type D)."""
+    configs: dict[str, str] = {}
+    for folder in ("usr/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d"):  # the last one that has a file wins
+        path = os.path.join(root, folder)
+        if os.path.isdir(path):
+            configs.update({name: os.path.join(path, name) for name in os.listdir(path) if name.endswith(".conf")})
+    for config in configs.values():
+        try:
+            with open(config, encoding="utf-8", errors="replace") as file:
+                rows = [line.split()[:2] for line in file]
+        except OSError:
+            continue
+        if any(len(row) == 2 and row[0].startswith("D") and row[1] == "/tmp" for row in rows):
+            return (*_ALWAYS_EMPTY, "/tmp/")
+    return _ALWAYS_EMPTY
+
+
+def _identity(seen: os.stat_result) -> tuple[int, int]:
+    """A device is known by its number: libvirt makes QEMU nodes of its own for them."""
+    return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
+
+
+def _opened(pid: int, say: t.Callable[[str], None]) -> set[tuple[int, int]]:
+    """The files that a process has open; empty when that cannot be seen."""
+    found = set()
+    for fd, link in _processes.fd_links(pid).items():
+        say(link)
+        try:
+            found.add(_identity(os.stat(f"/proc/{pid}/fd/{fd}")))
+        except OSError:
+            continue  # closed meanwhile
+    return found
+
+
+def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()) -> dict[str, str]:
+    """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty.
+
+    Those of other hosts are theirs ("elsewhere"), and at a TCP port the kernel itself may listen (an iSCSI target).
+    ``brought`` are units that start with the guest, so that they need not be enabled.
+    """
+    if not wanted:
+        return {}
+    listening = _listening(root)
+    owners = {}
+    for socket in wanted:
+        path, is_tcp = socket["path"], not socket["path"].startswith("/")
+        if is_tcp and not _tcp.is_here(path, root):
+            owners[path] = "elsewhere"
+            continue
+        inode = _tcp.listener(path, root) if is_tcp else listening.get(os.path.realpath(path), "")
+        pids = [pid for pid, _fd in _processes.holders(f"socket:[{inode}]", root)]
+        if is_tcp and inode and not pids:
+            owners[path] = "kernel"
+            continue
+        # PID 1 listens for the service of a socket unit.
+        owners[path] = "init.scope" if 1 in pids else next((unit for unit in map(_processes.unit_of, pids) if unit), "")
+    services = sorted({unit for unit in owners.values() if unit.endswith(".service") and not unit.startswith("user@")})
+    states = _systemd.show_each(services, "UnitFileState")
+    lasting = {"init.scope", "elsewhere", "kernel", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
+    lasting |= {unit for unit in services if unit in brought and states[unit].get("UnitFileState") not in ("", "transient")}
+    return {path: unit if unit in lasting else "" for path, unit in owners.items()}
+
+
+def _listening(root: str) -> dict[str, str]:
+    """The inode of each UNIX socket that somebody listens at, by its path (proc(5), /proc/net/unix; flag __SO_ACCEPTCON)."""
+    with open(os.path.join(root, "proc/net/unix"), encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.rstrip("\n").split(None, 7) for line in file]
+    return {os.path.realpath(row[7]): row[6] for row in rows if len(row) == 8 and row[3] == "00010000"}

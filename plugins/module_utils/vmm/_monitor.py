@@ -1,0 +1,193 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A small QMP client for one command at a time. PRIVATE to the collection.
+
+Source: QEMU's docs/interop/qmp-spec.rst and qapi/{migration,run-state}.json. Standard library only: it runs early in the
+boot, between a guest's pause and its resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from .. import _limits
+from .._errors import LiveUpdateError
+from ..host import _commands, _files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("GO_ON_LIMIT_S", "START_LIMIT_S", "Monitor", "go_on", "load", "write_state")
+
+ANSWER_LIMIT_S = _limits.QEMU_ANSWER
+# Of a migration (qapi/migration.json, MigrationStatus).
+_OVER = ("none", "completed", "failed", "cancelled")
+
+START_LIMIT_S = _limits.QEMU_START
+SAVE_LIMIT_S = _limits.QEMU_SAVE
+LOAD_LIMIT_S = _limits.QEMU_LOAD
+GO_ON_LIMIT_S = _limits.DISK_LOCKS
+
+
+class Monitor:
+    """A monitor connection. Use as a context manager. It waits ``wait_s`` for the socket to appear, and ``answer_s`` for each answer."""
+
+    def __init__(self, path: str, wait_s: float = 0.0, answer_s: float = ANSWER_LIMIT_S) -> None:
+        self._path, self._answer_s = path, answer_s
+        self._socket = self._connect(wait_s)
+        self._file = self._socket.makefile("rb")
+        self._read()  # the greeting
+        self.execute("qmp_capabilities")
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def _connect(self, wait_s: float) -> socket.socket:
+        import socket  # slow to import; a guest's QEMU starts meanwhile
+
+        limit = time.monotonic() + _commands.left(wait_s)
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            connection.settimeout(self._left())
+            try:
+                connection.connect(self._path)
+                return connection
+            except OSError as err:
+                connection.close()
+                if time.monotonic() >= limit:
+                    raise LiveUpdateError(f"monitor {self._path}: {err.strerror}; is QEMU running?") from err
+            time.sleep(0.03)  # each look costs the processor that QEMU starts on
+
+    def _left(self) -> float:
+        """How long to wait for the next answer; raises when there is no time left."""
+        left = _commands.left(self._answer_s)
+        if not left:
+            raise LiveUpdateError(f"monitor {self._path}: not asked, {_commands.no_answer(left)}")
+        return left
+
+    def _read(self) -> dict:
+        left = self._left()
+        try:
+            self._socket.settimeout(left)
+            line = self._file.readline()
+        except OSError as err:
+            raise LiveUpdateError(f"monitor {self._path}: {_commands.no_answer(round(left, 1))} ({err})") from err
+        if not line:
+            raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection")
+        return dict(json.loads(line))
+
+    def execute(self, command: str, **arguments: object) -> object:
+        """Run one command and return what it returns; events in between are passed over. Underscores become dashes.
+
+        An error that is QEMU's own answer has the detail ``refused``; without it nobody knows what QEMU did.
+        """
+        message: dict = {"execute": command}
+        if arguments:
+            message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._left()
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as err:
+            raise LiveUpdateError(f"monitor {self._path}: {command}: {err.strerror}") from err
+        while True:
+            answer = self._read()
+            if "error" in answer:
+                raise LiveUpdateError(f"monitor {self._path}: {command}: {answer['error'].get('desc', answer['error'])}", refused=command)
+            if "return" in answer:
+                return answer["return"]
+
+    def query(self, command: str) -> dict:
+        """Run a query that returns an object."""
+        answer = self.execute(command)
+        return dict(answer) if isinstance(answer, dict) else {}
+
+    def status(self) -> str:
+        """The run state: running, paused, postmigrate, inmigrate, ..."""
+        return str(self.query("query-status")["status"])
+
+    def ignore_shared(self, state: bool) -> None:
+        """Leave shared, file-backed RAM out of the migration stream, or not: QEMU's x-ignore-shared."""
+        self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
+
+    def end_migration(self, limit_s: float) -> None:
+        """See that no migration is under way, and cancel one that is."""
+        limit = time.monotonic() + _commands.left(limit_s)
+        while self.query("query-migrate").get("status", "none") not in _OVER or self.status() == "finish-migrate":
+            if time.monotonic() > limit:
+                raise LiveUpdateError(f"monitor {self._path}: a migration does not end within {limit_s:g} s although it was cancelled")
+            self.execute("migrate_cancel")
+            time.sleep(0.05)
+
+    def wait_migration(self, limit_s: float) -> dict:
+        """Wait until the migration that was started ends well; anything else is an error with QEMU's own words."""
+        limit = time.monotonic() + _commands.left(limit_s)
+        while True:
+            answer = self.query("query-migrate")
+            status = answer.get("status", "none")
+            if status == "completed":
+                return answer
+            if status in ("failed", "cancelled", "cancelling"):
+                raise LiveUpdateError(f"monitor {self._path}: migration {status}: {answer.get('error-desc', 'no reason given')}")
+            if time.monotonic() > limit:
+                raise LiveUpdateError(f"monitor {self._path}: migration still {status}, {_commands.no_answer(limit_s)}")
+            time.sleep(0.005)
+
+
+def write_state(monitor: Monitor, path: str) -> float:
+    """Pause the guest and write its state without its RAM; returns when it was paused.
+
+    QEMU writes into the file that it finds, and this one only root may read: a state has what the guest's processors had.
+    """
+    os.close(_files.create(path))
+    monitor.execute("stop")
+    paused = time.time()
+    monitor.ignore_shared(True)
+    monitor.execute("migrate", uri=f"file:{path}")
+    monitor.wait_migration(SAVE_LIMIT_S)
+    return paused
+
+
+def go_on(monitor: Monitor, begin: t.Callable[[], None] = lambda: None, refused: t.Callable[[], None] = lambda: None) -> bool:
+    """Let a loaded guest run; False when QEMU refused to, so that it has not run. Any other failure is an error.
+
+    Only now QEMU opens the disks for writing, and what locks them may need a moment to let go. ``begin`` is called before each try, and
+    ``refused`` after each one that QEMU refused: between the two nobody knows whether the guest has run.
+    """
+    limit = time.monotonic() + GO_ON_LIMIT_S
+    while True:
+        begin()
+        try:
+            monitor.execute("cont")
+            return True
+        except LiveUpdateError as err:
+            if "refused" not in err.details or monitor.status() != "paused":
+                raise
+            refused()
+            if time.monotonic() > limit:
+                sys.stderr.write(f"kvm-liveupdate: {err}\n")
+                return False
+        time.sleep(0.1)
+
+
+def load(monitor: Monitor, path: str, limit_s: float = LOAD_LIMIT_S) -> None:
+    """Load a device state into a QEMU that waits for one; the guest is paused afterwards."""
+    monitor.ignore_shared(True)
+    monitor.execute("migrate-incoming", uri=f"file:{path}")
+    monitor.wait_migration(limit_s)
+    limit = time.monotonic() + limit_s
+    while monitor.status() == "inmigrate":
+        if time.monotonic() > limit:
+            raise LiveUpdateError(f"QEMU still takes in {path} after {limit_s:g} s")
+        time.sleep(0.005)
+    monitor.ignore_shared(False)

@@ -1,0 +1,302 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU has to open again after a jump: whether it is there then, and whether it is the same. PRIVATE to the collection.
+
+Paths are those that QEMU sees, in its own mount namespace. Source: proc(5), QEMU's softmmu/datadir.c and the romfile of its devices.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from .._errors import reason
+from ..host import _apart, _processes
+from . import _argv, _block, _opens, _options
+from ._options import Option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = ("reasons", "replaced", "silent")
+
+_VOLATILE = ("tmpfs", "ramfs")
+_EMPTIED = "/tmp/"  # by a boot, wherever it lies (tmpfiles.d(5))
+_CREDENTIALS = "/run/credentials/"  # which systemd gives a unit at each start (systemd.exec(5))
+_DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/seavgabios", "/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/ipxe")
+# The option ROMs that devices load, by how the devices' names begin.
+_ROMS = {
+    "virtio-net": "efi-virtio.rom",
+    "e1000e": "efi-e1000e.rom",
+    "e1000": "efi-e1000.rom",
+    "rtl8139": "efi-rtl8139.rom",
+    "ne2k_pci": "efi-ne2k_pci.rom",
+    "pcnet": "efi-pcnet.rom",
+    "i825": "efi-eepro100.rom",
+    "vmxnet3": "efi-vmxnet3.rom",
+    "VGA": "vgabios-stdvga.bin",
+    "cirrus-vga": "vgabios-cirrus.bin",
+    "qxl-vga": "vgabios-qxl.bin",
+    "vmware-svga": "vgabios-vmware.bin",
+    "virtio-vga": "vgabios-virtio.bin",
+    "bochs-display": "vgabios-bochs-display.bin",
+    "ati-vga": "vgabios-ati.bin",
+    "ramfb": "vgabios-ramfb.bin",
+}
+_VGA = {
+    "std": "VGA",
+    "cirrus": "cirrus-vga",
+    "qxl": "qxl-vga",
+    "vmware": "vmware-svga",
+    "virtio": "virtio-vga",
+}
+_CARDS = {"virtio": "virtio-net"}  # what -nic and -net call by another name than -device
+
+
+def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, brought: t.Collection[str] = ()) -> list[dict]:
+    """What this QEMU has to open again and will not find as it is: reasons.
+
+    ``ram`` are the device and inode of each of its RAM files. ``made_again`` is whether its unit runs something before it, which may make
+    files that are only read. ``brought`` are the services that its unit starts with, itself among them.
+    """
+    try:
+        found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
+    except _apart.Silent as err:
+        found = [silent(err.path)]
+    return found + _peers(_options.read(argv)[0], brought)
+
+
+def silent(path: str) -> dict:
+    """The reason against a guest with a path that does not answer."""
+    message = f"{path} does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
+    return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the guest down")
+
+
+class _Look:
+    """One look at the files of a QEMU; ``say`` is told each path before it is looked at."""
+
+    def __init__(self, pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, say: t.Callable[[str], None]) -> None:
+        self.pid, self.argv, self.ram, self.made_again, self.say = pid, argv, ram, made_again, say
+        self.options = _options.read(argv)[0]
+        self.mounts = _mounts(pid)
+
+    def reasons(self) -> list[dict]:
+        files, devices = self._opened()
+        paths = {path for path, _seen, _writable in files}
+        images = [path for path in _opens.images(self.options, _processes.folder_of(self.pid)) if path not in paths]
+        found = [why for opened in files for why in self._of_file(*opened)]
+        identities = {(seen.st_dev, seen.st_ino) for _path, seen, _writable in files}
+        for path in images:  # a file that was renamed is open under its new name
+            found += self._of_image(path, identities, devices)
+        for path in _opens.read_at_start(self.options, self.argv):
+            found += self._of_read(path)
+        for path in _opens.pipes(self.options):
+            if self.stat(path)[1] and self.stat(f"{path}.in")[1]:
+                message = f"{path} is not there any more, a pipe that QEMU opens at its start"
+                found.append(
+                    reason("file-gone", message, "make it again (mkfifo), or remove it from the command line and restart the guest")
+                )
+        return found
+
+    def stat(self, path: str) -> tuple[os.stat_result | None, bool]:
+        self.say(path)
+        return _stat(self.pid, path)
+
+    def _of_file(self, path: str, seen: os.stat_result, writable: bool) -> list[dict]:
+        there, gone = self.stat(path)
+        if gone:
+            message = f"{path} is open in QEMU, and is not there any more"
+            return [reason("file-gone", message, "put it back, or eject it or remove it from the command line and restart the guest")]
+        if there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
+            message = f"{path} is another file than the one that QEMU has open under that name"
+            return [reason("file-gone", message, "shut the guest down, see which of the two it needs, and start it")]
+        return [_volatile(path)] if _is_volatile(path, self.mounts) and (writable or not self.made_again) else []
+
+    def _of_image(self, path: str, files: set[tuple[int, int]], devices: set[int]) -> list[dict]:
+        """A path of the command line under which QEMU has nothing open: a link, a block device, or what is not there any more."""
+        there, gone = self.stat(path)
+        if gone:
+            message = f"{path} of its command line is not there any more: QEMU opens it at its start"
+            return [reason("file-gone", message, "put it back, or name another path on the command line and restart the guest")]
+        if not there:
+            return []
+        if stat.S_ISBLK(there.st_mode):
+            if there.st_rdev not in devices:
+                message = f"{path} of its command line is not a block device that QEMU has open"
+                return [reason("file-gone", message, "shut the guest down, see which device it needs, and start it")]
+            name = _block.kernel_name(there.st_rdev)
+            if _block.BY_HAND.match(name) and not self.made_again:
+                message = f"{path} is the block device {name}, which nobody sets up after the jump"
+                return [reason("file-volatile", message, "name the file or a lasting device on the command line, and restart the guest")]
+        elif stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) not in files:
+            message = f"{path} of its command line is not a file that QEMU has open"
+            return [reason("file-gone", message, "shut the guest down, see which file it needs, and start it")]
+        return []
+
+    def _of_read(self, path: str) -> list[dict]:
+        if self.stat(path)[1]:
+            message = f"{path} is not there any more, and QEMU reads it at its start"
+            return [reason("file-gone", message, "put it back, or name another file on the command line and restart the guest")]
+        return [_volatile(path)] if _is_volatile(path, self.mounts) and not self.made_again and not path.startswith(_CREDENTIALS) else []
+
+    def _opened(self) -> tuple[list[tuple[str, os.stat_result, bool]], set[int]]:
+        """What QEMU has open: ordinary files, but for RAM, output and temporary ones, each as its path, what is open and whether QEMU may
+        write there; and the numbers of block devices."""
+        written = {
+            value for option in self.options if option.name not in ("drive", "blockdev", *_opens.READ) for value in option.keys.values()
+        }
+        found: dict[str, tuple[str, os.stat_result, bool]] = {}
+        devices: set[int] = set()
+        for fd, link in sorted(_processes.fd_links(self.pid).items()):
+            path = link[: -len(" (deleted)")] if link.endswith(" (deleted)") else link
+            flags = _processes.flags_of(self.pid, fd)
+            if fd <= 2 or flags is None or not path.startswith("/") or path.startswith("/memfd:") or _opens.is_output(flags):
+                continue
+            self.say(path)
+            try:
+                seen = os.stat(f"/proc/{self.pid}/fd/{fd}")
+            except OSError:
+                continue  # closed meanwhile
+            if stat.S_ISBLK(seen.st_mode):
+                devices.add(seen.st_rdev)
+            if not stat.S_ISREG(seen.st_mode):
+                continue
+            if (seen.st_dev, seen.st_ino) in self.ram or path in written or re.search(r"/vl\.\w{6}$", path):
+                continue
+            found[path] = (path, seen, bool(flags & os.O_ACCMODE) or (found[path][2] if path in found else False))
+        return list(found.values()), devices
+
+
+def _volatile(path: str) -> dict:
+    message = f"{path} is in memory or a temporary folder, which a jump leaves empty"
+    return reason("file-volatile", message, "move it to a disk, name that path on the command line, and restart the guest")
+
+
+def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
+    """What is at a path, and whether it is certain that nothing is: a network file system may not let root look."""
+    try:
+        return os.stat(f"/proc/{pid}/root{path}"), False
+    except (FileNotFoundError, NotADirectoryError):
+        return None, True
+    except OSError:
+        return None, False
+
+
+def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
+    """The mounts that a process sees, the longest paths first: path, root in the file system, its type and options (proc(5), mountinfo)."""
+    found = []
+    try:
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
+            for line in mountinfo:
+                fields = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), line.rstrip("\n")).split(" ")
+                dash = fields.index("-", 6)
+                found.append((fields[4], fields[3], fields[dash + 1], fields[-1]))
+    except (OSError, ValueError):
+        return []
+    found.reverse()  # of two on one path the later one covers the other
+    return sorted(found, key=lambda mount: -len(mount[0]))
+
+
+def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
+    """Whether a boot finds nothing of it: in memory, in a folder that boots empty, or a service's private one."""
+    if path.startswith(_EMPTIED):
+        return True
+    for mount, root, kind, options in mounts:
+        if mount == "/" or path == mount or path.startswith(f"{mount}/"):
+            upper = re.search(r"(?:^|,)upperdir=([^,]+)", options) if kind == "overlay" else None
+            return kind in _VOLATILE or "/systemd-private-" in root or bool(upper and upper[1] != path and _is_volatile(upper[1], mounts))
+    return False
+
+
+def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
+    """What QEMU connects to on this host at its start, of processes that nothing starts again: a swtpm from a shell, say."""
+    from . import _after_boot
+
+    wanted = {**_opens.connections(options), **_opens.peers(options)}
+    served = _after_boot.sockets([{"path": path, "what": text} for path, text in wanted.items()], brought=brought)
+    return [
+        reason(
+            "peer-gone",
+            f"QEMU connects to {path} at its start, and nothing that a boot starts serves it: {text}",
+            "serve it by an enabled service, or by ExecStartPre= of the guest's unit, and restart the guest",
+        )
+        for path, text in wanted.items()
+        if not served.get(path)
+    ]
+
+
+def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
+    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state.
+
+    ``opens`` is whether files of options that the command line names are read: :func:`_options.read`.
+    """
+    started = _processes.started_at(pid)
+    if not started:
+        return []
+    try:
+        found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
+    except _apart.Silent as err:
+        return [silent(err.path)]
+    message = "{} was replaced since QEMU started: a state with the old one may not load"
+    return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
+
+
+def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str], None]) -> list[str]:
+    found = []
+    for path in _roms(pid, options, say):
+        there, _gone = _stat(pid, path)
+        # A package keeps the time when a file was made; when it was put there is the inode's.
+        if there is not None and there.st_ctime > started + 1:
+            found.append(path)
+    return found
+
+
+def _firmware(options: list[Option], has_flash: bool) -> list[str]:
+    """The firmware that is no flash. With flash a PC has no other (hw/i386/pc_sysfw.c); ``-bios`` is short for ``-machine firmware=``."""
+    named = [option.get("") for option in options if option.name == "bios"]
+    machine: dict[str, str] = {}
+    for option in options:
+        if option.name == "machine":
+            machine.update(option.keys)
+            named += [option.get("firmware")] if option.get("firmware") else []
+    if named:
+        return named[-1:]
+    if machine.get("type", "").startswith("microvm"):  # hw/i386/microvm.c
+        no_acpi = machine.get("acpi") == "off" or any(option.name == "no-acpi" for option in options)
+        return ["qboot.rom" if no_acpi else "bios-microvm.bin"]
+    return [] if has_flash else ["bios-256k.bin"]
+
+
+def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
+    """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    names = [option.get("romfile") for option in options if option.name == "option-rom"]
+    names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
+    flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
+    flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
+    names += _firmware(options, bool(flash))
+    names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other holds the guest's own variables
+    devices = [option for option in options if option.name == "device"]
+    cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]
+    drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]
+    drivers += [_CARDS.get(option.get("model"), option.get("model") or "e1000e") for option in cards if option.get("type") != "none"]
+    drivers += [_VGA.get(option.get(""), "") for option in options if option.name == "vga"]
+    given = {option.name for option in options}
+    if not given & {"nodefaults", "vga"}:
+        drivers.append("VGA")
+    if not given & {"nodefaults", "nic", "net", "netdev"}:
+        drivers += ["e1000e", "e1000"]  # one of them, as the machine will have it
+    names += [option.get("romfile") for option in devices]
+    names += [next((rom for starts, rom in _ROMS.items() if driver.startswith(starts)), "") for driver in drivers]
+    folders = [option.get("") for option in options if option.name == "L"] + list(_DATA)
+    places = ([name] if name.startswith("/") else [f"{folder}/{name}" for folder in folders] for name in dict.fromkeys(names) if name)
+
+    def is_there(path: str) -> bool:
+        say(path)
+        return _stat(pid, path)[0] is not None
+
+    return [path for path in (next(filter(is_there, paths), "") for paths in places) if path]

@@ -1,0 +1,327 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _systemd, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _unit
+from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
+
+
+def test_a_guest_has_the_warnings_of_its_provider(monkeypatch):
+    record = {
+        "name": "web",
+        "provider": "qemu",
+        "unit": "web.service",
+        "uuid": "u",
+        "pid": 7,
+        "ram": [],
+        "argv": ["qemu", "-nodefaults", "-M", "q35"],
+    }
+    monkeypatch.setattr(_reasons, "inspect", lambda _record: [])
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_asked: {unit: {} for unit in units})
+    facts = hypervisor_info.guest_facts(record, held=False)
+    assert [warning["code"] for warning in facts["warnings"]] == ["machine-version"]
+    assert hypervisor_info.refusals([], [facts]) == []
+
+
+def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
+    reason = {"code": "not-managed", "message": "no", "remedy": "yes"}
+    monkeypatch.setattr(_providers, "records", list)
+    monkeypatch.setattr(_processes, "pids", lambda: [7])
+    monkeypatch.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
+    monkeypatch.setattr(_processes, "unit_of", lambda _pid: None)
+    monkeypatch.setattr(_providers._qemu_guests, "foreign_reason", lambda _pid: reason)
+    assert _providers.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
+
+
+def test_who_was_saved_and_does_not_run_is_a_reason_against_another_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    for name, state in {"web": "saved", "db": "saved", "old": "restored", "gone": "lost"}.items():
+        (tmp_path / f"{name}.json").write_text(f'{{"state": "{state}", "unit": "{name}.service"}}')
+    (tmp_path / "web.state").write_text("QEVM")
+    assert list(_journal.of_guests()) == ["db", "gone", "old", "web"]
+    (reason,) = _journal.not_back({"db": {}})
+    assert reason["code"] == "not-back" and "guest web " in reason["message"]
+    assert "'systemctl start web.service'" in reason["remedy"] and "discard web" in reason["remedy"]
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path / "never-written"))
+    assert _journal.not_back({}) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "state", "cut"), [("libvirt", True, True), ("libvirt", False, False), ("qemu", True, False), (None, True, False)]
+)
+def test_a_domain_whose_host_went_down_before_its_journal_was_written_is_lost(tmp_path, monkeypatch, provider, state, cut):
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update"))
+    records = {"app": {"provider": provider, "unit": "hold.service", "uuid": "a-b"}} if provider else {}
+    _files.write_json(_files.UPDATE, {"boot_id": "before", "on_loss": "start", "guests": ["app"], "records": records})
+    if state:
+        (tmp_path / "app.state").write_text('{"hold": "h"}')
+    journal = _start.awaited("app")
+    assert bool(journal) is cut
+    if cut:
+        assert (journal["boot_id"], journal["unit"], journal["session"]) == ("before", "hold.service", "kvm-ab")
+        for note in (None, {"hold": "h"}, {}):  # whatever came over, it may have run on
+            assert _return.decide(journal, note, False)[0] == "cold"
+            assert _return.decide({**journal, "on_loss": "stop"}, note, False)[0] == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("update", "seconds"),
+    [
+        ({}, None),
+        ({"state": "saved", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "lost", "times": {"paused": 1.0, "saved": 2.0}}, None),
+        ({"state": "restored", "times": {"paused": 1.5, "saved": 2.0, "resumed": 9.0}}, 7.5),
+    ],
+)
+def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
+    assert _journal.pause(update) == seconds
+
+
+WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "started": 1, "ram": [], "argv": ["qemu"]}
+DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None}
+SHOWN = {
+    "MainPID": "7",
+    "FragmentPath": "/etc/systemd/system/web.service",
+    "NeedDaemonReload": "no",
+    "FileDescriptorStoreMax": "4",
+    "FileDescriptorStorePreserve": "yes",
+    "NotifyAccess": "all",
+    "IgnoreOnIsolate": "yes",
+    "ExecStart": "{ path=/usr/local/sbin/kvm-liveupdate ; argv[]=/usr/local/sbin/kvm-liveupdate run web -- qemu ; ignore_errors=no }",
+}
+
+
+class Shown(dict):
+    """What systemctl shows of a unit: nobody may count on a property that was not asked for."""
+
+    def __init__(self, asked):
+        super().__init__({key: SHOWN[key] for key in asked if key in SHOWN})
+        self.asked = asked
+
+    def get(self, key, default=None):
+        assert key in self.asked, f"{key} is never asked for"
+        return super().get(key, default)
+
+
+PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], describe=lambda _record: {**DESCRIBED})
+
+
+@pytest.fixture(name="looked")
+def examination(monkeypatch):
+    """A guest against which nothing speaks; what is asked about it can be changed."""
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *asked: {unit: Shown(asked) for unit in units})
+    monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_providers, "of", lambda _record: PROVIDER)
+    monkeypatch.setattr(_processes, "replaced_program", lambda _pid: "")
+    monkeypatch.setattr(_processes, "user_of", lambda _pid: 0)
+    monkeypatch.setattr(_files, "GUESTS_STATE", "/never/made")
+    return monkeypatch
+
+
+def codes(record):
+    return [reason["code"] for reason in _reasons.inspect(record)]
+
+
+def test_a_save_of_an_update_that_is_under_way_is_no_reason(looked):
+    """It leaves the guest's RAM out, and its undo switches that off."""
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "ignore-shared"}])
+    looked.setattr(_hold, "held", lambda _record: {"hold": "h"})
+    assert codes(dict(WEB)) == []
+    looked.setattr(_hold, "held", lambda _record: {})
+    assert codes(dict(WEB)) == ["ignore-shared"]
+
+
+def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
+    assert codes(dict(WEB)) == []
+    looked.setattr(_processes, "replaced_program", lambda _pid: "/usr/bin/qemu-system-x86_64")
+    assert codes(dict(WEB)) == ["qemu-replaced"]
+    looked.setattr(_processes, "replaced_program", lambda _pid: "")
+    looked.setattr(_processes, "user_of", lambda _pid: 64055)
+    assert codes(dict(WEB)) == ["unit"]
+    looked.setattr(_processes, "user_of", lambda _pid: 0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        looked.setitem(SHOWN, "MainPID", str(process.pid))
+        assert codes({**WEB, "pid": process.pid, "argv": ["qemu", "-kernel", "/never/made"]}) == ["file-gone"]
+        process.stdin.close()
+
+
+def test_a_qemu_that_does_not_see_where_its_state_goes_is_refused(looked, tmp_path):
+    looked.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    assert _unit.rights_reasons("web.service", os.getpid()) == []
+    (reason,) = _unit.rights_reasons("web.service", 1 << 30)  # of a process that is gone nothing is seen
+    assert reason["code"] == "unit" and f"does not see {tmp_path}" in reason["message"] and "RootDirectory=" in reason["message"]
+    looked.setattr(_files, "GUESTS_STATE", "/sys/kernel")
+    looked.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    (reason,) = _unit.rights_reasons("web.service", os.getpid())
+    assert "may not write to /sys/kernel" in reason["message"]
+    looked.setattr(_files, "GUESTS_STATE", "/never/made")
+    looked.setattr(_luo, "DEVICE", str(tmp_path))
+    (reason,) = _unit.rights_reasons("web.service", 1 << 30)
+    assert f"does not see {tmp_path} (PrivateDevices=" in reason["message"]
+
+
+def program(path, *words):
+    return f"{{ path={path} ; argv[]={' '.join((path, *words))} ; ignore_errors=no ; start_time=[n/a] }}"
+
+
+def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
+    assert _reasons.warn(dict(WEB)) == []
+    both = " ".join((program("/usr/bin/qemu-img", "create", "/srv/a"), program("/usr/bin/cp", "VARS.fd", "/srv")))
+    (warning,) = _unit.start_warnings("web.service", {**SHOWN, "ExecStartPre": both})
+    assert warning["code"] == "start-runs-again"
+    assert "ExecStartPre=/usr/bin/qemu-img create /srv/a; ExecStartPre=/usr/bin/cp VARS.fd /srv" in warning["message"]
+    (warning,) = _unit.start_warnings("web.service", {"ExecStart": program("/usr/local/bin/start-web", "-v")})
+    assert "ExecStart=/usr/local/bin/start-web -v" in warning["message"]
+    looked.setitem(SHOWN, "ExecStartPost", program("/usr/bin/logger", "up"))
+    assert [warning["code"] for warning in _reasons.warn(dict(WEB))] == ["start-runs-again"]
+
+
+def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
+    lasting = [
+        "/etc/systemd/system/web.service.d/override.conf",
+        "/run/systemd/generator/web.service.d/50-fstab.conf",
+        "/run/systemd/system/web.service.d/40-kvm-liveupdate.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupCPUWeight.conf",
+        "/run/systemd/system.control/web.service.d/50-StartupIOWeight.conf",
+    ]
+    looked.setitem(SHOWN, "DropInPaths", " ".join(lasting))
+    assert _reasons.warn(dict(WEB)) == []
+    gone = ["/run/systemd/system/web.service.d/override.conf", "/run/systemd/system.control/web.service.d/50-MemoryMax.conf"]
+    looked.setitem(SHOWN, "DropInPaths", " ".join([*lasting, *gone]))
+    assert [(warning["code"], warning["message"].split()[1]) for warning in _reasons.warn(dict(WEB))] == [
+        ("unit-runtime", path) for path in gone
+    ]
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    assert codes(dict(WEB)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"FragmentPath": "/run/systemd/generator/web.service"}, ""),
+        ({"FragmentPath": "/usr/lib/systemd/system/web@.service"}, ""),
+        ({"FragmentPath": "/run/systemd/transient/web.service"}, "gone after a boot: its file is /run/systemd/transient/web.service"),
+        ({"FragmentPath": "/run/systemd/system/web.service"}, "gone after a boot"),
+        ({"FragmentPath": ""}, "gone after a boot: its file is not there"),
+        (
+            {"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "other", "--", "qemu")},
+            "'kvm-liveupdate run other', not 'run web'",
+        ),
+        ({"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "$GUEST", "--", "qemu")}, ""),
+        ({"ExecStart": program("/usr/bin/qemu-system-x86_64", "-m", "4G")}, "starts QEMU without the wrapper"),
+        ({"ExecStart": program("/usr/local/bin/start-web")}, ""),  # which is a warning
+    ],
+)
+def test_the_unit_is_looked_at_as_the_boot_will_find_it(looked, changed, told):
+    for key, value in changed.items():
+        looked.setitem(SHOWN, key, value)
+    found = _unit.file_reasons("web.service", "web", SHOWN)
+    code = "unit-gone" if "gone after a boot" in told else "unit-other"
+    assert [reason["code"] for reason in found] == ([code] if told else [])
+    assert all(told in reason["message"] and reason["remedy"] for reason in found)
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    assert codes(dict(WEB)) == ([code] if told else [])
+
+
+def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_path):
+    """set-property puts its drop-in behind those of a later name, and systemd takes that for a change."""
+    for name in ("web.service", "40-kvm-liveupdate.conf", "override.conf"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100, 100))
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "started_at", lambda _pid: 200.0)
+    looked.setitem(SHOWN, "FragmentPath", f"{tmp_path}/web.service")
+    looked.setitem(SHOWN, "NeedDaemonReload", "yes")
+    files = f"{tmp_path}/40-kvm-liveupdate.conf {tmp_path}/override.conf"
+    looked.setitem(SHOWN, "DropInPaths", files)
+    assert codes(dict(WEB)) == ["unit"]
+    looked.setitem(SHOWN, "DropInPaths", f"{files} /run/systemd/system.control/web.service.d/50-StartupCPUWeight.conf")
+    assert codes(dict(WEB)) == []
+    os.utime(tmp_path / "override.conf", (300, 300))
+    assert codes(dict(WEB)) == ["unit"]
+    (tmp_path / "override.conf").unlink()
+    assert codes(dict(WEB)) == ["unit"]
+
+
+def test_systemd_is_asked_for_each_property_that_is_read(looked):
+    """See Shown: what is missing would be taken for empty."""
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setitem(SHOWN, "NeedDaemonReload", "yes")
+    looked.setitem(SHOWN, "DropInPaths", "/run/systemd/system/web.service.d/override.conf")
+    looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/true"))
+    record = dict(WEB)
+    assert codes(record) == ["unit"] and _reasons.warn(record)
+    with pytest.raises(AssertionError, match="Never is never asked for"):
+        record["shown"].get("Never")
+
+
+def test_systemd_is_asked_for_no_guest_without_a_unit(looked):
+    """A damaged record names none, and systemctl would answer for nobody."""
+    asked = []
+    looked.setattr(_systemd, "show_each", lambda units, *_asked: asked.extend(units) or {unit: dict(SHOWN) for unit in units})
+    looked.setattr(_providers, "all_of_them", lambda: [SimpleNamespace(survey=lambda _records: None)])
+    damaged = {**WEB, "name": "db", "unit": "", "pid": 0}
+    _reasons.survey([dict(WEB), damaged])
+    assert set(asked) == {"web.service", "-.slice"}
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "record-damaged"}])
+    assert codes(damaged) == ["record-damaged"] and _reasons.warn(damaged) == []
+    looked.setattr(PROVIDER, "inspect", lambda _record: [])
+    assert codes(damaged) == ["unit-gone"]
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "ram-backend"}])
+    assert codes({**damaged, "pid": 7}) == ["ram-backend", "unit-gone"]
+    assert set(asked) == {"web.service", "-.slice"}
+
+
+@pytest.mark.parametrize(
+    ("name", "long"), [("\u0432" * 28, True), ("\u0432" * 27, False), ("a-" * 30, False), ("a" * 250, True), ("web", False)]
+)
+def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, name, long):
+    record = {**WEB, "name": name}
+    assert [reason["code"] for reason in _reasons.name_reasons(record)] == (["name-long"] if long else [])
+    looked.setattr(_systemd, "version", lambda: 261)  # holds the memory of a unit's guest itself, and rehearses it in a unit nevertheless
+    assert bool(_reasons.name_reasons(record)) is long
+    units = [unit.replace("@", f"@{_units.escape(name)}") for unit in (_units.REHEARSAL, _units.HOLD)]
+    assert (max(map(len, units)) > 255) is long
+    assert bool(_reasons.name_reasons({**record, "provider": "libvirt"})) is long
+
+
+def test_two_guests_of_one_name_are_both_refused(looked):
+    domain = {**WEB, "provider": "libvirt", "unit": "kvm-liveupdate-hold@web.service", "pid": 8}
+    providers = [SimpleNamespace(known=lambda: [dict(WEB), {**WEB, "name": "db"}]), SimpleNamespace(known=lambda: [domain])]
+    looked.setattr(_providers, "all_of_them", lambda: providers)
+    looked.setitem(SHOWN, "ExecStart", program("/usr/local/bin/start-any"))
+    web, db, other = _providers.records()
+    assert codes(web) == codes(other) == ["name-twice"] and codes(db) == []
+    assert "web.service" in _reasons.inspect(other)[0]["message"]
+    looked.setattr(_processes, "pids", lambda: [7, 8])
+    looked.setattr(_processes, "fd_links", lambda _pid: {3: _processes.VM_LINK})
+    assert _providers.strangers() == []
+
+
+def test_a_guest_whose_examination_fails_has_a_reason_and_the_others_are_examined(looked):
+    def inspect(record):
+        if record["name"] == "db":
+            raise LiveUpdateError("systemctl show: invalid argument")
+        return []
+
+    looked.setattr(_reasons, "inspect", inspect)
+    web, db, long = (hypervisor_info.guest_facts({**WEB, "name": name}, held=False) for name in ("web", "db", "\u0432" * 30))
+    assert web["reasons"] == []
+    assert [reason["code"] for reason in db["reasons"]] == ["not-examined"] and "invalid argument" in db["reasons"][0]["message"]
+    assert [reason["code"] for reason in long["reasons"]] == ["name-long"]
+    assert set(web) == set(db) == set(long)

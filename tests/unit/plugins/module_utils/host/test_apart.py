@@ -1,0 +1,51 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _apart
+
+
+def test_what_a_look_found_is_handed_back():
+    def work(say):
+        for number in range(9000):  # more than a pipe holds
+            say(f"/srv/{number}")
+        return {"seen": ["\udcff", 1]}
+
+    assert _apart.look(work) == {"seen": ["\udcff", 1]}
+
+
+def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
+
+    def work(say):
+        say("/srv/a")
+        say("/srv/\udcff")
+        time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(_apart.Silent, match=r"does not answer within 2 s") as told:
+        _apart.look(work)
+    assert told.value.path == "/srv/\udcff" and time.monotonic() - start < 30
+
+
+def test_a_look_that_fails_is_an_error():
+    with pytest.raises(LiveUpdateError, match="ZeroDivisionError"):
+        _apart.look(lambda _say: 1 // 0)
+    with pytest.raises(LiveUpdateError, match="it ended"):
+        _apart.look(lambda _say: os._exit(1))
+
+
+def test_who_hangs_keeps_no_lock_and_no_output():
+    number = os.dup2(os.open(__file__, os.O_RDONLY), 60)
+    try:
+        found = _apart.look(lambda _say: [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)] + [os.path.exists("/proc/self/fd/60")])
+    finally:
+        os.close(number)
+    assert found == [os.devnull] * 3 + [False]

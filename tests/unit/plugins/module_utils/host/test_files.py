@@ -1,0 +1,98 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Records are whole or not there, durable when they are written, and root's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
+
+
+@pytest.fixture(name="calls")
+def recorded_calls(monkeypatch):
+    """What is made durable, renamed and removed, in this order, by the names of the files."""
+    done = []
+    fsync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def named(fd):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).partition(".")[0]
+
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(("fsync", named(fd))) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append(("replace", os.path.basename(new))) or replace(old, new))
+    monkeypatch.setattr(os, "unlink", lambda path: unlink(path) or done.append(("unlink", os.path.basename(path))))
+    return done
+
+
+def test_a_record_is_durable_under_its_own_name_only(tmp_path, calls):
+    _files.write_json(str(tmp_path / "web.json"), {"state": "saved"})
+    assert calls == [("fsync", "web"), ("replace", "web.json"), ("fsync", tmp_path.name)]
+    assert _files.read_json(str(tmp_path / "web.json")) == {"state": "saved"}
+
+
+def test_a_record_that_may_not_be_read_names_who_may(monkeypatch):
+    def refused(*_arguments, **_named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(LiveUpdateError, match=r"^record /r/web.json: Permission denied; only root may read it: .* without User= and Dyn"):
+        _files.read_json("/r/web.json")
+
+
+def test_a_removal_is_durable(tmp_path, calls):
+    (tmp_path / "web.state").touch()
+    assert _files.remove(str(tmp_path / "web.state")) is True
+    assert calls == [("unlink", "web.state"), ("fsync", tmp_path.name)]
+    assert _files.remove(str(tmp_path / "web.state")) is False
+
+
+def test_what_was_there_stays_whole_when_the_disk_is_full(tmp_path, monkeypatch):
+    path = str(tmp_path / "web.json")
+    _files.write_json(path, {"state": "saved"})
+
+    def full(_fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        _files.write_json(path, {"state": "restored"})
+    assert _files.read_json(path) == {"state": "saved"}
+    assert os.listdir(tmp_path) == ["web.json"]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_modes_do_not_depend_on_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        _files.write_json(str(tmp_path / "run/guests/web.json"), {})
+        _files.write_text(str(tmp_path / "unit"), "", 0o644)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(os.stat(tmp_path / path).st_mode) for path in ("run", "run/guests", "run/guests/web.json", "unit")}
+    assert modes == {"run": 0o700, "run/guests": 0o700, "run/guests/web.json": 0o600, "unit": 0o644}
+
+
+def test_no_link_is_followed_to_write(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("web.json", f"web.json.{os.getpid()}.part", "web.state"):
+        (tmp_path / name).symlink_to(victim)
+    _files.write_json(str(tmp_path / "web.json"), {"state": "saved"})
+    os.close(_files.create(str(tmp_path / "web.state")))
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "web.json").is_symlink() and not (tmp_path / "web.state").is_symlink()
+
+
+def test_a_digest_tells_files_apart(tmp_path):
+    (tmp_path / "a").write_bytes(b"state")
+    (tmp_path / "b").write_bytes(b"stats")
+    (tmp_path / "c").write_bytes(b"state\0")
+    digests = [_files.digest(str(tmp_path / name)) for name in "abc"]
+    assert [digest["size"] for digest in digests] == [5, 5, 6]
+    assert len({digest["crc32"] for digest in digests}) == 3

@@ -1,0 +1,188 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec
+
+
+def bzimage(release=b"7.3.4 (lab@lab) #1 SMP Thu", flags=0x2, protocol=0x20F, sectors=4, payload=4096):
+    """A file with the header of a bzImage and nothing that could run."""
+    image = bytearray((sectors + 1) * 512 + payload)
+    image[0x1F1] = sectors
+    struct.pack_into("<I", image, 0x1F4, payload // 16)
+    image[0x1FE:0x200] = b"\x55\xaa"
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x206, protocol)
+    struct.pack_into("<H", image, 0x20E, 0x300)
+    struct.pack_into("<H", image, 0x236, flags)
+    image[0x500 : 0x500 + len(release)] = release
+    return bytes(image)
+
+
+def test_describe(tmp_path):
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bzimage())
+    assert _kexec.describe(str(path)) == {
+        "path": str(path),
+        "release": "7.3.4",
+        "version": "#1 SMP Thu",
+        "size": 5 * 512 + 4096,
+        "sha256": hashlib.sha256(bzimage()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file or directory; give the path"),
+        (b"", "not an x86 bzImage"),
+        (b"\x7fELF" + bytes(5000), "not an x86 bzImage"),
+        (bzimage()[:0x210], "not an x86 bzImage"),
+        (bzimage()[:-1], "cut off: its header says 6656 bytes, the file has 6655"),
+        (bzimage(flags=0), "CONFIG_RELOCATABLE=y"),
+        (bzimage(protocol=0x20B), "CONFIG_RELOCATABLE=y"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(tmp_path, content, says):
+    path = tmp_path / "vmlinuz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LiveUpdateError, match=says):
+        _kexec.describe(str(path))
+
+
+@pytest.mark.parametrize(("content", "answer"), [("0\n", False), ("1\n", True)])
+def test_loaded(tmp_path, content, answer):
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/kexec_loaded").write_text(content)
+    assert _kexec.loaded(str(tmp_path)) is answer
+
+
+def test_a_kernel_without_kexec_is_named(tmp_path):
+    with pytest.raises(LiveUpdateError, match="CONFIG_KEXEC_FILE"):
+        _kexec.loaded(str(tmp_path))
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """A kernel to stage, a record that lies elsewhere, and a kexec_file_load that notes what it was given."""
+    calls = []
+    monkeypatch.setattr(_files, "IMAGE_RECORD", str(tmp_path / "run/image.json"))
+    monkeypatch.setattr(_kexec, "_kexec_file_load", lambda _kernel, initrd, cmdline, flags: calls.append((initrd >= 0, cmdline, flags)))
+    (tmp_path / "vmlinuz").write_bytes(bzimage())
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    return tmp_path, calls
+
+
+def image_of(folder, initrd="") -> dict:
+    wanted = {**_kexec.describe(str(folder / "vmlinuz")), "initrd": None, "initrd_sha256": None, "cmdline": "kho=on"}
+    return {**wanted, "initrd": str(folder / initrd), "initrd_sha256": _kexec.file_digest(str(folder / initrd))} if initrd else wanted
+
+
+def test_what_is_staged_is_recorded_and_not_loaded(kernel):
+    """Loaded, somebody's reboot would be a jump."""
+    folder, calls = kernel
+    for image in (image_of(folder), image_of(folder, "initrd")):
+        _kexec.stage(image)
+        assert _files.read_json(_files.IMAGE_RECORD) == _kexec.record() == image
+    # Flag 4 says that there is no initrd, 1 unloads (kexec_file_load(2)).
+    assert calls == [(False, b"kho=on\0", 4), (False, b"", 1), (True, b"kho=on\0", 0), (False, b"", 1)]
+    _kexec.unload()
+    assert calls[4:] == [(False, b"", 1)]
+    assert _kexec.record() == {}
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "initrd"])
+def test_only_what_was_examined_is_loaded(kernel, name):
+    folder, calls = kernel
+    image = image_of(folder, "initrd")
+    (folder / "new").write_bytes(bzimage(b"7.3.4 (a@b) #2 other"))
+    os.replace(folder / "new", folder / name)  # as a package manager does
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined; stage it again"):
+        _kexec.stage(image)
+    assert calls == [] and _kexec.record() == {}
+
+
+@pytest.mark.parametrize("name", ["vmlinuz", "initrd"])
+def test_a_file_that_is_written_to_while_it_is_loaded_does_not_stay_loaded(kernel, monkeypatch, name):
+    folder, _calls = kernel
+    image, flags = image_of(folder, "initrd"), []
+
+    def load(_kernel, _initrd, _cmdline, given):
+        flags.append(given)
+        (folder / name).write_bytes(b"in place")
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", load)
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined"):
+        _kexec.stage(image)
+    assert flags == [0, 1] and _kexec.record() == {}
+
+
+def test_the_digests_are_of_what_the_kernel_is_given_to_read(kernel, monkeypatch):
+    """Not of whatever a path names at another moment."""
+    folder, _calls = kernel
+    image, read = image_of(folder, "initrd"), []
+
+    def load(given, initrd, _cmdline, flags):
+        if not flags & 1:
+            (folder / "new").write_bytes(b"other")
+            os.replace(folder / "new", folder / "vmlinuz")
+            read.extend((os.pread(given, 1 << 20, 0), os.pread(initrd, 10, 0)))
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", load)
+    _kexec.load(image)
+    assert read == [bzimage(), b"initrd"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (
+            errno.EPERM,
+            "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed (EPERM)",
+        ),
+        (errno.ENOEXEC, "the running kernel does not take this image; 'dmesg | grep kexec' says why (ENOEXEC)"),
+        (
+            errno.EADDRNOTAVAIL,
+            "no room in the scratch memory that KHO set aside at the cold boot: more is needed, hypervisor_setup_scratch (EADDRNOTAVAIL)",
+        ),
+        (errno.EBUSY, "another kexec operation is under way (EBUSY)"),
+        (errno.ENOMEM, "not enough memory for the image (ENOMEM)"),
+        (errno.EKEYREJECTED, "Key was rejected by service (EKEYREJECTED)"),
+    ],
+)
+def test_a_kernel_that_is_not_taken(kernel, monkeypatch, code, remedy):
+    def refuse(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(_kexec, "_kexec_file_load", refuse)
+    path = str(kernel[0] / "vmlinuz")
+    with pytest.raises(LiveUpdateError) as caught:
+        _kexec.stage(image_of(kernel[0]))
+    assert caught.value.message == f"load {path}: {remedy}; nothing new is staged"
+    assert not os.path.exists(_files.IMAGE_RECORD)
+    with pytest.raises(LiveUpdateError, match=f"^unload the kernel: {os.strerror(code)}$"):
+        _kexec.unload()
+
+
+def test_an_initrd_that_is_not_there(kernel):
+    folder, calls = kernel
+    with pytest.raises(LiveUpdateError, match=f"^initrd {folder}/none: No such file or directory$"):
+        _kexec.stage({**image_of(folder), "initrd": str(folder / "none"), "initrd_sha256": ""})
+    assert calls == []
+
+
+def test_a_machine_without_live_update(monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "7.3", "#1", "riscv64")))
+    with pytest.raises(LiveUpdateError, match=r"^machine riscv64: live update exists for x86_64 and aarch64 only$"):
+        _kexec._kexec_file_load(-1, -1, b"", 1)

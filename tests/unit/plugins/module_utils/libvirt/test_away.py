@@ -1,0 +1,294 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _agent, _away, _room, _virsh
+
+GIB = 1 << 30
+THERE = "qemu+ssh://hv2/system"
+AWAY = {
+    "guest": "app",
+    "uuid": "u",
+    "way": "save",
+    "bytes": GIB,
+    "was_running": True,
+    "autostart": False,
+    "destination": THERE,
+    "migrate_uri": "tcp://10.0.0.2",
+    "back_uri": "tcp://10.0.0.1",
+}
+
+
+class Hosts:
+    """A domain on one of two hosts: its state at each, and what was asked of each."""
+
+    def __init__(self, folder):
+        self.image = folder / "app.save"
+        self.state = {_away.HERE: "running"}
+        self.autostart, self.calls, self.faults = set(), [], {}
+        self.heeds_the_button, self.job = True, "None"
+        self.released = threading.Event()
+
+    def virsh(self, uri, *words, **limit):
+        self.calls.append((words[0], uri))
+        if words[0] in self.faults:
+            self.faults.pop(words[0])(uri, words)
+        elif words[0] == "managedsave":
+            self.state[uri] = "shut off"
+            self.image.write_text("RAM")
+        elif words[0] == "shutdown" and self.heeds_the_button:
+            self.state[uri] = "shut off"
+        elif words[0] == "start":
+            self.image.unlink(missing_ok=True)
+            self.state[uri] = "running"
+        elif words[0] == "migrate":
+            assert words[:4] == ("migrate", "--live", "--persistent", "--undefinesource")
+            assert words[4] == "--xml"
+            with open(words[5], encoding="utf-8") as definition:
+                assert definition.read() == "<domain/>"
+            self.calls.append(("migrateuri", words[7] if words[6] == "--migrateuri" else ""))
+            self.state[words[-1]] = self.state.pop(uri)
+            self.autostart.discard(uri)
+        elif words[0] == "autostart":
+            self.autostart.add(uri)
+        elif words[0] == "domjobabort":
+            self.released.set()
+        elif words[0] == "dumpxml":
+            return "<domain/>"
+        elif words[0] == "domjobinfo":
+            return "Job type: " + self.job
+        elif words[0] == "domstate":
+            if uri not in self.state:
+                raise LiveUpdateError("failed to get domain 'app'")
+            return self.state[uri] + "\n\n"
+        return ""
+
+    def run(self, *words, **_limit):
+        assert words[:3] == ("virsh", "--quiet", "--connect")
+        return self.virsh(words[3], *words[4:])
+
+    def asked(self):
+        return [words for words in self.calls if words[0] not in ("domstate", "domjobinfo")]
+
+
+@pytest.fixture(name="hosts")
+def two_hosts(tmp_path, monkeypatch):
+    hosts = Hosts(tmp_path)
+    monkeypatch.setattr(_virsh, "SAVED", str(tmp_path))
+    monkeypatch.setattr(_virsh, "virsh", lambda *words, **limit: hosts.virsh(_away.HERE, *words, **limit))
+    monkeypatch.setattr(_commands, "run", hosts.run)
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: _away.HERE in hosts.state)
+    monkeypatch.setattr(_away, "_POLL_S", 0.001)
+    monkeypatch.setattr(_agent, "correct_clock", lambda name: hosts.calls.append(("clock", name)) or {})
+    return hosts
+
+
+def fail(text):
+    def fault(_uri, _words):
+        raise LiveUpdateError(text)
+
+    return fault
+
+
+def test_what_is_kept_of_a_domain(monkeypatch, tmp_path):
+    monkeypatch.setattr(_away, "AUTOSTART", str(tmp_path))
+    monkeypatch.setattr(_virsh, "status", lambda record: "paused")
+    (tmp_path / "app.xml").symlink_to("nowhere")
+    record = {"name": "app", "backends": [{"size": GIB}, {"size": GIB}]}
+    assert _away.about(record) == {"bytes": 2 * GIB, "was_running": False, "autostart": True}
+
+
+@pytest.mark.parametrize(
+    ("way", "was_running", "free", "defined", "says"),
+    [
+        ("save", True, 2 * GIB, True, []),
+        ("save", False, 2 * GIB, True, []),
+        ("save", True, GIB, True, ["saving it needs 1280 MiB below .*, which has 1024"]),
+        ("shutdown", True, 0, True, []),
+        ("shutdown", False, 0, True, ["paused and cannot shut down"]),
+        ("migrate", False, 0, True, []),
+        ("shutdown", False, 0, False, ["would not know it any more .*virsh define", "paused"]),
+    ],
+)
+def test_what_keeps_a_domain_from_leaving(hosts, monkeypatch, way, was_running, free, defined, says):
+    monkeypatch.setattr(_room, "free", lambda path: free)
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: defined)
+    found = _away.obstacles({**AWAY, "way": way, "was_running": was_running})
+    assert len(found) == len(says)
+    for sentence, text in zip(found, says, strict=True):
+        assert re.search(text, sentence)
+
+
+def test_a_saved_domain_goes_on_with_its_clock_corrected(hosts):
+    _away.leave(AWAY, 5)
+    assert not _away.is_back(AWAY)
+    assert _away.come_back(AWAY, 5) == ""
+    assert _away.is_back(AWAY)
+    assert [words[0] for words in hosts.asked()] == ["managedsave", "start", "clock"]
+
+
+def test_a_save_that_takes_too_long_is_cancelled_and_the_domain_runs_on(hosts):
+    hosts.faults["managedsave"] = fail("virsh managedsave: no answer within 5 s")
+    with pytest.raises(LiveUpdateError, match="guest app: virsh managedsave: no answer within 5 s; it is running now"):
+        _away.leave(AWAY, 5)
+    assert hosts.released.is_set() and hosts.state == {_away.HERE: "running"}
+
+
+def test_a_lost_saved_state_is_told(hosts):
+    _away.leave(AWAY, 5)
+    hosts.image.unlink()
+    assert "started clean" in _away.come_back(AWAY, 5)
+
+
+def test_a_domain_whose_autostart_was_quicker_is_not_started_again(hosts):
+    """Its autostart had the saved state: that is none to be missed."""
+    hosts.state[_away.HERE] = "shut off"
+
+    def already(uri, _words):
+        hosts.state[uri] = "running"
+        raise LiveUpdateError("Domain is already active")
+
+    hosts.faults["start"] = already
+    assert _away.come_back(AWAY, 5) == ""
+
+
+def test_a_domain_that_cannot_be_started_says_why_at_once(hosts):
+    hosts.state[_away.HERE] = "shut off"
+    hosts.faults["start"] = fail("no such bridge")
+    with pytest.raises(LiveUpdateError, match="guest app: no such bridge"):
+        _away.come_back({**AWAY, "way": "shutdown"}, 60)
+
+
+def test_libvirt_may_still_be_starting_and_is_waited_for_in_bounds(hosts):
+    hosts.state[_away.HERE] = "shut off"
+    hosts.faults["domstate"] = fail("cannot connect")
+    _away.come_back({**AWAY, "way": "shutdown"}, 5)
+    assert hosts.state[_away.HERE] == "running"
+    hosts.state.clear()
+    with pytest.raises(LiveUpdateError, match=r"not running within 0.01 s; last seen: unknown \(failed to get domain"):
+        _away.come_back({**AWAY, "way": "shutdown"}, 0.01)
+
+
+def test_a_paused_domain_is_back_when_it_is_paused(hosts):
+    hosts.state[_away.HERE] = "paused"
+    assert _away.is_back({**AWAY, "was_running": False})
+    assert not _away.is_back(AWAY)
+
+
+def test_a_domain_that_shuts_down_is_started_again(hosts):
+    away = {**AWAY, "way": "shutdown"}
+    _away.leave(away, 5)
+    assert hosts.state == {_away.HERE: "shut off"}
+    assert _away.come_back(away, 5) == ""
+    assert [words[0] for words in hosts.asked()] == ["shutdown", "start"]
+
+
+def test_a_domain_that_does_not_shut_down_is_never_killed(hosts):
+    hosts.heeds_the_button = False
+    with pytest.raises(LiveUpdateError, match=r"still running 0.01 s after it was asked to shut down, and left so.*more time") as caught:
+        _away.leave({**AWAY, "way": "shutdown"}, 0.01)
+    assert caught.value.details == {"settled": False}  # it may yet go off: its record is still needed
+    assert hosts.asked() == [("shutdown", _away.HERE)]
+
+
+def test_a_migrated_domain_is_defined_on_one_host_and_starts_with_that_one(hosts):
+    away = {**AWAY, "way": "migrate", "autostart": True}
+    _away.leave(away, 5)
+    assert hosts.state == {THERE: "running"} and hosts.autostart == {THERE}
+    assert _away.come_back(away, 5) == ""
+    assert hosts.state == {_away.HERE: "running"} and hosts.autostart == {_away.HERE}
+    assert [uri for words, uri in hosts.calls if words == "migrateuri"] == ["tcp://10.0.0.2", "tcp://10.0.0.1"]
+
+
+def test_libvirt_chooses_the_way_where_none_is_given(hosts):
+    _away.leave({**AWAY, "way": "migrate", "migrate_uri": None}, 5)
+    assert ("migrateuri", "") in hosts.calls and not hosts.autostart
+
+
+def test_a_migration_that_takes_too_long_is_cancelled_before_virsh_is(hosts):
+    def long(_uri, _words):
+        assert hosts.released.wait(10)
+        raise LiveUpdateError("operation aborted: migration out job: canceled by client")
+
+    hosts.faults["migrate"] = long
+    with pytest.raises(
+        LiveUpdateError, match=r"canceled by client; on qemu:///system it is running now, on qemu\+ssh.*unknown.*limit 0.01 s"
+    ):
+        _away.leave({**AWAY, "way": "migrate"}, 0.01)
+    assert hosts.state == {_away.HERE: "running"}
+
+
+def test_an_order_to_shut_down_that_may_have_been_given_stands(hosts):
+    hosts.faults["shutdown"] = fail("virsh shutdown: no answer within 60 s")
+    with pytest.raises(LiveUpdateError, match="no answer within 60 s; it may have been told to shut down") as caught:
+        _away.leave({**AWAY, "way": "shutdown"}, 5)
+    assert caught.value.details == {"settled": False}
+
+
+@pytest.mark.parametrize(
+    ("job", "faults", "details"),
+    [
+        ("None", {}, {}),
+        ("Unbounded", {}, {"settled": False}),
+        ("None", {"domjobinfo": "no answer"}, {"settled": False}),
+    ],
+)
+@pytest.mark.parametrize(("way", "verb"), [("save", "managedsave"), ("migrate", "migrate")])
+def test_a_domain_that_libvirt_is_still_at_work_on_may_yet_leave(hosts, way, verb, job, faults, details):
+    hosts.job = job
+    hosts.faults = {verb: fail("no answer"), **{verb: fail(text) for verb, text in faults.items()}}
+    with pytest.raises(LiveUpdateError) as caught:
+        _away.leave({**AWAY, "way": way}, 5)
+    assert caught.value.details == details
+
+
+def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
+    hosts.faults |= {"managedsave": fail("no room"), "domjobabort": fail("no job is active")}
+    with pytest.raises(LiveUpdateError, match="guest app: no room; it is running now"):
+        _away.leave(AWAY, 5)
+
+
+@pytest.mark.parametrize("there", ["shut off", None])
+def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts, there):
+    """It may be there after all, and its disks are in use."""
+    hosts.state = {THERE: there} if there else {}
+    with pytest.raises(LiveUpdateError, match=r"on qemu\+ssh://hv2/system it is (shut off|unknown).*see to it there"):
+        _away.come_back({**AWAY, "way": "migrate"}, 5)
+    assert not hosts.asked()
+
+
+def test_limits():
+    assert _away.limit_s({**AWAY, "way": "shutdown"}) == 300
+    assert _away.limit_s({**AWAY, "way": "migrate"}) == 300 + 1024 / 20
+
+
+ASKED_FOR = "  <seclabel type='dynamic' model='apparmor'>\n    <baselabel>libvirt-1</baselabel>\n  </seclabel>\n"
+MADE_UP = "  <seclabel type='dynamic' model='apparmor' relabel='yes'>\n    <label>libvirt-1</label>\n  </seclabel>\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "left"),
+    [
+        (MADE_UP, ""),
+        ("  <seclabel type='dynamic' model='dac' relabel='yes'/>\n" + MADE_UP, ""),
+        ("  <seclabel type='none' model='apparmor'/>\n" + MADE_UP, "  <seclabel type='none' model='apparmor'/>\n"),
+        (ASKED_FOR, ASKED_FOR),
+        (MADE_UP.replace("dynamic", "static"), MADE_UP.replace("dynamic", "static")),
+    ],
+)
+def test_what_a_security_module_made_up_stays_behind(labels, left):
+    assert _away.portable(f"<domain>\n  <name>app</name>\n{labels}</domain>\n") == f"<domain>\n  <name>app</name>\n{left}</domain>\n"
+
+
+def test_only_the_labels_of_the_domain_itself_stay_behind():
+    """The same text may stand in the owner's metadata, and a disk has labels too."""
+    owners = f"  <metadata><![CDATA[\n{MADE_UP}]]></metadata>\n  <devices>\n    <disk>\n{MADE_UP}    </disk>\n  </devices>\n"
+    assert _away.portable(f"<domain>\n{owners}{MADE_UP}</domain>\n") == f"<domain>\n{owners}</domain>\n"

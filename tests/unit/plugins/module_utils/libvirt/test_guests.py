@@ -1,0 +1,497 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _guests, _ram, _reasons, _save, _save_image, _virsh
+
+SIZE = 128 << 20
+PATH = "/run/kvm-liveupdate-ram/libvirt/qemu/1-app/pc.ram"
+GOOD = {"qom-type": "memory-backend-file", "id": "pc.ram", "mem-path": PATH, "share": True, "size": SIZE}
+
+
+def argv(*objects: dict) -> list[str]:
+    words = ["/usr/bin/qemu-system-x86_64", "-object", "rng-random,id=r"]
+    for one in objects:
+        words += ["-object", json.dumps(one)]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({}, PATH),
+        ({"share": False}, ""),
+        ({"discard-data": True}, ""),
+        ({"qom-type": "memory-backend-memfd", "mem-path": ""}, ""),
+        ({"mem-path": "/dev/hugepages/libvirt/qemu/1-app"}, ""),
+    ],
+)
+def test_only_a_shared_file_that_stays_is_ram_to_keep(change, path):
+    (found,) = _guests.memory_backends(argv({**GOOD, **change}))
+    assert (found["id"], found["size"], found["path"]) == ("pc.ram", SIZE, path)
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=yes,size={SIZE}", PATH),
+        (f"memory-backend-file,id=pc.ram,mem-path={PATH},share=on,size=128M", PATH),
+        (f"qom-type=memory-backend-file,id=pc.ram,mem-path={PATH},share,discard-data=on,size={SIZE}", ""),
+        (f"{{'qom-type': 'memory-backend-file', 'id': 'pc.ram', 'mem-path': '{PATH}', 'share': true, 'size': {SIZE}}}", PATH),
+    ],
+)
+def test_ram_is_found_in_each_of_qemus_dialects(words, path):
+    (found,) = _guests.memory_backends(["qemu", "-object", words])
+    assert found == {"kind": "memory-backend-file", "id": "pc.ram", "size": SIZE, "path": path}
+
+
+def test_each_node_has_its_own_file():
+    found = _guests.memory_backends(argv({**GOOD, "id": "ram-node0"}, {**GOOD, "id": "ram-node1"}))
+    assert [backend["id"] for backend in found] == ["ram-node0", "ram-node1"]
+
+
+@pytest.fixture(name="record")
+def domain_that_can_be_preserved(libvirt, monkeypatch):
+    monkeypatch.setattr(_guests, "confinement", lambda _pid: "")
+    fd = os.memfd_create("ram")
+    record = libvirt.add("app", 1, dumpxml="<domain><genid>g1</genid></domain>")
+    yield {**record, "backends": _guests.memory_backends(argv(GOOD)), "ram": [{"fd": fd, "size": SIZE}]}
+    os.close(fd)
+
+
+def codes(reasons):
+    return [reason["code"] for reason in reasons]
+
+
+def test_a_domain_that_can_be_preserved_is_read_once(libvirt, record):
+    assert _guests.inspect(record) == []
+    assert codes(_guests.warn(record)) == ["genid"]
+    assert libvirt.processes() == 1
+    json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "code", "message"),
+    [
+        ("dumpxml", "<domain><devices><hostdev type='pci'/></devices></domain>", "hostdev", "<hostdev type='pci'>"),
+        ("domstate", "crashed\n", "run-state", "crashed"),
+        ("query-migrate", '{"return": {"blocked-reasons": ["invtsc"]}}', "qemu-blocker", "invtsc"),
+        ("query-block-jobs", '{"return": [{"device": "vda"}]}', "block-job", "block job"),
+        ("dumpxml", "error: no such thing\n", "monitor", "no such thing"),
+        ("domjobinfo", "error: no such thing\n", "monitor", "no such thing"),
+        ("query-migrate", "error: no such thing\n", "monitor", "no such thing"),
+        ("query-migrate", '{"error": {"desc": "no such thing"}}', "monitor", "no such thing"),
+    ],
+)
+def test_what_libvirt_and_qemu_say_is_a_reason(libvirt, record, what, said, code, message):
+    libvirt.domains[0]["says"][what] = said
+    libvirt.keep()
+    (reason,) = _guests.inspect(record)
+    assert reason["code"] == code and message in reason["message"] and reason["remedy"]
+
+
+def test_a_domain_whose_qemu_leaves_out_its_ram_is_told(libvirt, record):
+    libvirt.domains[0]["says"]["query-migrate-capabilities"] = '{"return": [{"capability": "x-ignore-shared", "state": true}]}'
+    libvirt.keep()
+    (found,) = _guests.inspect(record)
+    assert found["code"] == "ignore-shared" and "virsh qemu-monitor-command" in found["remedy"] and "x-ignore-shared" in found["message"]
+
+
+def test_a_domain_without_definition_is_refused(libvirt, record):
+    (libvirt.folder / "etc" / "app.xml").unlink()
+    assert codes(_guests.inspect(record)) == ["not-persistent"]
+
+
+def test_a_job_is_the_reason_while_it_lasts(libvirt, record):
+    libvirt.domains[0]["says"]["domjobinfo"] = "Job type:         Unbounded\nOperation:        Save\n"
+    libvirt.keep()
+    assert codes(_guests.inspect(record)) == ["libvirt-job"]
+
+
+def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(libvirt, record):
+    libvirt.domains[0]["says"]["dumpxml"] = "error: no such thing"
+    libvirt.keep()
+    assert _guests.warn(record) == []
+
+
+def test_a_domain_is_asked_for_by_what_cannot_be_mistaken(libvirt):
+    one = libvirt.add("1", 7)
+    assert _virsh.uuid_of("1") == one["uuid"]
+    (libvirt.folder / "etc" / "1.xml").unlink()
+    for name in ("1", "+1", " 01", "x" * 36):
+        with pytest.raises(LiveUpdateError, match="libvirt does not know it"):
+            _virsh.uuid_of(name)
+    assert _virsh.uuid_of("app") == "app"
+
+
+def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(libvirt):
+    """A QEMU that was broken into can change its own command line."""
+    run = libvirt.folder / "run"
+    with subprocess.Popen(["sleep", "60"], executable=shutil.which("sleep")) as process:
+        (run / "app.pid").write_text(str(process.pid))
+        status = "<domstatus>\n<domain type='kvm' id='1'>\n  <name>app</name>\n  <uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>\n"
+        (run / "app.xml").write_text(status + "<description>&lt;uuid></description><metadata><uuid>no</uuid></metadata>")
+        assert _guests.known() == []  # no QEMU
+        process.kill()
+    code = "print('ready', flush=True); input()"
+    words = [sys.executable, "-IS", "-c", code, "-uuid", "bbbbbbbb-1111-4111-8111-111111111111"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (run / "app.pid").write_text(str(process.pid))
+        (found,) = _guests.known()
+        process.kill()
+    assert found["uuid"] == "aaaaaaaa-1111-4111-8111-111111111111"
+
+
+UUID = ("-uuid", "bbbbbbbb-1111-4111-8111-111111111111")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-object", '{"memory-backend-'],
+        ["-object", '{"qom-type": "memory-backend-file"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": "much"}'],
+        ["-object", '{"qom-type": "memory-backend-file", "id": "r", "size": 1, "share": true, "mem-path": 7}'],
+        ["-uuid"],
+    ],
+)
+def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, words):
+    run = libvirt.folder / "run"
+    (run / "app.xml").write_text("<name>app</name><uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>")
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", "print('ready', flush=True); input()", *UUID, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        (run / "app.pid").write_text(str(process.pid))
+        (found,) = _guests.known()
+        process.kill()
+    assert found["name"] == "app" and found["ram"] == []
+    assert _reasons.memory_reasons(found["backends"], bool(found["ram"]))[0]["code"].startswith("ram-")
+
+
+MAPPER = """
+import mmap, os, sys
+files = [os.open(path, os.O_RDWR) for path in sys.argv[1:]]
+maps = [mmap.mmap(fd, 4096) for fd in files[:-1]]
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_ram_files_of_a_domain_are_found_and_nothing_else_is_looked_at(tmp_path, monkeypatch):
+    """A disk may be on a storage that does not answer; and root looks at no path that only QEMU names."""
+    monkeypatch.setattr(_ram, "directory", lambda: str(tmp_path))
+    folder = tmp_path / "libvirt" / "qemu" / "1-app"
+    folder.mkdir(parents=True)
+    files = [folder / "node1", folder / "node0", tmp_path / "disk"]
+    for file in files:
+        file.write_bytes(bytes(4096))
+    looked, plain = [], os.stat
+
+    def look(path, *words, **keys):
+        looked.append(os.readlink(path) if str(path).startswith("/proc/") else str(path))
+        return plain(path, *words, **keys)
+
+    with subprocess.Popen([sys.executable, "-c", MAPPER, *files], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        links = sorted(_processes.fd_links(process.pid).items(), reverse=True)
+        numbers = {os.path.basename(link): fd for fd, link in links}
+        monkeypatch.setattr(os, "stat", look)
+        backends = [{"size": 4096, "path": str(folder / name)} for name in ("node0", "node1")]
+        found = _guests._ram_files(process.pid, backends)
+        elsewhere = _guests._ram_files(process.pid, [{"size": 4096, "path": str(tmp_path / "disk")}])
+        process.stdin.close()
+    assert [file["fd"] for file in found] == [numbers["node0"], numbers["node1"]]
+    assert len(elsewhere) == 1  # its place is a reason of its own
+    assert str(tmp_path / "disk") not in looked
+
+
+def test_of_a_command_line_from_proc_no_file_is_opened(libvirt, record, monkeypatch, tmp_path):
+    """A QEMU that was broken into can change it."""
+    (tmp_path / "file").touch()
+    opened, plain = [], _files.open_ordinary
+    monkeypatch.setattr(_files, "open_ordinary", lambda path: opened.append(path) or plain(path))
+    monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["qemu", "-readconfig", str(tmp_path / "file")])
+    monkeypatch.setattr("ansible_collections.kvm.liveupdate.plugins.module_utils.host._apart.look", lambda work: work(lambda _path: None))
+    _guests.inspect(record)
+    assert opened == []
+
+
+@pytest.fixture(name="saved")
+def domain_to_save(tmp_path, monkeypatch, libvirt, record):
+    """A held domain; libvirt's snapshot of it is "image", in a folder of root's.
+
+    Beside it there is one with an id that is the name of the first.
+    """
+    libvirt.domains[0]["says"]["dumpxml"] = (
+        "<domain><devices><disk><target dev='vda'/></disk><disk><target dev='sda'/></disk></devices></domain>"
+    )
+    libvirt.add("other", "app")
+    made = tmp_path / "app.save"
+    (tmp_path / "app.image").write_bytes(b"image")
+    monkeypatch.setattr(_virsh, "SAVED", str(tmp_path))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_save_image, "loadable", lambda image, running: image + bytes([running]))
+    _files.write_json(str(tmp_path / "app.held"), {"hold": "h"})
+    record.update(provider="libvirt", uid=64055, gid=64055)
+    return made
+
+
+def state_is(libvirt, state):
+    libvirt.domains[0]["says"]["domstate"] = f"{state}\n"
+    libvirt.keep()
+
+
+def goes_on(libvirt, monkeypatch, refused=0):
+    """From now on a domain runs once it was told to, and that was not ``refused`` so often. What it was told, and when, is returned."""
+    told, real, now, sleep = [], _virsh.virsh, [0.0], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + 40) if seconds == 0.5 else sleep(seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def virsh(*words, limit=60.0):
+        told.append((words[0], now[0], limit))
+        if words[0] == "resume":
+            if [verb for verb, *_when in told].count("resume") <= refused:
+                raise LiveUpdateError("virsh resume: cannot acquire state change lock")
+            state_is(libvirt, "running")
+        return real(*words, limit=limit)
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    return told
+
+
+def test_a_domain_that_libvirt_does_not_let_go_on_at_once_is_told_again(libvirt, saved, record, monkeypatch):
+    """Given up, it would stay paused: that is not done before the limit of the undo, 300 s."""
+    state_is(libvirt, "paused")
+    told = goes_on(libvirt, monkeypatch, refused=7)
+    _save.resume(record, running=True)
+    resumes = [when for verb, when, _limit in told if verb == "resume"]
+    assert resumes == [40.0 * number for number in range(8)]
+    assert all(0 < limit <= 60 for _verb, _when, limit in told)
+    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 1
+
+
+def test_a_domain_that_never_goes_on_is_given_up_at_the_limit(libvirt, saved, record, monkeypatch):
+    state_is(libvirt, "paused")
+    told = goes_on(libvirt, monkeypatch, refused=99)
+    with pytest.raises(LiveUpdateError, match=r"the domain is paused, for 300 s: .*cannot acquire state change lock"):
+        _save.resume(record, running=True)
+    assert 300 < told[-1][1] < 400
+
+
+def test_what_libvirt_says_in_the_end_counts_and_no_exit_code(libvirt, saved, record, monkeypatch):
+    monkeypatch.setattr(_save, "UNDO_LIMIT_S", -1)
+    monkeypatch.setattr(_save, "_is_taken", lambda *_said: True)
+    said = ["paused", "running"]  # somebody else let it go on meanwhile
+    answers = {"domstate": lambda: said.pop(0), "resume": lambda: 1 / 0}
+
+    def virsh(verb, *_words, limit):
+        try:
+            return answers.get(verb, str)()
+        except ZeroDivisionError:
+            raise LiveUpdateError("domain is already running") from None
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    _save.resume(record, running=True)
+    answers["resume"], said[:] = str, ["paused", "paused"]
+    with pytest.raises(LiveUpdateError, match="the domain is paused, for -1 s: no command failed"):
+        _save.resume(record, running=True)
+
+
+def test_a_domain_whose_qemu_has_ended_is_not_waited_for(libvirt, saved, record, tmp_path):
+    libvirt.domains[0]["says"]["resume"] = "error: domain is not running"
+    state_is(libvirt, "shut off")
+    for path in (saved, tmp_path / "app.state"):
+        path.touch()
+    with pytest.raises(LiveUpdateError, match=r"process .* has ended") as caught:
+        _save.resume({**record, "started": record["started"] + 1}, running=True)
+    assert caught.value.details == {"ended": True} and not saved.exists()
+
+
+def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path, monkeypatch):
+    state = str(tmp_path / "app.state")
+    devices = {"/dev/sdb": ["wwid a"]}
+    journal = _save.save({**record, "devices": devices}, state, running=True)
+    assert journal["devices"] == devices
+    verbs = ["dumpxml", "qemu-monitor-command", "suspend", "snapshot-create-as"]
+    assert libvirt.asked() == [f"{verb} app" for verb in verbs] and libvirt.processes() == 2
+    assert saved.read_bytes() == b"image\1"
+    assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved)
+    places = {"directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
+    assert _files.read_json(state) == {"hold": "h", "devices": devices, **places}
+    state_is(libvirt, "paused")
+    goes_on(libvirt, monkeypatch)
+    _save.resume(record, running=True)
+    verbs = ["domstate", "domjobabort", "qemu-monitor-command", "resume", "domstate"]
+    assert libvirt.asked()[4:] == [f"{verb} app" for verb in verbs] and not saved.exists()
+
+
+def test_no_disk_is_part_of_the_snapshot(saved, record, monkeypatch):
+    """Libvirt would go on in new files otherwise."""
+    asked = []
+    real = _batch.ask
+    monkeypatch.setattr(_batch, "ask", lambda commands, limit: asked.extend(commands) or real(commands, limit))
+    _save.write_image(record, str(saved), running=True)
+    disks = ("--diskspec", "vda,snapshot=no", "--diskspec", "sda,snapshot=no")
+    words = ("--no-metadata", "--memspec", f"{saved.parent}/app.image,snapshot=external", *disks)
+    assert asked[-1] == ("snapshot-create-as", record["uuid"], "kvm-liveupdate", *words)
+    assert json.loads(asked[1][2])["arguments"]["capabilities"] == [{"capability": "x-ignore-shared", "state": True}]
+
+
+@pytest.mark.parametrize(
+    ("verb", "said", "last"),
+    [
+        ("dumpxml", "error: no answer", "qemu-monitor-command app"),
+        ("migrate-set-capabilities", "error: no answer", "qemu-monitor-command app"),
+        ("migrate-set-capabilities", '{"error": {"desc": "no answer"}}', "qemu-monitor-command app"),
+        ("suspend", "error: no answer", "domjobabort app"),
+        ("snapshot-create-as", "error: no answer", "domjobabort app"),
+    ],
+)
+def test_a_save_that_fails_says_so(libvirt, saved, record, tmp_path, verb, said, last):
+    """A guest whose RAM would be written too, or that would run on, is not suspended, or not taken for saved."""
+    libvirt.domains[0]["says"][verb] = said
+    libvirt.keep()
+    with pytest.raises(LiveUpdateError, match=r"guest app: save: .*no answer"):
+        _save.save(record, str(tmp_path / "app.state"), running=False)
+    assert libvirt.asked()[-1] == last
+    assert not saved.exists()
+
+
+def test_a_save_is_on_record_before_the_domain_is_suspended(saved, record, tmp_path, monkeypatch):
+    """Were the host to go down in between, libvirt's hook has to keep every start of the domain away."""
+    order = []
+    (tmp_path / "app.resumed").touch()
+    real = _files.write_json
+    monkeypatch.setattr(_files, "write_json", lambda path, record: order.append(os.path.basename(path)) or real(path, record))
+
+    def write_image(*_arguments):
+        order.append("suspended")
+        saved.touch()
+        assert not (tmp_path / "app.resumed").exists()  # it would pass this save off as one that has run
+        return 0.0
+
+    monkeypatch.setattr(_save, "write_image", write_image)
+    _save.save(record, str(tmp_path / "app.state"), running=True)
+    assert order == ["app.state", "suspended"]
+
+
+def test_a_saved_image_is_durable(saved, record, monkeypatch):
+    """The jump follows at once."""
+    synced, content = [], []
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        content.append((saved.parent / "app.save.part").read_bytes() if len(synced) == 1 else saved.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    _save.write_image(record, str(saved), running=True)
+    assert synced == [f"{saved}.part", str(saved.parent)]
+    assert content == [b"image\1"] * 2
+
+
+def test_qemus_user_cannot_have_root_write_elsewhere(saved, record, tmp_path):
+    """The folder of managed saves is its own: whatever it puts there is replaced, and libvirt itself writes in a folder of root's."""
+    roots = tmp_path / "root"
+    roots.write_text("root's")
+    for name in ("app.save", "app.save.part"):
+        (tmp_path / name).symlink_to(roots)
+    _save.write_image(record, str(saved), running=True)
+    assert roots.read_text() == "root's" and not saved.is_symlink() and saved.read_bytes() == b"image\1"
+    assert saved.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "app.image").exists()
+
+
+def test_a_link_for_the_folder_of_saves_is_not_followed(saved, record, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(OSError, match="Not a directory"):
+        _save.write_image(record, str(tmp_path / "link" / "app.save"), running=True)
+    assert not list((tmp_path / "real").iterdir())
+    monkeypatch.setattr(_virsh, "SAVED", str(tmp_path / "link"))
+    assert codes(_guests.inspect(record)) == ["saves-link"]
+
+
+def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
+    _save.resume(record, running=True)
+    assert libvirt.asked() == ["domstate app", "qemu-monitor-command app"]
+
+
+def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved, record, monkeypatch, tmp_path):
+    libvirt.domains[0]["says"]["migrate-set-capabilities"] = "error: a migration is in progress"
+    state_is(libvirt, "paused")
+    told = goes_on(libvirt, monkeypatch)
+    (tmp_path / "app.state").touch()
+    with pytest.raises(
+        LiveUpdateError, match=r"x-ignore-shared is still on.*--hmp 'migrate_set_capability x-ignore-shared off': .*in progress"
+    ):
+        _save.resume(record, running=True)
+    assert ("resume", 0.0) in [step[:2] for step in told] and not saved.exists()  # it does not wait for the setting
+    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 9 and told[-1][1] > 300
+
+
+def test_a_job_that_was_told_to_end_may_need_a_moment(libvirt, saved, record, monkeypatch):
+    state_is(libvirt, "paused")
+    answers = [LiveUpdateError("a migration is in progress")]
+
+    def refuse_once(_said):
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(_save, "taken", refuse_once)
+    goes_on(libvirt, monkeypatch)
+    _save.resume(record, running=True)
+    assert not answers and libvirt.asked().count("resume app") == 1
+
+
+def test_a_hold_that_is_undone_leaves_a_managed_save_alone(saved, record):
+    saved.write_bytes(b"of the operator")
+    _save.resume(record, running=False)
+    assert saved.exists()
+
+
+@pytest.mark.parametrize(
+    ("listed", "status", "seen"),
+    [
+        (True, '{"return": {"status": "postmigrate", "running": false}}', ""),
+        (True, '{"return": {"status": "paused", "running": false}}', "QEMU: paused"),  # it ran meanwhile
+        (False, '{"return": {"status": "running", "running": true}}', "QEMU: running"),
+        (False, '{"return": {"status": "postmigrate", "running": false}}', "QEMU: postmigrate"),
+        (True, '{"error": {"desc": "broken"}}', "QEMU: broken"),
+        (True, "error: no monitor", "QEMU: no answer: no monitor"),
+        (True, "[]", "QEMU: no answer"),
+    ],
+)
+def test_the_last_look_at_all_domains_is_one_virsh(libvirt, listed, status, seen):
+    good = '{"return": {"status": "postmigrate", "running": false}}'
+    records = [libvirt.add(name, number, query_status=good) for number, name in enumerate(("app", "db", "web"), 1)]
+    libvirt.domains[1]["says"]["query-status"] = status
+    paused = [record["uuid"] for record in records if listed or record["name"] != "db"]
+    libvirt.says["list --state-paused --uuid"] = "\n".join(paused) + "\n"
+    libvirt.keep()
+    problems = _save.still_saved(records)
+    assert libvirt.processes() == 1 and len(problems) == bool(seen)
+    assert all(problem.startswith("guest db was saved") and seen in problem for problem in problems)
+
+
+def test_what_virsh_prints_is_utf_8_and_comes_back_byte_for_byte(tmp_path, monkeypatch):
+    """Whatever the locale of the caller, and even where it is none."""
+    program = tmp_path / "virsh"
+    program.write_bytes(b"#!/bin/sh\nprintf 'B\303\274ro \377'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = _virsh.virsh("dumpxml")
+    assert said.startswith("Büro ") and said.encode("utf-8", "surrogateescape") == b"B\xc3\xbcro \xff"

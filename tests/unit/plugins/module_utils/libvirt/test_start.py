@@ -1,0 +1,465 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files as _host_files
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _agent, _hook, _keeper, _save, _saves, _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block
+
+SAVED = {
+    "guest": "app",
+    "provider": "libvirt",
+    "state": "saved",
+    "hold": "h",
+    "uuid": "0-1-2",
+    "sizes": [4096],
+    "on_loss": "start",
+    "boot_id": "before",
+    "session": "kvm-012",
+    "unit": "kvm-liveupdate-hold@app.service",
+    "was_running": True,
+    "times": {"paused": 1.0},
+}
+
+
+@pytest.fixture(name="domain")
+def scripted_domain(tmp_path, monkeypatch):
+    """A domain whose states come in the given order; a start either works or raises the next error. With a * it has run."""
+
+    class Domain:
+        def __init__(self):
+            self.states, self.errors, self.starts = [], [], 0
+            self.image = str(tmp_path / "app.save")
+            self.saved = {**SAVED, "image": self.image}
+            self.marker = tmp_path / "app.resumed"
+
+        def virsh(self, verb, _name, **_limit):
+            if verb == "domstate":
+                state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+                if isinstance(state, LiveUpdateError):
+                    raise state
+                return self.seen(state) + "\n"
+            self.starts += 1
+            if self.errors:
+                raise LiveUpdateError(self.seen(self.errors.pop(0)))
+            self.marker.touch()
+            return ""
+
+        def seen(self, text):
+            if text.endswith("*"):
+                self.marker.touch()
+            return text.rstrip("*")
+
+    made = Domain()
+    monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_virsh, "virsh", made.virsh)
+    monkeypatch.setattr(_start, "RETRY_S", 0)
+    return made
+
+
+def test_a_domain_is_started_again_until_what_it_needs_is_there(domain):
+    domain.states, domain.errors = ["shut off"], ["no bridge br0"]
+    _start._start("app", domain.saved)
+    assert domain.starts == 2
+    assert os.path.exists(_host_files.run_path("app", "late"))  # the rest of the boot, which may bring that, does not wait for it
+
+
+def test_a_start_that_works_asks_for_nothing_else(domain):
+    domain.states = ["not to be asked for"]
+    _start._start("app", domain.saved)
+    assert domain.starts == 1 and domain.states == ["not to be asked for"]
+
+
+def test_a_domain_that_libvirt_does_not_know_yet_is_started_when_it_does(domain):
+    domain.states, domain.errors = [LiveUpdateError("no connection")], ["no connection", "no connection"]
+    _start._start("app", domain.saved)
+    assert domain.starts == 3
+
+
+def test_an_autostart_under_way_is_waited_for(domain):
+    domain.states, domain.errors = ["paused", "paused*", "running"], ["it is being started", "it is being started"]
+    _start._start("app", domain.saved)
+    assert domain.states == ["running"] and domain.starts == 2
+    assert not os.path.exists(_host_files.run_path("app", "late"))
+
+
+def test_an_autostart_that_was_quicker_is_no_failure(domain):
+    domain.states, domain.errors = ["running*"], ["domain is already running"]
+    _start._start("app", domain.saved)
+    domain.errors = ["domain is already running*"]
+    _start._start("app", domain.saved)
+    assert domain.starts == 1
+
+
+def test_a_guest_that_was_paused_comes_back_paused(domain):
+    domain.states = ["paused*"]
+    domain.marker.touch()
+    _start._start("app", domain.saved)
+    assert domain.starts == 0
+
+
+def test_a_domain_that_is_being_started_is_not_back_yet(domain):
+    """Libvirt says paused, and takes the image away when the start is over."""
+    image = Path(domain.image)
+    image.touch()
+    domain.states, domain.errors = ["paused*", "paused*", "running"], ["it is being started"]
+    _start._start("app", domain.saved)
+    assert domain.states == ["running"] and not image.exists()
+
+
+def test_a_start_that_libvirt_took_back_after_the_memory_was_given_is_the_operators(domain, monkeypatch, tmp_path):
+    """Whether the domain ran for a moment nobody knows: neither its state nor a clean start is right by itself."""
+    monkeypatch.setattr(_host_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_systemd, "notify", lambda state: None)
+    monkeypatch.setattr(_start, "_listens", lambda path: True)
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: None)
+    dropped = []
+    monkeypatch.setattr(_handover_session, "drop", lambda *session: dropped.append(session))
+    domain.states = ["shut off*"]
+    domain.marker.touch()
+    Path(domain.image).touch()
+    with pytest.raises(LiveUpdateError, match=r"guest app: its memory came over .*'kvm-liveupdate discard app'"):
+        _start.restore("app", domain.saved)
+    assert not dropped and not domain.starts and Path(domain.image).exists()
+
+
+def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
+    domain.states, domain.errors = ["shut off"], ["QEMU crashed*"]
+    with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
+        _start._start("app", domain.saved)
+    assert domain.starts == 1
+
+
+@pytest.mark.parametrize(("state", "said"), [("paused", "it is paused; no"), (LiveUpdateError("gone"), "it is not known to libvirt; no")])
+def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
+    domain.states, domain.errors = [state], ["no"] * 2
+    monkeypatch.setattr(_return, "BACK_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match=said):
+        _start._start("app", domain.saved)
+
+
+def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):
+    """Three of them that ran virsh all the time kept a host with one processor from starting the daemon for more than a minute."""
+    path = str(tmp_path / "libvirt-sock")
+    monkeypatch.setattr(_start, "SOCKETS", (str(tmp_path / "virtqemud-sock"), path))
+    monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match=r"nothing listens at .*virtqemud-sock or .*libvirt-sock"):
+        _start._wait_for_socket("app")
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(path)
+        with pytest.raises(LiveUpdateError, match="nothing listens"):
+            _start._wait_for_socket("app")
+        daemon.listen()
+        _start._wait_for_socket("app")
+
+
+def test_an_answer_of_libvirt_is_waited_for(domain, monkeypatch):
+    """Without its state the image of a domain whose memory is lost would not be removed."""
+    monkeypatch.setattr(_start, "_listens", lambda path: True)
+    domain.states = [LiveUpdateError("no connection"), "shut off"]
+    assert _start._wait_for_answer("app", domain.saved) == "shut off"
+    monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", -1)
+    domain.states = [LiveUpdateError("no connection")]
+    with pytest.raises(LiveUpdateError, match="does not say its state within -1 s"):
+        _start._wait_for_answer("app", domain.saved)
+
+
+def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_systemd, "notify", lambda state: None)
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: None)
+    saved = {**SAVED, "on_loss": "stop"}
+    with pytest.raises(LiveUpdateError, match="its memory did not come over"):
+        _start.restore("app", saved)
+    assert os.path.exists(_host_files.run_path("app", "late"))
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        _start.restore("db", saved)
+    assert os.path.exists(_host_files.run_path("db", "late"))
+
+
+@pytest.mark.parametrize("outcome", [{"clock": "synchronised", "thawed": True}, {"clock": "failed: it hangs", "thawed": False}])
+def test_the_journal_tells_what_became_of_the_clock(tmp_path, monkeypatch, outcome):
+    monkeypatch.setattr(_host_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_agent, "correct_clock", lambda name: outcome)
+    _start._correct_clock("app", {"state": "restored", "guest": "app"}, True)
+    assert _host_files.read_json(str(tmp_path / "app.json")) == {"state": "restored", "guest": "app", **outcome}
+
+
+@pytest.fixture(name="way")
+def a_domain_on_its_way_back(tmp_path, monkeypatch):
+    """What is done on the way back in its order; a step that is in ``fails`` raises once."""
+
+    class Way:
+        done, fails, state = [], set(), "running"
+        image, marker = tmp_path / "app.save", tmp_path / "app.resumed"
+
+        def step(self, name):
+            def call(*_words, **_more):
+                self.done.append(name)
+                if name in self.fails:
+                    self.fails.discard(name)
+                    raise OSError(28, "No space left on device")
+
+            return call
+
+        def virsh(self, verb, uuid, **_limit):
+            assert uuid == SAVED["uuid"]
+            if verb == "domstate":
+                return self.state
+            self.done.append(verb)
+            if verb == "start" and (tmp_path / "app.offer").exists():
+                self.marker.touch()
+                (tmp_path / "app.placed").touch()
+            return ""
+
+        def journal(self):
+            return {**SAVED, "image": str(self.image), "digest": _host_files.digest(str(self.image))}
+
+    made = Way()
+    made.done, made.fails = [], set()
+    for name in ("GUESTS_RUN", "GUESTS_STATE", "RUN"):
+        monkeypatch.setattr(_host_files, name, str(tmp_path))
+    monkeypatch.setattr(_host_files, "LOCK", str(tmp_path / "lock"))
+    made.image.write_text("image")
+    (tmp_path / "app.state").write_text("{}")
+    hook = tmp_path / "hook"
+    hook.touch(mode=0o755)
+    monkeypatch.setattr(_virsh, "HOOK", str(hook))
+    monkeypatch.setattr(_virsh, "virsh", made.virsh)
+    monkeypatch.setattr(_start, "_listens", lambda path: True)
+    monkeypatch.setattr(_start, "_offer", lambda *_files: (tmp_path / "app.offer").touch())
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: 5)
+    monkeypatch.setattr(_handover_session, "note", lambda session: {key: SAVED[key] for key in ("hold", "guest", "uuid", "sizes")})
+    monkeypatch.setattr(_handover_session, "take", lambda *_session: [9])
+    monkeypatch.setattr(_handover_session, "drop", made.step("drop"))
+    monkeypatch.setattr(_return, "SETTLE_S", 0)
+    monkeypatch.setattr(_systemd, "notify", lambda state: made.done.append("forget") if "REMOVE" in state else None)
+    monkeypatch.setattr(_luo, "finish", made.step("finish"))
+    monkeypatch.setattr(_early, "start_early", made.step("not early"))
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    monkeypatch.setattr(_agent, "correct_clock", lambda _name: {"clock": "synchronised", "thawed": False})
+    _host_files.write_json(_host_files.journal_path("app"), made.journal())
+    return made
+
+
+def left(tmp_path):
+    return {path.suffix[1:] for path in tmp_path.iterdir()} & {"save", "state", "offer", "resumed"}
+
+
+def test_a_domain_that_is_back_leaves_nothing_to_start_it_from_again(way, tmp_path):
+    _start.restore("app", way.journal())
+    assert way.done == ["start", "finish", "forget", "not early"]
+    assert left(tmp_path) == {"resumed"}
+    assert (_journal.of_guest("app")["state"], _journal.of_guest("app")["clock"]) == ("restored", "synchronised")
+
+
+@pytest.mark.parametrize("failing", ["finish", "not early"])
+def test_what_fails_once_a_domain_runs_keeps_it_from_nothing(way, tmp_path, failing):
+    way.fails.add(failing)
+    _start.restore("app", way.journal())
+    assert _journal.recorded("app")["state"] == "restored" and _journal.recorded("app")["clock"] == "synchronised"
+    assert left(tmp_path) == {"resumed"}
+
+
+def test_an_image_that_cannot_be_removed_keeps_its_guard(way, tmp_path, monkeypatch):
+    """Without its RAM no other start may find it: until it is gone the state, which libvirt's hook looks for, stays."""
+    real = _saves.remove
+
+    def remove(path):
+        if path == str(way.image):
+            raise OSError(30, "Read-only file system")
+        return real(path)
+
+    monkeypatch.setattr(_saves, "remove", remove)
+    with pytest.raises(OSError, match="Read-only"):
+        _start.restore("app", way.journal())
+    assert left(tmp_path) >= {"save", "state"} and _journal.of_guest("app")["state"] == "saved"
+    monkeypatch.setattr(_saves, "remove", real)
+    _start.restore("app", _journal.recorded("app"))  # its unit is started again
+    assert left(tmp_path) == {"resumed"} and _journal.of_guest("app")["state"] == "restored"
+
+
+@pytest.mark.parametrize(
+    ("state", "image", "again"), [("running", True, "restored"), ("running", False, "restored"), ("shut off", False, "restored")]
+)
+def test_a_holder_that_ended_once_the_memory_was_given_finds_the_domain_back(way, tmp_path, state, image, again):
+    """It is told as restored, also one that was shut down since; that one is not started against the wish of whoever did that."""
+    journal, way.state = way.journal(), state
+    way.marker.touch()
+    if not image:
+        way.image.unlink()
+    _start.restore("app", journal)
+    assert "start" not in way.done and "finish" in way.done
+    assert _journal.recorded("app")["state"] == again and left(tmp_path) == {"resumed"}
+
+
+def test_a_domain_that_the_daemon_left_paused_goes_on(way, monkeypatch):
+    """The daemon ended between the hook and the guest's first step: nobody else would let it go on."""
+    journal, way.state = way.journal(), "paused"
+    way.marker.touch()
+    monkeypatch.setattr(_start, "STUCK_S", -1)
+    monkeypatch.setattr(time, "sleep", lambda _s: setattr(way, "state", "running"))
+    _start.restore("app", journal)
+    assert way.done[0] == "resume" and _journal.recorded("app")["state"] == "restored"
+
+
+@pytest.mark.parametrize("amiss", ["another image", "no image", "no hook"])
+def test_no_domain_is_started_from_another_image_or_without_its_hook(way, tmp_path, amiss):
+    journal = way.journal()
+    if amiss == "another image":
+        way.image.write_text("images")
+    elif amiss == "no image":
+        way.image.unlink()
+    else:
+        (tmp_path / "hook").chmod(0o644)
+    with pytest.raises(LiveUpdateError, match=r"guest app: .*kept"):
+        _start.restore("app", journal)
+    assert not way.done and "offer" not in left(tmp_path) and "state" in left(tmp_path)
+
+
+def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkeypatch, tmp_path):
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state = "shut off"
+    _start.restore("app", way.journal())
+    assert way.done == ["drop", "managedsave-remove", "not early", "start"]
+    assert _journal.recorded("app")["state"] == "lost" and "state" not in left(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
+def test_the_process_that_keeps_the_memory_is_qemus_own_and_has_nothing_else():
+    session, memory = os.memfd_create("session"), os.memfd_create("ram")
+    keeper = _keeper.keep_open({"name": "app", "uid": 65534, "gid": 65533}, [memory])
+    try:
+        links = _processes.fd_links(keeper)
+        assert links[memory] == _processes.fd_links(os.getpid())[memory]
+        assert not [link for link in links.values() if "session" in link] and max(links) == max(memory, 2)
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{keeper}/status").read_text().splitlines())
+        assert set(status["Uid"].split()) == {"65534"} and set(status["Gid"].split()) == {"65533"}
+        assert status["Groups"].split() == [] and int(status["CapEff"], 16) == 0
+    finally:
+        os.kill(keeper, 9)
+        os.waitpid(keeper, 0)
+        os.close(session)
+        os.close(memory)
+
+
+@pytest.fixture(name="offered")
+def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
+    """A hook's call for a domain that is saved; its memory is in this process."""
+    directory = tmp_path / "ram/libvirt/qemu/7-app"
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(_host_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
+
+    def call(fd, hold="h", started=None, memory=None):
+        os.pwrite(fd, b"memory", 0)
+        monkeypatch.setattr("sys.stdin", io.StringIO("<domain id='7'/>"))
+        places = {"directory": str(directory.parent), "files": ["pc.ram"]}
+        if memory:
+            _host_files.write_json(str(tmp_path / "app.stand-in"), {**places, "memory": [memory]})
+        _host_files.write_json(str(tmp_path / "app.state"), {**places, "hold": "h"})
+        pid = os.getpid()
+        started = started or _processes.start_time(pid)
+        _host_files.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": started, "hold": hold, "fds": [fd]})
+        _hook.hook("app")
+        return directory / "pc.ram"
+
+    return call
+
+
+@pytest.fixture(name="memfd")
+def memory_that_came_over():
+    fd = os.memfd_create("ram")
+    yield fd
+    os.close(fd)
+
+
+def test_qemu_finds_a_link_to_its_memory(offered, memfd):
+    path = offered(memfd)
+    assert path.is_symlink() and path.read_bytes() == b"memory"
+
+
+def test_libvirt_starts_no_domain_with_another_disk_under_the_name_of_its_own(offered, memfd, monkeypatch, tmp_path, way):
+    """The holder looks too, but the device may come only after that."""
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid b"])
+    monkeypatch.setattr(
+        _host_files, "read_json", lambda path, real=_host_files.read_json: {**real(path), **DEVICES} if "state" in path else real(path)
+    )
+    with pytest.raises(LiveUpdateError, match=r"guest app: /dev/sdb is wwid b, not wwid a\. .* its memory is kept"):
+        offered(memfd)
+    with pytest.raises(LiveUpdateError, match=r"guest app: /dev/sdb is wwid b, not wwid a\. .* its memory is kept"):
+        _start.restore("app", {**way.journal(), **DEVICES})
+    assert not way.done
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid a"])
+    assert offered(memfd).is_symlink()
+
+
+DEVICES = {"devices": {"/dev/sdb": ["wwid a"]}}
+
+
+@pytest.mark.parametrize("wrong", [{"hold": "another"}, {"started": 1}, "has run"])
+def test_memory_of_another_hold_or_process_or_that_has_run_is_refused(offered, memfd, tmp_path, wrong):
+    if wrong == "has run":
+        (tmp_path / "app.resumed").touch()
+    with pytest.raises(LiveUpdateError, match=r"memory that is not offered now.*discard app"):
+        offered(memfd, **(wrong if isinstance(wrong, dict) else {}))
+    assert not (tmp_path / "ram/libvirt/qemu/7-app/pc.ram").is_symlink()
+
+
+@pytest.mark.parametrize("swapped", ["ram/libvirt", "ram/libvirt/qemu", "ram/libvirt/qemu/7-app"])
+def test_root_follows_no_link_in_the_folders_of_qemus_user(offered, memfd, tmp_path, swapped):
+    """Libvirt gives them to that user (qemu_driver.c, qemuStateInitialize), who could lead root anywhere."""
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / swapped).rename(elsewhere)
+    (tmp_path / swapped).symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
+        offered(memfd)
+    assert not list(elsewhere.rglob("pc.ram"))
+
+
+def test_a_stand_in_gets_the_file_and_never_what_a_link_names(offered, memfd, tmp_path):
+    there = tmp_path / "ram/libvirt/qemu/3-db"
+    there.mkdir()
+    (there / "pc.ram").write_text("its memory")
+    assert offered(memfd, memory=str(there / "pc.ram")).read_text() == "its memory"
+    (tmp_path / "ram/libvirt/qemu/7-app/pc.ram").unlink()
+    (there / "pc.ram").unlink()
+    (tmp_path / "secret").touch()
+    (there / "pc.ram").symlink_to(tmp_path / "secret")
+    with pytest.raises(LiveUpdateError, match="is not a file, so it cannot be its RAM"):
+        offered(memfd, memory=str(there / "pc.ram"))
+
+
+def test_a_domain_is_started_from_the_very_image_that_was_saved(tmp_path, monkeypatch):
+    for name in ("GUESTS_STATE", "GUESTS_RUN"):
+        monkeypatch.setattr(_host_files, name, str(tmp_path))
+    image = tmp_path / "app.save"
+    monkeypatch.setattr(_virsh, "image_path", lambda _name: str(image))
+    monkeypatch.setattr(_virsh, "domain_xml", lambda _record: "<domain/>")
+    monkeypatch.setattr(_save, "ignore_shared", lambda *_words: None)
+    monkeypatch.setattr(_virsh, "virsh", lambda *_words, **_limit: "")
+    monkeypatch.setattr(_save, "write_image", lambda *_words: image.write_text("image"))
+    monkeypatch.setattr(_save, "ram_places", lambda _record: {})
+    _host_files.write_json(_host_files.run_path("app", "held"), {"hold": "h"})
+    record = {"name": "app", "provider": "libvirt", "uuid": "0-1-2", "uid": 1, "gid": 1, "backends": [{"path": "/ram/7-app/pc.ram"}]}
+    saved = {**SAVED, **_save.save(record, str(tmp_path / "app.state"), True)}
+    _return.verify(saved, saved["image"])
+    image.write_text("imagE")
+    with pytest.raises(LiveUpdateError, match=r"app\.save is not what was saved"):
+        _return.verify(saved, saved["image"])

@@ -1,0 +1,296 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+import zlib
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _guests, _save
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor, _reopened
+
+SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
+Size:                132 kB
+KernelPageSize:        4 kB
+VmFlags: rd wr mr mw me ac
+7f0000000000-7f4000000000 r--p 00000000 fe:01 99                         /usr/lib/large-but-read-only.so
+KernelPageSize:        4 kB
+"""
+RAM = """7f5a00000000-7f5a08000000 {mode} 00000000 00:01 1037                       {backing}
+Size:             131072 kB
+KernelPageSize:     {page:4d} kB
+MMUPageSize:        {page:4d} kB
+VmFlags: rd wr sh mr mw me ms
+"""
+
+
+@pytest.mark.parametrize(
+    ("backing", "page"),
+    [
+        ("", 4),
+        ("/memfd:memory-backend-memfd (deleted)", 4),
+        ("/memfd:memory-backend-memfd (deleted)", 2048),
+        ("/dev/hugepages/x (deleted)", 2048),
+    ],
+)
+def test_the_largest_writable_mapping_is_the_ram(backing, page):
+    ram = RAM.format(mode="rw-s", backing=backing, page=page)
+    assert _guests.largest_mapping((SMALL + ram).splitlines(keepends=True)) == (backing, page)
+    assert _guests.largest_mapping((ram + SMALL).splitlines(keepends=True)) == (backing, page)
+
+
+def test_a_process_without_memory():
+    assert _guests.largest_mapping([]) == ("", 0)
+
+
+class Machine(_monitor.Monitor):
+    """A QEMU that answers from a script: of each command the answers in their order, the last one for ever; an error is raised."""
+
+    def __init__(self, **script):
+        self._path, self.script, self.asked = "/run/qmp", script, []
+
+    def execute(self, command, **arguments):
+        self.asked.append(command)
+        answers = self.script.get(command.replace("-", "_"), [{}])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+REFUSED = LiveUpdateError('cont: Failed to get "write" lock', refused="cont")
+PAUSED, RUNNING = {"status": "paused"}, {"status": "running"}
+
+
+@pytest.mark.parametrize(("limit", "goes_on"), [(10.0, True), (-1.0, False)])
+def test_a_disk_that_is_still_locked_is_waited_for_and_then_the_guest_has_not_run(monkeypatch, capsys, limit, goes_on):
+    monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", limit)
+    machine = Machine(cont=[REFUSED, REFUSED, {}], query_status=[PAUSED])
+    assert _monitor.go_on(machine) is goes_on
+    assert ("write" in capsys.readouterr().err) is not goes_on
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (LiveUpdateError("cont: no answer within 60 s"), PAUSED),
+        (REFUSED, RUNNING),
+        (REFUSED, LiveUpdateError("QEMU closed the connection")),
+    ],
+)
+def test_a_guest_that_may_have_run_is_not_said_to_have_not(answer, status):
+    with pytest.raises(LiveUpdateError):
+        _monitor.go_on(Machine(cont=[answer], query_status=[status]))
+
+
+def resumed(monkeypatch, machine, running=True, alive=True):
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid()) if alive else 1}
+    _save.resume({"name": "web", "monitor": "/run/qmp", **process}, running)
+    return machine.asked
+
+
+def test_a_save_that_was_cut_off_is_ended_before_the_guest_runs_on(monkeypatch):
+    states = [PAUSED] * 5 + [RUNNING]
+    machine = Machine(query_status=states, query_migrate=[{"status": "active"}, {"status": "cancelling"}, {"status": "cancelled"}])
+    asked = resumed(monkeypatch, machine)
+    assert "migrate_cancel" in asked
+    assert asked.index("migrate_cancel") < asked.index("migrate-set-capabilities") < asked.index("cont")
+
+
+def test_a_guest_that_runs_keeps_the_migration_that_somebody_else_began(monkeypatch):
+    assert "migrate_cancel" not in resumed(monkeypatch, Machine(query_status=[RUNNING], query_migrate=[{"status": "active"}]))
+
+
+def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
+    monkeypatch.setattr(_save, "UNDO_LIMIT_S", -1)
+    states = [{"status": "postmigrate"}] * 3 + [RUNNING]
+    machine = Machine(query_status=states, migrate_set_capabilities=[LiveUpdateError("in progress")])
+    with pytest.raises(LiveUpdateError, match=r"x-ignore-shared is still on, .* 'kvm-liveupdate resume web' .* in progress"):
+        resumed(monkeypatch, machine)
+    assert machine.asked[-2:] == ["cont", "query-status"]
+
+
+def test_a_guest_that_does_not_go_on_at_once_is_told_again_and_its_monitor_is_opened_again(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    states = [LiveUpdateError("no answer"), PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, RUNNING]
+    machine = Machine(query_status=states, migrate_set_capabilities=[LiveUpdateError("in progress"), {}], cont=[REFUSED, {}])
+    assert resumed(monkeypatch, machine).count("cont") == 2
+
+
+def test_a_guest_that_never_goes_on_is_given_up_at_the_limit(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda _seconds: now.append(now.pop() + 40))
+    machine = Machine(query_status=[PAUSED], cont=[REFUSED])
+    with pytest.raises(LiveUpdateError, match='the guest is paused, for 300 s: cont: Failed to get "write" lock'):
+        resumed(monkeypatch, machine)
+    assert 300 < now[0] < 400
+
+
+def test_a_guest_whose_qemu_has_ended_is_not_waited_for(monkeypatch):
+    with pytest.raises(LiveUpdateError, match="has ended") as caught:
+        resumed(monkeypatch, Machine(query_status=[LiveUpdateError("is QEMU running?")]), alive=False)
+    assert caught.value.details == {"ended": True}
+
+
+def test_a_migration_that_does_not_end_is_told():
+    with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
+        Machine(query_migrate=[{"status": "active"}]).end_migration(-1)
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        (["postmigrate"], ""),
+        (["finish-migrate", "finish-migrate", "postmigrate"], ""),
+        (["running"], "guest web was saved and is running now"),
+        (["paused"], "guest web was saved and is paused now"),  # it went on meanwhile: a save leaves it in postmigrate
+    ],
+)
+def test_a_guest_that_went_on_after_its_save_is_seen(monkeypatch, states, says):
+    seen = list(states)
+
+    class Monitor:
+        def __init__(self, path):
+            assert path == "web.qmp"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_exception):
+            pass
+
+        def status(self):
+            return seen.pop(0) if len(seen) > 1 else seen[0]
+
+    monkeypatch.setattr(_monitor, "Monitor", Monitor)
+    problems = _save.still_saved([{"name": "web", "monitor": "web.qmp"}])
+    assert len(problems) == bool(says) and all(problem.startswith(says) for problem in problems)
+
+
+def test_a_qemu_that_does_not_answer_is_a_problem(tmp_path):
+    (problem,) = _save.still_saved([{"name": "web", "monitor": str(tmp_path / "none")}])
+    assert problem.startswith("guest web: whether it still stands still is not known")
+
+
+def test_what_the_command_line_says_is_told_once():
+    """The wrapper noted why it gave the guest no RAM file; today's reader says that again, and may say more."""
+    argv = ["qemu", "-mem-path", "/dev/hugepages", "-snapshot"]
+    record = {"reason": {"code": "ram-hugetlb", "message": "old", "remedy": "old"}, "argv": argv}
+    assert [reason["code"] for reason in _guests.inspect(record)] == ["ram-hugetlb", "transient-disk"]
+    assert [reason["code"] for reason in _guests.inspect({**record, "argv": ["qemu"]})] == ["ram-hugetlb"]
+
+
+ANSWERS = {
+    "query_status": [RUNNING],
+    "query_block": [[]],
+    "query_block_jobs": [[]],
+    "qom_list": [[]],
+    "human_monitor_command": [""],
+    "query_cpus_fast": [[{}]],
+}
+
+
+@pytest.fixture(name="inspected")
+def examination(monkeypatch):
+    """The codes of the reasons against a guest, by what its QEMU answers."""
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 4096)
+    record = {"name": "web", "pid": os.getpid(), "monitor": "/run/qmp", "ram": [{"fd": fd, "size": 4096}], "argv": ["qemu", "-nodefaults"]}
+
+    def inspect(noted=None, **other):
+        machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
+        machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+
+        def monitor(_path, answer_s):
+            assert answer_s >= 600  # what is late would be a reason against a guest on a host that is only slow
+            return machine
+
+        monkeypatch.setattr(_monitor, "Monitor", monitor)
+        return [reason["code"] for reason in _guests.inspect({**record, "reason": noted})]
+
+    yield inspect
+    os.close(fd)
+
+
+def test_a_guest_that_is_as_it_was_started_has_no_reasons(inspected):
+    assert inspected() == []
+
+
+def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, monkeypatch):
+    assert inspected(query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["disk-changed"]
+    assert inspected(qom_list=[[{"name": "k", "type": "child<usb-kbd>"}], []]) == ["device-changed"]
+    assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job"]
+    on = [[{"capability": "xbzrle", "state": True}, {"capability": "x-ignore-shared", "state": True}]]
+    assert inspected(query_migrate_capabilities=on) == ["ignore-shared"]
+    assert inspected(query_migrate_capabilities=[[{"capability": "x-ignore-shared", "state": False}]]) == []
+    assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
+    assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
+    # Also of a guest that cannot stay: were it shut down, it would start on the image below its snapshot.
+    noted = {"code": "ram-hugetlb", "message": "m", "remedy": "r"}
+    assert inspected(noted, query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["ram-hugetlb", "disk-changed"]
+    assert inspected(qom_list=[LiveUpdateError("no answer")]) == ["monitor"]
+    monkeypatch.setattr(_reopened, "replaced", lambda _pid, _argv: [{"code": "rom-replaced"}])
+    assert inspected() == ["rom-replaced"]
+
+
+def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypatch, tmp_path):
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "never"))
+    assert _guests.known() == []
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    me = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    for name, record in {"web": me, "old": {**me, "started": 1}, "gone": {"pid": 1 << 30, "started": 1}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **record}))
+    assert [record["name"] for record in _guests.known()] == ["web"]
+
+
+def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkeypatch, tmp_path):
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    (tmp_path / "web.json").write_text("{")
+    (record,) = _guests.known()
+    (reason,) = _guests.inspect(record)
+    assert record["name"] == "web" and reason["code"] == "record-damaged" and f"remove {tmp_path}/web.json" in reason["remedy"]
+    assert _guests.warn({**record, "argv": ["qemu", *PLAIN]}) == []
+    argv = ["qemu", *PLAIN, "-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
+    assert [warning["code"] for warning in _guests.warn({**record, "argv": argv})] == ["peer-remote"]
+
+
+PLAIN = ["-machine", "pc-q35-10.0", "-nodefaults"]
+
+
+def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monkeypatch):
+    """QEMU writes into the file that it finds there."""
+    path, synced = tmp_path / "web.state", []
+    path.write_text("of an update before")
+    path.chmod(0o644)
+
+    class Saving(Machine):
+        def execute(self, command, **arguments):
+            if command == "stop":
+                assert path.read_bytes() == b"" and path.stat().st_mode & 0o777 == 0o600
+            if command == "migrate":
+                path.write_bytes(b"state")
+            return super().execute(command, **arguments)
+
+    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
+    monkeypatch.setattr(_processes, "interfaces", lambda _pid: [])
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.pread(fd, 9, 0)))
+    argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
+    argv += ["-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
+    saved = _save.save({"name": "web", "pid": 1 << 30, "monitor": "m", "argv": argv}, str(path), True)
+    assert saved["paths"] == ["/dev/null", "/srv/web.qcow2", "/run/web"]  # which it is waited for after the jump
+    assert saved["devices"] == {"/dev/null": []} and saved["ports"] == [4555]
+    assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
+    assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}

@@ -1,0 +1,531 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal as _handover_journal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _start
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _block, _monitor
+
+
+def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
+    """With the weight that brings it back early it would keep a host with one processor from ever having booted."""
+    steps = []
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "web.service")
+    monkeypatch.setattr(_commands, "run", lambda *words: steps.append(words[:2]))
+    monkeypatch.setattr(os, "execvp", lambda file, command: steps.append(file))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    _start._start("web", ["qemu-system-x86_64", "-m", "128", "-uuid", "a0b1"])
+    assert steps == [("systemctl", "set-property"), "qemu-system-x86_64"]
+
+
+def test_a_guest_that_runs_again_steps_back_and_a_failure_of_that_is_only_said(monkeypatch, capsys):
+    asked = []
+
+    def run(*words):
+        asked.append(words)
+        raise LiveUpdateError("no answer from systemd")
+
+    monkeypatch.setattr(_commands, "run", run)
+    _start._be_one_of_many("web.service")
+    assert asked == [("systemctl", "set-property", "--runtime", "web.service", "StartupCPUWeight=", "StartupIOWeight=")]
+    assert "no answer from systemd" in capsys.readouterr().err
+
+
+@pytest.fixture(name="booting")
+def host_that_boots(tmp_path, monkeypatch):
+    """A host whose root file system and KVM come when the guest has waited for so many turns."""
+
+    class Booting:
+        def __init__(self):
+            self.turns, self.writable_at, self.kvm_at, self.kvm = 0, 0, 0, tmp_path / "kvm"
+            self.sleep(0)
+
+        def sleep(self, _seconds):
+            if self.turns == self.kvm_at:
+                self.kvm.touch()
+            self.turns += 1
+
+        def access(self, path, _mode):
+            return path == str(tmp_path) and self.turns > self.writable_at
+
+    made = Booting()
+    made.kvm.unlink()
+    monkeypatch.setattr(_files, "STATE", str(tmp_path))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
+    monkeypatch.setattr(time, "sleep", made.sleep)
+    monkeypatch.setattr(os, "access", made.access)
+    return made
+
+
+KVM_GUEST = ["qemu-system-x86_64", "-accel", "kvm"]
+
+
+def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
+    """While it waits, the rest of the boot, which brings that, does not wait for it."""
+    booting.writable_at, booting.kvm_at = 3, 5
+    assert _start._wait_for_host("web", KVM_GUEST, []) == []
+    assert booting.turns == 6
+    assert os.path.exists(_files.run_path("web", "late"))
+    booting.kvm.unlink()
+    assert _start._wait_for_host("db", ["qemu-system-x86_64"], []) == []
+    assert booting.turns == 6
+    assert not os.path.exists(_files.run_path("db", "late"))
+
+
+def test_a_guest_waits_until_somebody_listens_where_its_qemu_connects_to(booting, monkeypatch):
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert _start._wait_for_host("web", [], [], [], [port]) == [f"nobody who listens at TCP port {port}"]
+        listener.listen()
+        assert _start._wait_for_host("web", [], [], [], [port]) == []
+
+
+def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(booting, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_start, "NETWORKS", str(tmp_path))
+    booting.kvm_at = 5  # the bridge, this time
+    assert _start._wait_for_host("web", [], ["kvm"]) == []
+    assert booting.turns == 6
+    assert os.path.exists(_files.run_path("web", "late"))
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    assert _start._wait_for_host("web", [], ["kvm", "br7"]) == []
+    assert "web: goes on after -1 s without the host's network br7" in capsys.readouterr().err
+
+
+def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "STATE", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
+    with pytest.raises(LiveUpdateError, match="is not there: mount it first"):
+        _start.run("web", KVM_GUEST)
+    assert os.path.exists(_files.run_path("web", "late"))
+
+
+@pytest.fixture(name="bare")
+def host_that_gets_no_better(booting, monkeypatch):
+    """Neither KVM nor a writable root file system, and nobody waits."""
+    booting.kvm_at, booting.writable_at = -1, 1000
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    return booting
+
+
+def test_what_a_host_still_lacks_at_the_limit_is_told(bare):
+    assert _start._wait_for_host("web", KVM_GUEST, []) == [f"no {bare.kvm}", f"{bare.kvm.parent} read-only"]
+
+
+@pytest.mark.parametrize("verdict", ["restore", "cold"])
+def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_start_is_qemus_business(bare, monkeypatch, capsys, verdict):
+    """With "-accel kvm -accel tcg" QEMU would load the state of KVM into something else."""
+    done = []
+    saved = {"state": "saved", "argv": KVM_GUEST}
+    monkeypatch.setattr(_handover_journal, "recorded", lambda name: saved if verdict == "restore" else {})
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(bare.kvm.parent))
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: 7)
+    monkeypatch.setattr(_handover_session, "note", lambda session: {})
+    monkeypatch.setattr(_return, "decide", lambda *facts: (verdict, "so it is"))
+    monkeypatch.setattr(_handover_session, "drop", lambda *session: None)
+    monkeypatch.setattr(_start, "_restore", lambda *guest: done.append("restored"))
+    monkeypatch.setattr(_start, "_start", lambda *guest: done.append("started"))
+    if verdict == "restore":
+        with pytest.raises(LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only: .* its memory is kept") as told:
+            _start.run("web", ["qemu-system-x86_64"])
+        assert told.value.details["again"]  # systemd starts the unit once more
+    else:
+        _start.run("web", KVM_GUEST)
+    assert "the host still has no " in capsys.readouterr().err
+    assert done == ([] if verdict == "restore" else ["started"])
+
+
+@pytest.mark.parametrize("verdict", ["restore", "cold"])
+def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_them(booting, tmp_path, monkeypatch, verdict):
+    """QEMU would exit, and systemd would not start it again. A clean start is QEMU's business."""
+    done = []
+    booting.kvm_at = 5  # the disk, this time
+    saved = {"state": "saved", "argv": ["qemu"], "paths": [str(booting.kvm)]}
+    monkeypatch.setattr(_handover_journal, "recorded", lambda name: saved)
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: 7)
+    monkeypatch.setattr(_handover_session, "note", lambda session: {})
+    monkeypatch.setattr(_return, "decide", lambda *facts: (verdict, "so it is"))
+    monkeypatch.setattr(_handover_session, "drop", lambda *session: None)
+    monkeypatch.setattr(_return, "lost", lambda *why: None)
+    monkeypatch.setattr(_start, "_restore", lambda *guest: done.append("restored") or 1 // 0)
+    monkeypatch.setattr(_start, "_start", lambda *guest: done.append("started"))
+    with pytest.raises(ZeroDivisionError) if verdict == "restore" else contextlib.nullcontext():
+        _start.run("web", ["qemu"])
+    assert (done, booting.turns) == ((["restored"], 6) if verdict == "restore" else (["started"], 1))
+    if verdict == "restore":
+        booting.kvm.unlink()
+        monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+        with pytest.raises(LiveUpdateError, match=f"guest web: its host still has no {booting.kvm}: .* its memory is kept") as told:
+            _start.run("web", ["qemu"])
+        assert told.value.details["again"] and done == ["restored"]
+
+
+# A QEMU that waits for a state: its run state, and whether it lets the guest go on, are files beside its monitor.
+QEMU = """
+import json, os, socket, sys
+base = sys.argv[1]
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(base + ".qmp")
+    server.listen()
+    def state(now=None):
+        if now:
+            with open(base + ".qemu", "w") as file:
+                file.write(now)
+        with open(base + ".qemu") as file:
+            return file.read()
+    state("inmigrate")
+    while True:
+        client = server.accept()[0]
+        with client, client.makefile("rwb", 0) as monitor:
+            monitor.write(b"{}\\n")
+            for line in monitor:
+                command = json.loads(line)["execute"]
+                answer = {"return": {}}
+                if command == "migrate-incoming":
+                    state("paused")
+                elif command == "query-migrate":
+                    answer = {"return": {"status": "completed"}}
+                elif command == "query-status":
+                    answer = {"return": {"status": state()}}
+                elif command == "cont" and os.path.exists(base + ".locked"):
+                    answer = {"error": {"desc": "Failed to get lock"}}
+                elif command == "cont":
+                    state("running")
+                try:
+                    monitor.write(json.dumps(answer).encode() + b"\\n")
+                except BrokenPipeError:
+                    break
+"""
+SAVED = {
+    "guest": "web",
+    "state": "saved",
+    "hold": "h",
+    "boot_id": "before",
+    "was_running": True,
+    "unit": "web.service",
+    "times": {"paused": 1.0},
+}
+
+
+@pytest.fixture(name="qemu")
+def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
+    """Runs what sees the guest back, in a process of its own, beside a QEMU; tells what is the end of it."""
+    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE"):
+        monkeypatch.setattr(_files, name, str(tmp_path))
+    monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(_luo, "finish", lambda _session: None)
+    monkeypatch.setattr(_systemd, "notify", lambda *_state, **_pid: None)
+    monkeypatch.setattr(_commands, "run", lambda *_command: "")
+    monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_return, "SETTLE_S", 0.05)
+    monkeypatch.setattr(_return, "BACK_LIMIT_S", 60.0)
+    monkeypatch.setattr(_start, "AGAIN_S", 0.05)
+    monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", 0.3)
+    (tmp_path / "web.state").touch()
+    _files.write_json(_files.journal_path("web"), SAVED)
+
+    class Machine:
+        def __init__(self):
+            self.process = subprocess.Popen([sys.executable, "-IS", "-c", QEMU, str(tmp_path / "web")])
+
+        def start(self):
+            child = os.fork()
+            if child == 0:
+                try:
+                    _start._see_it_back("web", SAVED, 5, self.process.pid, {})
+                finally:
+                    os._exit(99)
+            return child
+
+        def end(self):
+            """The exit code, QEMU's run state (none when it was ended), the guest's journal and what lies there of it."""
+            code = os.waitstatus_to_exitcode(os.waitpid(self.start(), 0)[1])
+            left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "trying", "resumed", "late", "part"}
+            state = None if code and self.process.wait(60) else (tmp_path / "web.qemu").read_text()
+            return code, state, _files.read_json(_files.journal_path("web"))["state"], left
+
+    machine = Machine()
+    yield machine
+    machine.process.kill()
+    machine.process.wait()
+
+
+def once(monkeypatch, tmp_path, place, what, when, how):
+    """Have the process that calls this function end by a signal, or fail, before it or after it; the first of the calls only."""
+    real = getattr(place, what)
+
+    def strike():
+        try:
+            os.close(os.open(tmp_path / "struck", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.EIO, "no luck")
+
+    def call(*words, **more):
+        if when == "before":
+            strike()
+        result = real(*words, **more)
+        if when == "after":
+            strike()
+        return result
+
+    monkeypatch.setattr(place, what, call)
+
+
+NOT_RUN = (1, None, "saved", {"state", "late"})
+BACK = (0, "running", "restored", {"resumed"})
+STEPS = [
+    (_monitor, "Monitor", "before", NOT_RUN),
+    (_monitor, "load", "before", NOT_RUN),
+    (_monitor, "load", "after", NOT_RUN),
+    (_start, "_mark", "before", NOT_RUN),
+    (_start, "_mark", "after", BACK),
+    (_return, "went_on", "before", BACK),
+    (_return, "went_on", "after", BACK),
+    (_monitor, "go_on", "after", BACK),
+    (_luo, "finish", "before", BACK),
+    (_luo, "finish", "after", BACK),
+    (_systemd, "notify", "after", BACK),
+    (_this_boot, "ahead", "before", BACK),
+    (_return, "settle", "before", BACK),
+    (_files, "remove", "after", BACK),
+    (_files, "write_json", "before", BACK),
+    (_files, "write_json", "after", BACK),
+    (_start, "_be_one_of_many", "before", BACK),
+]
+
+
+@pytest.mark.parametrize("how", ["killed", "failed"])
+@pytest.mark.parametrize(("place", "what", "when", "end"), STEPS, ids=[f"{when}-{what}" for _place, what, when, _end in STEPS])
+def test_wherever_the_loader_ends_a_guest_either_runs_and_is_known_to_or_can_be_brought_back(
+    qemu, monkeypatch, tmp_path, place, what, when, end, how
+):
+    once(monkeypatch, tmp_path, place, what, when, how)
+    code, *found = qemu.end()
+    assert (tmp_path / "struck").exists()
+    left = found[-1] - {"late"}  # that the boot goes on without it is right where anything failed
+    assert [*found[:-1], left] == [*end[1:-1], end[-1] - {"late"}]
+    assert _handover_journal.of_guest("web")["state"] == end[2]
+    assert code == end[0]
+    if end is BACK:
+        assert _handover_journal.pause(_handover_journal.of_guest("web")) > 0
+
+
+def test_a_guest_that_runs_again_is_no_longer_saved(qemu):
+    assert qemu.end() == BACK
+
+
+def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path):
+    (tmp_path / "web.locked").touch()
+    assert qemu.end() == NOT_RUN
+
+
+def until(seen, limit_s=20):
+    limit = time.monotonic() + limit_s
+    while not seen():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_while_qemu_refuses_to_let_a_guest_go_on_it_counts_as_saved_and_its_state_stays(qemu, tmp_path, monkeypatch):
+    """Whoever looks meanwhile, the module, or a discard: a guest that has not run has nothing but its state."""
+    monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", 60.0)
+    (tmp_path / "web.locked").touch()
+    child = qemu.start()
+    until((tmp_path / "web.late").exists)  # refused at least once; nobody waits for the next tries
+    for _look in range(50):
+        assert _handover_journal.of_guest("web")["state"] == "saved" and not (tmp_path / "web.resumed").exists()
+        _return.settle_seen("web")
+        assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
+        time.sleep(0.01)
+    (tmp_path / "web.locked").unlink()
+    assert os.waitpid(child, 0)[1] == 0
+    assert _handover_journal.of_guest("web")["state"] == "restored" and not (tmp_path / "web.trying").exists()
+
+
+def test_a_guest_whose_qemu_ends_between_two_tries_can_be_brought_back_once_more(qemu, tmp_path, monkeypatch):
+    monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", 60.0)
+    (tmp_path / "web.locked").touch()
+    child = qemu.start()
+    until((tmp_path / "web.late").exists)
+    until(lambda: not (tmp_path / "web.trying").exists())
+    qemu.process.kill()
+    qemu.process.wait(20)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    if not (tmp_path / "web.trying").exists():  # else it was killed in the middle of the next try
+        assert not _return.may_have_run("web", SAVED)
+    assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
+
+
+def test_a_guest_whose_qemu_ends_in_a_try_is_neither_loaded_once_more_nor_started_clean(qemu, tmp_path, monkeypatch, booting):
+    """Nobody knows whether it has run. What there is of it stays."""
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    real = _start._mark
+
+    def mark(*words):
+        real(*words)
+        os.kill(qemu.process.pid, signal.SIGKILL)
+        until(lambda: not _processes.start_time(qemu.process.pid))
+
+    threading.Thread(target=qemu.process.wait).start()  # what PID 1 does
+    monkeypatch.setattr(_start, "_mark", mark)
+    assert os.waitstatus_to_exitcode(os.waitpid(qemu.start(), 0)[1]) == 1
+    assert _handover_journal.of_guest("web")["state"] == "saved" and (tmp_path / "web.trying").exists()
+    booting.kvm.touch()
+    monkeypatch.setattr(_handover_session, "incoming", lambda _journal: 5)
+    monkeypatch.setattr(_handover_session, "note", lambda _session: {"hold": "h"})
+    monkeypatch.setattr(_start, "_restore", lambda *_guest: 1 // 0)
+    monkeypatch.setattr(_start, "_start", lambda *_guest: 1 // 0)
+    _files.write_json(_files.journal_path("web"), {**SAVED, "argv": []})
+    with pytest.raises(LiveUpdateError, match=r"guest web: .* nobody knows whether it ran; .*'kvm-liveupdate discard web'"):
+        _start.run("web", [])
+    assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
+
+
+def test_a_guest_that_somebody_else_let_go_on_is_not_ended(qemu, monkeypatch, tmp_path):
+    """At a monitor of its own, right after the load, where what loads it fails then."""
+    real = _monitor.load
+
+    def load(monitor, *words):
+        real(monitor, *words)
+        monitor.execute("cont")
+        raise LiveUpdateError("no luck")
+
+    monkeypatch.setattr(_monitor, "load", load)
+    code, state, journal, left = qemu.end()
+    assert (code, state, journal) == (0, "running", "restored") and "resumed" in left
+
+
+def test_another_process_with_the_id_of_its_qemu_is_not_ended(qemu):
+    _start._give_up("web", (qemu.process.pid, 1))
+    assert qemu.process.poll() is None
+
+
+def test_a_guest_that_has_run_is_not_let_go_on_against_its_owner(qemu, tmp_path, monkeypatch):
+    """What loaded it was killed right after that, and its owner paused it."""
+    real = _return.went_on
+
+    def went_on(name):
+        real(name)
+        (tmp_path / "web.qemu").write_text("paused")
+
+    monkeypatch.setattr(_return, "went_on", went_on)
+    once(monkeypatch, tmp_path, _return, "went_on", "after", "killed")
+    assert qemu.end()[1:3] == ("paused", "restored")
+
+
+def test_a_guest_that_was_paused_comes_back_paused(qemu, monkeypatch):
+    monkeypatch.setitem(SAVED, "was_running", False)
+    assert qemu.end() == (0, "paused", "restored", {"resumed"})
+
+
+def test_a_guest_that_is_marked_goes_on_when_its_disk_is_free(qemu, tmp_path, monkeypatch):
+    """The loader ended right after the mark, and QEMU refuses at first: it is neither ended nor left paused."""
+    once(monkeypatch, tmp_path, _start, "_mark", "after", "killed")
+    (tmp_path / "web.locked").touch()
+    threading.Timer(1.0, (tmp_path / "web.locked").unlink).start()
+    assert qemu.end()[1:3] == ("running", "restored")
+
+
+def test_memory_that_has_run_is_not_let_go_on_once_more(qemu, tmp_path):
+    """Should a state ever be loaded onto it all the same."""
+    (tmp_path / "web.resumed").touch()
+    _code, state, _journal, left = qemu.end()
+    assert state is None and "state" in left
+
+
+def test_a_disk_that_is_full_keeps_no_guest_saved(qemu, tmp_path, monkeypatch):
+    """Every look at it within this boot says that it is back; the disk says so as soon as it can."""
+    real = _files.write_text
+
+    def write(path, text, mode):
+        if path.endswith("web.json") and not (tmp_path / "room").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, text, mode)
+
+    monkeypatch.setattr(_files, "write_text", write)
+    child = qemu.start()
+    until = time.monotonic() + 20
+    while _handover_journal.of_guest("web")["state"] != "restored" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert _handover_journal.recorded("web")["state"] == "saved"
+    assert _handover_journal.not_back([]) == [] and _handover_journal.pause(_handover_journal.of_guest("web")) > 0
+    (tmp_path / "room").touch()
+    assert os.waitpid(child, 0)[1] == 0
+    assert _handover_journal.recorded("web")["state"] == "restored" and not (tmp_path / "web.state").exists()
+
+
+def test_what_is_tried_again_does_not_touch_a_newer_save(qemu, tmp_path, monkeypatch):
+    _files.write_json(_files.journal_path("web"), {**SAVED, "hold": "of the next update"})
+    _return.settle_at_last({**SAVED, "state": "restored"}, lambda: True)
+    assert _handover_journal.recorded("web")["hold"] == "of the next update" and (tmp_path / "web.state").exists()
+
+
+def test_a_start_after_a_cut_off_restore_is_clean_and_the_guest_counts_as_restored(tmp_path, monkeypatch, booting):
+    """Its unit is started again in the same boot, and neither is the old state loaded, nor the guest told to be lost."""
+    done = []
+    booting.kvm.touch()
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path / "guests"))
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
+    monkeypatch.setattr(_handover_session, "incoming", lambda _journal: 5)
+    monkeypatch.setattr(_handover_session, "note", lambda _session: {"hold": "h"})
+    monkeypatch.setattr(_handover_session, "drop", lambda *session: done.append("dropped"))
+    monkeypatch.setattr(_start, "_start", lambda *guest: done.append("started"))
+    _files.write_json(_files.journal_path("web"), {**SAVED, "argv": []})
+    _files.write_json(_files.run_path("web", "resumed"), {})
+    (tmp_path / "guests/web.state").touch()
+    _start.run("web", [])
+    assert done == ["dropped", "started"]
+    assert _handover_journal.recorded("web")["state"] == "restored" and not (tmp_path / "guests/web.state").exists()
+
+
+@pytest.mark.parametrize("found", ["other", None])
+def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monkeypatch, found):
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_handover_session, "take", lambda *_session: 1 // 0)
+    (tmp_path / "web.state").write_text("state")
+    journal = {**SAVED, "digest": _files.digest(_files.state_path("web"))}
+    if found:
+        (tmp_path / "web.state").write_text(found)
+    else:
+        (tmp_path / "web.state").unlink()
+    with pytest.raises(LiveUpdateError, match=r"guest web: .*/web\.state is not what was saved: .* kept: 'kvm-liveupdate discard web'"):
+        _start._restore("web", journal, 5, 0.0)
+
+
+def test_a_disk_that_is_another_one_after_the_jump_is_not_opened_below_the_guests_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_return, "verify", lambda *_state: None)
+    monkeypatch.setattr(_handover_session, "take", lambda *_session: 1 // 0)
+    monkeypatch.setattr(_block, "identity", lambda path: ["wwid b"])
+    with pytest.raises(LiveUpdateError, match=r"guest web: /dev/sdb is wwid b, not wwid a\. .* its memory is kept") as told:
+        _start._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid a"]}}, 5, 0.0)
+    assert not told.value.details.get("again")
+    with pytest.raises(ZeroDivisionError):
+        _start._restore("web", {**SAVED, "devices": {"/dev/sdb": ["wwid b"]}}, 5, 0.0)

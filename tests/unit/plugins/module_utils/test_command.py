@@ -1,0 +1,221 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _command
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _paused, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock, _return, _session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start, _virsh
+
+
+@pytest.fixture(name="virsh")
+def virsh_calls(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    monkeypatch.setattr(_virsh, "virsh", lambda *words, **_limit: calls.append(words) or "")
+    return calls
+
+
+@pytest.fixture(name="stored", autouse=True)
+def what_units_store(monkeypatch, tmp_path_factory):
+    """The units that hold a session; what is forgotten leaves them."""
+    stored = set()
+    run = tmp_path_factory.mktemp("run")
+    for name, path in {"RUN": "", "GUESTS_RUN": "guests", "LOCK": "lock", "UPDATE": "update.json"}.items():
+        monkeypatch.setattr(_files, name, str(run / path))
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_session.FDNAME] if unit in stored else [])
+    ended = set()
+
+    def forget(unit, pid, _name):
+        assert not pid and {("stop", unit), ("reset-failed", unit)} <= ended, "systemd cleans what has ended only"
+        stored.discard(unit)
+
+    monkeypatch.setattr(_commands, "run", lambda *command: ended.add((command[1], command[-1])) or "")
+    monkeypatch.setattr(_systemd, "forget_fd", forget)
+    monkeypatch.setattr(_providers, "known", dict)
+    return stored
+
+
+@pytest.fixture(name="late", autouse=True)
+def no_longer_started_early(monkeypatch):
+    units = []
+    monkeypatch.setattr(_early, "start_early", lambda unit, wanted: wanted or units.append(unit))
+    return units
+
+
+def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_path, monkeypatch, virsh, late):
+    (tmp_path / "app.state").write_text("{}")
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: name == "app")
+    assert _command.main(["discard", "app"]) == 0
+    assert virsh == [("managedsave-remove", "app")]
+    assert not (tmp_path / "app.state").exists()
+    assert late == ["kvm-liveupdate-hold@app.service"]
+
+
+def test_the_status_tells_of_guests_that_are_not_back(tmp_path, monkeypatch, capsys, virsh):
+    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
+    monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "no-update"))
+    monkeypatch.setattr(_files, "AWAY", str(tmp_path / "nobody"))
+    monkeypatch.setattr(_providers, "known", lambda: {"db": {"name": "db"}})
+    monkeypatch.setattr(_hold, "held", lambda _record: {"hold": "h"})
+    assert _command.main(["status"]) == 0
+    assert not virsh
+    assert json.loads(capsys.readouterr().out)["guests"] == {
+        "db": {"running": True, "held": True, "journal": {}},
+        "web": {"running": False, "held": False, "journal": {"state": "saved", "unit": "web.service"}},
+    }
+
+
+def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
+    assert _command.main(["discard", "app"]) == 1
+    assert "nothing is saved" in capsys.readouterr().err
+    assert not virsh
+
+
+def test_a_domain_that_is_gone_can_be_given_up_with_its_memory(tmp_path, monkeypatch, virsh, stored):
+    """It was undefined, or migrated: libvirt would answer with an error for ever, and its host would be refused for ever."""
+    (tmp_path / "app.json").write_text('{"provider": "libvirt", "state": "saved", "unit": "kvm-liveupdate-hold@app.service"}')
+    stored.update(("kvm-liveupdate-hold@app.service", "web.service"))
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: False)
+    assert _command.main(["discard", "app"]) == 0
+    assert not virsh and not list(tmp_path.iterdir()) and stored == {"web.service"}
+
+
+def test_a_guest_of_another_provider_is_not_libvirts(tmp_path, monkeypatch, virsh, late, stored):
+    (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
+    (tmp_path / "web.state").write_text("QEVM")
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: True)  # one of libvirt's has its name
+    stored.add("web.service")
+    assert _command.main(["discard", "web"]) == 0
+    assert not virsh and not list(tmp_path.iterdir()) and not stored
+    assert late == ["web.service"]
+
+
+@pytest.mark.parametrize("boot", ["before", "now"])
+def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(tmp_path, monkeypatch, virsh, boot):
+    done = []
+    cut_off = {"provider": "libvirt", "state": "saved", "guest": "app", "boot_id": boot}
+    monkeypatch.setattr(_start, "awaited", lambda name: cut_off)
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_start, "restore", lambda name, journal: done.append(journal))
+    monkeypatch.setattr(_hold, "reside", done.append)
+    assert _command.main(["hold", "app"]) == 0 and not virsh
+    assert done == ([cut_off] if boot == "before" else ["app"])
+    assert _journal.of_guests() == ({"app": cut_off} if boot == "before" else {})
+
+
+def test_nothing_is_given_up_during_another_operation_or_an_update(tmp_path, monkeypatch, capsys, virsh, stored):
+    """The jump saves a guest, and its unit holds its memory, at that moment."""
+    monkeypatch.setattr(_lock, "busy", lambda: False)
+    _files.write_json(_files.journal_path("web"), {"state": "saved", "unit": "web.service"})
+    with _lock.Lock():
+        assert _command.main(["discard", "web"]) == 1
+    assert "another live update operation is under way" in capsys.readouterr().err
+    for state in ("committed", "stopping", "saving", "jumping"):
+        _files.write_json(_files.UPDATE, {"state": state, "boot_id": "now"})
+        assert _command.main(["discard", "web"]) == 1
+        assert f"an update of this host is {state}" in capsys.readouterr().err
+    assert (tmp_path / "web.json").exists()
+    _files.write_json(_files.UPDATE, {"state": "aborted", "boot_id": "now"})
+    assert _command.main(["discard", "web"]) == 0
+
+
+class Machine:
+    def __init__(self, state):
+        self.status = lambda _record: state
+
+
+@pytest.fixture(name="runs")
+def guest_whose_qemu_is_there(monkeypatch):
+    released = []
+    record = {"name": "web", "provider": "qemu", "unit": "web.service", "pid": 7, "started": 70}
+    monkeypatch.setattr(_providers, "known", lambda: {"web": record})
+    monkeypatch.setattr(_hold, "release", lambda record: released.append(record["name"]))
+
+    def runs(state):
+        monkeypatch.setattr(_providers, "of", lambda _record: Machine(state))
+        return released
+
+    return runs
+
+
+@pytest.mark.parametrize("journal", [{}, {"state": "restored", "unit": "web.service"}, {"state": "lost", "unit": "web.service"}])
+def test_a_guest_that_runs_and_is_held_keeps_its_hold(monkeypatch, capsys, virsh, runs, journal):
+    released = runs("running")
+    if journal:
+        _files.write_json(_files.journal_path("web"), journal)
+    monkeypatch.setattr(_commands, "run", lambda *command: 1 // 0)
+    assert _command.main(["discard", "web"]) == 1
+    assert "nothing is saved for it" in capsys.readouterr().err
+    assert not released and _journal.of_guest("web") == journal
+
+
+def test_a_guest_that_is_on_its_way_back_is_not_given_up(tmp_path, monkeypatch, capsys, virsh, runs):
+    released = runs("inmigrate")
+    _files.write_json(_files.journal_path("web"), {"state": "saved", "unit": "web.service", "boot_id": "before"})
+    monkeypatch.setattr(_commands, "run", lambda *command: 1 // 0)
+    assert _command.main(["discard", "web"]) == 1
+    assert "stop it first ('systemctl stop web.service'" in capsys.readouterr().err
+    assert not released and (tmp_path / "web.json").exists()
+
+
+@pytest.mark.parametrize(("state", "code"), [("running", 0), ("paused", 1)])
+def test_what_an_undone_update_kept_of_a_guest_is_given_up_when_it_runs(tmp_path, monkeypatch, capsys, virsh, runs, state, code):
+    """Its unit is not stopped for that, and what holds its memory is let go."""
+    released = runs(state)
+    (tmp_path / "web.state").touch()
+    monkeypatch.setattr(_commands, "run", lambda *command: 1 // 0)
+    assert _command.main(["discard", "web"]) == code
+    assert (released, (tmp_path / "web.state").exists()) == ((["web"], False) if state == "running" else ([], True))
+
+
+def test_a_guest_that_is_back_has_nothing_to_give_up(tmp_path, capsys, virsh, runs):
+    runs("running")
+    saved = {"state": "saved", "guest": "web", "hold": "h", "unit": "web.service", "boot_id": "before", "times": {"paused": 1.0}}
+    _files.write_json(_files.journal_path("web"), saved)
+    _files.write_json(_files.run_path("web", "resumed"), {})
+    assert _command.main(["discard", "web"]) == 1
+    assert _journal.recorded("web")["state"] == "restored"
+
+
+def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, runs, monkeypatch):
+    runs("paused")
+    monkeypatch.setattr(_providers, "find", lambda name: _providers.known()[name])
+    whole = [False, True]  # it runs, and an undo could not have QEMU put the RAM into its saves again
+    monkeypatch.setattr(_paused, "whole_saves", lambda record: whole.pop(0))
+    assert _command.main(["resume", "web"]) == 1
+    assert "nothing of ours keeps it paused" in capsys.readouterr().err
+    assert _command.main(["resume", "web"]) == 0
+    with _lock.Lock():
+        assert _command.main(["resume", "web"]) == 1
+    assert "under way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../web", "a/b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("verb", ["discard", "hold", "hook", "rehearse", "resume"])
+def test_what_is_no_name_of_a_guest_is_refused(capsys, virsh, verb, name):
+    assert _command.main([verb, name]) == 1
+    assert "is not the name of a guest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["-web", "$HOME", "${x}", "%n", "gäst 1", "1"])
+def test_a_name_is_taken_as_it_is(capsys, virsh, name):
+    assert _command.main(["discard", name]) == 1
+    assert f"guest {name!r}: nothing is saved for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("again", "code"), [(True, _return.AGAIN), (False, 1)])
+def test_a_start_that_may_work_later_has_an_exit_code_of_its_own(monkeypatch, virsh, again, code):
+    def reside(_name):
+        raise LiveUpdateError("busy", again=again)
+
+    monkeypatch.setattr(_hold, "reside", reside)
+    assert _command.main(["hold", "app"]) == code

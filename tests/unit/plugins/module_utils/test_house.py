@@ -1,0 +1,121 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who may import whom below plugins/module_utils (CONTRIBUTING.md, The house)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins import module_utils
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
+
+HOUSE = Path(module_utils.__path__[0])
+# From the bottom to the top: a file imports what is in its own folder or below.
+FLOORS = (
+    "_errors",
+    "_limits",
+    "host",
+    "kernel",
+    "bootloader",
+    "handover",
+    "vmm",
+    "qemu",
+    "libvirt",
+    "guests",
+    "update",
+    "_texts",
+    "_command",
+    "_runtime",
+    "_module",
+)
+# Where both providers are named: their table, and the command, which starts what a unit asks for.
+KNOW_PROVIDERS = ("guests._providers", "guests._reasons", "_command", "_runtime", "_texts")
+# What a restore imports of ours at most, the folders among it; and what it never imports, because that is slow.
+MOST_FILES = 20
+SLOW = {"socket", "subprocess", "typing"}
+
+
+def imports(path):
+    """The files below the house that a file imports, with whether it does so inside a function: dotted names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                place = folder / f"{alias.name}.py"
+                target = place if place.is_file() else folder.with_suffix(".py")
+                yield ".".join(target.relative_to(HOUSE).with_suffix("").parts)
+
+
+HOUSE_IMPORTS = {
+    ".".join(path.relative_to(HOUSE).with_suffix("").parts): set(imports(path))
+    for path in sorted(HOUSE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def floor(name):
+    return FLOORS.index(name.partition(".")[0])
+
+
+def test_every_file_is_on_a_floor():
+    assert {name.partition(".")[0] for name in HOUSE_IMPORTS} == set(FLOORS)
+    assert all(name.rpartition(".")[2].startswith("_") for name in HOUSE_IMPORTS)
+
+
+def test_nobody_imports_what_is_above():
+    assert [(name, used) for name, some in HOUSE_IMPORTS.items() for used in some if floor(used) > floor(name)] == []
+
+
+def test_the_providers_do_not_know_each_other():
+    sides = {"qemu": "libvirt", "libvirt": "qemu"}
+    found = [
+        (name, used) for name, some in HOUSE_IMPORTS.items() for used in some if sides.get(name.partition(".")[0]) == used.partition(".")[0]
+    ]
+    assert found == []
+
+
+def test_few_know_a_provider_by_its_name():
+    knowing = {name for name, some in HOUSE_IMPORTS.items() for used in some if used.startswith(("qemu.", "libvirt."))}
+    assert {name for name in knowing if not name.startswith(("qemu.", "libvirt."))} <= set(KNOW_PROVIDERS)
+
+
+def test_nobody_imports_in_a_circle():
+    """Also not inside a function."""
+    left = {name: set(some) for name, some in HOUSE_IMPORTS.items()}
+    while left:
+        free = [name for name, some in left.items() if not some & left.keys()]
+        assert free, f"a circle among {', '.join(sorted(left))}"
+        for name in free:
+            del left[name]
+
+
+def test_a_folder_has_a_sentence_and_no_code():
+    folders = list(HOUSE.glob("*/__init__.py"))
+    assert {path.parent for path in folders} == {path for path in HOUSE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for path in folders:
+        (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)
+
+
+@pytest.mark.parametrize("start", ["qemu._start", "libvirt._start", "libvirt._hook"])
+def test_the_way_back_imports_little(tmp_path, start):
+    """Each file costs the pause up to a millisecond."""
+    for path, (content, _mode) in _runtime.files([]).items():
+        if path.startswith(_files.LIBRARY):
+            file = tmp_path / path.removeprefix(f"{_files.LIBRARY}/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+    program = f"import sys; sys.path.insert(0, '{tmp_path}'); import kvm_liveupdate._command, kvm_liveupdate.{start}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    ours = sorted(name for name in modules if name.startswith("kvm_liveupdate."))
+    assert len(ours) <= MOST_FILES, ours
+    assert modules & SLOW == set()

@@ -1,0 +1,208 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order
+
+
+@pytest.mark.parametrize(
+    ("after", "alone"),
+    [
+        ("-.mount system.slice systemd-remount-fs.service systemd-journald.socket systemd-modules-load.service", True),
+        ("-.mount machine-tenant.slice", True),
+        ("-.mount system.slice network.target", False),
+        ("-.mount system.slice var-lib.mount", False),
+    ],
+)
+def test_a_guest_comes_first_when_it_is_behind_nothing_else(after, alone):
+    assert _boot_order.alone(after.split()) is alone
+
+
+WEB, MAIL = ({"name": name, "provider": "qemu", "unit": f"{name}.service"} for name in ("web", "mail"))
+DB = {"name": "db", "provider": "libvirt", "unit": "kvm-liveupdate-hold@db.service"}
+AFTER = {"web.service": "-.mount", "mail.service": "-.mount network.target", DB["unit"]: "-.mount system.slice systemd-remount-fs.service"}
+# What libvirtd is ordered after, and what the boot starts, a step at a time.
+ORDERED = {"libvirtd.service": "dbus.service iscsid.service systemd-machined.service", "dbus.service": "basic.target", "basic.target": ""}
+STARTED = {
+    "graphical.target": ["multi-user.target"],
+    "multi-user.target": ["libvirtd.service", "ssh.service", "basic.target"],
+    "libvirtd.service": ["dbus.service", "systemd-machined.service"],
+}
+
+
+@pytest.fixture(name="systemd")
+def host_with_libvirtd(tmp_path, monkeypatch):
+    """A host whose libvirtd runs unless it is taken out; unit files are below the path that this is."""
+    active = {"libvirtd.service"}
+
+    def show_each(units, *names):
+        ids = {"default.target": "graphical.target"}
+        known = {"After": AFTER, "ActiveState": dict.fromkeys(active, "active"), "Id": {unit: ids.get(unit, unit) for unit in units}}
+        assert len(units) == len(set(units))
+        return {unit: {name: known[name].get(unit, "") for name in names} for unit in units}
+
+    monkeypatch.setattr(_systemd, "show_each", show_each)
+    monkeypatch.setattr(_systemd, "graph", lambda: (STARTED, {unit: others.split() for unit, others in ORDERED.items()}))
+    monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
+    return active
+
+
+def links(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink())
+
+
+def test_units_come_first_and_domains_next(systemd, tmp_path):
+    stages = _boot_order.plan([WEB, MAIL, DB])
+    assert stages == [{"guests": ["web"], "start": _units.DAEMONS_TARGET}, {"guests": ["db"], "start": "default.target"}]
+    wants = (tmp_path / f"{_units.DAEMONS_TARGET}.d/wants.conf").read_text().splitlines()
+    assert wants == [
+        "[Unit]",
+        *(f"Wants={unit}" for unit in ("basic.target", "dbus.service", "systemd-machined.service", "libvirtd.service")),
+    ]
+    assert links(tmp_path) == []
+
+
+def test_what_a_boot_starts_is_found_through_others_and_circles():
+    assert _boot_order.reached({"a": ["b", "c"], "b": ["d", "a"], "x": ["y"]}, ["a"]) == {"a", "b", "c", "d"}
+
+
+def test_daemons_are_not_told_to_start_where_no_unit_comes_first(systemd, tmp_path):
+    link = f"{_units.TARGET}.wants/{_units.DAEMONS_TARGET}"
+    assert _boot_order.plan([MAIL, DB]) == [{"guests": ["db"], "start": "default.target"}]
+    assert links(tmp_path) == [link]
+    _boot_order.plan([WEB, DB])
+    assert links(tmp_path) == []
+
+
+def test_domains_come_with_the_boot_where_no_daemon_is_known(systemd, tmp_path):
+    systemd.clear()
+    assert _boot_order.plan([WEB, DB]) == [{"guests": ["web"], "start": "default.target"}]
+    assert _boot_order.plan([MAIL, DB]) == [] and links(tmp_path) == []
+
+
+def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
+    told = _cmdline.for_jump("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
+    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_units.TARGET}", *_cmdline.CONSOLE))
+    assert _cmdline.for_jump(told, True, "tty0 ttyS0") == told
+    assert _cmdline.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
+
+
+@pytest.mark.parametrize(
+    ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _cmdline.CONSOLE), ("ttyS1", _cmdline.CONSOLE)]
+)
+def test_only_a_console_that_cannot_answer_is_described(consoles, added):
+    assert _cmdline.for_jump("rw", False, consoles) == " ".join(("rw", *added))
+
+
+@pytest.mark.parametrize("words", ["systemd.unit=fleet.target TERM=vt100", "systemd.unit=fleet.target systemd.tty.rows.console=50"])
+def test_who_says_otherwise_has_it_so(words):
+    assert _cmdline.for_jump(words, True, "ttyS0") == words
+
+
+def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
+    ordinary, ahead = "sysinit.target.wants/web.service", f"{_units.TARGET}.wants/web.service"
+    _early.start_early("web.service", True, ahead=True)
+    assert links(tmp_path) == sorted([ordinary, ahead])
+    _early.start_early("web.service", True)
+    assert links(tmp_path) == [ordinary]
+    _early.start_early("web.service", False)
+    assert links(tmp_path) == []
+
+
+@pytest.fixture(name="booting")
+def host_that_boots(tmp_path, monkeypatch):
+    """Units web and db, then the domain mail; web runs after three turns, mail after five. What is started is noted with the turn."""
+    started, turns = [], []
+    monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
+    for name in ("db", "web", "mail"):
+        _files.write_json(_files.journal_path(name), {"state": "saved"})
+    monkeypatch.setattr(_commands, "run", lambda *command: started.append((len(turns), command[-1])))
+
+    def sleep(_seconds):
+        turns.append(0)
+        back = {3: "web", 5: "mail"}.get(len(turns))
+        if back:
+            _files.write_json(_files.journal_path(back), {"state": "restored"})
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    stages = [{"guests": ["web", "db"], "start": _units.DAEMONS_TARGET}, {"guests": ["mail"], "start": "default.target"}]
+    _files.write_json(_files.UPDATE, {"stages": stages})
+    return started
+
+
+def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
+    _early.late("db")
+    _boot_order.start_rest()
+    assert booting == [(3, _units.DAEMONS_TARGET), (5, "default.target")]
+
+
+def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, capsys):
+    """Behind it a QEMU whose state did not load is ended."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "file"))
+    _early.late("web")
+    assert "web: the rest of the boot waits for it" in capsys.readouterr().err
+
+
+def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
+    for name in ("db", "web", "mail"):
+        _files.write_json(_files.journal_path(name), {"state": "restored"})
+    _boot_order.start_rest()
+    assert booting == [(0, _units.DAEMONS_TARGET), (0, "default.target")]
+
+
+@pytest.mark.parametrize("update", [{}, {"stages": []}])
+def test_the_rest_of_the_boot_starts_where_no_update_asked_for_stages(booting, update):
+    """With a command line that was taken over from the boot after a jump."""
+    _files.write_json(_files.UPDATE, update)
+    _boot_order.start_rest()
+    assert booting == [(0, "default.target")]
+
+
+def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
+    monkeypatch.setattr(_early, "LIMIT_S", -1)
+    _boot_order.start_rest()
+    assert booting == [(0, _units.DAEMONS_TARGET), (0, "default.target")]
+
+
+def test_the_kernels_consoles_are_read(tmp_path, monkeypatch):
+    active = tmp_path / "active"
+    monkeypatch.setattr(_this_boot, "_CONSOLES", str(active))
+    assert _this_boot.consoles() == ""
+    active.write_text("tty0 ttyS0\n")
+    assert _this_boot.consoles() == "tty0 ttyS0"
+
+
+def test_an_early_start_is_durable_and_taken_back(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(_files, "sync_directory", synced.append)
+    link, ahead = tmp_path / "sysinit.target.wants/web.service", tmp_path / f"{_units.TARGET}.wants/web.service"
+    _early.start_early("web.service", True)
+    assert link.is_symlink() and not ahead.is_symlink() and synced == [str(link)]
+    _early.start_early("web.service", True, ahead=True)
+    assert ahead.is_symlink() and synced == [str(link), str(ahead)]
+    _early.not_early("web.service")
+    assert not link.is_symlink() and not ahead.is_symlink()
+    _early.start_early("web.service", False, ahead=True)
+    assert not ahead.is_symlink()
+
+
+def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monkeypatch, capsys):
+    def refuses(_path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(_files, "remove", refuses)
+    _early.not_early("web.service")
+    assert "web.service is started early by the next boot too: [Errno 30] Read-only file system" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _module
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness
+
+CAPABLE = {
+    "dev/liveupdate": "",
+    "proc/cmdline": "root=/dev/vda kho=on liveupdate=on",
+    "proc/sys/kernel/kexec_load_disabled": "0\n",
+    "sys/kernel/kexec_loaded": "0\n",
+}
+
+
+@pytest.fixture(name="host")
+def host_tree(tmp_path):
+    def build(**changes):
+        for path, content in {**CAPABLE, **changes}.items():
+            if content is not None:
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / path).write_text(content)
+        return str(tmp_path)
+
+    return build
+
+
+def test_a_capable_host_has_no_reasons(host):
+    assert _readiness.reasons(host(), 262, True) == []
+
+
+REBOOT = "the role hypervisor_setup adds what is missing, at the price of one ordinary reboot (hypervisor_setup_reboot_ok: true)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "systemd", "runtime", "code", "says"),
+    [
+        (
+            {"dev/liveupdate": None},
+            262,
+            True,
+            "no-device",
+            "there is no /dev/liveupdate although kho=on and liveupdate=on are given -> run a kernel of 7.2 or later with"
+            " CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may say more",
+        ),
+        (
+            {"dev/liveupdate": None, "proc/cmdline": "liveupdate=on"},
+            262,
+            True,
+            "cmdline",
+            f"there is no /dev/liveupdate: the kernel command line lacks kho=on -> {REBOOT}",
+        ),
+        (
+            {"dev/liveupdate": None, "proc/cmdline": "kho=on"},
+            262,
+            True,
+            "cmdline",
+            f"there is no /dev/liveupdate: the kernel command line lacks liveupdate=on -> {REBOOT}",
+        ),
+        (
+            {"dev/liveupdate": None, "proc/cmdline": ""},
+            262,
+            True,
+            "cmdline",
+            f"there is no /dev/liveupdate: the kernel command line lacks kho=on and liveupdate=on -> {REBOOT}",
+        ),
+        (
+            {"sys/kernel/kexec_loaded": None},
+            262,
+            True,
+            "no-kexec",
+            "this kernel has no kexec -> run a kernel with CONFIG_KEXEC_FILE=y",
+        ),
+        (
+            {"proc/sys/kernel/kexec_load_disabled": "1\n"},
+            262,
+            True,
+            "kexec-disabled",
+            "kernel.kexec_load_disabled is 1, until the next reboot -> remove that sysctl setting and reboot",
+        ),
+        ({}, 254, True, "systemd", "systemd 254 keeps nothing alive through a shutdown -> systemd 255 or later is needed"),
+        (
+            {},
+            262,
+            False,
+            "runtime",
+            "the host runtime is not installed, or is another version -> run the playbook kvm.liveupdate.setup",
+        ),
+    ],
+)
+def test_each_reason_says_what_and_the_remedy(host, changes, systemd, runtime, code, says):
+    (found,) = _readiness.reasons(host(**changes), systemd, runtime)
+    assert (found["code"], f"{found['message']} -> {found['remedy']}") == (code, says)
+
+
+def test_a_systemd_that_keeps_a_holder_alive_is_enough(host):
+    assert _readiness.reasons(host(), 255, True) == []
+
+
+def test_not_root_is_said_first(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LiveUpdateError, match=r"uid 1000.*become"):
+        _module.require_root()
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/web1.service\n", "web1.service"),
+        ("0::/system.slice/system-guest.slice/guest@a.service/sub\n", "guest@a.service"),
+        ("0::/machine.slice/machine-qemu.scope/libvirt\n", "machine-qemu.scope"),
+        ("0::/init.scope\n", "init.scope"),
+        ("0::/\n", None),
+        ("1:cpu:/x\n", None),
+    ],
+)
+def test_unit_of(tmp_path, cgroup, unit):
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text(cgroup)
+    assert _processes.unit_of(7, str(tmp_path)) == unit
