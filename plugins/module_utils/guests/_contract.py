@@ -42,6 +42,8 @@ class Provider(t.NamedTuple):
     ``save`` left it."""
     resume: t.Callable[[dict, bool], None]
     """The undo of ``save``, also of one that failed half-way; the last argument is whether it is to run."""
+    discard: t.Callable[[str], None]
+    """Remove what ``save`` left with the VMM of a guest that does not run, by its name; nothing where it left nothing."""
     rehearse: t.Callable[[dict], float]
     """Pause it and load what is saved of it into another QEMU that never runs; returns when it was paused. It never changes the memory."""
     end_rehearsal: t.Callable[[dict, bool], None]

@@ -25,7 +25,6 @@ def _discard_locked(name: str) -> None:
 
     from ..handover import _early, _journal, _return, _session
     from ..host import _commands, _files, _systemd, _this_boot, _units
-    from ..libvirt import _virsh
     from . import _hold, _paused, _providers
 
     update = _files.read_json(_files.UPDATE)
@@ -44,8 +43,9 @@ def _discard_locked(name: str) -> None:
     if record:
         _refuse(record, journal)
     # A host that went down while it saved has left a state and no journal; the hook is what libvirt's domains then wait for.
-    elif (journal.get("provider") == "libvirt" or not journal) and _virsh.is_defined(name):
-        _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))
+    elif not journal or journal.get("provider"):
+        for provider in (_providers.of(journal),) if journal else _providers.all_of_them():
+            provider.discard(name)
     holder = _units.hold(name)
     unit = journal.get("unit", holder)
     for ended in () if record else (holder, unit):

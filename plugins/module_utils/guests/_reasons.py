@@ -47,10 +47,7 @@ def describe(record: dict) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why the guest cannot be preserved: the provider's reasons, then its program's, its unit's and those of memory limits."""
-    from . import (
-        _hold,  # for the modules only
-        _paused,
-    )
+    from . import _hold, _paused  # for the modules only
 
     wrong = name_reasons(record)
     if wrong:

@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from .. import _limits
-from ..host import _files, _units
+from ..host import _files, _systemd, _units
 from . import _journal
 
 __all__ = ("BASE", "LIMIT_S", "POLL_S", "late", "link", "not_early", "settled", "start_early")
@@ -35,7 +34,7 @@ def not_early(unit: str) -> None:
     try:
         start_early(unit, False)
     except OSError as err:
-        sys.stderr.write(f"kvm-liveupdate: {unit} is started early by the next boot too: {err}\n")
+        _systemd.log(f"{unit} is started early by the next boot too: {err}")
 
 
 def link(path: str, wanted: bool) -> None:
@@ -57,7 +56,7 @@ def late(name: str) -> None:
         _files.make_directory(_files.GUESTS_RUN)
         os.close(os.open(_files.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as err:
-        sys.stderr.write(f"kvm-liveupdate: {name}: the rest of the boot waits for it for {LIMIT_S:g} s at most: {err}\n")
+        _systemd.log(f"{name}: the rest of the boot waits for it for {LIMIT_S:g} s at most: {err}")
 
 
 def settled(name: str) -> bool:

@@ -28,7 +28,6 @@ __all__ = (
     "graph",
     "listen_fds",
     "log",
-    "log_update",
     "notify",
     "show",
     "show_each",
@@ -201,10 +200,6 @@ def listen_fds() -> dict[str, int]:
 
 
 def log(text: str) -> None:
-    """One line in the unit's journal."""
-    sys.stderr.write(f"kvm-liveupdate: {text}\n")
-
-
-def log_update(text: str) -> None:
-    with contextlib.suppress(OSError):  # the journal's daemon may be gone by now, and an undo goes on without it
+    """One line in the unit's journal. Its daemon may be gone in the pause; everything goes on without it."""
+    with contextlib.suppress(OSError):
         sys.stderr.write(f"kvm-liveupdate: {text}\n")

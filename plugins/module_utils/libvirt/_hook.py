@@ -12,7 +12,6 @@ import sys
 
 from .._errors import LiveUpdateError
 from ..host import _files, _processes, _units
-from ..vmm import _block
 
 __all__ = ("hook",)
 
@@ -37,7 +36,10 @@ def _offered(name: str, state: dict) -> list[str]:
             f"guest {name}: it is not started: its saved state belongs to memory that is not offered now; 'systemctl status"
             f" {_units.hold(name)}' says why. 'kvm-liveupdate discard {name}' gives that state up; then it can be started"
         )
-    _block.verify_devices(name, state.get("devices", {}))  # some come only after the holder has looked
+    if state.get("devices"):  # some come only after the holder has looked
+        from ..vmm import _block
+
+        _block.verify_devices(name, state["devices"])
     return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
 
 

@@ -16,7 +16,7 @@ from .._errors import LiveUpdateError
 from ..host import _files, _processes
 from . import _batch, _definition, _guests, _ram, _save_image, _saves, _virsh
 
-__all__ = ("ignore_shared", "ram_places", "resume", "save", "still_saved", "write_image")
+__all__ = ("discard", "ignore_shared", "ram_places", "resume", "save", "still_saved", "write_image")
 
 SAVES_SLOWLY = True  # several calls of virsh
 SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
@@ -191,3 +191,9 @@ def _is_taken(problems: list[str], said: str | None) -> bool:
         problems.append(str(err))
         return False
     return said is not None
+
+
+def discard(name: str) -> None:
+    """Remove the managed save of a domain that is shut off. Without its RAM no start may find it."""
+    if _virsh.is_defined(name):
+        _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))

@@ -19,7 +19,6 @@ from .._errors import LiveUpdateError
 from ..handover import _early, _journal, _return, _session
 from ..host import _files, _processes, _systemd, _this_boot, _units
 from ..kernel import _luo
-from ..vmm import _block
 from . import _keeper, _saves, _virsh
 
 __all__ = ("awaited", "restore")
@@ -100,7 +99,10 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
 
 def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     _return.verify(journal, journal["image"])
-    _block.verify_devices(name, journal.get("devices", {}))
+    if journal.get("devices"):
+        from ..vmm import _block  # for domains with block devices only
+
+        _block.verify_devices(name, journal["devices"])
     if not os.access(_virsh.HOOK, os.X_OK):
         raise LiveUpdateError(
             f"guest {name}: {_virsh.HOOK} is not there or not executable, so libvirt would start it without its memory."

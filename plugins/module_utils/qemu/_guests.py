@@ -56,10 +56,7 @@ def _record(name: str) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
-    from ..vmm import (
-        _now,  # not on the boot path
-        _reopened,
-    )
+    from ..vmm import _now, _reopened  # not on the boot path
 
     reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
@@ -99,11 +96,7 @@ def survey(records: list[dict]) -> None:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the guest can be preserved."""
-    from ..vmm import (
-        _after_boot,  # not on the boot path
-        _opens,
-        _options,
-    )
+    from ..vmm import _after_boot, _opens, _options  # not on the boot path
 
     peers = _opens.peers(_options.read(record["argv"])[0])
     return _argv.warnings(record["argv"]) + _after_boot.peer_warnings([{"path": peer, "what": text} for peer, text in peers.items()])

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("resume", "save", "still_saved")
+__all__ = ("discard", "resume", "save", "still_saved")
 
 UNDO_LIMIT_S = _limits.UNDO
 SETTLE_LIMIT_S = _limits.QEMU_SETTLE
@@ -118,3 +118,7 @@ def _tried(problems: list[str], step: t.Callable[..., object], *arguments: objec
         problems.append(str(err))
         return False
     return True
+
+
+def discard(name: str) -> None:  # pylint: disable=unused-argument  # as the other provider has it
+    """Nothing of a save is QEMU's own."""

@@ -19,7 +19,7 @@ from .._errors import LiveUpdateError
 from ..handover import _early, _journal, _return, _session
 from ..host import _commands, _files, _processes, _systemd
 from ..kernel import _luo
-from ..vmm import _argv, _block, _monitor
+from ..vmm import _argv, _monitor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,10 @@ def _own_uuid(name: str) -> str:
 
 def _restore(name: str, journal: dict, session: int, started: float) -> None:
     _return.verify(journal, _files.state_path(name))
-    _block.verify_devices(name, journal.get("devices", {}))
+    if journal.get("devices"):
+        from ..vmm import _block  # for guests with block devices only
+
+        _block.verify_devices(name, journal["devices"])
     (ram,) = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
     main = os.getpid()

@@ -73,7 +73,7 @@ def _advance(update: dict, state: str) -> None:
     update["state"] = state
     update["times"][state] = time.time()
     _files.write_json(_files.UPDATE, update)
-    _systemd.log_update(f"update {update['id']}: {state}")
+    _systemd.log(f"update {update['id']}: {state}")
 
 
 def _end(update: dict, error: str) -> None:
@@ -84,7 +84,7 @@ def _end(update: dict, error: str) -> None:
     try:
         _advance(update, "aborted")
     except OSError as err:
-        _systemd.log_update(f"update {update['id']}: aborted, and {_files.UPDATE} cannot be written: {err}")
+        _systemd.log(f"update {update['id']}: aborted, and {_files.UPDATE} cannot be written: {err}")
 
 
 def jump() -> int:
@@ -245,7 +245,7 @@ def _abort(update: dict, why: str) -> None:
     A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
     memory no longer belongs to. A guest that does not run on keeps its state and its session: its memory may be nowhere else.
     """
-    _systemd.log_update(f"update {update['id']}: is undone: {why}")
+    _systemd.log(f"update {update['id']}: is undone: {why}")
     _commands.end_by(None)
     problems = [why]
 

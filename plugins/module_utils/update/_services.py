@@ -197,7 +197,7 @@ def stop_the_rest(update: dict) -> None:
     seen = _systemd.show_each(list(dict.fromkeys((*often, *noticed(update["units"])))), "ActiveState", "TriggeredBy")
     for unit in update["keep_units"]:
         if seen[unit].get("ActiveState") != "active":
-            _systemd.log_update(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
+            _systemd.log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
     update["kept"] = kept(seen, update["units"])
     # Not wanted: with that all that it wants itself would be started.
     bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
@@ -233,7 +233,7 @@ def end_sessions(update: dict) -> None:
         _journal.record(update)
         with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
             _commands.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
-    _systemd.log_update(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
+    _systemd.log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
 
 
 def sessions(active: list[str], used: set[str | None]) -> list[str]:

@@ -11,6 +11,7 @@ import stat
 
 from .._errors import reason
 from ..host import _apart, _processes, _systemd, _tcp
+from . import _block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> 
 
 
 def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None]) -> dict[str, str]:
-    from . import _block  # which imports this module
-
     in_memory, emptied = _memory_devices(mounts), _emptied()
     opened = _opened(pid, say)
     found = {}

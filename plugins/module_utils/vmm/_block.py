@@ -68,9 +68,6 @@ def changed(identities: dict[str, list[str]]) -> list[str]:
 
 def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
     """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
-    if not devices:
-        return
-
     wrong = changed(devices)
     if wrong:
         raise LiveUpdateError(

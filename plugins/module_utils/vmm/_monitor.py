@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 
 from .. import _limits
 from .._errors import LiveUpdateError
-from ..host import _commands, _files
+from ..host import _commands, _files, _systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def go_on(monitor: Monitor, begin: t.Callable[[], None] = lambda: None, refused:
                 raise
             refused()
             if time.monotonic() > limit:
-                sys.stderr.write(f"kvm-liveupdate: {err}\n")
+                _systemd.log(str(err))
                 return False
         time.sleep(0.1)
 
