@@ -14,6 +14,7 @@ from . import _memory, _providers
 __all__ = ("describe", "inspect", "memory_limits", "name_reasons", "survey", "warn")
 
 _UNIT_NAME_LIMIT = 255  # of systemd (src/basic/unit-def.h, UNIT_NAME_MAX)
+_UNIT_ACTIONS = ("FailureAction", "StartLimitAction")
 _UNIT_NEEDS = {"FileDescriptorStorePreserve": ("yes",), "NotifyAccess": ("all", "main", "exec"), "IgnoreOnIsolate": ("yes",)}
 
 
@@ -133,20 +134,27 @@ _UNIT_PROPERTIES = (
     "FragmentPath",
     "NeedDaemonReload",
     *_UNIT_NEEDS,
+    *_UNIT_ACTIONS,
 )
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:
-    """What a guest's unit lacks to be its holder. Pure."""
+    """What a guest's unit lacks to be its holder, and what it does that would cost other guests. Pure."""
+    actions = {setting: properties.get(setting, "none") for setting in _UNIT_ACTIONS}
+    found = [
+        reason(
+            "unit-action",
+            f"its unit {unit} has {setting}={action}: a start that fails after the jump would end the host, and all guests' memory with it",
+            f"remove {setting}= from {unit} and run systemctl daemon-reload",
+        )
+        for setting, action in actions.items()
+        if action not in ("", "none")
+    ]
     wrong = [f"{key}={properties.get(key, '')}" for key, good in _UNIT_NEEDS.items() if properties.get(key) not in good]
     if int(properties.get("FileDescriptorStoreMax") or 0) < 1:
         wrong.append(f"FileDescriptorStoreMax={properties.get('FileDescriptorStoreMax', '')}")
-    if not wrong:
-        return []
-    return [
-        {
-            "code": "unit",
-            "message": f"its unit {unit} cannot hold a session ({', '.join(wrong)})",
-            "remedy": f"list {unit} in hypervisor_setup_guest_units and run the setup playbook again, then restart the guest",
-        }
-    ]
+    if wrong:
+        message = f"its unit {unit} cannot hold a session ({', '.join(wrong)})"
+        remedy = f"list {unit} in hypervisor_setup_guest_units and run the setup playbook again, then restart the guest"
+        found.append(reason("unit", message, remedy))
+    return found

@@ -223,13 +223,15 @@ def _volumes(volumes: list[dict]) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """What does not come over as it was, though the domain can be preserved."""
-    from ..vmm import _after_boot
+    from ..vmm import _after_boot, _argv
     from . import _needs  # not on the boot path
 
     xml = _surveyed(record).get("xml")
     if not xml:
         return []  # which is a reason by itself, for inspect
-    return _reasons.xml_warnings(xml) + _after_boot.peer_warnings(_needs.needs(xml)["sockets"])
+    wanted = _needs.needs(xml)
+    names = _argv.name_warnings(file["path"] for file in wanted["files"])
+    return _reasons.xml_warnings(xml) + names + _after_boot.peer_warnings(wanted["sockets"])
 
 
 def describe(record: dict) -> dict:

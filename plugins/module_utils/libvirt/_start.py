@@ -17,7 +17,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..handover import _early, _journal, _return, _session
-from ..host import _files, _processes, _systemd, _this_boot, _units
+from ..host import _files, _processes, _systemd, _units
 from ..kernel import _luo
 from . import _keeper, _saves, _virsh
 
@@ -90,8 +90,8 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
             f"guest {name}: its memory came over and was given to a QEMU that libvirt ended before it counted as started; neither is it"
             f" brought back from it again nor started clean. 'kvm-liveupdate discard {name}' gives its memory up"
         )
-    if state == "paused" and os.path.exists(journal["image"]):
-        _start(name, journal)  # the start of before goes on in libvirt's daemon
+    if state in ("paused", "in shutdown") and os.path.exists(journal["image"]):
+        _start(name, journal)  # the start of before goes on in libvirt's daemon, or is being ended
     _started(journal["image"])
     _let_go(name, session)
     _record(_journal.as_seen(name, journal))
@@ -122,9 +122,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
             f"guest {name}: libvirt started it without asking for its memory; is the hook {_virsh.HOOK} executable? ({err})"
         ) from err
     _let_go(name, session)
-    step = _this_boot.step(journal.get("clock_ahead"), _this_boot.ahead())
-    stamps = {**journal["times"], **{stamp: at - (step or 0.0) for stamp, at in times.items()}}
-    _record({**journal, "state": "restored", "boot_id_after": _this_boot.boot_id(), "clock_step": step, "times": stamps})
+    _record(_return.restored(journal, times))
 
 
 def _let_go(name: str, session: int | None) -> None:

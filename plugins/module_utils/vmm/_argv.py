@@ -15,6 +15,10 @@ from .._errors import LiveUpdateError, reason
 from . import _options
 from ._options import Option
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = (
     "CHARACTER_DEVICES",
     "RAM_ID",
@@ -22,6 +26,7 @@ __all__ = (
     "devices",
     "is_read_only",
     "local_file",
+    "name_warnings",
     "nodes",
     "ram_reason",
     "ram_size",
@@ -278,6 +283,19 @@ def devices(argv: list[str]) -> list[str]:
     return sorted(found)
 
 
+def name_warnings(paths: t.Iterable[str]) -> list[dict]:
+    """Which of a guest's disks have names that a boot may change: a warning each. Pure."""
+    return [
+        reason(
+            "device-name",
+            f"its disk {path} may have another name after the jump, and then it does not come back by itself",
+            "name it by a lasting path (/dev/disk/by-id/, /dev/mapper/) and restart the guest",
+        )
+        for path in dict.fromkeys(paths)
+        if _NUMBERED.match(path)
+    ]
+
+
 def warnings(argv: list[str]) -> list[dict]:
     """What of this command line does not come over as it was, or would not with another QEMU: of the same shape as a reason."""
     options, found = _options.read(argv)[0], []
@@ -298,10 +316,7 @@ def warnings(argv: list[str]) -> list[dict]:
         found.append(reason("cpu-host", message, "name the model (-cpu EPYC-Rome, see -cpu help) and restart the guest"))
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     disks = [option for option in options if option.name in _DISK]
-    for path in dict.fromkeys(local_file(disk, nodes) for disk in disks):
-        if _NUMBERED.match(path):
-            message = f"its disk {path} may have another name after the jump, and then it does not come back by itself"
-            found.append(reason("device-name", message, "name it by a lasting path (/dev/disk/by-id/, /dev/mapper/) and restart the guest"))
+    found += name_warnings(local_file(disk, nodes) for disk in disks)
     for option in options:
         if option.name == "device" and "vhost-vsock" in option.get("driver"):
             found.append(reason("vsock", f"its vsock connections are reset: {option.text}", "see that both ends connect again"))

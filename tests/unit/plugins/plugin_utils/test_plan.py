@@ -140,7 +140,7 @@ SHUTDOWN = (
     *("ram-anonymous", "ram-backend", "ram-gone", "ram-on-disk", "ram-hugetlb", "hugepages", "ram-elsewhere", "ram-size", "inherited-fd"),
     *("privileges", "rom-replaced", "unit", "qemu-replaced", "memory-limit", "qemu-blocker", "block-job", "confined", "discard"),
     *("launch-security", "hostdev", "vhost-user", "vdpa", "filesystem", "shmem", "memory-device", "cache-unsafe", "disk-nvme"),
-    *("disk-vhost-user", "disk-vdpa", "tpm-passthrough", "saves-link", "ignore-shared"),
+    *("disk-vhost-user", "disk-vdpa", "tpm-passthrough", "saves-link", "ignore-shared", "unit-action"),
 )
 
 

@@ -126,6 +126,14 @@ def test_a_domain_whose_definition_cannot_be_read_has_no_warnings(libvirt, recor
     assert _guests.warn(record) == []
 
 
+def test_a_disk_by_a_name_that_a_boot_may_change_is_a_warning(libvirt, record):
+    disk = "<disk type='block' device='disk'><source dev='{}'/><target dev='vda'/></disk>"
+    disks = [disk.format(path) for path in ("/dev/sdb", "/dev/disk/by-id/x", "/dev/mapper/vg-lv")]
+    libvirt.domains[0]["says"]["dumpxml"] = f"<domain><devices>{''.join(disks)}</devices></domain>"
+    libvirt.keep()
+    assert [why["message"].split()[2] for why in _guests.warn(record) if why["code"] == "device-name"] == ["/dev/sdb"]
+
+
 def test_a_domain_is_asked_for_by_what_cannot_be_mistaken(libvirt):
     one = libvirt.add("1", 7)
     assert _virsh.uuid_of("1") == one["uuid"]

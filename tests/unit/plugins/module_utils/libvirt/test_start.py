@@ -309,6 +309,16 @@ def test_a_holder_that_ended_once_the_memory_was_given_finds_the_domain_back(way
     assert _journal.recorded("app")["state"] == again and left(tmp_path) == {"resumed"}
 
 
+def test_a_start_that_is_being_ended_is_not_taken_for_one_that_is_over(way, tmp_path, monkeypatch):
+    """Libvirt keeps the image then: whether the guest ran for a moment nobody knows."""
+    journal, way.state = way.journal(), "in shutdown"
+    way.marker.touch()
+    monkeypatch.setattr(time, "sleep", lambda _s: setattr(way, "state", "shut off"))
+    with pytest.raises(LiveUpdateError, match="it is shut off"):
+        _start.restore("app", journal)
+    assert way.done == [] and {"save", "state"} <= left(tmp_path)
+
+
 def test_a_domain_that_the_daemon_left_paused_goes_on(way, monkeypatch):
     """The daemon ended between the hook and the guest's first step: nobody else would let it go on."""
     journal, way.state = way.journal(), "paused"

@@ -353,6 +353,13 @@ def test_what_a_unit_lacks_is_named(key):
     assert "hypervisor_setup_guest_units" in reason["remedy"]
 
 
+@pytest.mark.parametrize("setting", ["FailureAction", "StartLimitAction"])
+def test_a_unit_that_would_end_the_host_is_refused(setting):
+    (reason,) = _reasons.unit_reasons("web1.service", {**GOOD, setting: "reboot-force"})
+    assert reason["code"] == "unit-action" and f"{setting}=reboot-force" in reason["message"]
+    assert _reasons.unit_reasons("web1.service", {**GOOD, setting: "none"}) == []
+
+
 OWN = {"MainPID": "7", "DevicePolicy": "auto", "DeviceAllow": ""}
 
 
