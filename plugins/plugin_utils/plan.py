@@ -241,7 +241,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any]) -> list[str]:
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
     lines += [
-        f"{guest['name']}, to know: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
+        f"WARNING {guest['name']}: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
     ]
     if made["verdict"] == "refuse":
         away = [who_is_away(host)] if host.get("away") else []

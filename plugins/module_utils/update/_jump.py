@@ -317,4 +317,4 @@ def recover() -> None:
             return
         if update["state"] == "jumping":
             time.sleep(RECOVER_S)
-        _abort(update, f"the process that carried it out ended while it was {update['state']}")
+        _abort(update, f"the process that carried it out ended while it was {update['state']}; run the update again")

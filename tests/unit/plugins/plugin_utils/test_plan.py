@@ -282,7 +282,7 @@ def test_the_table_is_for_people():
         "guest     way       why",
         "web       preserve  stays in memory",
         "database  shutdown  is shut down and started again afterwards. Not preserved: it has hostdev - remove hostdev",
-        "web, to know: it has vsock - remove vsock",
+        "WARNING web: it has vsock - remove vsock",
         "1. stage Linux 7.3.4 with no initial RAM disk",
         "2. shut down database",
         "3. hold the RAM of web",
