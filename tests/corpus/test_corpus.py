@@ -33,7 +33,7 @@ MEMORY_LIMIT_MIB = 200
 # In a process of its own. Its own resource usage would count what the process that started it took before; VmHWM does not.
 MEASURE = """
 import json, re, resource, sys
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _image
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image
 found = _image.read(sys.argv[1])
 own = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 tool = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

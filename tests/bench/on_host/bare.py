@@ -13,19 +13,19 @@ import time
 
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
 
-from kvm_liveupdate import _guests, _qemu
-from kvm_liveupdate._qmp import Qmp
-from kvm_liveupdate.vmm import _argv
+from kvm_liveupdate.guests import _providers
+from kvm_liveupdate.qemu import _guests
+from kvm_liveupdate.vmm import _argv, _monitor
 
 STATE, MONITOR = "/run/bench.state", "/run/bench.qmp"
 
-record = _guests.find(sys.argv[1])
-(ram,) = _qemu.memory(record)
-with Qmp(record["monitor"]) as old:
+record = _providers.find(sys.argv[1])
+(ram,) = _guests.memory(record)
+with _monitor.Monitor(record["monitor"]) as old:
     old.execute("stop")
     old.ignore_shared(True)
     old.execute("migrate", uri=f"file:{STATE}")
-    old.wait_migration(_qemu.SAVE_LIMIT_S)
+    old.wait_migration(_monitor.SAVE_LIMIT_S)
 subprocess.run(["systemctl", "stop", record["unit"]], check=True)
 os.sync()
 with open("/proc/sys/vm/drop_caches", "w") as file:
@@ -34,8 +34,8 @@ command = _argv.command(record["argv"], MONITOR, ram, os.fstat(ram).st_size, inc
 begun = time.monotonic()
 with subprocess.Popen(command, pass_fds=[ram]) as process:
     try:
-        with Qmp(MONITOR, wait_s=_qemu.START_LIMIT_S) as monitor:
-            _qemu.load(monitor, STATE)
+        with _monitor.Monitor(MONITOR, wait_s=_monitor.START_LIMIT_S) as monitor:
+            _monitor.load(monitor, STATE)
             monitor.execute("cont")
             print(time.monotonic() - begun)
     finally:

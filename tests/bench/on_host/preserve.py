@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
 
-from kvm_liveupdate import _luo
+from kvm_liveupdate.kernel import _luo
 
 memory = os.memfd_create("bench", os.MFD_CLOEXEC)
 piece = os.urandom(1 << 20)

@@ -307,13 +307,16 @@ def test_a_domain_moves_to_another_host_afterwards(hosts: list[Host]) -> None:
 
 SAVE = """
 import os, sys; sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _boot_order, _guests, _holding, _host, _update
+from kvm_liveupdate.guests import _hold, _providers
+from kvm_liveupdate.handover import _early
+from kvm_liveupdate.host import _files, _this_boot
+from kvm_liveupdate.update import _jump
 for name, on_loss in {"plain": "start", "disk": "stop"}.items():
-    record = _guests.find(name)
-    holds = {name: _holding.hold(record)}
-    _boot_order.start_early(record["unit"], True)
-    _update._save(record, {"id": "power-cut", "boot_id": _host.boot_id(), "on_loss": on_loss, "running": [name], "holds": holds})
-os.unlink(_guests.journal_path("plain"))
+    record = _providers.find(name)
+    holds = {name: _hold.hold(record)}
+    _early.start_early(record["unit"], True)
+    _jump._save(record, {"id": "power-cut", "boot_id": _this_boot.boot_id(), "on_loss": on_loss, "running": [name], "holds": holds})
+os.unlink(_files.journal_path("plain"))
 """
 
 

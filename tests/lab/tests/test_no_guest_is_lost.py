@@ -171,7 +171,7 @@ def test_a_domain_that_is_a_number_moves_with_its_neighbours_after_a_live_snapsh
 FOREIGN_KEXEC = """
 import os, subprocess, sys
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _kexec
+from kvm_liveupdate.kernel import _kexec
 kernel = os.open(sys.argv[1], os.O_RDONLY)
 _kexec._kexec_file_load(kernel, -1, open("/proc/cmdline").read().strip().encode() + b"\\0", 4)  # without an initial RAM disk
 subprocess.run(["systemctl", "kexec"], check=True)
@@ -180,7 +180,7 @@ subprocess.run(["systemctl", "kexec"], check=True)
 SESSIONS = """
 import json, sys
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _luo
+from kvm_liveupdate.kernel import _luo
 found = {}
 for name in sys.argv[1:]:
     try:

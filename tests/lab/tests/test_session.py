@@ -24,7 +24,7 @@ time.sleep(3600)
 ERRORS = """
 import json, os, sys
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
-from kvm_liveupdate import _luo
+from kvm_liveupdate.kernel import _luo
 from kvm_liveupdate._errors import LiveUpdateError
 
 def said(call, *arguments):
