@@ -59,7 +59,7 @@ def _hold_memory(name: str) -> None:
     else:
         from .guests import _hold
 
-        _hold.reside(name)
+        _hold.serve(name)
 
 
 def _resume(name: str) -> None:

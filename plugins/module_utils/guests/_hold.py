@@ -35,7 +35,7 @@ __all__ = (
     "process",
     "release",
     "release_ended",
-    "reside",
+    "serve",
 )
 
 HOLD_LIMIT_S = _limits.HOLD
@@ -154,8 +154,8 @@ def _preserve(record: dict, hold_id: str) -> int:
     return session
 
 
-def reside(name: str) -> None:
-    """The process of the resident unit: preserve, tell systemd, and keep the session open until told to end."""
+def serve(name: str) -> None:
+    """The process of the holding unit: preserve, tell systemd, and keep the session open until told to end."""
     import signal  # slow to import, and the boot path of other units runs through this module too
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
@@ -181,12 +181,12 @@ def held_each(records: list[dict]) -> dict[str, dict]:
     """The holds that are in force, by guest. Systemd is asked once for all, and not at all where no hold is noted."""
     noted = {record["name"]: hold_record for record in records if (hold_record := _noted(record))}
     units = _holders([record for record in records if record["name"] in noted])
-    residents = {name: unit for name, unit in units.items() if unit == _units.hold(name)}
-    stored = {name: unit for name, unit in units.items() if name not in residents}
+    serving = {name: unit for name, unit in units.items() if unit == _units.hold(name)}
+    stored = {name: unit for name, unit in units.items() if name not in serving}
     stores = _systemd.fdstore_each(list(stored.values())) if stored else {}
-    seen = _systemd.show_each(list(residents.values()), "MainPID", "ControlGroup") if residents else {}
+    seen = _systemd.show_each(list(serving.values()), "MainPID", "ControlGroup") if serving else {}
     lasting = {name for name, unit in stored.items() if _session.FDNAME in stores[unit]}
-    lasting |= {name for name, unit in residents.items() if _resides(seen[unit], noted[name]["session"])}
+    lasting |= {name for name, unit in serving.items() if _serves(seen[unit], noted[name]["session"])}
     return {name: hold_record for name, hold_record in noted.items() if name in lasting}
 
 
@@ -205,7 +205,7 @@ def is_of(hold_record: dict, record: dict) -> bool:
     )
 
 
-def _resides(seen: dict[str, str], session: str) -> bool:
+def _serves(seen: dict[str, str], session: str) -> bool:
     """Whether the process of a unit with these properties has the session open and systemd will let it live through the final kill."""
     if _processes.SESSION_LINK + session not in _processes.fd_links(int(seen.get("MainPID") or 0)).values():
         return False
@@ -237,10 +237,10 @@ def _note(content: dict) -> int:
 
 def release(record: dict) -> bool:
     """Give up the hold: its last holder closes the session, the kernel un-preserves the RAM. Returns whether there was one."""
-    unit, resident = holder(record), _units.hold(record["name"])
+    unit, holding = holder(record), _units.hold(record["name"])
     pid = record["pid"]
     found = False
-    if unit == resident:
+    if unit == holding:
         found = _systemd.show(unit, "ActiveState").get("ActiveState") not in ("inactive", "failed")
         _commands.run("systemctl", "stop", unit)
         pid = 0

@@ -106,7 +106,7 @@ def test_a_domain_whose_save_was_cut_off_is_brought_back_by_the_next_boot_only(t
     monkeypatch.setattr(_start, "awaited", lambda name: cut_off)
     monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
     monkeypatch.setattr(_start, "restore", lambda name, journal: done.append(journal))
-    monkeypatch.setattr(_hold, "reside", done.append)
+    monkeypatch.setattr(_hold, "serve", done.append)
     assert _command.main(["hold", "app"]) == 0 and not virsh
     assert done == ([cut_off] if boot == "before" else ["app"])
     assert _journal.of_guests() == ({"app": cut_off} if boot == "before" else {})
@@ -214,8 +214,8 @@ def test_a_name_is_taken_as_it_is(capsys, virsh, name):
 
 @pytest.mark.parametrize(("again", "code"), [(True, _return.AGAIN), (False, 1)])
 def test_a_start_that_may_work_later_has_an_exit_code_of_its_own(monkeypatch, virsh, again, code):
-    def reside(_name):
+    def serve(_name):
         raise LiveUpdateError("busy", again=again)
 
-    monkeypatch.setattr(_hold, "reside", reside)
+    monkeypatch.setattr(_hold, "serve", serve)
     assert _command.main(["hold", "app"]) == code

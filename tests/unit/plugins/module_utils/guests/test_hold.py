@@ -335,7 +335,7 @@ def test_a_holder_without_its_guest_tells_systemd_why(monkeypatch):
     monkeypatch.setattr(_systemd, "notify", told.append)
     monkeypatch.setattr("signal.pthread_sigmask", lambda how, mask: set())
     with pytest.raises(LiveUpdateError, match="no such guest"):
-        _hold.reside("web")
+        _hold.serve("web")
     assert told and told[0].startswith("STATUS=") and "no such guest" in told[0]
 
 
