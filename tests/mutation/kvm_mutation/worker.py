@@ -4,7 +4,7 @@
 """Runs unit tests on broken sources, each time in a fork of this warm process: one question a line on stdin, one answer on stdout.
 
 A broken source may do anything. So this process is to be the first one of a PID namespace (whatever it starts ends with an answer)
-and has a mount namespace, in which it can write below /run only. :mod:`kvm_mutation.pool` starts it so.
+and has a mount namespace, in which it can write below /run and /tmp only. :mod:`kvm_mutation.pool` starts it so.
 
 It is run with the Python of the unit tests, and imports nothing of this package.
 """
@@ -31,16 +31,20 @@ COPY = FOLDER + "/collections/ansible_collections/kvm/liveupdate"
 PACKAGE = "ansible_collections.kvm.liveupdate"
 OUTPUT = FOLDER + "/output"
 EVENTS = FOLDER + "/events"
+# Not below /run: what lies there is gone after a boot, and the sources under test know that.
+TEMPORARY = "/tmp/mutant"
 _MEMORY = 8 << 30
 _OUTPUT_SHOWN = 4000
 
 
 def seclude() -> None:
-    """Hide the host's systemd and let nothing be written but below /run."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"], check=True)
+    """Hide the host's systemd and let nothing be written but below /run and /tmp."""
+    for folder, mode in (("/run", "0755"), ("/tmp", "1777")):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode={mode}", "tmpfs", folder], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)
-    os.makedirs(FOLDER + "/tmp")
-    os.environ.update(TMPDIR=FOLDER + "/tmp", HOME=FOLDER + "/tmp")
+    os.makedirs(FOLDER)
+    os.makedirs(TEMPORARY)
+    os.environ.update(TMPDIR=TEMPORARY, HOME=TEMPORARY)
 
 
 def write(path: str, content: bytes) -> None:
@@ -96,7 +100,7 @@ def run(question: dict[str, Any]) -> None:
             return
     import pytest
 
-    words = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--basetemp={FOLDER}/tmp/pytest", *question["tests"]]
+    words = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--basetemp={TEMPORARY}/pytest", *question["tests"]]
     status = pytest.main(words, plugins=[recorder])
     recorder.tell(end=int(status), modules=sorted(sys.modules) if question.get("warm") else [])
 
@@ -121,8 +125,8 @@ def answer(question: dict[str, Any], originals: dict[str, bytes]) -> dict[str, A
     events = [json.loads(line) for line in content_of(EVENTS).splitlines() if line.endswith("}")]
     for path in question["files"]:
         write(path, originals[path])
-    shutil.rmtree(FOLDER + "/tmp", ignore_errors=True)
-    os.makedirs(FOLDER + "/tmp", exist_ok=True)
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+    os.makedirs(TEMPORARY, exist_ok=True)
     for event in events:
         for name in event.get("modules", ()):
             if not name.startswith(("ansible_collections", "test", "__main__", "kvm")):
