@@ -167,8 +167,9 @@ class ActionModule(ActionBase):
         if there:  # not "stuck": it may jump at any moment, so nobody is to be brought back to it
             return _failure(
                 "gone",
-                f"the jump did not take place within {timeout:g} s: the host answers and still runs {there}. 'journalctl -u {JUMP_UNIT}' on"
-                " the host says what it waits for; it undoes the update when that fails",
+                f"the jump did not take place within {timeout:g} s: the host answers and still runs {there}. Wait until {JUMP_UNIT} has"
+                f" ended there: it jumps, or undoes the update. 'journalctl -u {JUMP_UNIT}' says what it waits for, and why it ended."
+                " Then run the update again",
             )
         return _failure(
             "gone",

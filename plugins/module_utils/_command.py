@@ -53,8 +53,6 @@ def _hold_memory(name: str) -> None:
         journal = cut_off
         _files.write_json(_files.journal_path(name), journal)
     if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _this_boot.boot_id():
-        from .libvirt import _start
-
         _start.restore(name, journal)
     else:
         from .guests import _hold

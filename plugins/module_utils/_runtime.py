@@ -107,7 +107,7 @@ def _source(part: str) -> str:
 
 
 def _library() -> dict[str, str]:
-    """Each Python file below :data:`LIBRARY`: path -> content."""
+    """Each Python file below :data:`_files.LIBRARY`: path -> content."""
     package = f"{_files.LIBRARY}/kvm_liveupdate"
     modules = {f"{package}/{part.replace('.', '/')}.py": _source(part) for part in _PARTS}
     folders = {part.rpartition(".")[0] for part in _PARTS} - {""}

@@ -6,27 +6,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, told
+from ..handover import _early, _journal, _lock, _return, _session
+from ..host import _commands, _files, _systemd, _this_boot, _units
+from . import _hold, _paused, _providers
 
 __all__ = ("discard",)
 
 
 def discard(name: str) -> None:
-    from ..handover import _lock
-
+    """Have the next start of the guest be a clean one. Refused while an update or another operation is under way."""
     with _lock.Lock():
         _discard_locked(name)
 
 
 def _discard_locked(name: str) -> None:
-    import contextlib
-
-    from ..handover import _early, _journal, _return, _session
-    from ..host import _commands, _files, _systemd, _this_boot, _units
-    from . import _hold, _paused, _providers
-
     update = _files.read_json(_files.UPDATE)
     if _journal.outcome(update, _this_boot.boot_id(), "") == "pending":
         raise LiveUpdateError(
@@ -66,9 +63,6 @@ def _discard_locked(name: str) -> None:
 
 def _refuse(record: dict, journal: dict) -> None:
     """Raise for a guest that is on its way, or stands still with what is saved: only one that runs has no need of that."""
-    from .._errors import told
-    from . import _paused, _providers
-
     for why in _paused.reasons(record):
         raise LiveUpdateError(told(why))
     name, state = record["name"], _providers.of(record).status(record)

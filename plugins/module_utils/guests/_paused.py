@@ -34,9 +34,8 @@ def by(record: dict) -> str:
     if not (restored or undone):
         return ""
     state = _providers.of(record).status(record)
-    if (
-        state == "running" and _journal.outcome(_journal.of_update(), _this_boot.boot_id(), "") != "pending"
-    ):  # else it is about to be paused
+    under_way = _journal.outcome(_journal.of_update(), _this_boot.boot_id(), "") == "pending"
+    if state == "running" and not under_way:  # else it is about to be paused
         _files.remove(_files.run_path(name, "paused"))  # it would pass a later pause of the owner's off as ours
     if state not in ("paused", "postmigrate"):
         return ""
@@ -99,9 +98,7 @@ def whole_saves(record: dict) -> bool:
 
 
 def settle_running(record: dict) -> None:
-    """As :func:`settle_seen`, where the guest's QEMU is there: if it says that the guest runs, then that has gone on."""
-    from . import _providers  # not on the way back
-
+    """As :func:`_return.settle_seen`, where the guest's QEMU is there: if it says that the guest runs, then that has gone on."""
     name = record["name"]
     on_disk = _journal.recorded(name)
     unknown = on_disk.get("state") == "saved" and _return.may_have_run(name, on_disk)

@@ -93,7 +93,7 @@ def records() -> list[dict]:
 
 
 def known() -> dict[str, dict]:
-    """The guests that run now, by name. Of two with one name one is here; both have a reason against them (:func:`name_reasons`)."""
+    """The guests that run now, by name. Of two with one name one is here. Both have a reason (:func:`_reasons.name_reasons`)."""
     return {record["name"]: record for record in records()}
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The guests of this host: who they are, what speaks against them, and the records kept about them. PRIVATE to the collection."""
+"""Why a guest cannot be preserved, and what its operator has to know when it can. PRIVATE to the collection."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ def of_guest(name: str) -> dict:
     recorded = _files.read_json(_files.journal_path(name))
     if recorded.get("state") != "saved":
         return recorded
-
     return as_seen(name, recorded)
 
 
@@ -58,15 +57,15 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
 
 
 def recorded(name: str) -> dict:
-    """The guest's journal as it is on disk; :func:`_journal.of_guest` is how it counts."""
+    """The guest's journal as it is on disk; :func:`of_guest` is how it counts."""
     return _files.read_json(_files.journal_path(name))
 
 
 def as_seen(name: str, journal: dict) -> dict:
     """The journal of a guest that was saved, as it counts: one that has gone on in this boot is ``restored``, whatever the disk took.
 
-    The mark is made once the guest has gone on (:func:`went_on`), in /run, which is as lasting as its memory. That of a domain is made
-    right before; its image lies there until libvirt takes its start for done.
+    The mark is made once the guest has gone on (:func:`_return.went_on`), in /run, which is as lasting as its memory. The mark of a domain
+    is made right before. Its image lies there until libvirt takes its start for done.
     """
     try:
         resumed = os.stat(_files.run_path(name, "resumed")).st_mtime
@@ -86,7 +85,7 @@ def _is_gone(path: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        return False
+        pass
     return False
 
 
@@ -108,5 +107,5 @@ def outcome(update: dict, boot_id: str, release: str) -> str:
 
 
 def record(update: dict) -> None:
-    """Write down what is about to be done, so that :func:`recover` can take it back when this process is killed meanwhile."""
+    """Write down what is about to be done, so that :func:`_jump.recover` can take it back when this process is killed meanwhile."""
     _files.write_json(_files.UPDATE, update)

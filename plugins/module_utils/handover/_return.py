@@ -33,7 +33,7 @@ __all__ = (
     "went_on",
 )
 
-# The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_runtime.py, RestartForceExitStatus=).
+# The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_texts.py, RestartForceExitStatus=).
 # It is even, because a guest can have QEMU end with any odd one (isa-debug-exit).
 AGAIN = 100
 BACK_LIMIT_S = _limits.BACK
@@ -127,7 +127,7 @@ def settled(restored: dict) -> bool:
 def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
     """As :func:`settled`, again and again until the disk takes it, while ``lasts`` says so.
 
-    Within this boot :func:`as_seen` knows of the guest meanwhile. Another operation may save the guest once more: not at the same time.
+    Within this boot :func:`_journal.as_seen` knows of the guest meanwhile. The lock keeps another operation from saving it at that moment.
     """
     from . import _lock  # not on the way back
 
@@ -143,7 +143,7 @@ def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
 
 
 def settle_seen(name: str) -> None:
-    """Make durable what :func:`as_seen` tells, where the disk does not say it yet."""
+    """Make durable what :func:`_journal.as_seen` tells, where the disk does not say it yet."""
     on_disk = _journal.recorded(name)
     if on_disk.get("state") == "saved":
         seen = _journal.as_seen(name, on_disk)

@@ -26,13 +26,13 @@ def name_of(guest_uuid: str) -> str:
 
 
 def record_hold(record: dict) -> None:
-    """Write that record: ``session``, ``unit`` of the guest, ``boot_id``."""
+    """Record durably that the guest's memory is held: ``session``, ``unit`` of the guest, ``boot_id`` (guests/_unclaimed.py)."""
     content = {"session": name_of(record["uuid"]), "unit": record["unit"], "boot_id": _this_boot.boot_id()}
     _files.write_json(_files.hold_path(record["name"]), content)
 
 
 def recorded_holds() -> list[str]:
-    """The names of the guests with such a record."""
+    """The names of the guests that :func:`record_hold` has a record of."""
     try:
         return sorted(
             file.removesuffix(_files.HOLD_SUFFIX) for file in os.listdir(_files.GUESTS_STATE) if file.endswith(_files.HOLD_SUFFIX)
@@ -42,7 +42,7 @@ def recorded_holds() -> list[str]:
 
 
 def read_note(fd: int) -> dict:
-    """What :func:`hold` noted beside the RAM."""
+    """What was noted beside the RAM when it was held: ``hold``, ``guest``, ``uuid``, ``sizes``, ``qemu``."""
     return dict(json.loads(os.pread(fd, 1 << 16, 0)))
 
 

@@ -66,7 +66,7 @@ _ARCHITECTURES = ("x86_64", "aarch64")
 def compare(running: dict, target: dict) -> dict:
     """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
 
-    Both are what :func:`running_side` and :func:`._image.read` give, each with the ``cmdline`` that the kernel runs or is given.
+    Both are what :func:`_running.read` and :func:`_image.read` give, each with the ``cmdline`` that the kernel runs or is given.
     A target that has ``boot``, what :func:`boot` says, is also held against what this host needs to boot and to run guests.
     Each way has a verdict, ``proven``, ``refused`` or ``unknown``, and its reasons, which have a verdict each. ``pair`` names these
     two builds and no others.
@@ -91,7 +91,7 @@ def _build(running: dict) -> str:
 
 
 def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/", without: bool = False) -> dict:
-    """Hold ``image``, as :func:`._image.read` gives it, against the running kernel and this host: :func:`compare`.
+    """Hold ``image``, as :func:`_image.read` gives it, against the running kernel and this host: :func:`compare`.
 
     ``without``: it was said that the kernel needs no initial RAM disk.
     """

@@ -24,7 +24,7 @@ _FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 
 
 def read(root: str = "/", image: str | None = None) -> dict:
-    """The running kernel, as :func:`compare` wants it: what debugfs, /proc and its own image tell.
+    """The running kernel, as :func:`_proof.compare` wants it: what debugfs, /proc and its own image tell.
 
     ``image`` is where the running kernel came from, if the caller knows; else it is looked for where distributions put it.
     An image counts only if it is this very build. Never raises for what cannot be found out: ``unread`` says why.

@@ -20,7 +20,7 @@ __all__ = ("adopt", "obstacles", "refuse")
 
 
 def adopt(record: dict) -> dict:
-    """Save the domain and start it on RAM in a shared file; returns what became of its clock (:mod:`_libvirt_agent`).
+    """Save the domain and start it on RAM in a shared file; returns what became of its clock (:mod:`_agent`).
 
     Whatever fails, the domain is started again as it was.
     """

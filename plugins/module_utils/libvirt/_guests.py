@@ -8,7 +8,7 @@ Libvirt is spoken to through virsh: it is on every host that has libvirt and fit
 fit both the daemon and the interpreter. Who runs is read from the QEMU processes themselves, without the daemon.
 
 A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which after the jump offers the RAM
-to the QEMU that libvirt starts: :mod:`_libvirt_run`.
+to the QEMU that libvirt starts: :mod:`_start`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def survey(records: list[dict]) -> None:
 
 
 def _surveyed(record: dict) -> dict:
-    """The answers about the domain: ``seen`` of :mod:`_libvirt_survey`."""
+    """The answers about the domain: ``seen`` of :mod:`_survey`."""
     survey([record])
     seen: dict = record["seen"]
     return seen

@@ -168,7 +168,7 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
 def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], name: str) -> list[dict]:
     """What of ``needs`` a boot does not bring. Pure.
 
-    ``host`` is what a survey saw of it, ``wrong`` what :func:`paths` found and ``served`` what :func:`sockets` did.
+    ``host`` is what a survey saw of it, ``wrong`` what :func:`_after_boot.paths` found and ``served`` what :func:`_after_boot.sockets` did.
     """
     return [
         *_started("network", "net", wanted["networks"], host["networks"], host["problems"].get("networks", "")),

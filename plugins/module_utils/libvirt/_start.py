@@ -274,9 +274,6 @@ def awaited(name: str) -> dict:
     record = (update.get("records") or {}).get(name, {})
     if record.get("provider") != "libvirt" or not os.path.exists(_files.state_path(name)):
         return {}
-    from ..handover import _session
-    from . import _virsh  # a domain's business
-
     known = {**{key: record[key] for key in ("provider", "unit", "uuid")}, "session": _session.name_of(record["uuid"])}
     asked = {key: update[key] for key in ("boot_id", "on_loss")}
     return {**known, **asked, "state": "saved", "guest": name, "hold": "", "image": _virsh.image_path(name)}

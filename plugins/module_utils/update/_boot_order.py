@@ -80,7 +80,7 @@ def reached(dependencies: dict[str, list[str]], units: list[str]) -> set[str]:
 
 
 def alone(after: list[str]) -> bool:
-    """Whether a unit that comes after these waits for nothing of the boot but :data:`BASE`, the root file system and slices. Pure."""
+    """Whether a unit after these waits for nothing of the boot but :data:`_early.BASE`, the root file system and slices. Pure."""
     return all(unit in (*_early.BASE, _units.UNCLAIMED_UNIT, "-.mount") or unit.endswith(".slice") for unit in after)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,44 @@ def test_nobody_imports_in_a_circle():
         assert free, f"a circle among {', '.join(sorted(left))}"
         for name in free:
             del left[name]
+
+
+def names_in(path):
+    """What a file defines at its top, and the files that it imports there or in functions, by the names that it gives them."""
+    defined, files = set(), {}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            files.update({alias.asname or alias.name: folder / f"{alias.name}.py" for alias in node.names})
+    return defined, files
+
+
+def test_what_a_docstring_refers_to_is_there():
+    """Also what is above, which the file does not import: then the name alone has to tell which file is meant."""
+    by_name = {}
+    for path in HOUSE.rglob("*.py"):
+        by_name.setdefault(path.stem, []).append(path)
+    missing = []
+    for path in sorted(HOUSE.rglob("*.py")):
+        defined, files = names_in(path)
+        for kind, said in re.findall(r":(func|data|class|mod):`([^`]+)`", path.read_text(encoding="utf-8")):
+            module, _dot, name = said.rpartition(".")
+            if kind == "mod":
+                found = path.with_name(f"{said}.py").is_file()
+            elif not module:
+                found = name in defined
+            else:
+                candidates = [files[module]] if module in files else by_name.get(module, [])
+                found = any(place.is_file() and name in names_in(place)[0] for place in candidates)
+            if not found:
+                missing.append(f"{path.relative_to(HOUSE)}: {said}")
+    assert missing == []
 
 
 def test_a_folder_has_a_sentence_and_no_code():
