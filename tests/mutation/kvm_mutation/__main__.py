@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import equivalent, known, report
 from .checkout import ROOT, TESTS, Checkout, MutationError
-from .pool import Verdict, Worker, limit_of
+from .pool import Seen, Verdict, Worker, limit_of
 
 PROCESSES = 2
 FIGURES = ROOT / "tests/mutation/FIGURES.md"
@@ -62,11 +62,11 @@ class Pool:
                 threads.shutdown(cancel_futures=True)
                 raise
 
-    def baseline(self, checkout: Checkout, files: t.Sequence[str], tests: list[str]) -> float:
-        """The same for all workers, so that all are warm; returns the longest."""
+    def baseline(self, checkout: Checkout, files: t.Sequence[str], tests: list[str]) -> Seen:
+        """The same for all workers, so that all are warm; returns what the first one saw."""
         with ThreadPoolExecutor(max_workers=len(self._workers)) as threads:
-            seconds: list[float] = list(threads.map(lambda worker: worker.baseline(checkout, files, tests), self._workers))
-        return max(seconds)
+            first, *_others = threads.map(lambda worker: worker.baseline(checkout, files, tests), self._workers)
+        return first
 
     def close(self) -> None:
         for worker in self._workers:
@@ -91,7 +91,8 @@ def run_known(options: argparse.Namespace) -> int:
         everything = sorted({test for some in tests.values() for test in some})
         files = sorted({file for texts in broken.values() for file in texts})
         say(f"{len(chosen)} entries; first the {len(everything)} test files with nothing broken")
-        limit = limit_of(pool.baseline(checkout, files, everything))
+        seen = pool.baseline(checkout, files, everything)
+        limit = limit_of(seen.taken(seen.seconds))
         killers = {str(entry.number): list(entry.killed_by) for entry in chosen}
 
         def step(worker: Worker, number: str) -> Verdict:
@@ -167,16 +168,18 @@ def run_new(options: argparse.Namespace) -> int:
     if total:
         pool = Pool(checkout, options.python, options.processes)
         try:
+            paths = [path for path, jobs in pending.items() if jobs]
+            say(f"{total} mutants; first the tests with nothing broken")
+            seen = pool.baseline(checkout, paths, [TESTS])
             for session in sessions:
                 jobs = pending[session.path]
-                if not jobs:
-                    continue
-                tests = checkout.tests_of(session.path)
-                limit = limit_of(pool.baseline(checkout, [session.path], tests))
-                say(f"{session.path}: {len(jobs)} mutants to try on {len(tests)} test files, at most {limit:.0f} s each")
+                whole = checkout.tests_of(session.path)
+                if jobs:
+                    say(f"{session.path}: {len(jobs)} mutants to try")
 
-                def step(worker: Worker, job: str, session: Session = session, tests: list[str] = tests, limit: float = limit) -> Verdict:
-                    return worker.run({session.path: session.mutated(job)}, tests, limit)
+                def step(worker: Worker, job: str, session: Session = session, whole: list[str] = whole) -> Verdict:
+                    tests = seen.tests(session.path, session.lines(job)) or whole
+                    return worker.run({session.path: session.mutated(job)}, tests, limit_of(seen.taken(tests)))
 
                 for job, found in pool.each(step, jobs):
                     session.record(job, found)

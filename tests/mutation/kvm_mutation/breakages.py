@@ -292,3 +292,19 @@ def _is_aside(test: ast.expr) -> bool:
     """``if TYPE_CHECKING`` and ``if __name__ == "__main__"``."""
     name = test.left if isinstance(test, ast.Compare) else test
     return _dotted(name).rpartition(".")[2] in ("TYPE_CHECKING", "__name__")
+
+
+def statement_at(source: str, line: int) -> range:
+    """The lines of the innermost statement at a line, without those of its body; only the line itself where there is none. Pure."""
+    statements = [node for node in _statements(source) if node.lineno <= line <= (node.end_lineno or node.lineno)]
+    if not statements:
+        return range(line, line + 1)
+    innermost = max(statements, key=lambda node: (node.lineno, node.col_offset))
+    body = getattr(innermost, "body", None)
+    end = max(innermost.lineno, body[0].lineno - 1) if body else innermost.end_lineno or innermost.lineno
+    return range(innermost.lineno, end + 1) if line <= end else range(line, line + 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _statements(source: str) -> tuple[ast.stmt | ast.ExceptHandler, ...]:
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.stmt, ast.ExceptHandler)))

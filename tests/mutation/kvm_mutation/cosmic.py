@@ -93,6 +93,10 @@ class Session:
         item = self._items[job]
         return _mutated(self._source, item.operator_name, item.occurrence)
 
+    def lines(self, job: str) -> range:
+        """The lines of the statement that a mutant changes."""
+        return breakages.statement_at(self._source, self._items[job].start_pos[0])
+
     def pending(self, again: bool) -> list[str]:
         """The mutants that are to be tried: new ones, and those that survived other tests than there are now; ``again`` all."""
         done = {job: json.loads(result.output) for job, result in self._database.results}

@@ -61,6 +61,27 @@ def together(verdicts: list[Verdict]) -> Verdict:
     return most._replace(seconds=round(sum(verdict.seconds for verdict in verdicts), 2))
 
 
+class Seen(t.NamedTuple):
+    """What a run on the right sources showed: how long each test takes, and which tests run a line."""
+
+    seconds: dict[str, float]
+    """By the id of a test."""
+    lines: dict[str, dict[str, list[int]]]
+    """By file and line: places of tests in ``seconds``; -1 where it runs at an import."""
+
+    def tests(self, path: str, lines: t.Iterable[int]) -> list[str]:
+        """The tests that run one of these lines; none where one of them runs at an import, for then each test depends on it. Pure."""
+        found = {number for line in lines for number in self.lines.get(path, {}).get(str(line), ())}
+        names = list(self.seconds)
+        return [] if -1 in found else [names[number] for number in sorted(found)]
+
+    def taken(self, tests: t.Iterable[str]) -> float:
+        """Seconds that these tests take together: ids, files or folders. Pure."""
+        wanted = tuple(tests)
+        beginnings = tuple(f"{name}::" for name in wanted) + tuple(f"{name}/" for name in wanted)
+        return sum(seconds for test, seconds in self.seconds.items() if test in wanted or test.startswith(beginnings))
+
+
 class Worker:
     """One process that runs tests, one question after the other."""
 
@@ -82,23 +103,30 @@ class Worker:
             raise MutationError(f"the process that runs the tests is gone ({err}); what it said last stands above") from err
 
     def run(self, files: dict[str, str], tests: list[str], limit: float) -> Verdict:
-        """What these tests say when these files are as given. The first test file is asked alone: mostly it knows, and that is quicker."""
+        """What these tests say when these files are as given: ids of tests, or whole files.
+
+        The first whole file is asked alone: mostly it knows, and that is quicker.
+        """
+        only = [test for test in tests if "::" in test]
+        if only:
+            some = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+            return verdict(self._answer({"files": files, "tests": some, "only": only, "limit": limit}))
         found: list[Verdict] = []
         for some in (tests[:1], tests[1:]):
             if some and not any(each.outcome == "killed" for each in found):
                 found.append(verdict(self._answer({"files": files, "tests": some, "limit": limit})))
         return together(found)
 
-    def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> float:
-        """Run the tests on the files as they are, which has to go well; returns the seconds that they take when all is loaded."""
+    def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> Seen:
+        """Run the tests on the files as they are, which has to go well, and see what each of them runs."""
         question = {"files": {file: checkout.text(file) for file in files}, "tests": tests, "limit": BASELINE_LIMIT_S, "warm": True}
-        for _attempt in range(2):
-            answer = self._answer(question)
-            found = verdict(answer)
-            if found.outcome != "survived":
-                said = f"{found.outcome}: {found.test} {found.what}"
-                raise MutationError(f"the tests fail already when nothing is broken: {said}\n{answer['output']}")
-        return found.seconds
+        answer = self._answer(question)
+        found = verdict(answer)
+        if found.outcome != "survived":
+            said = f"{found.outcome}: {found.test} {found.what}"
+            raise MutationError(f"the tests fail already when nothing is broken: {said}\n{answer['output']}")
+        seen = next(event for event in answer["events"] if "seconds" in event)
+        return Seen(seen["seconds"], seen["lines"])
 
     def _answer(self, question: dict[str, t.Any]) -> dict[str, t.Any]:
         assert self._process.stdout

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 FOLDER = "/run/mutant"
@@ -55,15 +56,31 @@ def write(path: str, content: bytes) -> None:
 
 
 class Recorder:
-    """A plugin of pytest that tells of failures as they come, and ends the run at the first one that counts."""
+    """A plugin of pytest that tells of failures as they come, and ends the run at the first one that counts.
 
-    def __init__(self) -> None:
+    ``only`` are the ids of the tests that run, none for all. ``traced`` is a ``coverage.Coverage`` that is told which test runs.
+    """
+
+    def __init__(self, only: Iterable[str] = (), traced: Any = None) -> None:
+        self._only, self._traced = frozenset(only), traced
+        self.seconds: dict[str, float] = {}
         self._file = os.open(EVENTS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pid = os.getpid()
 
     def tell(self, **event: Any) -> None:
         if os.getpid() == self._pid:  # not a fork of a test that has lost its way
             os.write(self._file, json.dumps(event).encode() + b"\n")
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self._only:
+            items[:] = [item for item in items if item.nodeid in self._only]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self._traced:
+            self._traced.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = round(self.seconds.get(report.nodeid, 0.0) + report.duration, 3)
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
@@ -91,7 +108,8 @@ def run(question: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(COPY)
-    recorder = Recorder()
+    traced = trace(question["files"]) if question.get("warm") else None
+    recorder = Recorder(question.get("only", ()), traced)
     for path in question["files"]:
         try:
             importlib.import_module(f"{PACKAGE}.{path.removesuffix('.py').replace('/', '.')}")
@@ -102,7 +120,31 @@ def run(question: dict[str, Any]) -> None:
 
     words = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--basetemp={TEMPORARY}/pytest", *question["tests"]]
     status = pytest.main(words, plugins=[recorder])
-    recorder.tell(end=int(status), modules=sorted(sys.modules) if question.get("warm") else [])
+    if traced:
+        traced.stop()
+        recorder.tell(
+            modules=sorted(sys.modules), seconds=recorder.seconds, lines=lines_of(traced, question["files"], list(recorder.seconds))
+        )
+    recorder.tell(end=int(status))
+
+
+def trace(files: Iterable[str]) -> Any:
+    """Begin to note which lines of these files run; returns the ``coverage.Coverage`` that does it."""
+    import coverage
+
+    traced = coverage.Coverage(data_file=None, config_file=False, include=[os.path.join(COPY, path) for path in files])
+    traced.start()
+    return traced
+
+
+def lines_of(traced: Any, files: Iterable[str], tests: list[str]) -> dict[str, dict[int, list[int]]]:
+    """By file and line: the places in ``tests`` of those that ran it; -1 for an import, or what collects the tests."""
+    numbers = {"": -1, **{test: number for number, test in enumerate(tests)}}
+    found = {}
+    for path in files:
+        contexts = traced.get_data().contexts_by_lineno(os.path.join(COPY, path))
+        found[path] = {line: sorted(numbers[test] for test in some) for line, some in contexts.items()}
+    return found
 
 
 def answer(question: dict[str, Any], originals: dict[str, bytes]) -> dict[str, Any]:

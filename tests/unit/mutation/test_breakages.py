@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from kvm_mutation.breakages import OPERATORS, apply, breakages, is_exempt, is_new
+from kvm_mutation.breakages import OPERATORS, apply, breakages, is_exempt, is_new, statement_at
 
 
 def mutants(source: str, operator: str) -> list[str]:
@@ -160,3 +160,45 @@ def test_only_what_is_valid_and_means_something_else_is_new():
 def test_every_breakage_has_an_operator_that_is_described():
     assert {each.operator for each in breakages(UNIT + ASIDE)} <= set(OPERATORS)
     assert all(OPERATORS.values())
+
+
+STATEMENTS = """import os
+
+LIMIT = (
+    3
+)
+
+def save(path):
+    with open(path) as file, os.scandir(
+        "."
+    ):
+        if LIMIT:
+            return file
+        else:
+            os.sync()
+    try:
+        os.sync()
+    except OSError:
+        # A comment.
+        raise
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "first", "last"),
+    [
+        (4, 3, 5),
+        (7, 7, 7),
+        (9, 8, 10),
+        (11, 11, 11),
+        (12, 12, 12),
+        (13, 13, 13),
+        (14, 14, 14),
+        (15, 15, 15),
+        (17, 17, 18),
+        (19, 19, 19),
+        (2, 2, 2),
+    ],
+)
+def test_a_line_belongs_to_the_innermost_statement_without_its_body(line, first, last):
+    assert statement_at(STATEMENTS, line) == range(first, last + 1)

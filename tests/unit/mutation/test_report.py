@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from kvm_mutation.equivalent import Equivalent
-from kvm_mutation.pool import Verdict, limit_of, together, verdict
+from kvm_mutation.pool import Seen, Verdict, limit_of, together, verdict
 from kvm_mutation.report import Figures, Mutant, figures, outcome, stale, table, unnoticed
 
 FAILED = {"test": "test_a.py::test_lock", "how": "assertion", "what": "assert 1 == 2"}
@@ -45,6 +45,33 @@ def test_of_several_runs_a_failed_test_counts_before_all_else():
 def test_tests_may_take_longer_on_a_broken_source_and_on_a_busy_machine():
     assert limit_of(0.0) == 30.0
     assert limit_of(20.0) == 230.0
+
+
+SEEN = Seen(
+    {"tests/a/test_x.py::test_1": 1.0, "tests/a/test_x.py::test_2[a::b]": 2.0, "tests/b/test_y.py::test_1": 4.0},
+    {"a.py": {"7": [0, 2], "8": [1], "1": [-1, 0]}},
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "lines", "expected"),
+    [
+        ("a.py", [7], ["tests/a/test_x.py::test_1", "tests/b/test_y.py::test_1"]),
+        ("a.py", range(7, 10), list(SEEN.seconds)),
+        ("a.py", [9], []),
+        ("a.py", [1, 8], []),
+        ("b.py", [7], []),
+    ],
+)
+def test_a_mutant_is_shown_to_the_tests_that_run_its_lines(path, lines, expected):
+    assert SEEN.tests(path, lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("tests", "seconds"), [(["tests"], 7.0), (["tests/a/test_x.py"], 3.0), (list(SEEN.seconds)[1:], 6.0), (["tests/a/test"], 0.0)]
+)
+def test_what_tests_take_is_told_of_tests_files_and_folders(tests, seconds):
+    assert SEEN.taken(tests) == seconds
 
 
 def mutant(outcome: str | None, text: str = "    if x:", how: str = "") -> Mutant:

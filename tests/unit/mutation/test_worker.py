@@ -75,3 +75,47 @@ def test_a_fixture_that_fails_does_not_count_but_the_test_after_it_does(events):
     (first, end) = events["fixture fails"]
     assert first["crash"].endswith("test_first") and end == {"end": 1}
     assert [event["test"].rpartition("::")[2] for event in events["test after it"] if "test" in event] == ["test_second"]
+
+
+SOURCE = "import os\n\n\ndef durable(path):\n    if path:\n        return 1\n    return os.sep\n"
+TWO = """from source import durable
+
+
+def test_nothing():
+    assert durable("") == "/"
+
+
+def test_path():
+    assert durable("x") == 1
+
+
+def test_wrong():
+    assert not durable("x")
+"""
+TRACED = """
+import json, os, sys
+import pytest
+from kvm_mutation import worker
+
+worker.COPY, worker.EVENTS = os.getcwd(), "events"
+sys.path.insert(0, worker.COPY)
+traced = worker.trace(["source.py"])
+only = ["test_two.py::test_nothing", "test_two.py::test_path"]
+recorder = worker.Recorder(only, traced)
+import source
+status = int(pytest.main(["-q", "-p", "no:cacheprovider", "test_two.py"], plugins=[recorder]))
+traced.stop()
+tests = list(recorder.seconds)
+print(json.dumps({"status": status, "tests": tests, "lines": worker.lines_of(traced, ["source.py"], tests)}))
+"""
+
+
+def test_which_tests_run_a_line_is_seen_and_only_those_that_are_named_run(tmp_path):
+    (tmp_path / "source.py").write_text(SOURCE)
+    (tmp_path / "test_two.py").write_text(TWO)
+    environment = {**os.environ, "PYTHONPATH": str(Path(kvm_mutation.__file__).parents[1]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", TRACED]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == 0 and found["tests"] == ["test_two.py::test_nothing", "test_two.py::test_path"]
+    assert found["lines"] == {"source.py": {"1": [-1], "4": [-1], "5": [0, 1], "6": [1], "7": [0]}}
