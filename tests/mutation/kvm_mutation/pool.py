@@ -144,7 +144,7 @@ class Worker:
 
 def limit_of(baseline: float) -> float:
     """How long tests may take on a broken source, if they take ``baseline`` seconds on the right one. Pure."""
-    return 30.0 + 10.0 * baseline
+    return 15.0 + 10.0 * baseline
 
 
 def _environment() -> dict[str, str]:
