@@ -49,9 +49,14 @@ def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -
     hv1.ssh(f"systemctl stop {units}; for name in {DISK.name} {NUMBERED.name}; do virsh destroy $name; done; virsh undefine 1")
 
 
-# Waits for the update's journal to say "saving", then does what BETWEEN and AFTER say. Runs until the guests are paused.
+# Waits until the update's journal says "saving", then acts. It acts once: an undo starts again each unit that ran before.
 SOMEBODY = """
 import json, os, signal, subprocess, sys, time
+
+try:
+    os.close(os.open("/run/" + sys.argv[1], os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    sys.exit()
 
 def until(what, look):
     limit = time.monotonic() + 900
@@ -93,7 +98,7 @@ def update_while(controller: Controller, host: Host, act: str) -> Play:
     """An update in which somebody else does this."""
     host.ssh("cat > /root/somebody.py", stdin=SOMEBODY + act)
     unit = f"somebody-{time.monotonic_ns()}.service"  # systemd keeps the one of the test before, which an update was told to keep
-    started = host.ssh(f"systemd-run --unit {unit} python3 /root/somebody.py")
+    started = host.ssh(f"systemd-run --unit {unit} python3 /root/somebody.py {unit}")
     assert started.returncode == 0, started.stderr
     asked: dict[str, Any] = {"hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}"}
     play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=[unit], **asked)
