@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 from . import limits
 from .errors import LabError
-from .host import Host
 from .lab import KINDS, Lab, build
-from .machine import HEARTBEATS
+from .machines.host import Host
+from .machines.machine import HEARTBEATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

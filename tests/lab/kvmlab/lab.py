@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, emulator, guest, image, inventory, kernel, packages, rootfs
+from . import cache
 from .errors import LabError
-from .host import Host
-from .keys import Keys, keys, public
-from .machine import MEMORY_MIB
+from .machines import inventory
+from .machines.host import Host
+from .machines.machine import MEMORY_MIB
+from .parts import emulator, guest, image, kernel, packages, rootfs
+from .parts.keys import Keys, keys, public
 from .run import say
 
 # Of each kind of host: forky's systemd carries sessions through a kexec itself, trixie's keeps a holder alive.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvmlab.agreement import Measure, agreement, measures, network
-from kvmlab.heartbeat import Verdict
-from kvmlab.probe import Answers
+from kvmlab.watch.agreement import Measure, agreement, measures, network
+from kvmlab.watch.heartbeat import Verdict
+from kvmlab.watch.probe import Answers
 
 TOLD: dict[str, Any] = {"times": {"paused": 100.0, "resumed": 110.0}, "clock_step": -0.3}
 HOST, GUEST, OUTSIDE = Measure("host", 10.0, 0.02), Measure("guest", 10.2, 0.5), Measure("outside", 10.05, 0.06)

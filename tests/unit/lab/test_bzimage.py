@@ -9,7 +9,7 @@ import gzip
 import struct
 
 import pytest
-from kvmlab import bzimage
+from kvmlab.parts import bzimage
 
 KERNEL = b"\x01memfd-v2\0 kho-v3\0\0kho-v4\0\xffkho-v4\0" + bytes(range(256)) * 4
 PACKED = gzip.compress(KERNEL, mtime=0)

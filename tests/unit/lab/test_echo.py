@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from kvmlab.echo import read
+from kvmlab.watch.echo import read
 
 
 def test_a_connection_that_is_silent_for_a_while_is_held() -> None:

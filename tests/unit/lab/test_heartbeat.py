@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kvmlab.heartbeat import PERIOD_S, Tick, parse, read_ticks, verdict
+from kvmlab.watch.heartbeat import PERIOD_S, Tick, parse, read_ticks, verdict
 
 BOOT = "61f624b4-1e38-4c1c-9ef3-f73d4589b6bc"
 OTHER_BOOT = "32dfe975-83ce-4668-85e6-ae4b90f4518a"

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from kvmlab.inventory import inventory, known_hosts, ssh_config
+from kvmlab.machines.inventory import inventory, known_hosts, ssh_config
 
 FOLDER = Path("/home/a user/.cache/kvm-liveupdate/lab")
 KEY = Path("/home/a user/.cache/kvm-liveupdate/ssh-0123/client")

@@ -12,9 +12,9 @@ import pytest
 from kvmlab import lab as lab_module
 from kvmlab.cli import main
 from kvmlab.errors import LabError
-from kvmlab.host import Host
-from kvmlab.keys import Keys
 from kvmlab.lab import Lab, Parts
+from kvmlab.machines.host import Host
+from kvmlab.parts.keys import Keys
 
 
 @pytest.fixture(autouse=True)

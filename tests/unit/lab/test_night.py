@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from kvmlab.night import last_forwarding
+from kvmlab.story.night import last_forwarding
 
 LINES = """1795682000.5
 [    9.250000] hv1 kernel: br0: port 1(enp0s5) entered forwarding state

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvmlab import pace
 from kvmlab.errors import LabError
+from kvmlab.story import pace
 
 CONSOLE = """[   10.000000] kvm-liveupdate-lab 1.000
 [   99.000000] kexec_core: Starting new kernel

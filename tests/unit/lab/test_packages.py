@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kvmlab import kernel, packages
 from kvmlab.errors import LabError
-from kvmlab.packages import Resolution, Source, candidates, newest_sources, version_key
+from kvmlab.parts import kernel, packages
+from kvmlab.parts.packages import Resolution, Source, candidates, newest_sources, version_key
 
 OLD = Source("linux-source-7.2", "7.2.13-1")
 NEW = Source("linux-source-7.3", "7.3.4-1~bpo13+1")

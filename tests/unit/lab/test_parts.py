@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from kvmlab import bootloader, disk, emulator, guest, host, image
 from kvmlab.errors import LabError
-from kvmlab.machine import CONSOLES, HEARTBEATS, SERIAL_PORTS, Machine, segment_mac
-from kvmlab.process import Record, start_of
+from kvmlab.machines import disk, host
+from kvmlab.machines.machine import CONSOLES, HEARTBEATS, SERIAL_PORTS, Machine, segment_mac
+from kvmlab.machines.process import Record, start_of
+from kvmlab.parts import bootloader, emulator, guest, image
 from kvmlab.run import run_logged, tail
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from kvmlab import probe
+from kvmlab.watch import probe
 
 
 def log(times: list[float], trip: float = 0.01) -> str:
@@ -46,7 +46,7 @@ def test_the_program_logs_answers_and_outlives_a_silence(monkeypatch: pytest.Mon
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as guest:
         guest.bind(("127.0.0.1", 0))
         guest.settimeout(20)
-        main = f"from kvmlab import probe; probe.PORT = {guest.getsockname()[1]}; probe.main(['127.0.0.1'])"
+        main = f"from kvmlab.watch import probe; probe.PORT = {guest.getsockname()[1]}; probe.main(['127.0.0.1'])"
         program = subprocess.Popen([sys.executable, "-c", main], stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": ":".join(sys.path)})
         assert program.stdout
         limit = threading.Timer(20, program.kill)

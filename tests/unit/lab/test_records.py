@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from kvmlab.records import SIZE, Records, check, checksum
+from kvmlab.watch.records import SIZE, Records, check, checksum
 
 BOOT = "61f624b4-1e38-4c1c-9ef3-f73d4589b6bc"
 OTHER_BOOT = "32dfe975-83ce-4668-85e6-ae4b90f4518a"

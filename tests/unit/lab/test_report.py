@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from kvmlab.controller import read_recap, read_report
-from kvmlab.heartbeat import Verdict
-from kvmlab.probe import Answers
-from kvmlab.report import Boot, all_survived, host_report, table
+from kvmlab.story.controller import read_recap, read_report
+from kvmlab.watch.heartbeat import Verdict
+from kvmlab.watch.probe import Answers
+from kvmlab.watch.report import Boot, all_survived, host_report, table
 
 OUTPUT = """
 PLAY RECAP *********************************************************************

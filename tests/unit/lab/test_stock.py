@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvmlab import cache, packages, stock
+from kvmlab import cache
 from kvmlab.errors import LabError
-from kvmlab.stock import Stock
+from kvmlab.parts import packages, stock
+from kvmlab.parts.stock import Stock
 
 META = """Package: linux-image-amd64
 Version: 7.3.4-1~bpo13+1

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kvmlab.host import Host
-from kvmlab.machine import SEGMENT_IN, SEGMENT_OUT
-from kvmlab.process import Record, read_record, start_of, write_record
-from kvmlab.supervisor import Segment
+from kvmlab.machines.host import Host
+from kvmlab.machines.machine import SEGMENT_IN, SEGMENT_OUT
+from kvmlab.machines.process import Record, read_record, start_of, write_record
+from kvmlab.machines.supervisor import Segment
 
 LAB = Path(__file__).parents[2] / "lab"
 LIMIT_S = 20.0
@@ -67,7 +67,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     (folder / "disk.raw").touch()
     with (folder / "supervisor.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kvmlab.supervisor"],
+            [sys.executable, "-m", "kvmlab.machines.supervisor"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(LAB)},
             stdout=log,

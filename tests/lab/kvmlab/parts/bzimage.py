@@ -10,7 +10,7 @@ import struct
 import subprocess
 import zlib
 
-from . import limits
+from .. import limits
 
 # How the kernel build compresses (scripts/Makefile.lib, scripts/xz_wrap.sh). All but gzip leave it to the build to append the size.
 COMMANDS = {

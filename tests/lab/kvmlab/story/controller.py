@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .errors import LabError
-from .lab import Lab
-from .machine import HEARTBEATS
+from .. import limits
+from ..errors import LabError
+from ..lab import Lab
+from ..machines.machine import HEARTBEATS
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 
 _RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
 _STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)

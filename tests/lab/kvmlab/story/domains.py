@@ -14,12 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import echo, probe
+from ..errors import LabError
+from ..machines.host import Host
+from ..watch import echo, probe
+from ..watch.records import Records, check
 from .controller import Controller, Guest, lab_playbook
-from .errors import LabError
-from .host import Host
 from .night import wait_alive, wait_until
-from .records import Records, check
 
 
 @dataclass(frozen=True)

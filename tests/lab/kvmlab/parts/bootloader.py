@@ -12,11 +12,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import limits
-from .disk import remove_file
-from .errors import LabError
-from .machine import Machine
-from .run import die_with_parent, end_group, say, tail
+from .. import limits
+from ..errors import LabError
+from ..machines.disk import remove_file
+from ..machines.machine import Machine
+from ..run import die_with_parent, end_group, say, tail
 
 SCRIPT = "lab-install-boot-loader"
 DONE = "lab: the boot loader is installed"

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import limits
+from .. import limits
+from ..errors import LabError
+from ..machines.host import Host
+from ..watch.heartbeat import Verdict
+from ..watch.probe import Answers
+from ..watch.report import Boot, host_report
 from .controller import GUESTS, Controller, Guest, Play, described, lab_playbook
-from .errors import LabError
-from .heartbeat import Verdict
-from .host import Host
-from .probe import Answers
-from .report import Boot, host_report
 
 # When the stamps of the kernel's log were zero: their clock is not CLOCK_MONOTONIC, 0.05 s off were seen.
 _KERNEL_LOG_BEGAN = """

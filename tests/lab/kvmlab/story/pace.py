@@ -14,9 +14,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .errors import LabError
-from .host import Host
+from .. import limits
+from ..errors import LabError
+from ..machines.host import Host
 
 # A fixed piece of work for one processor.
 WORK = """

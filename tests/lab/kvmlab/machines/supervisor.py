@@ -18,10 +18,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from . import limits
+from .. import limits
+from ..run import die_with_parent
 from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT
 from .process import Record, write_record
-from .run import die_with_parent
 
 QUIT_LIMIT_S = 10.0
 POLL_S = 0.25

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .errors import LabError
+from ..errors import LabError
 from .host import Host
 
 # The kernel's files move into the package. As in Debian's own packages the boot loader's menu follows an installation and a removal.

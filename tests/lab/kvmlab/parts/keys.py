@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, limits
-from .run import run_logged
+from .. import cache, limits
+from ..run import run_logged
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ import os
 import shutil
 from pathlib import Path
 
-from . import bootloader, cache, disk, limits
-from .errors import LabError
+from .. import cache, limits
+from ..errors import LabError
+from ..machines import disk
+from ..run import run_logged, say
+from . import bootloader
 from .kernel import Kernel
 from .keys import Keys, public
-from .run import run_logged, say
 
-HOSTFS = Path(__file__).parent.parent / "hostfs"
+HOSTFS = Path(__file__).parents[2] / "hostfs"
 GUEST_FOLDER = "var/lib/lab-guest"
 
 ENABLED = ("systemd-networkd.service", "ssh.service")
@@ -58,14 +60,13 @@ GENERATORS_OFF = (
 
 def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> dict[str, str]:
     """Everything that decides what is on the disk."""
-    recipe = b"".join(Path(module).read_bytes() for module in (__file__, bootloader.__file__, disk.__file__))
     return {
         "rootfs": root_tar.parent.name,
         "kernels": " ".join(str(kernel.folder.relative_to(cache.root())) for kernel in kernels),
         "guest": initramfs.parent.name,
         "keys": public(keys.client) + " " + public(keys.host),
         "hostfs": hashlib.sha256(json.dumps(host_files()).encode()).hexdigest(),
-        "recipe": hashlib.sha256(recipe).hexdigest(),
+        "recipe": cache.recipe(__file__, bootloader.__file__, disk.__file__),
     }
 
 

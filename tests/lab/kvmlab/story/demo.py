@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import LabError
+from ..lab import KINDS, Lab, uninterrupted
+from ..machines.host import Host
+from ..run import say
+from ..watch.report import all_survived, table
 from . import pace
 from .controller import GUESTS, Controller, Guest
 from .domains import DISK, DOMAINS, Domain, Probe, define_domains, start_domains
-from .errors import LabError
-from .host import Host
-from .lab import KINDS, Lab, uninterrupted
 from .night import other_kernel, start_guests, update
-from .report import all_survived, table
-from .run import say
 
 
 @dataclass(frozen=True)

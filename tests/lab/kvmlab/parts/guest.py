@@ -8,10 +8,10 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from . import cache, limits
-from .run import run_logged
+from .. import cache, limits
+from ..run import run_logged
 
-SOURCE = Path(__file__).parent.parent / "guest" / "init.c"
+SOURCE = Path(__file__).parents[2] / "guest" / "init.c"
 COMPILE = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-s")
 
 

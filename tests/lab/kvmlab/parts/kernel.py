@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, limits
-from .errors import LabError
+from .. import cache, limits
+from ..errors import LabError
+from ..run import run_logged, say, tail
 from .packages import DEFAULT_SERIES, Resolution, Source, candidates, download, newest
-from .run import run_logged, say, tail
 
-FRAGMENT = Path(__file__).parent.parent / "kernel.config"
+FRAGMENT = Path(__file__).parents[2] / "kernel.config"
 OBJECTS = 1500  # about as many as this configuration compiles; for progress only
 
 ABI_FOLDER = "include/linux/kho/abi"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from . import limits
+from .. import limits
 
 PERIOD_S = 0.5
 # So many ticks before and after a silence tell how far the guest's clock is behind.

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, limits, packages
-from .errors import LabError
-from .run import run_logged, say
+from .. import cache, limits
+from ..errors import LabError
+from ..run import run_logged, say
+from . import packages
 
 META = "linux-image-amd64"
 KEPT = 8

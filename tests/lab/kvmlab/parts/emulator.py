@@ -15,9 +15,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import cache, limits
-from .errors import LabError
-from .run import run_logged, say
+from .. import cache, limits
+from ..errors import LabError
+from ..run import run_logged, say
 
 SUITE = "forky"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"

@@ -16,13 +16,13 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from . import limits
+from .. import limits
+from ..errors import LabError
+from ..run import say, tail
+from ..watch.heartbeat import Tick, Verdict, read_ticks, verdict
 from .disk import replace_file
-from .errors import LabError
-from .heartbeat import Tick, Verdict, read_ticks, verdict
 from .machine import HEARTBEATS, MEMORY_MIB, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
 from .process import Record, read_record
-from .run import say, tail
 
 PROGRESS_EVERY_S = 10.0
 # What only this host has of its network; the bridge itself is in hostfs.
@@ -236,10 +236,10 @@ class Host:
 
     def _spawn(self) -> None:
         """Start the supervisor in a session of its own and wait until it is on record."""
-        package = Path(__file__).parent.parent
+        package = Path(__file__).parents[2]
         with (self.folder / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kvmlab.supervisor"],
+                [sys.executable, "-m", "kvmlab.machines.supervisor"],
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": str(package)},
                 stdin=subprocess.DEVNULL,

@@ -9,9 +9,9 @@ import struct
 import subprocess
 from pathlib import Path
 
-from . import limits
-from .errors import LabError
-from .run import run_logged
+from .. import limits
+from ..errors import LabError
+from ..run import run_logged
 
 SIZE_MIB = 6144
 FIRST_SECTOR = 2048  # one mebibyte in front of the partition, where GRUB puts its core

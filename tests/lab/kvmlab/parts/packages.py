@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import cache, limits
-from .errors import LabError
-from .run import run_logged, say
+from .. import cache, limits
+from ..errors import LabError
+from ..run import run_logged, say
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 KERNEL_SUITES = ("sid", "trixie-backports")

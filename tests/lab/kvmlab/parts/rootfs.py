@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import cache, limits
-from .errors import LabError
+from .. import cache, limits
+from ..errors import LabError
+from ..run import run_logged, say
 from .packages import KEYRING, Resolution, mirror, network_settings
-from .run import run_logged, say
 
 PACKAGES = (
     "dbus",
