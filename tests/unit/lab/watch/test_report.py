@@ -4,30 +4,14 @@
 from __future__ import annotations
 
 import pytest
-from kvmlab.story.controller import read_recap, read_report
 from kvmlab.watch.heartbeat import Verdict
 from kvmlab.watch.probe import Answers
 from kvmlab.watch.report import Boot, all_survived, host_report, table
 
-OUTPUT = """
-PLAY RECAP *********************************************************************
-hv1                        : ok=10   changed=3    unreachable=0    failed=0    skipped=1    rescued=0    ignored=0
-hv2                        : ok=3    changed=0    unreachable=1    failed=0    skipped=0    rescued=0    ignored=0
-
-CUSTOM STATS: ******************************************************************
-\tRUN: {"liveupdate_report": {"hv1": {"update_id": "u1"}}}
-"""
 BEFORE, AFTER = Boot("b1", "7.2.13"), Boot("b2", "7.3.4")
 ALIVE = Verdict(True, "ticks 1 to 9", boot_ids=("g",), contiguous=True, checksum_before="a", checksum_after="a", blackout_s=9.8765)
 TOLD = {"update_id": "u1", "guests": {"web": {"times": {"paused": 100.0, "resumed": 109.9}, "clock_step": 0.2}}}
 RESTARTED = Verdict(False, "restarted", boot_ids=("g", "h"))
-
-
-def test_recap_and_report_are_read():
-    recap = read_recap(OUTPUT)
-    assert recap["hv1"]["changed"] == 3 and recap["hv2"]["unreachable"] == 1
-    assert read_report(OUTPUT) == {"hv1": {"update_id": "u1"}}
-    assert read_recap("nothing") == {} and read_report("nothing") == {}
 
 
 def test_a_survivor():

@@ -13,7 +13,7 @@ import pytest
 from kvmlab.machines.host import Host
 from kvmlab.story.domains import DISK, DOMAINS, PLAIN, TPM, Domain, variables
 
-TEMPLATE = Path(__file__).parents[2] / "lab" / "domain.xml.j2"
+TEMPLATE = Path(__file__).parents[3] / "lab" / "domain.xml.j2"
 UUID = "61f624b4-1e38-5c1c-9ef3-f73d4589b6bc"
 
 

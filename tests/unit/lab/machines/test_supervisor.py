@@ -21,7 +21,7 @@ from kvmlab.machines.machine import SEGMENT_IN, SEGMENT_OUT
 from kvmlab.machines.process import Record, read_record, start_of, write_record
 from kvmlab.machines.supervisor import Segment
 
-LAB = Path(__file__).parents[2] / "lab"
+LAB = Path(__file__).parents[3] / "lab"
 LIMIT_S = 20.0
 BOOT = "61f624b4-1e38-4c1c-9ef3-f73d4589b6bc"
 
