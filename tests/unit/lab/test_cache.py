@@ -177,7 +177,7 @@ def test_two_runs_build_once(own_cache: Path, tmp_path: Path) -> None:
 def test_a_lock_is_waited_for_only_so_long() -> None:
     with (
         cache.locked("name"),
-        pytest.raises(LabError, match=r"another run has held name for more than 1 s"),
+        pytest.raises(LabError, match=r"another run has held the lock name for more than 1 s"),
         cache.locked("name", limit_s=1.0),
     ):
         pass

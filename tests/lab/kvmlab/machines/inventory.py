@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What others need to reach the hosts: an Ansible inventory and an SSH configuration."""
+"""How to reach the hosts: the Ansible inventory and the SSH configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-# All hosts have the same host key, so one line of known_hosts is right for each port.
+# All hosts have the same host key, so one line in known_hosts fits all ports.
 KEY_ALIAS = "kvm-liveupdate-lab"
 
 
 def ssh_options(folder: Path, key: Path) -> dict[str, str]:
-    """The options of every SSH connection to a host."""
+    """The options for every SSH connection to a host."""
     return {
         "BatchMode": "yes",
         "IdentityFile": str(key),
@@ -24,7 +24,7 @@ def ssh_options(folder: Path, key: Path) -> dict[str, str]:
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
         "ConnectTimeout": "15",
-        # A host that jumps leaves the connection without an end.
+        # A host that jumps does not close its connections.
         "ServerAliveInterval": "5",
         "ServerAliveCountMax": "6",
         "LogLevel": "ERROR",
@@ -32,7 +32,7 @@ def ssh_options(folder: Path, key: Path) -> dict[str, str]:
 
 
 def ssh_config(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
-    """An ssh_config with one entry a host."""
+    """An ssh_config with one entry for each host."""
     lines = []
     for name, port in ports.items():
         lines += [f"Host {name}", "  HostName 127.0.0.1", f"  Port {port}", "  User root"]
@@ -42,13 +42,13 @@ def ssh_config(folder: Path, key: Path, ports: Mapping[str, int]) -> str:
 
 
 def known_hosts(public_key: str) -> str:
-    """The known_hosts file for a host key."""
+    """The known_hosts file with this host key."""
     kind, body = public_key.split()[:2]
     return f"{KEY_ALIAS} {kind} {body}\n"
 
 
 def inventory(folder: Path, key: Path, ports: Mapping[str, int], kinds: Mapping[str, str]) -> str:
-    """The Ansible inventory, with a group for each kind of host. Its values are JSON strings, which YAML reads as they are."""
+    """The Ansible inventory, with a group for each kind of host. Values are JSON strings, which are also valid YAML."""
     shared = {
         "ansible_host": "127.0.0.1",
         "ansible_user": "root",
@@ -69,5 +69,5 @@ def inventory(folder: Path, key: Path, ports: Mapping[str, int], kinds: Mapping[
 
 
 def _quoted(value: str) -> str:
-    """A value as SSH reads it, also where the cache is in a folder with a space in its name."""
+    """A value in quotes if it contains a space, as the path of the cache may do."""
     return f'"{value}"' if " " in value else value

@@ -1,34 +1,34 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What an emulated hypervisor is made of: processor, memory and devices."""
+"""The QEMU command line of an emulated hypervisor: processor, memory, devices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# EPYC-Rome has the SVM that QEMU emulates with nested paging: /dev/kvm inside works, without KVM on this machine.
+# QEMU emulates SVM with nested paging for EPYC-Rome. So /dev/kvm works inside, even without KVM on this machine.
 ACCELERATOR = "tcg,thread=multi"
 PROCESSOR = "EPYC-Rome"
-# One: with two, interrupts were seen to be delivered where they are off, and a host hung (docs/lab.md).
+# Only one. With two, QEMU delivered interrupts while they were off, and a host hung (docs/lab.md).
 PROCESSORS = 1
 MEMORY_MIB = 2048
 
-# The four legacy ports share two interrupts; the hosts' kernel learns these from ACPI, so each port can have its own.
+# I/O port and interrupt. The four legacy ports share two interrupts. The hosts' kernel reads these from ACPI, so each port has its own.
 SERIAL_PORTS = {"ttyS1": (0x2F8, 3), "ttyS2": (0x3E8, 5), "ttyS3": (0x2E8, 7)}
-# There is no interrupt for more of them. A line into one of these is there as a whole as soon as its write returns.
+# More serial ports would need more interrupts. A line written to one of these arrives as a whole as soon as the write returns.
 CONSOLES = ("hvc0", "hvc1", "hvc2", "hvc3", "hvc4")
-# The host's devices from which heartbeats leave: guest 1 has the first.
+# The host's devices for heartbeats. Guest 1 uses the first.
 HEARTBEATS = (*SERIAL_PORTS, *CONSOLES)
 
-# The hosts' own network: frames go from QEMU to its supervisor and from there to the other QEMUs, as datagrams.
+# The segment, the network between the hosts. Frames are datagrams from QEMU to its supervisor, and from there to the other QEMUs.
 SEGMENT_IN = "segment-in.sock"
 SEGMENT_OUT = "segment-out.sock"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One emulated machine. Files are named relative to its folder, in which QEMU runs."""
+    """One emulated machine. QEMU runs in its folder, and paths are relative to that."""
 
     emulator: tuple[str, ...]
     disk: str
@@ -66,5 +66,5 @@ class Machine:
 
 
 def segment_mac(number: int) -> str:
-    """The address of host NUMBER's card on the hosts' own network."""
+    """The MAC address of a host's card on the segment."""
     return f"52:54:00:77:00:{number:02x}"

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A process on record: its id with its start time, so that a recycled id is never taken for it."""
+"""Records of processes: id and start time. The start time tells a process from a later one with the same id."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Record:
-    """A process, told apart from a later one with the same id."""
+    """A process, by id and start time."""
 
     pid: int
     start: int
 
     @classmethod
     def of_this_process(cls) -> Record:
-        """The record of the caller."""
+        """The record of the calling process."""
         return cls(os.getpid(), start_of(os.getpid()) or 0)
 
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Whether this process runs, and not another one with its id."""
         return start_of(self.pid) == self.start
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal to this very process; the pidfd closes the gap between check and signal."""
+        """Send a signal to this process. Thanks to the pidfd, no other process with its id can get the signal."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -46,7 +46,7 @@ class Record:
             os.close(handle)
 
     def wait_gone(self, limit_s: float) -> bool:
-        """Wait until the process is gone; says whether it is."""
+        """Wait until the process is gone. Returns False if it still runs after limit_s."""
         until = time.monotonic() + limit_s
         while self.alive():
             if time.monotonic() > until:
@@ -56,7 +56,7 @@ class Record:
 
 
 def start_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is none, or only its remains."""
+    """When a process started, in clock ticks since boot. None if there is no such process, or only a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -66,14 +66,14 @@ def start_of(pid: int) -> int | None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record so that a reader sees all of it or nothing."""
+    """Write a record in one step: a reader sees all of it or nothing."""
     partial = path.with_name(path.name + ".new")
     partial.write_text(json.dumps(asdict(record)) + "\n")
     partial.rename(path)
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in a file, if there is one."""
+    """The record in a file, or None."""
     try:
         return Record(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

@@ -1,14 +1,14 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A Debian repository on a host of the lab, which brings one of its kernels as a package; no other repository can be reached from there."""
+"""A Debian repository on a host, with one of its kernels as a package. The host can reach no other repository."""
 
 from __future__ import annotations
 
 from ..errors import LabError
 from .host import Host
 
-# The kernel's files move into the package. As in Debian's own packages the boot loader's menu follows an installation and a removal.
+# Moves the kernel's files into the package. As with Debian's kernels, installing or removing it updates the boot menu.
 _MAKE = """
 set -e
 release=%s
@@ -39,8 +39,8 @@ VERSION = "1.0-1"
 
 
 def packaged(host: Host, release: str) -> str:
-    """Take a kernel out of /boot of a host and into a package; what its package manager calls that, with the version."""
+    """Move a kernel from /boot of a host into a package. Returns the package as NAME=VERSION."""
     done = host.ssh(_MAKE % (release, VERSION))
     if done.returncode:
-        raise LabError(f"{host.name}: no package of kernel {release}: {done.stderr.strip()}")
+        raise LabError(f"{host.name}: cannot make a package of kernel {release}: {done.stderr.strip()}")
     return f"linux-image-{release}={VERSION}"

@@ -1,9 +1,9 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One process per host: keeps its QEMU, stamps the guests' heartbeats with this machine's clocks, and is its network cable.
+"""The supervisor, one process for each host. It runs QEMU, logs the guests' heartbeats and passes network frames on.
 
-Started detached by "up". SIGTERM ends the host, SIGUSR1 is a power cut: QEMU is killed and started again.
+"up" starts it in the background. SIGTERM stops the host. SIGUSR1 is a power cut: QEMU is killed and started again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .process import Record, write_record
 
 QUIT_LIMIT_S = 10.0
 POLL_S = 0.25
-# QEMU's ends.
+# The sockets that QEMU creates.
 SOCKETS = ("qmp.sock", *(f"{name}.sock" for name in HEARTBEATS), SEGMENT_IN)
 
 
 class Line:
-    """The heartbeats of one guest: bytes from a socket, whole lines into a log."""
+    """The heartbeat of one guest: reads a socket and logs whole lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Line:
         self._rest = b""
 
     def connect(self) -> None:
-        """Connect to QEMU's end, which is there some moments after QEMU's start."""
+        """Connect to QEMU's socket. It appears shortly after QEMU's start, so this may have to be tried again."""
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             stream.connect(f"{self.name}.sock")
@@ -48,7 +48,7 @@ class Line:
         self.socket = stream
 
     def read(self) -> None:
-        """Take what has come and log each finished line with the time of its arrival."""
+        """Read what has arrived. Log each complete line with the time of its arrival."""
         assert self.socket is not None
         try:
             data = self.socket.recv(65536)
@@ -63,7 +63,7 @@ class Line:
             self._log(stamp, lines)
 
     def close(self) -> None:
-        """Forget a connection whose QEMU is gone, and log what it had begun to say."""
+        """Close the connection and log the incomplete last line."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -72,14 +72,14 @@ class Line:
             self._rest = b""
 
     def _log(self, stamp: str, lines: list[bytes]) -> None:
-        """Append lines to the log, which is plain ASCII whatever came."""
+        """Append lines to the log. Other bytes than ASCII are escaped."""
         with open(f"heartbeat-{self.name}.log", "a", encoding="ascii") as log:
             for line in lines:
                 log.write(f"{stamp} {line.rstrip(chr(13).encode()).decode('ascii', 'backslashreplace')}\n")
 
 
 class Segment:
-    """The host's end of the network that the lab's hosts have among themselves: each frame goes to all others."""
+    """The host's end of the segment, the network between the hosts. Each frame goes to all other hosts."""
 
     def __init__(self) -> None:
         Path(SEGMENT_OUT).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ class Segment:
         self._own = Path.cwd().name
 
     def read(self) -> None:
-        """Pass on one frame. Who does not run or does not keep up loses it, as on any network."""
+        """Pass one frame on. A host that is down or too slow loses it, as on any network."""
         assert self.socket is not None
         frame = self.socket.recv(65536)
         for path in Path("..").glob(f"hv*/{SEGMENT_IN}"):
@@ -98,7 +98,7 @@ class Segment:
 
 
 class Supervisor:
-    """Runs one host until it is told to stop or the host powers itself off."""
+    """Runs one host until it gets SIGTERM or the host powers itself off."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
@@ -113,7 +113,7 @@ class Supervisor:
         signal.signal(signal.SIGUSR1, self._on_power_cut)
 
     def run(self) -> int:
-        """Supervise; the exit code is QEMU's when it ended by itself."""
+        """Run QEMU, also again after a power cut. Returns QEMU's exit code, or 0 after SIGTERM."""
         while True:
             qemu = self._start()
             code = self._watch(qemu)
@@ -130,7 +130,7 @@ class Supervisor:
         self._power_cut = True
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """Start QEMU; it cannot outlive this process."""
+        """Start QEMU. It ends with this process."""
         for name in SOCKETS:
             Path(name).unlink(missing_ok=True)
         qemu = subprocess.Popen(
@@ -144,12 +144,12 @@ class Supervisor:
         return qemu
 
     def _watch(self, qemu: subprocess.Popen[bytes]) -> int:
-        """Log heartbeats until QEMU is gone, by itself or because it was asked for."""
+        """Log heartbeats until QEMU has ended, by itself or because it was told to."""
         connect_until = time.monotonic() + limits.HOST_ENDS
         while qemu.poll() is None:
             if self._stop:
                 quit_qemu(qemu)
-                note("ended as asked")
+                note("stopped on SIGTERM")
                 return 0
             if self._power_cut:
                 qemu.kill()
@@ -162,11 +162,11 @@ class Supervisor:
                 source.read()
                 if source.socket is None:
                     self._selector.unregister(ready.fileobj)
-        note(f"QEMU ended with {qemu.returncode}")
+        note(f"QEMU ended with exit code {qemu.returncode}")
         return qemu.returncode
 
     def _connect_lines(self) -> None:
-        """Connect what is not connected yet."""
+        """Connect the lines that are not connected yet."""
         for line in self._lines:
             if line.socket is None:
                 line.connect()
@@ -174,7 +174,7 @@ class Supervisor:
                     self._selector.register(line.socket, selectors.EVENT_READ, line)
 
     def _drop_lines(self) -> None:
-        """Close every connection to a QEMU that is gone, after reading what is still in it."""
+        """Read what is left in the connections of a QEMU that has ended, then close them."""
         for line in self._lines:
             while line.socket is not None:
                 connection = line.socket
@@ -184,7 +184,7 @@ class Supervisor:
 
 
 def quit_qemu(qemu: subprocess.Popen[bytes]) -> None:
-    """Tell QEMU to quit: on SIGTERM it closes its disk first. Kill it if it does not."""
+    """End QEMU with SIGTERM, so that it closes its disk. Kill it if that takes too long."""
     qemu.terminate()
     try:
         qemu.wait(QUIT_LIMIT_S)
@@ -195,12 +195,12 @@ def quit_qemu(qemu: subprocess.Popen[bytes]) -> None:
 
 
 def note(text: str) -> None:
-    """One line in the supervisor's own log."""
+    """Write one line to the supervisor's log."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main() -> int:
-    """Supervise the host of the current folder."""
+    """Run the host whose folder is the current one."""
     record = Path("supervisor.json")
     write_record(record, Record.of_this_process())
     machine = json.loads(Path("machine.json").read_text())

@@ -1,4 +1,4 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What hosts and guests are made of. Everything is built once and kept in the cache."""
+"""What hosts and guests are made of. Each part is built once and kept in the cache."""

@@ -1,9 +1,9 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""GRUB on the hosts' disk, installed by the hosts' own grub-install and update-grub.
+"""Install GRUB on the hosts' disk with the hosts' own grub-install and update-grub.
 
-They want to see the real disk, so the machine is booted once, straight into a script instead of an init system.
+Both need the real disk. So the machine boots once, with a script as its init.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT_DEVICE = "/dev/vda1"
 
 
 def script(file_system_id: str, default_release: str) -> str:
-    """What runs as the first process of the one boot."""
+    """The script that this one boot runs as init."""
     entry = f"gnulinux-advanced-{file_system_id}>gnulinux-{default_release}-advanced-{file_system_id}"
     return f"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin
@@ -42,7 +42,7 @@ sleep 10
 
 
 def install(emulator: tuple[str, ...], disk: Path, kernel: Path, log: Path) -> None:
-    """Boot the disk once, outside of its boot loader, with the script of above as init."""
+    """Boot the disk once with the script as init. QEMU loads the kernel, since there is no boot loader yet."""
     say("host image: boot loader")
     options = f"root={ROOT_DEVICE} rw console=ttyS0 panic=-1 init=/{SCRIPT}"
     command = Machine(emulator, disk.name, kernel=str(kernel), kernel_options=options).command()
@@ -66,7 +66,7 @@ def install(emulator: tuple[str, ...], disk: Path, kernel: Path, log: Path) -> N
             end_group(machine)
         stream.write(console.read_bytes() if console.exists() else b"")
     if DONE not in tail(console, 50):
-        raise LabError(f"GRUB was not installed on the hosts' disk. The end of {log}:\n{tail(log)}")
+        raise LabError(f"GRUB was not installed on {disk}. The end of {log}:\n{tail(log)}")
     say(f"  boot loader installed in {time.monotonic() - started:.0f} s")
     remove_file(disk, f"/{SCRIPT}")
     for leftover in (console, *disk.parent.glob("*.sock")):

@@ -1,13 +1,13 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The emulator of the hosts: the QEMU of Debian forky, run from the cache without being installed.
+"""The emulator of the hosts: QEMU of Debian forky, run from the cache without an installation.
 
-An older QEMU emulates SVM with faults that look like faults of a live update: under 7.2 a guest with the host's processor
-model does not even boot. One fault is left up to 11.1, in helper_vmrun(): an interrupt that the host injects with VMRUN is
-delivered at once, but also stays noted in cs->exception_index. When the emulated processor is kicked just then, it is
-delivered a second time, into code of the guest that runs with interrupts off, and the guest deadlocks. In the copy in the
-cache, the store that leaves the note is a no-op.
+Older QEMU versions have bugs in the emulation of SVM. They look like bugs of a live update. In QEMU 7.2, a guest with the
+host's processor model does not even boot. One bug remains up to 11.1, in helper_vmrun(). The host injects an interrupt with
+VMRUN, and QEMU delivers it at once. But QEMU also leaves it in cs->exception_index. If the emulated processor is kicked at
+that moment, QEMU delivers the interrupt again, to guest code that runs with interrupts off, and the guest deadlocks. In the
+copy in the cache, the store to cs->exception_index is replaced by a no-op.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ FAULT = re.compile(
     rb"\x48\xc7\x83.{4}\xff{4}",
     re.DOTALL,
 )
-NOTHING = b"\x66\x0f\x1f\x44\x00\x00"  # one instruction as long as the store
+NOTHING = b"\x66\x0f\x1f\x44\x00\x00"  # one no-op instruction of the same length
 
 
 def command(root_tar: Path) -> tuple[str, ...]:
-    """The words that start the emulator that is in this root file system."""
+    """The command that starts the emulator of this root file system."""
     inputs = {
         "rootfs": root_tar.parent.name,
         "parts": " ".join((LIBRARIES, PROGRAM, *DATA)),
@@ -51,20 +51,20 @@ def command(root_tar: Path) -> tuple[str, ...]:
         try:
             program.write_bytes(mended(program.read_bytes()))
         except LabError as error:
-            # A newer QEMU may have lost the fault, or its compiler may have said the same with other instructions.
-            say(f"  emulator: {error}; a guest that falls silent in the lab may be the emulator's fault")
+            # A newer QEMU may not have the bug any more, or it may be compiled to other instructions.
+            say(f"  WARNING emulator: {error}; if a guest in the lab goes silent, suspect the emulator")
 
     tree = cache.artefact("emulator", inputs, unpack)
-    # Its own loader and C library: this machine's may be older.
+    # With its own loader and C library, because this machine's may be older.
     loader = (str(tree / LIBRARIES / "ld-linux-x86-64.so.2"), "--library-path", str(tree / LIBRARIES))
     data = tuple(word for name in DATA for word in ("-L", str(tree / name)))
     return (*loader, str(tree / PROGRAM), *data)
 
 
 def mended(program: bytes) -> bytes:
-    """The program without the fault; an error when the fault is not found in exactly one place."""
+    """The program without the bug. Raises LabError if the bug is not found in exactly one place."""
     found = list(FAULT.finditer(program))
     if len(found) != 1:
-        raise LabError(f"the known fault of event injection is in {len(found)} places of this QEMU instead of one, left as it is")
+        raise LabError(f"the known bug of event injection is in {len(found)} places of this QEMU instead of one, QEMU stays unchanged")
     start, end = found[0].span("store")
     return program[:start] + NOTHING + program[end:]

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The guests' initramfs: one static program, packed as cpio by hand (two dozen lines, and the same bytes every time)."""
+"""The guests' initramfs: one static program in a cpio archive. The archive is written here, so that it is reproducible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPILE = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-s")
 
 
 def initramfs() -> Path:
-    """The initramfs in the cache."""
+    """The path of the initramfs in the cache."""
     inputs = {"source": SOURCE.read_text(), "compile": " ".join(COMPILE)}
 
     def build(folder: Path, log: Path) -> None:
@@ -30,7 +30,7 @@ def initramfs() -> Path:
 
 
 def cpio(programs: dict[str, bytes]) -> bytes:
-    """A newc archive of executable files and the two folders that init mounts on."""
+    """A newc archive with executable files and the two folders that init mounts on."""
     entries = [(name, 0o040755, b"") for name in ("dev", "proc")]
     entries += [(name, 0o100755, content) for name, content in programs.items()]
     packed = b"".join(_entry(number, *entry) for number, entry in enumerate(entries, start=1))
@@ -38,7 +38,7 @@ def cpio(programs: dict[str, bytes]) -> bytes:
 
 
 def _entry(inode: int, name: str, mode: int, content: bytes) -> bytes:
-    """One file: header and name padded to four bytes, content padded to four bytes."""
+    """One file: header and name, then content. Each is padded to a multiple of four bytes."""
     encoded = name.encode() + b"\0"
     fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     header = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
@@ -46,5 +46,5 @@ def _entry(inode: int, name: str, mode: int, content: bytes) -> bytes:
 
 
 def _padded(data: bytes) -> bytes:
-    """Data with zeros up to the next multiple of four."""
+    """The data, padded with zeros to a multiple of four bytes."""
     return data + b"\0" * (-len(data) % 4)

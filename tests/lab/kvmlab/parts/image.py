@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The hosts' disk: Debian's root file system, both kernels, the lab's settings and keys, with a boot loader."""
+"""The hosts' disk image: Debian's root file system, both kernels, the lab's settings and keys, a boot loader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTFS = Path(__file__).parents[2] / "hostfs"
 GUEST_FOLDER = "var/lib/lab-guest"
 
 ENABLED = ("systemd-networkd.service", "ssh.service")
-# Nothing here is asked of a hypervisor in the lab, and each costs time on an emulated processor.
+# The lab does not need these, and each takes time on an emulated processor.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -44,9 +44,9 @@ MASKED = (
     "systemd-networkd-wait-online.service",
     "systemd-pstore.service",
 )
-# Of AppArmor's profiles only those of what runs guests matter here: loading the others at each boot takes long on an emulated processor.
+# Only the AppArmor profiles with these words are kept, those of programs that run guests. To load all takes long on an emulated processor.
 PROFILES = ("swtpm", "virt")
-# These run before the first unit of each boot, also right after a jump.
+# Generators run before the first unit of each boot, so also right after a jump.
 GENERATORS_OFF = (
     "systemd-debug-generator",
     "systemd-factory-reset-generator",
@@ -59,7 +59,7 @@ GENERATORS_OFF = (
 
 
 def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> dict[str, str]:
-    """Everything that decides what is on the disk."""
+    """All inputs of the disk image."""
     return {
         "rootfs": root_tar.parent.name,
         "kernels": " ".join(str(kernel.folder.relative_to(cache.root())) for kernel in kernels),
@@ -71,19 +71,19 @@ def inputs_of(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, k
 
 
 def host_files() -> list[tuple[str, str]]:
-    """Path and text of every file that the lab lays over the root file system."""
+    """Path and text of every file that the lab adds to the root file system."""
     files = sorted(path for path in HOSTFS.rglob("*") if path.is_file())
     return [(str(path.relative_to(HOSTFS)), path.read_text()) for path in files]
 
 
 def image(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys, emulator: tuple[str, ...]) -> Path:
-    """The raw disk image, in the cache. It boots the first of the kernels."""
+    """The path of the raw disk image in the cache. The image boots the first kernel."""
 
     def build(folder: Path, log: Path) -> None:
         if os.geteuid() != 0:
-            raise LabError("building the hosts' image needs root (file owners inside it)")
+            raise LabError("building the hosts' disk image needs root, to set file owners; run this as root")
         say("host image: file system")
-        os.umask(0o022)  # the folders made here are the hosts' own
+        os.umask(0o022)  # the hosts see the modes of the folders that are made here
         tree = folder / "tree"
         tree.mkdir()
         run_logged(("tar", "-C", tree, "--numeric-owner", "-xpf", root_tar), what="unpack", log=log, limit_s=limits.TOOL)
@@ -98,7 +98,7 @@ def image(root_tar: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
 
 
 def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys: Keys) -> None:
-    """Put the lab's files into the tree."""
+    """Copy the lab's files, the kernels and the keys into the tree."""
     for name, text in host_files():
         _write(tree / name, text, 0o644)
     for kernel in kernels:
@@ -113,12 +113,12 @@ def _lay_over(tree: Path, kernels: tuple[Kernel, Kernel], initramfs: Path, keys:
     _write(tree / "etc/ssh/ssh_host_ed25519_key.pub", public(keys.host) + "\n", 0o644)
     _write(tree / "root/.ssh/authorized_keys", public(keys.client) + "\n", 0o600)
     (tree / "root/.ssh").chmod(0o700)
-    # Empty: each host makes its own at its first boot.
+    # Empty: each host generates its own at its first boot.
     _write(tree / "etc/machine-id", "", 0o444)
 
 
 def _enable(tree: Path, log: Path) -> None:
-    """Enable and mask units with the tree's own systemctl, turn generators off, and leave out AppArmor's other profiles."""
+    """Enable and mask units with the tree's own systemctl. Disable generators. Remove AppArmor profiles that are not needed."""
     for verb, units in (("enable", ENABLED), ("mask", MASKED)):
         run_logged(("chroot", tree, "systemctl", verb, *units), what=f"systemctl {verb}", log=log, limit_s=limits.TOOL)
     generators = tree / "etc/systemd/system-generators"
@@ -128,13 +128,13 @@ def _enable(tree: Path, log: Path) -> None:
     for profile in (tree / "etc/apparmor.d").glob("*"):
         if profile.is_file() and not any(word in profile.name for word in PROFILES):
             profile.unlink()
-    # Nothing has changed below /usr since the packages were installed: the first boot need not rebuild their caches.
+    # Tell systemd that nothing has changed in /usr, so that the first boot does not rebuild caches.
     for folder in ("etc", "var"):
         (tree / folder / ".updated").touch()
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Write one file of the tree, owned by root."""
+    """Write one file into the tree, owned by root."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text)

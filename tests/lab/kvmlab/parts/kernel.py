@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Kernels for the hosts and guests, built from Debian's source packages."""
+"""Build the kernels of hosts and guests from Debian's source packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..run import run_logged, say, tail
 from .packages import DEFAULT_SERIES, Resolution, Source, candidates, download, newest
 
 FRAGMENT = Path(__file__).parents[2] / "kernel.config"
-OBJECTS = 1500  # about as many as this configuration compiles; for progress only
+OBJECTS = 1500  # roughly what this configuration compiles; only for the progress line
 
 ABI_FOLDER = "include/linux/kho/abi"
 ABI_NAMES = {
@@ -28,7 +28,7 @@ ABI_NAMES = {
     "memfd.h": "MEMFD_LUO_FH_COMPATIBLE",
 }
 
-# Fixed, so that the same source gives the same image.
+# Fixed values, so that the same source gives the same image.
 BUILD_ENV = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
     "KBUILD_BUILD_USER": "lab",
@@ -37,11 +37,11 @@ BUILD_ENV = {
 }
 CONFIGURE = ("make", "KCONFIG_ALLCONFIG=lab.config", "allnoconfig")
 COMPILE = ("make", "bzImage")
-# What brings about another option, in kernels that have it.
+# Only needed to select other options. Not every kernel has them.
 HINTS = {"CONFIG_PROC_SYSCTL=y"}
-# Not read by a build with this configuration, and slow to unpack.
+# Files that this configuration does not use and that are slow to unpack.
 LEFT_OUT = ("*/Documentation/*/*", "*/drivers/gpu/drm/*/*.[ch]", "*/sound/*.[ch]", "*/tools/testing")
-# The twin of a kernel: the same source under another name, as a distribution's update that mends one fault.
+# The suffix of a kernel's twin: the same source with another name. It stands for a distribution's small update.
 TWIN = "-before"
 
 
@@ -53,7 +53,7 @@ class Kernel:
 
     @property
     def release(self) -> str:
-        """What uname -r says when it runs."""
+        """What uname -r prints when it runs."""
         return (self.folder / "release").read_text().strip()
 
     @property
@@ -63,12 +63,12 @@ class Kernel:
 
     @property
     def config(self) -> Path:
-        """Its whole configuration."""
+        """Its full configuration."""
         return self.folder / "config"
 
 
 def pair(resolution: Resolution) -> tuple[Kernel, Kernel]:
-    """The two kernels of the lab, old and new, whose live update ABI agrees."""
+    """The two kernels of the lab, old and new. Both have the same live update ABI."""
     refused = []
     tried = candidates(resolution.sources)
     for old, new in tried:
@@ -81,7 +81,7 @@ def pair(resolution: Resolution) -> tuple[Kernel, Kernel]:
 
 
 def twins(resolution: Resolution) -> tuple[Kernel, Kernel]:
-    """Two kernels of one source, old and new, for half of the work of :func:`pair`: the new one there is the new one here."""
+    """Two kernels of one source, old and new. They take half as long to build as :func:`pair`, and share its new kernel."""
     if not resolution.sources:
         raise LabError(f"no kernel source at {resolution.mirror}")
     default = [source for source in resolution.sources if source.series == DEFAULT_SERIES[-1]]
@@ -90,7 +90,7 @@ def twins(resolution: Resolution) -> tuple[Kernel, Kernel]:
 
 
 def abi(source: Source) -> dict[str, str]:
-    """The strings by which a new kernel recognises what an old one handed over."""
+    """The strings by which a new kernel checks the format of what the old one hands over."""
     inputs = {"package": source.package, "version": source.version}
 
     def read(folder: Path, log: Path) -> None:
@@ -105,7 +105,7 @@ def abi(source: Source) -> dict[str, str]:
 
 
 def abi_strings(headers: Mapping[str, str], where: str) -> dict[str, str]:
-    """Name and value of the ABI strings in the texts of the kernel's headers."""
+    """Names and values of the ABI strings in the kernel's headers."""
     found = {}
     for header, name in ABI_NAMES.items():
         match = re.search(rf'^#define\s+{name}\s+"([^"]+)"', headers[header], re.MULTILINE)
@@ -116,7 +116,7 @@ def abi_strings(headers: Mapping[str, str], where: str) -> dict[str, str]:
 
 
 def inputs_of(source: Source, twin: bool) -> dict[str, str]:
-    """Everything that decides what the kernel image is."""
+    """All inputs of the kernel image."""
     return {
         "twin": TWIN if twin else "",
         "package": source.package,
@@ -127,12 +127,12 @@ def inputs_of(source: Source, twin: bool) -> dict[str, str]:
 
 
 def options_of(fragment: str) -> str:
-    """The options of a configuration fragment alone: a comment is no reason to build again."""
+    """The options of a configuration fragment, without comments. A changed comment needs no new build."""
     return "\n".join(sorted(line for line in fragment.splitlines() if line.startswith("CONFIG_")))
 
 
 def build(source: Source, twin: bool = False) -> Kernel:
-    """The kernel of one source package, and its twin beside it where that is wanted, too."""
+    """The kernel of one source package. With twin, its twin is built, too."""
 
     def make(folder: Path, log: Path) -> None:
         say(f"kernel {source.version}: building, 5 to 20 minutes of two cores")
@@ -142,7 +142,7 @@ def build(source: Source, twin: bool = False) -> Kernel:
         run_logged(CONFIGURE, what=f"{what} configure", log=log, limit_s=limits.TOOL, cwd=tree, env=BUILD_ENV)
         missing = missing_options((tree / ".config").read_text(), FRAGMENT.read_text())
         if missing:
-            raise LabError(f"{what}: kernel.config does not bring about {', '.join(missing)}")
+            raise LabError(f"{what}: the build drops these options of {FRAGMENT}: {', '.join(missing)}")
         counter = _ObjectCounter(log)
         jobs = f"-j{os.cpu_count() or 1}"
         for place, suffix in ((folder, ""), (folder / "twin", TWIN))[: 1 + twin]:
@@ -158,12 +158,12 @@ def build(source: Source, twin: bool = False) -> Kernel:
 
 
 def missing_options(config: str, fragment: str) -> list[str]:
-    """The options of the fragment that this configuration does not have: a kernel drops what it does not know or what lacks another one."""
+    """The fragment's options that this configuration lacks. A kernel drops options that it does not know or whose dependencies are off."""
     return sorted(set(options_of(fragment).splitlines()) - set(config.splitlines()) - HINTS)
 
 
 def _unpack(source: Source, folder: Path, log: Path, *selection: str) -> Path:
-    """Unpack the kernel's tree below folder/work, or what tar's options select of it, and return it."""
+    """Unpack the kernel source below folder/work and return its folder. selection is passed to tar."""
     work = folder / "work"
     work.mkdir()
     kept = cache.artefact("deb", {"package": source.package, "version": source.version}, lambda to, log: _fetch(source, to, log))
@@ -191,7 +191,7 @@ class _ObjectCounter:
         self._count = 0
 
     def text(self) -> str:
-        """How far the build is."""
+        """The progress of the build."""
         with self._log.open("rb") as stream:
             stream.seek(self._offset)
             fresh = stream.read()

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab's SSH keys: one for the client and one for all hosts, made once."""
+"""The lab's SSH keys: one for the client, one for all hosts. They are generated once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Keys:
 
     @property
     def client(self) -> Path:
-        """The private key that logs in."""
+        """The private key of the client."""
         return self.folder / "client"
 
     @property
     def host(self) -> Path:
-        """The private key by which a host is known."""
+        """The private host key, the same on all hosts."""
         return self.folder / "host"
 
 
 def public(key: Path) -> str:
-    """The public half of a key."""
+    """The public key of a private key."""
     return key.with_name(key.name + ".pub").read_text().strip()
 
 

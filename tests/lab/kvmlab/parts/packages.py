@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Debian packages without touching this machine's apt: what is there, and downloads."""
+"""Find and download Debian packages. This machine's own apt state is not used or changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRESH_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Source:
-    """One Debian package with a kernel's source."""
+    """One Debian package in one version."""
 
     package: str
     version: str
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What the suites hold at one moment."""
+    """What the suites contained at one moment."""
 
     resolved_at: float
     mirror: str
@@ -55,14 +55,14 @@ def mirror() -> str:
 
 
 def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
-    """Order of kernel package versions: the upstream number, then a release before its backport."""
+    """A sort key for kernel package versions: by upstream number, then a backport before the release."""
     upstream = re.match(r"[0-9.]+", version)
     numbers = tuple(int(part) for part in upstream.group().strip(".").split(".")) if upstream else ()
     return numbers, "~bpo" not in version, version
 
 
 def newest_sources(rows: Iterable[tuple[str, str, str]]) -> tuple[Source, ...]:
-    """The newest version of each kernel series, newest series first, from (package, version, suite) rows."""
+    """The newest version of each kernel series, newest series first. rows are (package, version, suite)."""
     best: dict[str, str] = {}
     for package, version, suite in rows:
         released = re.fullmatch(r"linux-source-\d+\.\d+", package) and "~rc" not in version
@@ -80,24 +80,24 @@ def newest(sources: Iterable[Source]) -> Source:
 
 
 def candidates(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
-    """Pairs (old, new) of kernels to try in turn: the default pair if it is there, else the newest first."""
+    """Pairs (old, new) of kernels to try in this order: only the default pair if it exists, else all pairs, newest first."""
     by_series = {source.series: source for source in sources}
     if all(series in by_series for series in DEFAULT_SERIES):
         return [(by_series[DEFAULT_SERIES[0]], by_series[DEFAULT_SERIES[1]])]
     ordered = sorted(sources, key=lambda source: version_key(source.series), reverse=True)
     pairs = [(old, new) for index, new in enumerate(ordered) for old in ordered[index + 1 :]]
-    # The newest pair is the one whose older half is newest.
+    # The newest pair is the one with the newest old kernel.
     return sorted(pairs, key=lambda pair: (version_key(pair[0].series), version_key(pair[1].series)), reverse=True)
 
 
 def resolve() -> Resolution:
-    """What to build from: asked from the mirror at most once a day, the last answer when the mirror is out of reach."""
+    """What to build from. Asks the mirror at most once a day. If the mirror does not answer, its last answer is used."""
     record = _record()
     last = _recorded(record)
     if last and last.mirror == mirror() and 0 <= time.time() - last.resolved_at < FRESH_S:
         return last
     with cache.locked("apt"):
-        last = _recorded(record)  # another run may just have asked
+        last = _recorded(record)  # another run may have asked meanwhile
         if last and last.mirror == mirror() and 0 <= time.time() - last.resolved_at < FRESH_S:
             return last
         try:
@@ -106,7 +106,7 @@ def resolve() -> Resolution:
             if last is None:
                 raise
             age_h = (time.time() - last.resolved_at) / 3600
-            say(f"  the mirror did not answer, going on with what it said {age_h:.0f} hours ago ({str(error).splitlines()[0]})")
+            say(f"  {mirror()} does not answer, using its answer of {age_h:.0f} hours ago ({str(error).splitlines()[0]})")
             return last
         partial = record.with_suffix(".new")
         partial.write_text(json.dumps(asdict(fresh), indent=1) + "\n")
@@ -115,35 +115,35 @@ def resolve() -> Resolution:
 
 
 def download(source: Source, folder: Path, log: Path) -> Path:
-    """Download one package into folder; apt checks size and hash against the signed index."""
+    """Download one package into folder. apt checks its size and hash against the signed index."""
     wanted = f"{source.package}={source.version}"
     command = [*_apt("apt-get"), "-q", "download", wanted]
     with cache.locked("apt"):
         try:
             run_logged(command, what=f"download {wanted}", log=log, limit_s=limits.DOWNLOAD, cwd=folder)
         except LabError:
-            say(f"  {wanted}: not available with the present package lists, fetching new lists")
+            say(f"  {wanted}: not in the package lists, updating the lists")
             _update()
-            _record().unlink(missing_ok=True)  # if the mirror has moved on, the next run asks it what there is
+            _record().unlink(missing_ok=True)  # the mirror has changed, so the next run must ask it again
             run_logged(command, what=f"download {wanted}", log=log, limit_s=limits.DOWNLOAD, cwd=folder)
     found = list(folder.glob(f"{source.package}_*.deb"))
     if len(found) != 1:
-        raise LabError(f"download of {wanted} left {len(found)} files in {folder}")
+        raise LabError(f"the download of {wanted} left {len(found)} package files in {folder} instead of one")
     return found[0]
 
 
 def shown(package: str) -> str:
-    """The records of a package in the package lists, one for each version."""
+    """The package list records of a package, one for each version."""
     return _output("apt-cache", "show", package)
 
 
 def _record() -> Path:
-    """Where the last answer of the mirror is kept."""
+    """The file with the last answer of the mirror."""
     return cache.root() / "resolved.json"
 
 
 def _recorded(record: Path) -> Resolution | None:
-    """The last answer of the mirror, if there is a readable one."""
+    """The last answer of the mirror, or None if there is no readable one."""
     try:
         data = json.loads(record.read_text())
         sources = tuple(Source(**entry) for entry in data["sources"])
@@ -168,9 +168,9 @@ def _ask() -> Resolution:
 
 
 def _update() -> None:
-    """apt-get update in the private state; an error for one list is an error."""
+    """Run apt-get update on the lab's own apt state. An error with one list is an error."""
     if not KEYRING.exists():
-        raise LabError(f"{KEYRING} is missing: install debian-archive-keyring")
+        raise LabError(f"{KEYRING} is missing; install the package debian-archive-keyring")
     folder = cache.root() / "apt"
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -184,17 +184,17 @@ def _update() -> None:
 
 
 def _date_of(suite: str) -> str:
-    """The date of a suite's signed index: which snapshot of the suite this is."""
+    """The date in a suite's signed index. It tells which snapshot of the suite this is."""
     found = list((cache.root() / "apt" / "lists").glob(f"*_dists_{suite}_InRelease"))
     for path in found:
         date = re.search(r"^Date: (.+)$", path.read_text(errors="replace"), re.MULTILINE)
         if date:
             return date.group(1)
-    raise LabError(f"the package lists of {suite} hold no date")
+    raise LabError(f"no date in the package lists of {suite} in {cache.root() / 'apt' / 'lists'}; remove that folder and try again")
 
 
 def _apt(tool: str) -> list[str]:
-    """A tool of apt on the private state. The machine's own proxies and certificates stay in force."""
+    """An apt command that uses the lab's own apt state, with this machine's proxies and certificates."""
     folder = cache.root() / "apt"
     options = {
         "Dir::Etc::sourcelist": folder / "sources.list",
@@ -204,16 +204,16 @@ def _apt(tool: str) -> list[str]:
         "Dir::State::status": folder / "status",
         "Dir::Cache": folder,
         "APT::Architecture": "amd64",
-        # A mirror that lags serves a signed index past its date; the signature is still checked.
+        # A slow mirror may serve an expired index. apt still checks its signature.
         "Acquire::Check-Valid-Until": "false",
-        # The cache may be in a home that the _apt user cannot enter.
+        # The cache may be in a home folder that the user _apt cannot enter.
         "APT::Sandbox::User": "root",
     }
     return [tool, *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
 
 
 def _output(tool: str, *words: str) -> str:
-    """What a query of apt prints."""
+    """The output of an apt query."""
     done = subprocess.run([*_apt(tool), *words], capture_output=True, text=True, timeout=limits.TOOL, check=False)
     if done.returncode != 0:
         raise LabError(f"{tool} {words[0]} failed: {done.stderr.strip()}")
@@ -221,7 +221,7 @@ def _output(tool: str, *words: str) -> str:
 
 
 def network_settings() -> list[str]:
-    """This machine's own apt settings for proxies and certificates, as NAME "VALUE" lines."""
+    """This machine's apt settings for proxies and certificates, as NAME "VALUE" lines."""
     done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, timeout=limits.TOOL, check=False)
     wanted = re.compile(r'^Acquire::(http|https)::[^ ]*(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)[^ ]* ".+";$', re.IGNORECASE)
     return [line for line in done.stdout.splitlines() if wanted.match(line)]

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The hosts' root file system as Debian makes it: one tar of installed packages, nothing of the lab in it yet."""
+"""The hosts' root file system: a tar with Debian's packages installed. The lab's own files are not in it."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ PACKAGES = (
     "systemd-sysv",
     "udev",
 )
-# One kind of host confines its domains, as Debian does by default; the other does not.
+# forky hosts confine their domains with AppArmor, which is Debian's default. trixie hosts do not.
 PACKAGES_OF = {"forky": ("apparmor",)}
 DPKG_OPTIONS = ("path-exclude=/usr/share/doc/*", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*")
 APT_OPTIONS = (
     'APT::Install-Recommends "false"',
-    # A mirror that lags serves a signed index past its date; the signature is still checked.
+    # A slow mirror may serve an expired index. apt still checks its signature.
     'Acquire::Check-Valid-Until "false"',
 )
 
 
 def packages_of(suite: str) -> tuple[str, ...]:
-    """What is installed in a root file system of this suite."""
+    """The packages of this suite's root file system."""
     return PACKAGES + PACKAGES_OF.get(suite, ())
 
 
 def inputs_of(suite: str, resolution: Resolution) -> dict[str, str]:
-    """Everything that decides what is in the tar."""
+    """All inputs of the tar."""
     return {
         "suite": suite,
         "snapshot": resolution.snapshots[suite],
@@ -71,12 +71,12 @@ def tar(suite: str, resolution: Resolution) -> Path:
 
     def build(folder: Path, log: Path) -> None:
         if os.geteuid() != 0:
-            raise LabError("building the hosts' image needs root (file owners inside it)")
+            raise LabError("building the hosts' root file system needs root, to set file owners; run this as root")
         say(f"root file system of {suite}: downloading and installing packages, 2 to 5 minutes")
         command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join(packages_of(suite))}"]
         command += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
         command += [f"--aptopt={option}" for option in (*APT_OPTIONS, *network_settings())]
-        # Proxies of this machine are no business of the hosts.
+        # The hosts must not use this machine's proxies.
         command.append('--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap')
         command += [suite, str(folder / "root.tar"), f"deb [signed-by={KEYRING}] {mirror()} {suite} main"]
         run_logged(command, what=f"root file system of {suite}", log=log, limit_s=limits.BUILD)

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Debian's own kernels as its users run them: the image and its configuration out of the packages, nothing installed."""
+"""Debian's own kernels: image and configuration, unpacked from the packages without an installation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class Stock:
-    """One kernel: packages and their common version."""
+    """One kernel: its packages and their version."""
 
     release: str
     version: str
@@ -35,8 +35,8 @@ class Stock:
 
 
 def newest() -> tuple[Stock, ...]:
-    """The newest stock kernel of each series that a suite of the lab installs by default, oldest series first."""
-    packages.resolve()  # brings the package lists
+    """The default kernels of the lab's suites: the newest of each series, oldest series first."""
+    packages.resolve()  # downloads the package lists
     found = {stock.series: stock for stock in sorted(map(_of, images(packages.shown(META))), key=_order)}
     if not found:
         raise LabError(f"no suite of {', '.join(packages.SUITES)} has {META} at {packages.mirror()}")
@@ -44,18 +44,18 @@ def newest() -> tuple[Stock, ...]:
 
 
 def images(shown: str) -> Iterable[tuple[str, str]]:
-    """The packages, with their versions, that records of the meta package depend on for the image. Pure."""
+    """Name and version of the image packages that the meta package's records depend on. Pure."""
     return re.findall(r"^Depends:.*?(linux-image-[^ ,]+) \(= ([^)]+)\)", shown, re.MULTILINE)
 
 
 def parts(shown: str) -> tuple[str, ...]:
-    """The packages that hold an image and its configuration where its own does not: newer ones are split up. Pure."""
+    """The packages with image and configuration, if the image package is split, as newer ones are; else none. Pure."""
     depends = next(iter(re.findall(r"^Depends: (.*)$", shown, re.MULTILINE)), "")
     return tuple(name for name in re.findall(r"[^ ,|]+", depends) if re.match(r"linux-(binary|base)-\d", name))
 
 
 def folder(stock: Stock) -> Path:
-    """Where vmlinuz-RELEASE and config-RELEASE are, in the cache."""
+    """The folder in the cache with vmlinuz-RELEASE and config-RELEASE."""
 
     def fetch(to: Path, log: Path) -> None:
         say(f"stock kernel {stock.release}: downloading {len(stock.packages)} packages")
@@ -68,7 +68,7 @@ def folder(stock: Stock) -> Path:
             places = (work / "tree" / inside, work / "tree/usr/lib/modules" / stock.release / kind)
             place = next((place for place in places if place.is_file()), None)
             if place is None:
-                raise LabError(f"{', '.join(stock.packages)} {stock.version} hold no {kind} for {stock.release}")
+                raise LabError(f"no {kind} of {stock.release} in the packages {', '.join(stock.packages)}, version {stock.version}")
             shutil.copy(place, to / f"{kind}-{stock.release}")
         shutil.rmtree(work)
 

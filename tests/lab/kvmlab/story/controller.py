@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The Ansible side of the lab: run playbooks and single modules against the hosts, as an operator does."""
+"""Run Ansible playbooks and modules on the lab's hosts, as an operator does."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that every host of the lab runs; its heartbeat leaves the host on the port-th of HEARTBEATS.
+    """A guest that every host of the lab runs. port is the number of its device in HEARTBEATS, from 1. ram is in MiB.
 
-    bridged: whether it has a card on the host's bridge, which comes with the boot; its unit does not say that it needs that.
+    bridged: it has a network card on the host's bridge. The boot creates the bridge, but the guest's unit does not declare this.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Guest:
 
     @property
     def tty(self) -> str:
-        """The host's device for its heartbeat."""
+        """The host's device that its heartbeat goes to."""
         return f"/dev/{HEARTBEATS[self.port - 1]}"
 
 
@@ -55,7 +55,7 @@ GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192, bridged=True))
 
 @dataclass(frozen=True)
 class Play:
-    """How a run of a playbook ended, and how many seconds of this machine's processors it took."""
+    """The result of a playbook run. cpu_s is the processor time that it took on this machine."""
 
     code: int
     output: str
@@ -65,12 +65,12 @@ class Play:
 
 
 def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
-    """What the playbook that runs guests wants to know of them."""
+    """These guests as the variable of the playbook guests.yml."""
     return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged} for guest in guests]
 
 
 def variables() -> dict[str, Any]:
-    """What the operator of the lab would keep in the inventory."""
+    """The variables that an operator would keep in the inventory."""
     return {
         "target": "hypervisors",
         "lab_guests": described(GUESTS),
@@ -79,16 +79,16 @@ def variables() -> dict[str, Any]:
 
 
 class Controller:
-    """Runs Ansible. Its commands come from PATH, the collection from ANSIBLE_COLLECTIONS_PATH: tests/setup.sh sets both."""
+    """Runs Ansible. Finds the commands in PATH and the collection in ANSIBLE_COLLECTIONS_PATH. tests/setup.sh sets both."""
 
     def __init__(self, lab: Lab, show: bool = False) -> None:
         self._lab = lab
         self._show = show
         if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
-            raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; run this through tests/lab/demo or tests/run")
+            raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; use tests/lab/demo or tests/run, which set it")
 
     def play(self, playbook: str, *options: str, **extra: Any) -> Play:
-        """Run a playbook: of the collection by its full name, or of the lab by its path."""
+        """Run a playbook: one of the collection by its full name, one of the lab by its path."""
         given = {**variables(), **extra}
         command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -114,7 +114,7 @@ class Controller:
         return Play(code, output, read_recap(output), read_report(output), cpu_s)
 
     def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
-        """Run one module of the collection on one host and return its result."""
+        """Run a module of the collection on one host and return its result."""
         command = ["ansible", host, "-i", str(self._lab.inventory), "-m", f"kvm.liveupdate.{module}", *options]
         if arguments:
             command += ["-a", json.dumps(arguments)]
@@ -132,7 +132,7 @@ class Controller:
 
 
 def read_recap(output: str) -> dict[str, dict[str, int]]:
-    """The counts of each host in a play's recap. Pure."""
+    """The counts of each host in the play recap. Pure."""
     recap = {}
     for line in _RECAP.finditer(output):
         pairs = (word.split("=") for word in line["counts"].split())
@@ -141,7 +141,7 @@ def read_recap(output: str) -> dict[str, dict[str, int]]:
 
 
 def read_report(output: str) -> dict[str, Any]:
-    """What the update role reported (set_stats), by host; empty when it reported nothing. Pure."""
+    """The report of the update role (set_stats), by host. Empty if there is none. Pure."""
     found = _STATS.search(output)
     report: dict[str, Any] = json.loads(found["stats"]).get("liveupdate_report", {}) if found else {}
     return report

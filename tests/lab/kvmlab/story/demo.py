@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The demo: hypervisors move onto a new kernel under their guests."""
+"""The demo: update hypervisors to a new kernel while their guests stay in memory."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Programme:
 
 
 QUICK = Programme(kinds=KINDS[:1], units=GUESTS[:1], domains=(DISK,), twins=True)
-# A host's one emulated processor has little to spare for more units.
+# One unit only: a host has one emulated processor.
 FULL = Programme(kinds=KINDS, units=GUESTS[:1], domains=DOMAINS, twins=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit 0 only if every guest survived."""
+    """Run the demo. The exit code is 0 only if every guest has survived."""
     options = parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     lab = Lab()
     if any(host.record for host in lab.hosts()):
-        print("demo: the lab is up already; end it with tests/lab/lab down, then run the demo again", file=sys.stderr)
+        print("demo: the lab is running; stop it with tests/lab/lab down, then run the demo again", file=sys.stderr)
         return 1
-    lab.down()  # a host that is down may have a disk of an earlier night
+    lab.down()  # a stopped host may still have the disk of an earlier run
     try:
         return _night(lab, FULL if options.full else QUICK)
     except LabError as error:
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What can be asked."""
-    top = argparse.ArgumentParser(prog="demo", description="Update emulated hypervisors under their guests.")
+    """The command line options."""
+    top = argparse.ArgumentParser(prog="demo", description="Update emulated hypervisors to a new kernel while their guests stay in memory.")
     top.add_argument("--full", action="store_true", help="two hosts with four guests each, from Linux 7.2 to 7.3")
     return top
 
@@ -75,16 +75,16 @@ def _night(lab: Lab, programme: Programme) -> int:
     hosts = lab.up(programme.kinds, twins=programme.twins)
     controller = Controller(lab, show=True)
     define_domains(controller, hosts, programme.domains)
-    _step("make the hosts capable, and prepare their libvirt domains")
+    _step("prepare the hosts and their libvirt domains")
     play = controller.play("kvm.liveupdate.setup", hypervisor_setup_domains=[domain.name for domain in programme.domains])
     if play.code:
-        raise LabError("the setup playbook failed, see above")
+        raise LabError("the setup playbook failed, see its output above")
     _step(f"start the guests on each host: {', '.join(guest.name for guest in (*programme.units, *programme.domains))}")
     start_guests(controller, hosts, programme.units)
     start_domains(hosts, programme.domains)
     slower = pace.slower(hosts[0])
     target = other_kernel(hosts[0])
-    _step(f"update to Linux {target}, one host at a time, under the guests")
+    _step(f"update to Linux {target}, one host at a time, while the guests stay in memory")
     probes = _probes(hosts)
     for probe in probes:
         probe.open()
@@ -97,12 +97,12 @@ def _night(lab: Lab, programme: Programme) -> int:
     if page.exists():  # the playbook writes it last
         pace.add_note(page, note)
     took = time.monotonic() - started
-    print(f"\n{table(reports)}\n\n{note}\n\nreport: {path.resolve()} and {page.resolve()}; the night took {took / 60:.0f} minutes")
+    print(f"\n{table(reports)}\n\n{note}\n\nreport: {path.resolve()} and {page.resolve()}; the demo took {took / 60:.0f} minutes")
     return 0 if play.code == 0 and all_survived(reports) else 1
 
 
 def _probes(hosts: Sequence[Host]) -> list[Probe]:
-    """What looks at a guest from another host, where there is one. Not the other way round: its own host's update would end it before."""
+    """A probe from the second host to a guest of the first, if there are two hosts. The first host is updated first."""
     return [Probe(hosts[1], hosts[0], DISK)] if len(hosts) > 1 else []
 
 

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The libvirt guests of the lab: what they are, how they are started, and what is on their disks."""
+"""The lab's libvirt domains: define them, start them, check their disks and connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .night import wait_alive, wait_until
 
 @dataclass(frozen=True)
 class Domain(Guest):
-    """A guest under libvirt, as a user would have defined it: on anonymous memory."""
+    """A libvirt domain as a user would define it, so with anonymous memory."""
 
     disk: bool = False
     network: bool = False
@@ -33,19 +33,19 @@ class Domain(Guest):
     agent: bool = False
 
     def address(self, host: Host) -> str:
-        """Where it answers when it has a network: on the segment of its first host."""
+        """Its address if it has a network: on the segment, made from the address of its first host."""
         return f"{host.address}{self.port}"
 
 
 PLAIN = Domain("plain", 3, 128, agent=True)
 DISK = Domain("disk", 4, 128, disk=True, network=True)
-# Without a virtio device, so that a newer QEMU takes it over: stable 10.0 gives such devices queues that 11.1 refuses.
+# Without virtio devices, so that it can move to a newer QEMU: 11.1 refuses the virtio queues of Debian's 10.0.
 TPM = Domain("tpm", 5, 128, tpm=True, virtio=False)
 DOMAINS = (PLAIN, DISK, TPM)
 
 
 def variables(domains: Iterable[Domain] = DOMAINS) -> dict[str, Any]:
-    """What the playbook wants to know."""
+    """These domains as the variable of the playbook domains.yml."""
     return {"lab_domains": [{**asdict(domain), "tty": domain.tty} for domain in domains]}
 
 
@@ -54,11 +54,11 @@ def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[
     names = ",".join(host.name for host in hosts)
     play = controller.play(lab_playbook("domains"), "--limit", names, **variables(domains))
     if play.code:
-        raise LabError(f"the lab's domains are not there:\n{play.output}")
+        raise LabError(f"the lab's domains could not be defined:\n{play.output}")
 
 
 def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
-    """Start domains on all these hosts at once, where they are off, and wait until each has read its memory through once."""
+    """Start the domains that are off, on all hosts in parallel. Wait until each domain has read all its memory once."""
     domains = tuple(domains)
     with ThreadPoolExecutor(len(hosts)) as pool:
         started = list(pool.map(lambda host: _start(host, domains), hosts))
@@ -70,7 +70,7 @@ def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> Non
 
 
 def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
-    """Start what is off: by name the boot that was last heard of on the domain's heartbeat, its own or another guest's."""
+    """Start the domains that are off. Returns for each the last boot id on its heartbeat before; it may be another guest's."""
     before = {domain.name: _last_boot(host, domain) for domain in domains}
     start = "virsh list --name | grep -qx {0} || {{ virsh start {0} >&2 && echo {0}; }}"
     done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before))
@@ -80,8 +80,8 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
 
 
 def _wait_started(host: Host, domain: Domain, before: str) -> None:
-    """Wait for another boot than that one: its last ticks may still be on their way."""
-    wait_until(f"{host.name}: a tick of {domain.name}'s own", lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"))
+    """Wait for a tick of another boot than before. Old ticks may still arrive."""
+    wait_until(f"{host.name}: first tick of {domain.name}", lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"))
 
 
 def _last_boot(host: Host, domain: Domain) -> str:
@@ -90,7 +90,7 @@ def _last_boot(host: Host, domain: Domain) -> str:
 
 
 def shut_down(host: Host, domain: Domain) -> None:
-    """Press the domain's power button and wait until it is off."""
+    """Shut the domain down by ACPI and wait until it is off."""
     done = host.ssh(f"virsh shutdown {domain.name} --mode acpi")
     if done.returncode:
         raise LabError(f"{host.name}: {done.stderr.strip()}")
@@ -99,11 +99,11 @@ def shut_down(host: Host, domain: Domain) -> None:
         state = host.ssh(f"virsh domstate {domain.name}").stdout.strip()
         return state == "shut off", state
 
-    wait_until(f"{host.name}: domain {domain.name} shut down", look)
+    wait_until(f"{host.name}: domain {domain.name} off", look)
 
 
 def records(host: Host, domain: Domain) -> Records:
-    """What is on the disk of a domain that is off. The file system is checked as it is, without a repair."""
+    """The records on the disk of a domain. It must be off. The file system is checked, but not repaired."""
     raw = f"/var/tmp/{domain.name}.raw"
     steps = (
         f"qemu-img check -q /var/lib/libvirt/images/{domain.name}.qcow2",
@@ -118,21 +118,21 @@ def records(host: Host, domain: Domain) -> Records:
 
 
 def wait_for_clock(host: Host, domain: Domain) -> None:
-    """Wait until the host has corrected the clock of a domain that it brought back."""
+    """Wait until the host has set the clock of a domain that it has restored."""
 
     def look() -> tuple[bool, str]:
         done = host.ssh(f"cat /var/lib/kvm-liveupdate/guests/{domain.name}.json")
         clock = json.loads(done.stdout).get("clock", "not tried yet") if done.returncode == 0 else done.stderr.strip()
         return clock == "synchronised", clock
 
-    wait_until(f"{host.name}: the clock of {domain.name} corrected", look)
+    wait_until(f"{host.name}: clock of {domain.name} set", look)
 
 
 def clock_lag(host: Host, domain: Domain) -> float:
-    """By how many seconds the time of day in a domain is behind that of its host, by a tick from now."""
+    """How many seconds a domain's time of day is behind that of its host. Waits for the next tick."""
     since, asked = time.monotonic(), time.time()
     there = float(host.ssh("date +%s.%N").stdout)
-    ahead = there - (asked + time.time()) / 2  # a tick's arrival is stamped by the clock of this machine
+    ahead = there - (asked + time.time()) / 2  # ticks have the time of this machine, not of the host
 
     def look() -> tuple[bool, str]:
         last = host.heartbeat(domain.port)[-1]
@@ -141,12 +141,12 @@ def clock_lag(host: Host, domain: Domain) -> float:
     wait_until(f"{host.name}: a tick of {domain.name}", look)
     tick = host.heartbeat(domain.port)[-1]
     if tick.guest_wall is None:
-        raise LabError(f"{host.name}: {domain.name} does not tell its time of day")
+        raise LabError(f"{host.name}: the ticks of {domain.name} do not contain its time of day")
     return tick.wall + ahead - tick.guest_wall
 
 
 class _Program:
-    """A program of the lab that one host runs towards a domain of another; what it prints is its log."""
+    """A program of the lab that runs on one host and talks to a domain on another host. Its output is its log."""
 
     def __init__(self, program: ModuleType, client: Host, server: Host, domain: Domain) -> None:
         name = program.__name__.rpartition(".")[2]
@@ -159,7 +159,7 @@ class _Program:
         self._log = f"/var/log/{self._unit}.log"
 
     def start(self) -> None:
-        """Start it anew, with an empty log."""
+        """Start it, or start it again with an empty log."""
         self.close()
         self._client.ssh(f"cat > {self._file}", stdin=self._source)
         output = f"-p StandardOutput=append:{self._log}"
@@ -168,18 +168,18 @@ class _Program:
             raise LabError(f"{self._client.name}: {started.stderr.strip()}")
 
     def log(self) -> tuple[float, str]:
-        """The present time of its host's monotonic clock, and what it printed until then."""
+        """The present time of its host's monotonic clock, and its output until then."""
         done = self._client.ssh(f"cut -d' ' -f1 /proc/uptime; cat {self._log}")
         uptime, _newline, log = done.stdout.partition("\n")
         return float(uptime), log
 
     def close(self) -> None:
-        """End it, if it is there."""
+        """End it if it runs."""
         self._client.ssh(f"systemctl stop {self._unit}; systemctl reset-failed {self._unit}")
 
 
 class Connection(_Program):
-    """A TCP connection that one host of the lab holds open into a domain of another."""
+    """A TCP connection from one host to a domain on another host."""
 
     def __init__(self, client: Host, server: Host, domain: Domain) -> None:
         super().__init__(echo, client, server, domain)
@@ -195,20 +195,20 @@ class Connection(_Program):
         wait_until(f"{self._client.name}: an echo from {self._address}", look)
 
     def echoes(self) -> echo.Echoes:
-        """What became of it until now."""
+        """The state of the connection until now."""
         now, log = self.log()
         return echo.read(log, now)
 
 
 class Probe(_Program):
-    """Datagrams that one host of the lab sends to a domain of another, many a second, to see for how long nothing comes back."""
+    """Datagrams from one host to a domain on another host, many a second. They show how long the domain does not answer."""
 
     def __init__(self, client: Host, server: Host, domain: Domain) -> None:
         super().__init__(probe, client, server, domain)
 
     def open(self) -> None:
-        """Begin, and wait for the first answer."""
-        # Known for good: while nobody answers, the kernel would ask for the address once a second only.
+        """Start it and wait for the first answer."""
+        # A permanent ARP entry. Otherwise the kernel asks for the address only once a second while nobody answers.
         mac = f"52:54:00:77:01:{self._address.rpartition('.')[2]}"
         self._client.ssh(f"ip neighbour replace {self._address} lladdr {mac} dev br0 nud permanent")
         self.start()
@@ -219,5 +219,5 @@ class Probe(_Program):
         wait_until(f"{self._client.name}: an answer from {self._address}", look)
 
     def answers(self) -> probe.Answers:
-        """What came back until now."""
+        """The answers until now."""
         return probe.read(self.log()[1])

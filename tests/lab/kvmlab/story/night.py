@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the demo and the tests do with the lab's guests: start them, watch them, and judge an update."""
+"""Start guests, wait for them, run an update, report on it: for the demo, the tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..watch.probe import Answers
 from ..watch.report import Boot, host_report
 from .controller import GUESTS, Controller, Guest, Play, described, lab_playbook
 
-# When the stamps of the kernel's log were zero: their clock is not CLOCK_MONOTONIC, 0.05 s off were seen.
+# Prints the time at which the timestamps of the kernel's log were 0. Their clock was seen to be 0.05 s off CLOCK_MONOTONIC.
 _KERNEL_LOG_BEGAN = """
 import os, time
 log = os.open("/dev/kmsg", os.O_RDWR | os.O_NONBLOCK)
@@ -32,19 +32,19 @@ _CARD_FORWARDING = re.compile(r"\[ *(\d+\.\d+)\] .*br0: port \d+\(en\w+\) entere
 
 
 def wait_until(what: str, look: Callable[[], tuple[bool, str]], limit_s: float = limits.HAPPENS) -> None:
-    """Look until it is so; says at the limit what was last seen."""
+    """Call look until it returns True. At the limit, the error says what was last seen."""
     until = time.monotonic() + limit_s
     while True:
         done, seen = look()
         if done:
             return
         if time.monotonic() > until:
-            raise LabError(f"{what}: not within {limit_s:.0f} s; last seen: {seen}")
+            raise LabError(f"{what}: did not happen within {limit_s:.0f} s; last seen: {seen}")
         time.sleep(0.5)
 
 
 def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS) -> None:
-    """Start the lab's guests and wait until each has read its memory through once."""
+    """Start the lab's guests and wait until each has read all its memory once."""
     guests = tuple(guests)
     names = ",".join(host.name for host in hosts)
     play = controller.play(lab_playbook("guests"), "--limit", names, lab_guests=described(guests))
@@ -56,7 +56,7 @@ def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Gue
 
 
 def wait_alive(host: Host, guest: Guest) -> None:
-    """Wait until the guest ticks and has read its memory through."""
+    """Wait until the guest ticks and has read all its memory."""
 
     def look() -> tuple[bool, str]:
         ticks = host.heartbeat(guest.port)
@@ -83,7 +83,7 @@ def other_kernel(host: Host) -> str:
 
 
 def forwarding_at(host: Host) -> float | None:
-    """When its bridge let the hosts' own network through, by the clock of its present boot; None when it does not say."""
+    """When the host's bridge began to forward frames of the segment, by the clock of its present boot. None if unknown."""
     done = host.ssh(
         f"python3 -c '{_KERNEL_LOG_BEGAN}';"
         " journalctl --boot --dmesg --output short-monotonic --no-pager --grep 'br0: port .*entered forwarding state'"
@@ -92,14 +92,14 @@ def forwarding_at(host: Host) -> float | None:
 
 
 def last_forwarding(said: str) -> float | None:
-    """From the time when the kernel's log began, and its lines, of which those about guests' taps do not count. Pure."""
+    """The time of the last such line about the host's card. said: when the kernel's log began, then its lines. Pure."""
     began, *lines = said.splitlines() or [""]
     stamps = [float(found[1]) for found in map(_CARD_FORWARDING.match, lines) if found]
     return float(began) + stamps[-1] if stamps else None
 
 
 def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
-    """The verdict once it is favourable or nothing more is to be expected."""
+    """The verdict on a guest. Waits until the guest has survived, was restarted, or the time is over."""
     until = time.monotonic() + limits.HAPPENS
     while True:
         verdict = host.verdict(guest.port, since)
@@ -109,14 +109,14 @@ def final_verdict(host: Host, guest: Guest, since: float) -> Verdict:
 
 
 class Watch(Protocol):
-    """A probe that is under way from another host (domains.Probe)."""
+    """A running probe from another host (domains.Probe)."""
 
     @property
     def target(self) -> tuple[str, str]:
-        """The host and the guest that it probes."""
+        """The names of the probed host and guest."""
 
     def answers(self) -> Answers:
-        """What came back until now."""
+        """The answers until now."""
 
 
 def update(
@@ -128,9 +128,9 @@ def update(
     probes: Iterable[Watch] = (),
     **extra: Any,
 ) -> tuple[Play, dict[str, dict[str, Any]]]:
-    """Run the update playbook and report on every host and guest; the playbook writes its own page where asked to.
+    """Run the update playbook, then report on every host and guest. page is where the playbook writes its own report.
 
-    probes are asked what they saw; extra are more variables of the playbook.
+    probes are running probes whose answers go into the report. extra are more variables for the playbook.
     """
     guests = tuple(guests)
     since = time.monotonic()

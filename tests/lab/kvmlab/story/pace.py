@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How slow an emulated host is, and the least pause that it could have: so that nobody takes the lab's seconds for those of hardware."""
+"""How slow an emulated host is, and the shortest pause it allows. So nobody takes the lab's times for those of real hardware."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STAMPED = re.compile(r"^\[ *(?P<at>\d+\.\d+)\](?:\[.*?\])? (?P<text>.*)$")
 
 
 def slower(host: Host) -> float:
-    """How many times longer a loop in Python takes on the host than on this machine."""
+    """How many times slower than this machine the host is, measured with a loop in Python."""
     there = host.ssh("python3 -", stdin=WORK)
     if there.returncode:
         raise LabError(f"{host.name}: {there.stderr.strip()}")
@@ -39,7 +39,7 @@ def slower(host: Host) -> float:
 
 
 def mark(host: Host) -> tuple[str, float]:
-    """Write a line to the kernel's log and tell when: it relates the stamps on the console to the host's clock."""
+    """Write a line to the kernel's log. Returns it with its time: this relates the console's timestamps to the host's clock."""
     text = f"kvm-liveupdate-lab {time.time():.3f}"
     done = host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {text} > /dev/kmsg; date +%s.%N")
     if done.returncode:
@@ -48,13 +48,13 @@ def mark(host: Host) -> tuple[str, float]:
 
 
 def kexec_at(host: Host, marked: tuple[str, float]) -> float:
-    """When the old kernel started the new one, on the old kernel's clock."""
+    """When the old kernel started the new one, by the old kernel's clock."""
     console = (host.folder / "console.log").read_text(encoding="utf-8", errors="replace")
     return kexec_in(console, *marked)
 
 
 def kexec_in(console: str, text: str, at: float) -> float:
-    """When a kernel said that it starts the next one; ``at`` is when the mark was written. Pure."""
+    """When the kernel logged that it starts the next one. text is the marked line, ``at`` is its time. Pure."""
     marked = None
     for line in console.splitlines():
         stamped = _STAMPED.match(line)
@@ -64,11 +64,11 @@ def kexec_in(console: str, text: str, at: float) -> float:
             marked = float(stamped["at"])
         elif marked is not None and stamped["text"].endswith("Starting new kernel"):
             return at + float(stamped["at"]) - marked
-    raise LabError(f"the console does not tell of a kexec after {text!r}")
+    raise LabError(f"no kexec on the console after the line {text!r}")
 
 
 def floor(host: Host, marked: tuple[str, float], told: Mapping[str, Any]) -> float | None:
-    """The least pause of a unit in this update; None where there was no jump or no unit."""
+    """The shortest possible pause of a unit in this update. None without a jump or a unit."""
     try:
         return least_pause(told, kexec_at(host, marked))
     except LabError:
@@ -76,9 +76,9 @@ def floor(host: Host, marked: tuple[str, float], told: Mapping[str, Any]) -> flo
 
 
 def least_pause(told: Mapping[str, Any], called: float) -> float | None:
-    """The jump, from the kexec to the new PID 1, and the quickest start of a QEMU with its guest's state, in seconds. Pure.
+    """The time from the kexec to the new PID 1, plus the fastest start of a QEMU with its guest's state, in seconds. Pure.
 
-    told is what the update role reports of a host. None when it does not tell of a jump with a unit.
+    told is the update role's report of a host. None if that has no jump with a unit.
     """
     userspace = (told.get("times") or {}).get("userspace")
     guests = [guest for guest in (told.get("guests") or {}).values() if "qemu" in (guest.get("times") or {})]
@@ -90,16 +90,16 @@ def least_pause(told: Mapping[str, Any], called: float) -> float | None:
 
 
 def sentence(times_slower: float, floors: Mapping[str, float | None]) -> str:
-    """What a reader of the report has to know about its seconds. Pure."""
+    """The note about the report's times for its readers. Pure."""
     known = [f"{seconds:.1f} s on {host}" for host, seconds in floors.items() if seconds is not None]
-    least = f" The least pause that it allows (the kexec and the start of one QEMU) was {', '.join(known)}." if known else ""
+    least = f" The shortest pause that it allows (the kexec and the start of one QEMU) was {', '.join(known)}." if known else ""
     return f"The hypervisor is emulated: its processor is {times_slower:.0f} times slower than this machine's.{least}"
 
 
 def add_note(page: Path, note: str) -> None:
-    """Put a sentence below the page's title."""
+    """Insert a note below the title of the page."""
     text = page.read_text(encoding="utf-8")
     head, end, rest = text.partition("</h1>")
     if not end:
-        raise LabError(f"{page}: no title to put the note below")
+        raise LabError(f"{page}: cannot add the note, the page has no <h1> title")
     page.write_text(f'{head}{end}<p class="note"><b>{escape(note)}</b></p>{rest}', encoding="utf-8")

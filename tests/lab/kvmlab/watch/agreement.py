@@ -1,11 +1,11 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One blackout, measured three times: by the host's stamps, by the guest's heartbeat, and from outside. Pure.
+"""One pause, measured three times: by the host's timestamps, by the guest's heartbeat, and from outside. Pure.
 
-They agree when no two of them differ by more than their resolutions together. Where they do not, the sentence says by how much, and
-what explains it. The host's stamps of a libvirt domain are from before virsh was asked to pause it to after virsh had started it, which is
-at least as long as the guest stood still, and may be longer.
+Two measures agree if they differ by no more than the sum of their resolutions. If they do not agree, the text says by how much they
+differ, and why. The host's timestamps of a libvirt domain include the virsh commands that pause and start it. So they may be longer
+than the real pause, but never shorter.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from .heartbeat import Verdict
 from .probe import Answers
 
-# Each side of the jump is held against the hardware clock to 0.01 s (plugins/module_utils/host/_this_boot.py); without that a new kernel's
-# clock may be off by a second.
+# Before and after the jump, the clock is compared with the hardware clock, to 0.01 s each (plugins/module_utils/host/_this_boot.py).
+# Without that, the new kernel's clock may be off by a second.
 STEP_KNOWN_S = 0.02
 STEP_UNKNOWN_S = 1.0
-# The clock of a host that boots was seen 1.1 % off against another one's, perhaps until its kernel has refined its processor's frequency.
+# The clock of a booting host was seen to run 1.1 % off another host's, perhaps until its kernel knows the exact CPU frequency.
 DRIFT = 0.02
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A blackout as somebody saw it, and by how much it may be off; ``at_most``: or the true one is shorter."""
+    """A pause as one party measured it, and how far off that may be. ``at_most``: the real pause may be shorter."""
 
     who: str
     seconds: float
@@ -38,7 +38,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether the measures are of the same blackout, in a sentence; None when there was but one of them. explained: or why they differ."""
+    """Whether the measures agree (None if there is only one), as a sentence. explained: they differ, and the text says why."""
 
     agree: bool | None
     text: str
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) -> list[Measure]:
-    """What was measured: the role's report of the guest, the verdict on its heartbeat, and the answers that a probe had."""
+    """All measures of a pause: from the role's report of the guest, the verdict on its heartbeat, and the answers to a probe."""
     found = []
     times = told.get("times") or {}
     if "paused" in times and "resumed" in times:
@@ -60,7 +60,7 @@ def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) ->
 
 
 def network(told: dict[str, Any], forwarding_at: float | None) -> Measure | None:
-    """For how long the guest could not be reached because its host's bridge passed nothing on; told by the host's stamps, as its pause."""
+    """How long the guest could not be reached because its host's bridge did not forward frames, by the host's timestamps."""
     paused = (told.get("times") or {}).get("paused")
     if forwarding_at is None or paused is None:
         return None
@@ -70,7 +70,7 @@ def network(told: dict[str, Any], forwarding_at: float | None) -> Measure | None
 
 
 def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = None, answers: Answers | None = None) -> Agreement:
-    """Compare them. late_s is how much of the silence was no pause, for the guest's own clock went on; cut is what :func:`network` says."""
+    """Compare the measures. late_s is the part of the silence in which the guest's clock went on. cut comes from :func:`network`."""
     if len(found) < 2:
         return Agreement(None, f"only measured by {found[0].who}" if found else "not measured")
     listed = ", ".join(
@@ -84,28 +84,28 @@ def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = Non
     why = _why(one, two, late_s, cut, answers)
     if why:
         return Agreement(False, f"{difference}, {why}", True)
-    hints = [f"its host's network was up at {cut.seconds:.2f} s"] if cut else []
+    hints = [f"its host's network was up after {cut.seconds:.2f} s"] if cut else []
     if answers and answers.sent_s:
         through = answers.got_through_s(min(one.seconds, two.seconds))
         hints.append(
-            "nothing sent to it afterwards came back" if through is None else f"what was sent to it from {through:.2f} s on came back"
+            "no datagram sent after that was answered" if through is None else f"datagrams sent from {through:.2f} s on were answered"
         )
-    return Agreement(False, "; ".join((f"{difference}, and nothing that was measured explains it", *hints)))
+    return Agreement(False, "; ".join((f"{difference}, and no measure explains it", *hints)))
 
 
 def _why(one: Measure, two: Measure, late_s: float, cut: Measure | None, answers: Answers | None) -> str:
-    """What explains that these differ; empty when nothing does."""
+    """Why these two differ. Empty if that is not known."""
     shorter, longer = sorted((one, two), key=lambda measure: measure.seconds)
     if shorter.who == "host" and late_s > 0 and _distance(one, two) - late_s <= _resolution(one, two):
-        return f"for the guest's own clock went on for {late_s:.2f} s of its silence: it was kept waiting"
+        return f"because the guest had to wait: its own clock went on for {late_s:.2f} s of its silence"
     if longer.who != "outside" or not answers:
         return ""
     back = shorter.seconds + shorter.resolution
     through = answers.got_through_s(back)
     if through is not None and through - back <= longer.resolution:
-        return f"for what was sent to it from {through:.2f} s on came back, but late: it or its host was busy"
+        return f"because it or its host was busy: datagrams sent from {through:.2f} s on were answered late"
     if through is not None and cut and cut.seconds > shorter.seconds and abs(through - cut.seconds) <= _resolution(longer, cut):
-        return f"for its host's network was down until {cut.seconds:.2f} s after the guest was paused"
+        return f"because its host's network was down until {cut.seconds:.2f} s after the guest was paused"
     return ""
 
 

@@ -1,10 +1,10 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A TCP connection into a guest, held open by another host of the lab.
+"""A TCP connection from another host into a guest: does it survive?
 
-As a program, on that host: send a number, wait for it to come back for as long as the connection lasts, send the next one.
-It stands alone, for it is copied there.
+As a program, on the other host: send a number, wait until it comes back, send the next one, as long as the connection lasts.
+It imports nothing of the lab, because it is copied to that host.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINE = re.compile(r"(?P<at>\d+\.\d+) (?P<what>OPEN|ECHO (?P<number>\d+)|END .*)
 
 @dataclass(frozen=True)
 class Echoes:
-    """What became of a connection: whether it is the first and still open, and its longest silence."""
+    """The state of a connection. held: it is still the first one, and open. gap_s is its longest silence."""
 
     held: bool
     reason: str
@@ -35,7 +35,7 @@ class Echoes:
 
 
 def read(log: str, now: float) -> Echoes:
-    """Read the program's log at a moment of its host's monotonic clock. Pure."""
+    """Read the program's log. now is a moment of its host's monotonic clock. Pure."""
     lines = [line for line in map(_LINE.fullmatch, log.splitlines()) if line]
     if not lines:
         return Echoes(False, "never connected")
@@ -50,7 +50,7 @@ def read(log: str, now: float) -> Echoes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Hold a connection to an address until it ends."""
+    """Connect to an address and use the connection until it ends."""
     with socket.create_connection((arguments[0], PORT), timeout=60) as connection:
         connection.settimeout(None)
         note("OPEN")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def note(text: str) -> None:
-    """One line of the log."""
+    """Print one line of the log."""
     print(f"{time.monotonic():.3f} {text}", flush=True)
 
 

@@ -1,10 +1,10 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the heartbeats of a guest prove. Pure: text in, verdict out.
+"""What the heartbeat of a guest proves. Pure: text in, verdict out.
 
-A log line is "MONO WALL TEXT": this machine's clocks at the arrival, then what the guest printed. Ticks are judged by their
-numbers and times by their arrival here, never by the guest's own clock.
+A log line is "MONO WALL TEXT": this machine's two clocks at the arrival, then the guest's text. The verdict rests on the numbers
+of the ticks and on their arrival here, never on the guest's own clock.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from .. import limits
 
 PERIOD_S = 0.5
-# So many ticks before and after a silence tell how far the guest's clock is behind.
+# This many ticks before and after a silence are used to see how long the guest's clock stood still.
 NEAR = 10
 
 _LINE = re.compile(r"(?P<mono>\d+\.\d+) (?P<wall>\d+\.\d+) (?P<text>.*)")
-# Searched, not matched: the first half of a torn tick may stand before it on the same line.
+# Searched, not matched: half of a torn tick may come before it on the same line.
 _TICK = re.compile(
     r"TICK n=(?P<number>\d+) mono=(?P<guest>\d+\.\d{6})(?: real=(?P<real>\d+\.\d{6}))?"
     r" boot=(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
@@ -34,10 +34,10 @@ _WORDS_OF_A_TICK = re.compile(r"TICK|mono=|real=|boot=|sum=|pass=|disk=")
 
 @dataclass(frozen=True)
 class Tick:
-    """One sign of life. Scraps are torn ticks that came between the tick before and this one.
+    """One tick. scraps is the number of torn ticks between the previous tick and this one.
 
-    synced is the number of records that the guest knows to be on its disk, if it writes any; guest_wall the time of day that
-    it believes in, if it tells.
+    synced is how many records the guest has flushed to its disk, if it writes any. guest_wall is the guest's time of day,
+    if it sends that.
     """
 
     arrived: float
@@ -54,12 +54,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a guest came through, why, and the evidence.
+    """Whether a guest has survived, why, and the evidence. It has only survived if it has read all its memory after the longest silence.
 
-    blackout_s is the longest time without a tick, less the usual time between two, which is period_s as it arrived. late_s is how much
-    of it was no pause: the guest's own clock, which stands still in one, went on, because the guest or its tick was kept waiting.
-    torn are numbers of ticks of which only a piece arrived. A guest is only said to have survived when its memory was read through
-    once after the blackout.
+    blackout_s is the longest time without a tick, minus the usual time between two ticks. period_s is that usual time, as measured.
+    late_s is the part of blackout_s in which the guest was not paused: its clock stands still in a pause, but it went on here,
+    because the guest or its tick had to wait.
+    torn are the numbers of ticks of which only a piece arrived.
     """
 
     survived: bool
@@ -78,7 +78,7 @@ class Verdict:
 
 
 def parse(lines: Iterable[str]) -> list[Tick]:
-    """The whole ticks in a log."""
+    """The complete ticks in a log."""
     ticks: list[Tick] = []
     scraps = 0
     for line in lines:
@@ -109,7 +109,7 @@ def parse(lines: Iterable[str]) -> list[Tick]:
 
 
 def read_ticks(log: Path) -> list[Tick]:
-    """The ticks in a log file; none when there is no such file."""
+    """The ticks in a log file. Empty if there is no such file."""
     try:
         return parse(log.read_text(encoding="ascii", errors="replace").splitlines())
     except FileNotFoundError:
@@ -117,16 +117,16 @@ def read_ticks(log: Path) -> list[Tick]:
 
 
 def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = None) -> Verdict:
-    """Whether the guest came through everything since a moment of this machine's monotonic clock, until now."""
+    """Whether the guest has survived from since until now, two moments of this machine's monotonic clock."""
     heard = [tick for tick in ticks if tick.arrived >= since]
     earlier = [tick for tick in ticks if tick.arrived < since]
     if not heard:
         if not earlier:
-            return Verdict(False, "silent: never heard")
+            return Verdict(False, "silent: no tick has ever arrived")
         age = None if now is None else now - earlier[-1].arrived
         number = earlier[-1].number
-        return Verdict(False, f"silent: no tick came, the last one before was {number}", last_tick=number, last_tick_age_s=age)
-    # The last tick before the moment is where the guest was left: a loss right after it must show.
+        return Verdict(False, f"silent: no tick has arrived after tick {number}", last_tick=number, last_tick_age_s=age)
+    # Includes the last tick before since: a tick that was lost right after it must show.
     window = earlier[-1:] + heard
     boot_ids = tuple(dict.fromkeys(tick.boot_id for tick in window))
     fault, torn = _first_break(window)
@@ -156,7 +156,7 @@ def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = No
 
 
 def _late(window: Sequence[Tick], before: Tick, after: Tick) -> float:
-    """By how much a silence is longer than the guest's clock stood still in it, going by the ticks that came the quickest."""
+    """For how much of a silence the guest's clock went on. Uses the ticks nearby that arrived with the least delay."""
     if after.boot_id != before.boot_id:
         return 0.0
     place = window.index(after)
@@ -168,15 +168,17 @@ def _late(window: Sequence[Tick], before: Tick, after: Tick) -> float:
 
 
 def _first_break(window: Sequence[Tick]) -> tuple[str | None, tuple[int, ...]]:
-    """The first place where the ticks do not go on by one, in words, and the ticks that were torn."""
+    """The first gap in the numbers of the ticks, as a sentence, and the torn ticks before it."""
     torn: list[int] = []
     for one, two in pairwise(window):
         if two.boot_id != one.boot_id:
-            return f"restarted: boot {one.boot_id} ended after tick {one.number}, boot {two.boot_id} goes on with {two.number}", tuple(torn)
+            return f"restarted: boot {one.boot_id} ended after tick {one.number}, then came tick {two.number} of boot {two.boot_id}", tuple(
+                torn
+            )
         if two.number <= one.number:
             return f"went back: after tick {one.number} came tick {two.number} of the same boot", tuple(torn)
         missing = range(one.number + 1, two.number)
-        # A piece of a line is proof of a tick only as far as its neighbours leave room for exactly that many.
+        # Each torn piece accounts for one missing number at most.
         if len(missing) > two.scraps:
             return f"lost ticks: after tick {one.number} came tick {two.number}", tuple(torn)
         torn.extend(missing)
@@ -184,19 +186,19 @@ def _first_break(window: Sequence[Tick]) -> tuple[str | None, tuple[int, ...]]:
 
 
 def _doubt(window: Sequence[Tick], before: Tick, sum_before: str | None, sum_after: str | None, age: float | None) -> str | None:
-    """What is still missing for a guest whose ticks go on."""
+    """Why it is not certain that a guest without a gap has survived. None if it is."""
     if age is not None and age > limits.SILENCE:
-        return f"silent: nothing for {age:.1f} s after tick {window[-1].number}"
+        return f"silent: no tick for {age:.1f} s after tick {window[-1].number}"
     sums = {tick.checksum for tick in window if tick.turn > 0}
     if len(sums) > 1:
         return f"memory changed: its checksum was {sum_before}, then {' and '.join(sorted(sums - {str(sum_before)}))}"
     if sum_before is None:
-        return "not proven: the memory was not read through once before the longest gap"
+        return "not proven: the guest had not read all its memory before the longest gap"
     if sum_after is None:
-        return f"not proven: the memory was not read through once after the longest gap, which followed tick {before.number}"
+        return f"not proven: the guest has not read all its memory since the longest gap, which came after tick {before.number}"
     return None
 
 
 def _checksum(ticks: Sequence[Tick]) -> str | None:
-    """The newest checksum of a complete pass."""
+    """The newest checksum of a complete pass over the memory."""
     return next((tick.checksum for tick in reversed(ticks) if tick.turn > 0), None)

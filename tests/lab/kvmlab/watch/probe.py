@@ -1,10 +1,10 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Datagrams to a guest, sent by another host of the lab: for how long the guest is silent to the outside.
+"""Datagrams from another host to a guest: how long does the guest not answer?
 
-As a program, on that host: send a number a period, whatever comes back or not, and log each answer. It stands alone, for it is
-copied there.
+As a program, on the other host: send one number each period, and log each answer. It imports nothing of the lab, because it is
+copied to that host.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LINE = re.compile(r"(?P<at>\d+\.\d+) ANSWER (?P<number>\d+) (?P<sent>\d+\.\d+)"
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back: how many answers, the longest time without one, and the round trip that is usual (median).
+    """The answers: their number, the longest silence between two, and the median round trip.
 
-    sent_s are the times at which what came back after that silence had been sent, in seconds since the silence began, in order.
+    sent_s tells when the datagrams were sent whose answers came after that silence: seconds since the silence began, in order.
     """
 
     count: int = 0
@@ -39,16 +39,16 @@ class Answers:
 
     @property
     def blackout_s(self) -> float:
-        """The silence less the usual time between two answers."""
+        """The pause: the longest silence minus the usual time between two answers."""
         return max(0.0, self.silence_s - PERIOD_S)
 
     @property
     def resolution_s(self) -> float:
-        """By how much the blackout may be off: a datagram more or less, and its way there and back."""
+        """How far the pause may be off: one period and one round trip."""
         return PERIOD_S + self.round_trip_s
 
     def got_through_s(self, from_s: float) -> float | None:
-        """When the first datagram was sent that was sent from then on and came back, however late; since the silence began."""
+        """When the first answered datagram at or after from_s was sent, even if its answer was late. Seconds since the silence began."""
         return next((sent for sent in self.sent_s if sent >= from_s), None)
 
 
@@ -65,7 +65,7 @@ def read(log: str) -> Answers:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Probe an address until the end of this process."""
+    """Probe an address until this process is ended."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((arguments[0], PORT))
         probe.setblocking(False)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
             now = time.monotonic()
             if now >= due:
                 number += 1
-                with suppress(OSError):  # while nobody is there
+                with suppress(OSError):  # the guest cannot be reached now
                     probe.send(f"{number} {now:.4f}".encode())
                 due = max(due + PERIOD_S, now)
             elif select.select([probe], [], [], due - now)[0]:

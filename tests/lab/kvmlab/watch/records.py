@@ -3,7 +3,7 @@
 
 """The records that a guest writes to its disk, and what they prove. Pure.
 
-A record is "NUMBER BOOT SUM": its place in the file, the boot that wrote it, and FNV-1a over both.
+A record is "NUMBER BOOT SUM": its position in the file, the id of the boot that wrote it, and the FNV-1a hash of both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIZE = 80
 
 @dataclass(frozen=True)
 class Records:
-    """How many records there are, the boots that wrote them, and the first fault, if any."""
+    """The number of good records, the boots that wrote them, and the first fault, if any."""
 
     count: int
     boot_ids: tuple[str, ...]
@@ -25,18 +25,18 @@ class Records:
 
 
 def check(content: str) -> Records:
-    """Read a whole file of records, up to its first fault."""
+    """Check a file of records, up to its first fault."""
     boots: dict[str, None] = {}
     for number, start in enumerate(range(0, len(content), SIZE), start=1):
         piece = content[start : start + SIZE]
         record = RECORD.fullmatch(piece)
         fault = None
         if not record:
-            fault = f"record {number} is {piece!r}"
+            fault = f"record {number} is damaged: {piece!r}"
         elif int(record["number"]) != number:
-            fault = f"in place of record {number} is record {int(record['number'])}"
+            fault = f"record {int(record['number'])} is in the place of record {number}"
         elif int(record["sum"], 16) != checksum(record["text"]):
-            fault = f"record {number} has another checksum than its content"
+            fault = f"the checksum of record {number} does not match its content"
         if fault or not record:
             return Records(number - 1, tuple(boots), fault)
         boots[record["boot"]] = None
@@ -44,7 +44,7 @@ def check(content: str) -> Records:
 
 
 def checksum(text: str) -> int:
-    """FNV-1a of 64 bits."""
+    """The 64 bit FNV-1a hash."""
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = (value ^ byte) * 0x100000001B3 % (1 << 64)

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What an update did to the lab's hosts and guests, told by the guests themselves. Pure."""
+"""The lab's report: what an update did to hosts and guests, as seen by the guests themselves. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .probe import Answers
 
 @dataclass(frozen=True)
 class Boot:
-    """Which boot of which kernel a host is in."""
+    """A boot of a host and its kernel."""
 
     boot_id: str
     kernel: str
@@ -29,11 +29,10 @@ def host_report(
     answers: dict[str, Answers] | None = None,
     forwarding_at: float | None = None,
 ) -> dict[str, Any]:
-    """One host: its boots, what the role reported of it, and by guest the verdict and the answers that a probe had, if there was one.
+    """The report of one host. A guest has only survived an update if the host has jumped: to another boot id and another kernel.
 
-    forwarding_at is when its bridge let the hosts' network through, by the clock of the boot after.
-
-    A guest has only survived an update if there was one: another boot id and another kernel of the host.
+    told is the update role's own report of the host. verdicts and answers are by guest; only guests with a probe have answers.
+    forwarding_at is when the host's bridge began to forward frames, by the clock of the boot after the jump.
     """
     jumped = before.boot_id != after.boot_id and before.kernel != after.kernel
     return {
@@ -57,7 +56,7 @@ def _guest_report(
     clocks = agreement(found, verdict.late_s, network(told, forwarding_at), answers)
     return {
         "survived": jumped and verdict.survived,
-        "reason": verdict.reason if jumped else "its host did not run another kernel",
+        "reason": verdict.reason if jumped else "its host did not jump to another kernel",
         "blackout_s": None if verdict.blackout_s is None else round(verdict.blackout_s, 3),
         "blackouts_s": {measure.who: round(measure.seconds, 3) for measure in found},
         "clocks_agree": clocks.agree,
@@ -71,20 +70,20 @@ def _guest_report(
 
 
 def all_survived(hosts: dict[str, dict[str, Any]]) -> bool:
-    """Whether there was something to survive and everything did."""
+    """Whether there was a guest, and all guests survived."""
     guests = [guest for host in hosts.values() for guest in host["guests"].values()]
     return bool(guests) and all(guest["survived"] for guest in guests)
 
 
 def table(hosts: dict[str, dict[str, Any]]) -> str:
-    """The report for people."""
-    rows = [("host", "kernel before", "kernel after", "guest", "survived", "blackout", "clocks agree")]
+    """The report as a table for the terminal."""
+    rows = [("host", "kernel before", "kernel after", "guest", "survived", "pause", "clocks agree")]
     for name, host in hosts.items():
         for guest, fate in host["guests"].items():
-            blackout = "-" if fate["blackout_s"] is None else f"{fate['blackout_s']:.1f} s"
+            pause = "-" if fate["blackout_s"] is None else f"{fate['blackout_s']:.1f} s"
             survived = "yes" if fate["survived"] else f"NO: {fate['reason']}"
             agree = {True: "yes", None: "-"}.get(fate["clocks_agree"], f"NO: {fate['clocks']}")
-            rows.append((name, host["kernel_before"], host["kernel_after"], guest, survived, blackout, agree))
+            rows.append((name, host["kernel_before"], host["kernel_after"], guest, survived, pause, agree))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

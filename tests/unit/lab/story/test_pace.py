@@ -29,7 +29,7 @@ def test_the_console_tells_when_the_next_kernel_started() -> None:
 
 @pytest.mark.parametrize("mark", ["kvm-liveupdate-lab 3.000", "garbage"])
 def test_a_console_without_the_mark_is_refused(mark: str) -> None:
-    with pytest.raises(LabError, match="does not tell of a kexec"):
+    with pytest.raises(LabError, match="no kexec on the console after"):
         pace.kexec_in(CONSOLE, mark, 5000.0)
 
 
@@ -59,9 +59,9 @@ def test_without_a_jump_or_a_unit_there_is_no_least_pause(told: dict[str, dict[s
 
 def test_the_sentence_names_what_is_known() -> None:
     assert pace.sentence(12.4, {"hv1": 4.04, "hv2": None}).endswith(
-        "12 times slower than this machine's. The least pause that it allows (the kexec and the start of one QEMU) was 4.0 s on hv1."
+        "12 times slower than this machine's. The shortest pause that it allows (the kexec and the start of one QEMU) was 4.0 s on hv1."
     )
-    assert "least pause" not in pace.sentence(12.4, {"hv1": None})
+    assert "shortest pause" not in pace.sentence(12.4, {"hv1": None})
 
 
 def test_the_note_stands_below_the_title_and_is_escaped(tmp_path: Path) -> None:
@@ -74,5 +74,5 @@ def test_the_note_stands_below_the_title_and_is_escaped(tmp_path: Path) -> None:
 def test_a_page_without_a_title_is_an_error(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("<body></body>")
-    with pytest.raises(LabError, match="no title"):
+    with pytest.raises(LabError, match="has no <h1> title"):
         pace.add_note(page, "2 < 3")

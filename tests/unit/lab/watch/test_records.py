@@ -33,10 +33,10 @@ def test_whole_records_are_counted_with_the_boots_that_wrote_them() -> None:
 @pytest.mark.parametrize(
     ("content", "count", "fault"),
     [
-        (record(1) + record(3), 1, "in place of record 2 is record 3"),
-        (record(1) + record(2).replace(BOOT, OTHER_BOOT), 1, "record 2 has another checksum than its content"),
-        (record(1) + record(2)[:30], 1, f"record 2 is {record(2)[:30]!r}"),
-        (record(1) + "\0" * SIZE + record(3), 1, f"record 2 is {chr(0) * SIZE!r}"),
+        (record(1) + record(3), 1, "record 3 is in the place of record 2"),
+        (record(1) + record(2).replace(BOOT, OTHER_BOOT), 1, "the checksum of record 2 does not match its content"),
+        (record(1) + record(2)[:30], 1, f"record 2 is damaged: {record(2)[:30]!r}"),
+        (record(1) + "\0" * SIZE + record(3), 1, f"record 2 is damaged: {chr(0) * SIZE!r}"),
     ],
 )
 def test_the_first_fault_is_named(content: str, count: int, fault: str) -> None:

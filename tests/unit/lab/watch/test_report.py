@@ -52,5 +52,5 @@ def test_nothing_to_survive_is_no_success():
 
 def test_the_table():
     lines = table({"hv1": host_report(BEFORE, AFTER, TOLD, {"web": ALIVE})}).splitlines()
-    assert lines[0].split() == ["host", "kernel", "before", "kernel", "after", "guest", "survived", "blackout", "clocks", "agree"]
+    assert lines[0].split() == ["host", "kernel", "before", "kernel", "after", "guest", "survived", "pause", "clocks", "agree"]
     assert lines[2].split() == ["hv1", "7.2.13", "7.3.4", "web", "yes", "9.9", "s", "yes"]
