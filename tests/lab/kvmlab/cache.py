@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The cache: each artefact is in a folder that is named after all its inputs. It is complete, or it is not there."""
+"""The cache: each artefact is in a folder that is named after all its inputs. It is complete or absent."""
 
 from __future__ import annotations
 

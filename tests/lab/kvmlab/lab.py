@@ -67,7 +67,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Lab:
-    """The hosts in one folder. To run a second lab, set KVM_LIVEUPDATE_LAB to another folder."""
+    """The hosts in one folder. Set KVM_LIVEUPDATE_LAB to another folder to run a second lab."""
 
     def __init__(self, folder: Path | None = None) -> None:
         chosen = os.environ.get("KVM_LIVEUPDATE_LAB")

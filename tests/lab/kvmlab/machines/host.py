@@ -172,7 +172,7 @@ class Host:
         """Cut the power and boot again. RAM and unwritten data are lost. Returns the new boot id."""
         record = self.record
         if record is None:
-            raise LabError(f"{self.name} does not run")
+            raise LabError(f"{self.name}: cannot cut the power, it does not run")
         before = self.wait_ssh(limit_s)
         record.send(signal.SIGUSR1)
         return self.wait_ssh(limit_s, not_boot_id=before)
@@ -197,14 +197,14 @@ class Host:
                 stream.flush()
                 while "return" not in (answer := json.loads(stream.readline())):
                     if "error" in answer:
-                        raise LabError(f"{self.name}: {name}: {answer['error']}")
+                        raise LabError(f"{self.name}: its QEMU refused the QMP command {name}: {answer['error']}")
 
     def heartbeat_log(self, guest: int) -> Path:
         """The log of a guest's heartbeat. Guest 1 uses the first device of HEARTBEATS."""
         return self.folder / f"heartbeat-{HEARTBEATS[guest - 1]}.log"
 
     def heartbeat(self, guest: int) -> list[Tick]:
-        """All ticks of a guest since the host has its disk."""
+        """All ticks of a guest since the host got its disk."""
         return read_ticks(self.heartbeat_log(guest))
 
     def verdict(self, guest: int, since: float = 0.0) -> Verdict:

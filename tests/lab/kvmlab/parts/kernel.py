@@ -77,13 +77,13 @@ def pair(resolution: Resolution) -> tuple[Kernel, Kernel]:
             return build(old), build(new, twin=True)
         refused.append(f"{old.version} has {', '.join(abis[0].values())} but {new.version} has {', '.join(abis[1].values())}")
     seen = "; ".join(refused) or "found " + (", ".join(source.version for source in resolution.sources) or "no kernel source")
-    raise LabError(f"no two kernels with the same live update ABI at {resolution.mirror}: {seen}")
+    raise LabError(f"no two kernels with the same live update ABI at {resolution.mirror}: {seen}; try another KVM_LIVEUPDATE_MIRROR")
 
 
 def twins(resolution: Resolution) -> tuple[Kernel, Kernel]:
     """Two kernels of one source, old and new. They take half as long to build as :func:`pair`, and share its new kernel."""
     if not resolution.sources:
-        raise LabError(f"no kernel source at {resolution.mirror}")
+        raise LabError(f"no kernel source at {resolution.mirror}; set KVM_LIVEUPDATE_MIRROR to another mirror")
     default = [source for source in resolution.sources if source.series == DEFAULT_SERIES[-1]]
     kernel = build((default or [newest(resolution.sources)])[0], twin=True)
     return Kernel(kernel.folder / "twin"), kernel
@@ -132,7 +132,7 @@ def options_of(fragment: str) -> str:
 
 
 def build(source: Source, twin: bool = False) -> Kernel:
-    """The kernel of one source package. With twin, its twin is built, too."""
+    """The kernel of one source package. With twin=True, its twin, too."""
 
     def make(folder: Path, log: Path) -> None:
         say(f"kernel {source.version}: building, 5 to 20 minutes of two cores")

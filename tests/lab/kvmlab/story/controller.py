@@ -123,7 +123,7 @@ class Controller:
         )
         headline, arrow, answer = done.stdout.partition("=> ")
         if not arrow:
-            raise LabError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+            raise LabError(f"no result from {' '.join(command)}: {done.stdout}{done.stderr}")
         result: dict[str, Any] = json.loads(answer[: answer.rindex("}") + 1])
         return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
 

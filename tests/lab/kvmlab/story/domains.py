@@ -75,7 +75,7 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
     start = "virsh list --name | grep -qx {0} || {{ virsh start {0} >&2 && echo {0}; }}"
     done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before))
     if done.returncode:
-        raise LabError(f"{host.name}: {done.stderr.strip()}")
+        raise LabError(f"{host.name}: cannot start the domains {', '.join(before)}: {done.stderr.strip()}")
     return {name: before[name] for name in done.stdout.split()}
 
 
@@ -93,7 +93,7 @@ def shut_down(host: Host, domain: Domain) -> None:
     """Shut the domain down by ACPI and wait until it is off."""
     done = host.ssh(f"virsh shutdown {domain.name} --mode acpi")
     if done.returncode:
-        raise LabError(f"{host.name}: {done.stderr.strip()}")
+        raise LabError(f"{host.name}: cannot shut down domain {domain.name}: {done.stderr.strip()}")
 
     def look() -> tuple[bool, str]:
         state = host.ssh(f"virsh domstate {domain.name}").stdout.strip()
@@ -113,7 +113,7 @@ def records(host: Host, domain: Domain) -> Records:
     )
     done = host.ssh(f"trap 'rm -f {raw}' EXIT; {' && '.join(steps)}")
     if done.returncode:
-        raise LabError(f"{host.name}: the disk of {domain.name} is not clean: {done.stderr}{done.stdout[-300:]}")
+        raise LabError(f"{host.name}: cannot read the disk of {domain.name}, or it has errors: {done.stderr}{done.stdout[-300:]}")
     return check(done.stdout)
 
 
@@ -165,7 +165,7 @@ class _Program:
         output = f"-p StandardOutput=append:{self._log}"
         started = self._client.ssh(f"rm -f {self._log}; systemd-run --unit {self._unit} {output} python3 {self._file} {self._address}")
         if started.returncode:
-            raise LabError(f"{self._client.name}: {started.stderr.strip()}")
+            raise LabError(f"{self._client.name}: cannot start {self._file}: {started.stderr.strip()}")
 
     def log(self) -> tuple[float, str]:
         """The present time of its host's monotonic clock, and its output until then."""

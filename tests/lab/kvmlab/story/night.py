@@ -69,7 +69,7 @@ def wait_alive(host: Host, guest: Guest) -> None:
 
 
 def boot_of(host: Host) -> Boot:
-    """The host's present boot."""
+    """The host's current boot."""
     boot_id, kernel = host.ssh("cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/osrelease").stdout.split()
     return Boot(boot_id, kernel)
 
@@ -83,7 +83,7 @@ def other_kernel(host: Host) -> str:
 
 
 def forwarding_at(host: Host) -> float | None:
-    """When the host's bridge began to forward frames of the segment, by the clock of its present boot. None if unknown."""
+    """When the host's bridge began to forward frames of the segment, by the clock of its current boot. None if unknown."""
     done = host.ssh(
         f"python3 -c '{_KERNEL_LOG_BEGAN}';"
         " journalctl --boot --dmesg --output short-monotonic --no-pager --grep 'br0: port .*entered forwarding state'"
@@ -92,7 +92,7 @@ def forwarding_at(host: Host) -> float | None:
 
 
 def last_forwarding(said: str) -> float | None:
-    """The time of the last such line about the host's card. said: when the kernel's log began, then its lines. Pure."""
+    """When the bridge last began to forward frames of the host's card. said: when the kernel's log began, then its lines. Pure."""
     began, *lines = said.splitlines() or [""]
     stamps = [float(found[1]) for found in map(_CARD_FORWARDING.match, lines) if found]
     return float(began) + stamps[-1] if stamps else None

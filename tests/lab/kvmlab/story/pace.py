@@ -33,7 +33,7 @@ def slower(host: Host) -> float:
     """How many times slower than this machine the host is, measured with a loop in Python."""
     there = host.ssh("python3 -", stdin=WORK)
     if there.returncode:
-        raise LabError(f"{host.name}: {there.stderr.strip()}")
+        raise LabError(f"{host.name}: cannot measure its speed: {there.stderr.strip()}")
     here = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True, timeout=limits.TOOL)
     return float(there.stdout) / float(here.stdout)
 
@@ -43,7 +43,7 @@ def mark(host: Host) -> tuple[str, float]:
     text = f"kvm-liveupdate-lab {time.time():.3f}"
     done = host.ssh(f"echo 1 > /sys/module/printk/parameters/time; echo {text} > /dev/kmsg; date +%s.%N")
     if done.returncode:
-        raise LabError(f"{host.name}: {done.stderr.strip()}")
+        raise LabError(f"{host.name}: cannot write to /dev/kmsg: {done.stderr.strip()}")
     return text, float(done.stdout)
 
 

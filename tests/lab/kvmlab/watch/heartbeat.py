@@ -117,7 +117,7 @@ def read_ticks(log: Path) -> list[Tick]:
 
 
 def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = None) -> Verdict:
-    """Whether the guest has survived from since until now, two moments of this machine's monotonic clock."""
+    """Whether the guest has survived from ``since`` until ``now``, two moments of this machine's monotonic clock."""
     heard = [tick for tick in ticks if tick.arrived >= since]
     earlier = [tick for tick in ticks if tick.arrived < since]
     if not heard:
@@ -126,7 +126,7 @@ def verdict(ticks: Sequence[Tick], *, since: float = 0.0, now: float | None = No
         age = None if now is None else now - earlier[-1].arrived
         number = earlier[-1].number
         return Verdict(False, f"silent: no tick has arrived after tick {number}", last_tick=number, last_tick_age_s=age)
-    # Includes the last tick before since: a tick that was lost right after it must show.
+    # Includes the last tick before ``since``: a tick that was lost right after it must show.
     window = earlier[-1:] + heard
     boot_ids = tuple(dict.fromkeys(tick.boot_id for tick in window))
     fault, torn = _first_break(window)
