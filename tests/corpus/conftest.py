@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _proof
-from kvmlab import kernel, packages, stock
-from kvmlab.kernel import Kernel
-from kvmlab.stock import Stock
+from kvmlab.parts import kernel, packages, stock
+from kvmlab.parts.kernel import Kernel
+from kvmlab.parts.stock import Stock
 
 CMDLINE = "root=/dev/vda1 rw kho=on liveupdate=on"
 

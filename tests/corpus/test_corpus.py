@@ -17,8 +17,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kvmlab import bzimage
-from kvmlab.kernel import Kernel
+from kvmlab.parts import bzimage
+from kvmlab.parts.kernel import Kernel
 
 Prove = Callable[[Path, Path], dict[str, Any]]
 Pair = tuple[Kernel, Kernel]

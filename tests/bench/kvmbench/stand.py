@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
-from kvmlab import limits, pace
-from kvmlab.controller import Controller, Guest, Play
-from kvmlab.domains import Domain, define_domains, start_domains
+from kvmlab import limits
 from kvmlab.errors import LabError
 from kvmlab.lab import Lab
-from kvmlab.night import boot_of, final_verdict, other_kernel, start_guests, wait_alive
+from kvmlab.story import pace
+from kvmlab.story.controller import Controller, Guest, Play
+from kvmlab.story.domains import Domain, define_domains, start_domains
+from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, wait_alive
 
 from .scenarios import Scenario
 

@@ -1,4 +1,4 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab: hypervisors as emulated machines, with real kernels and real guests."""
+"""The lab: emulated hypervisors that run real kernels and real guests."""

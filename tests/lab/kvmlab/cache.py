@@ -1,10 +1,11 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The cache: every artefact in a folder named after all its inputs, there completely or not at all."""
+"""The cache: each artefact is in a folder that is named after all its inputs. It is complete or absent."""
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -20,10 +21,14 @@ from .errors import LabError
 from .run import say
 
 PARTIAL = ".partial"
+# Earlier versions hashed whole files. Images that they built keep their names as long as the code stays the same.
+SAME_RECIPE = {
+    "ff0aa5882fa30929f39461452be639df226374f47b5bd171482800da89578981": "8d79bb8e9abacdd69f948aee66d00bcd7203b4343191683d7662770fe9044ecb"
+}
 
 
 def root() -> Path:
-    """The cache folder of this user."""
+    """This user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     folder = Path(base) if base else Path.home() / ".cache"
     path = folder / "kvm-liveupdate"
@@ -32,36 +37,57 @@ def root() -> Path:
 
 
 def key(inputs: Mapping[str, str]) -> str:
-    """A name for exactly these inputs."""
+    """The hash of these inputs, for names."""
     text = json.dumps(dict(inputs), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def recipe(*files: str) -> str:
+    """The hash of the code in these Python files: an input of what they build."""
+    text = "\n".join(code(Path(file).read_text()) for file in files)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return SAME_RECIPE.get(digest, digest)
+
+
+def code(text: str) -> str:
+    """A Python file without comments, docstrings and imports. A change to only these needs no new build. Pure."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            node.body = [statement for statement in node.body if not _says_nothing(statement)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _says_nothing(statement: ast.stmt) -> bool:
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_text or isinstance(statement, (ast.Import, ast.ImportFrom))
+
+
 def place(kind: str, inputs: Mapping[str, str]) -> Path:
-    """The folder in which the artefact of these inputs is, or would be."""
+    """The folder for the artefact of these inputs, whether it exists or not."""
     return root() / f"{kind}-{key(inputs)}"
 
 
 def log_of(kind: str, inputs: Mapping[str, str]) -> Path:
-    """The build log of an artefact; it stays after a failure."""
+    """The build log of an artefact. It is kept after a failure."""
     return root() / "logs" / f"{kind}-{key(inputs)}.log"
 
 
 def artefact(kind: str, inputs: Mapping[str, str], build: Callable[[Path, Path], None]) -> Path:
-    """The finished artefact of these inputs, built by build(folder, log) if it is not there yet.
+    """The artefact of these inputs. If it does not exist, build(folder, log) builds it.
 
-    The folder gets its name by one rename at the end, so what has the name is complete.
+    The folder is renamed to its final name at the end, in one step. So a folder with that name is always complete.
     """
     final = place(kind, inputs)
     if final.is_dir():
         _touch(final)
         return final
     with locked(final.name):
-        if final.is_dir():  # another run built it while this one waited
+        if final.is_dir():  # another run has built it while this one waited
             return final
         remove_stale()
         partial = final.with_name(final.name + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)  # the lock is ours, so nobody works in it
+        shutil.rmtree(partial, ignore_errors=True)  # we hold the lock, so no other run uses it
         partial.mkdir()
         log = log_of(kind, inputs)
         log.parent.mkdir(exist_ok=True)
@@ -69,7 +95,7 @@ def artefact(kind: str, inputs: Mapping[str, str], build: Callable[[Path, Path],
         try:
             build(partial, log)
             (partial / "inputs.json").write_text(json.dumps(dict(inputs), sort_keys=True, indent=1) + "\n")
-            _flush(partial)  # a power cut must not leave the name without the content
+            _flush(partial)  # after a power cut the name must not exist without the content
             partial.rename(final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -79,7 +105,7 @@ def artefact(kind: str, inputs: Mapping[str, str], build: Callable[[Path, Path],
 
 @contextmanager
 def locked(name: str, limit_s: float = limits.LOCK) -> Iterator[None]:
-    """Hold the lock of this name; the kernel releases it if this process dies."""
+    """Hold the lock with this name. The kernel releases it if this process dies."""
     folder = root() / "locks"
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.lock").open("w") as stream:
@@ -91,16 +117,18 @@ def locked(name: str, limit_s: float = limits.LOCK) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not told and limit_s > 0:
-                    say(f"  waiting for another run that holds {name}")
+                    say(f"  waiting: another run holds the lock {name}")
                     told = True
                 if time.monotonic() - started > limit_s:
-                    raise LabError(f"another run has held {name} for more than {limit_s:.0f} s") from None
+                    raise LabError(
+                        f"another run has held the lock {name} for more than {limit_s:.0f} s; try again when it has ended"
+                    ) from None
                 time.sleep(0.5)
         yield
 
 
 def remove_stale() -> None:
-    """Remove what interrupted builds left, and only that: a build that runs holds its lock."""
+    """Remove the folders of interrupted builds. A running build holds its lock, so its folder stays."""
     for partial in root().glob("*" + PARTIAL):
         name = partial.name.removesuffix(PARTIAL)
         try:
@@ -111,17 +139,17 @@ def remove_stale() -> None:
 
 
 def prune(kind: str, keep: int) -> None:
-    """Remove all but the most recently used artefacts of a kind."""
+    """Keep the most recently used artefacts of a kind, remove the others."""
     finished = [path for path in root().glob(kind + "-*") if path.is_dir() and path.suffix != PARTIAL]
     finished.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished[keep:]:
         doomed = path.with_name(path.name + PARTIAL)
-        path.rename(doomed)  # first take the name away: half an artefact must not have it
+        path.rename(doomed)  # rename first: a half-removed artefact must not have the final name
         shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file of a folder to the disk."""
+    """Flush every file of a folder to the disk."""
     for path in (*(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -131,6 +159,6 @@ def _flush(folder: Path) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Note the use, for prune."""
+    """Record the time of use for prune."""
     with suppress(OSError):
         os.utime(path)

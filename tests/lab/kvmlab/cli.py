@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The command line of the lab."""
+"""The command tests/lab/lab."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 
 from . import limits
 from .errors import LabError
-from .host import Host
 from .lab import KINDS, Lab, build
-from .machine import HEARTBEATS
+from .machines.host import Host
+from .machines.machine import HEARTBEATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors are sentences, not tracebacks."""
+    """Run one command. Print an error as a sentence, not as a traceback."""
     options = parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that an ended "up" takes down what it started
+        signal.signal(number, signal.default_int_handler)  # so that "up" stops the hosts it has started if it is terminated
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "up": up,
         "status": status,
@@ -43,27 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What can be asked."""
+    """The command line options."""
     top = argparse.ArgumentParser(prog="lab", description="A lab of emulated hypervisors with live update kernels.")
     commands = top.add_subparsers(dest="command", required=True)
-    up_command = commands.add_parser("up", help="build what is missing and start the hosts")
-    kinds = f"of {', '.join(KINDS)}, one for each host (default: {','.join(KINDS)})"
+    up_command = commands.add_parser("up", help="build what is missing, then start the hosts")
+    kinds = f"the kind of each host: {' or '.join(KINDS)} (default: {','.join(KINDS)})"
     up_command.add_argument("--kinds", default=",".join(KINDS), metavar="KIND,...", help=kinds)
     commands.add_parser("status", help="show the hosts")
     ssh_command = commands.add_parser("ssh", help="log in to a host, or run a command there")
     ssh_command.add_argument("host")
     ssh_command.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
-    commands.add_parser("down", help="end all hosts and forget their disks")
-    commands.add_parser("build", help="fill the cache and start nothing")
+    commands.add_parser("down", help="stop all hosts and delete their disks")
+    commands.add_parser("build", help="build what is missing, start nothing")
     return top
 
 
 def up(options: argparse.Namespace) -> int:
-    """Bring the hosts up and say where the inventory is."""
+    """Start the hosts and print where the inventory is."""
     kinds = options.kinds.split(",")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise LabError(f"--kinds: there is no kind {unknown[0]!r}; there is {', '.join(KINDS)}")
+        raise LabError(f"--kinds: unknown kind {unknown[0]!r}; use {' or '.join(KINDS)}")
     lab = Lab()
     lab.up(kinds)
     print(f"inventory: {lab.inventory}")
@@ -71,7 +71,7 @@ def up(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """One line a host, one line a guest that was ever heard."""
+    """Print a line for each host, and for each guest that has ever ticked."""
     hosts = Lab().hosts()
     if not hosts:
         print("no hosts")
@@ -90,7 +90,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _kernel(host: Host) -> str:
-    """The running kernel, if the host answers at once."""
+    """The release of the running kernel. A host that does not answer at once is not waited for."""
     try:
         done = host.ssh("uname -r", limit_s=limits.LOGIN)
     except subprocess.TimeoutExpired:
@@ -99,24 +99,24 @@ def _kernel(host: Host) -> str:
 
 
 def ssh(options: argparse.Namespace) -> int:
-    """Become an SSH client."""
+    """Replace this process by an SSH client."""
     host = Lab().host(options.host)
     if host.record is None:
-        raise LabError(f"{host.name} does not run")
+        raise LabError(f"{host.name} does not run; start it with tests/lab/lab up")
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     command = host.ssh_command(*words)
     os.execvp(command[0], command)
 
 
 def down(options: argparse.Namespace) -> int:
-    """End everything."""
+    """Stop everything."""
     for host in Lab().down():
         print(f"{host.name}: down")
     return 0
 
 
 def build_only(options: argparse.Namespace) -> int:
-    """Fill the cache."""
+    """Build everything, start nothing."""
     parts = build()
     print(f"kernels: {', '.join(kernel.release for kernel in parts.kernels)}")
     for kind, image in parts.images.items():

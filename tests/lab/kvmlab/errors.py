@@ -1,8 +1,8 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The one error of the lab: a sentence for the person at the terminal."""
+"""The only error class of the lab. Its text is a sentence for the person at the terminal."""
 
 
 class LabError(Exception):
-    """Something the lab cannot go on from; its text says what and what to do."""
+    """The lab cannot continue. The text says what failed and what to do."""

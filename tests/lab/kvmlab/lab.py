@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab as a whole: everything built, hosts up, hosts down."""
+"""The whole lab: build the parts, start the hosts, stop the hosts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, emulator, guest, image, inventory, kernel, packages, rootfs
+from . import cache
 from .errors import LabError
-from .host import Host
-from .keys import Keys, keys, public
-from .machine import MEMORY_MIB
+from .machines import inventory
+from .machines.host import Host
+from .machines.machine import MEMORY_MIB
+from .parts import emulator, guest, image, kernel, packages, rootfs
+from .parts.keys import Keys, keys, public
 from .run import say
 
-# Of each kind of host: forky's systemd carries sessions through a kexec itself, trixie's keeps a holder alive.
+# The Debian releases that hosts run. forky's systemd passes sessions through a kexec itself. trixie's needs a process that holds them.
 KINDS = packages.HOST_SUITES
 GENERATIONS_KEPT = 2 * len(KINDS)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that hosts are made of."""
+    """Everything that is needed to start hosts."""
 
     emulator: tuple[str, ...]
     images: Mapping[str, Path]
@@ -37,9 +39,9 @@ class Parts:
 
 
 def build(kinds: Sequence[str] = KINDS, twins: bool = False) -> Parts:
-    """Build what is not in the cache yet. An image is made for each kind of host: the Debian release that it runs.
+    """Build what is not in the cache yet, with one image for each kind of host (the Debian release that it runs).
 
-    twins: with two kernels of one source instead of two series.
+    twins: build both kernels from one source, instead of from two kernel series.
     """
     resolution = packages.resolve()
     kernels = kernel.twins(resolution) if twins else kernel.pair(resolution)
@@ -53,7 +55,7 @@ def build(kinds: Sequence[str] = KINDS, twins: bool = False) -> Parts:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C not stop the cleaning up after the first."""
+    """Ignore Ctrl-C while cleaning up, so that a second Ctrl-C does not interrupt it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -65,7 +67,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Lab:
-    """The hosts in one folder. KVM_LIVEUPDATE_LAB names another one than the default, for a second lab beside the first."""
+    """The hosts in one folder. Set KVM_LIVEUPDATE_LAB to another folder to run a second lab."""
 
     def __init__(self, folder: Path | None = None) -> None:
         chosen = os.environ.get("KVM_LIVEUPDATE_LAB")
@@ -78,20 +80,20 @@ class Lab:
         return self.folder / "inventory.yml"
 
     def hosts(self) -> list[Host]:
-        """The hosts that there are, running or not."""
+        """All hosts, running or not."""
         found = [Host(path.parent) for path in self.folder.glob("hv*/machine.json")]
         return sorted(found, key=lambda host: int(host.name.removeprefix("hv")))
 
     def host(self, name: str) -> Host:
-        """One host by name."""
+        """The host with this name."""
         for host in self.hosts():
             if host.name == name:
                 return host
-        known = ", ".join(host.name for host in self.hosts()) or "none: start some with tests/lab/lab up"
-        raise LabError(f"no host {name} (there is {known})")
+        known = ", ".join(host.name for host in self.hosts()) or "none, start some with tests/lab/lab up"
+        raise LabError(f"no host {name}; known hosts: {known}")
 
     def up(self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB, twins: bool = False) -> list[Host]:
-        """Bring up hv1, hv2 and so on, of these kinds, with so much memory; those that run already stay as they are."""
+        """Start hv1, hv2 and so on, one of each of these kinds. A host that runs already stays as it is."""
         parts = build(kinds, twins)
         if not any(host.record for host in self.hosts()):
             for kind in ("deb", "emulator", "image", "rootfs"):
@@ -108,12 +110,12 @@ class Lab:
                         host.start(kind, parts.emulator, parts.images[kind], memory_mib)
                         say(f"{host.name}: {host.kind}, started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
                     elif host.image != str(parts.images[kind]):
-                        say(f"{host.name}: runs, but from an older image: tests/lab/lab down, then up, renews it")
+                        say(f"{host.name}: runs from an older image; to renew it, run tests/lab/lab down, then tests/lab/lab up")
                 self._write_files(parts.keys)
                 for host in started:
                     begun = time.monotonic()
                     host.wait_ssh()
-                    say(f"{host.name}: answers on SSH, after another {time.monotonic() - begun:.0f} s")
+                    say(f"{host.name}: answers on SSH after {time.monotonic() - begun:.0f} s more")
             except BaseException:
                 with uninterrupted():
                     self._end(started, forget=fresh)
@@ -122,7 +124,7 @@ class Lab:
             return wanted
 
     def down(self) -> list[Host]:
-        """End all hosts and forget their disks; the logs stay."""
+        """Stop all hosts and delete their disks. The logs stay."""
         with cache.locked(self._lock):
             ended = self.hosts()
             self._end(ended, forget={host.name for host in ended})
@@ -130,14 +132,14 @@ class Lab:
             return ended
 
     def _end(self, hosts: list[Host], forget: set[str]) -> None:
-        """End these hosts, all at the same time, and forget the disks of some."""
+        """Stop these hosts in parallel. Delete the disks of those in forget."""
         for host in hosts:
             host.stop()
         for host in hosts:
             host.ensure_stopped(forget=host.name in forget)
 
     def _write_files(self, both: Keys) -> None:
-        """Write what SSH and Ansible need to reach the hosts that run."""
+        """Write the SSH and Ansible files for the running hosts."""
         running = [host for host in self.hosts() if host.record]
         ports = {host.name: host.port for host in running}
         if not ports:

@@ -3,32 +3,32 @@
 
 """How long the lab waits, in seconds.
 
-A limit only ends what would never end. The lab runs on machines that differ by a factor of four and have other work to do, so no
-limit says how quick a thing has to be: each is many times what the thing takes on a quiet machine.
+A limit only stops what would hang forever. It does not say how fast something must be: some machines are four times slower than
+others, or busy. So each limit is many times what the step takes on an idle machine.
 """
 
 from __future__ import annotations
 
-# Programs on this machine that only have to end: tar, mke2fs, ssh-keygen, a query of apt.
+# A short program on this machine: tar, mke2fs, ssh-keygen, an apt query.
 TOOL = 1800.0
 DOWNLOAD = 3600.0
 BUILD = 3 * 3600.0
-# Another run may build what this one waits for.
+# Another run may be building what this one waits for.
 LOCK = BUILD
 
-# From the start of a host to its SSH server, or one boot after another. An emulated host takes 25 to 70 s.
+# From the start or reboot of a host until SSH answers. An emulated host takes 25 to 70 s.
 HOST_ANSWERS = 1200.0
-# One try to log in. It is repeated until HOST_ANSWERS.
+# One attempt to log in. It is repeated until HOST_ANSWERS.
 LOGIN = 60.0
 # One command on a host.
 HOST_COMMAND = 900.0
-# What has to happen on a host or in a guest by itself: a boot, a tick, a pass over the memory, a connection.
+# An event on a host or in a guest: a boot, a tick, one pass over the memory, a connection.
 HAPPENS = 900.0
 # One module or one playbook on the lab's hosts.
 MODULE = 1800.0
 PLAYBOOK = 2 * 3600.0
 
-# The end of a host's process, before it is killed.
+# A host's process has this long to end before it is killed.
 HOST_ENDS = 60.0
-# A guest that was not heard for so long is dead. A tick is due every half second or second.
+# A guest that is silent for this long counts as dead. It ticks once or twice a second.
 SILENCE = 30.0

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Run a long command: output to a log, a line of progress now and then, a limit, the log's tail on failure."""
+"""Run a long command with a log, a time limit and lines of progress. On failure, show the end of the log."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def say(text: str) -> None:
-    """Print one line of progress at once, also into a pipe."""
+    """Print one line of progress and flush it, so that it also appears at once in a pipe."""
     print(text, file=sys.stderr, flush=True)
 
 
 def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a text file that say something, without a terminal's control sequences."""
+    """The last non-empty lines of a text file, without terminal control sequences."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
@@ -43,7 +43,7 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def die_with_parent(death_signal: int = signal.SIGTERM) -> Callable[[], None]:
-    """A preexec function: the kernel sends death_signal to the child when its parent ends, however it ends."""
+    """A preexec function: the kernel sends death_signal to the child when the parent ends, even if the parent is killed."""
 
     def arm() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
@@ -52,7 +52,7 @@ def die_with_parent(death_signal: int = signal.SIGTERM) -> Callable[[], None]:
 
 
 def end_group(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
-    """End a child that leads its own process group, first kindly."""
+    """End a child and its process group: SIGTERM first, SIGKILL after grace_s."""
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         if process.poll() is not None:
             return
@@ -75,7 +75,7 @@ def run_logged(
     env: Mapping[str, str] | None = None,
     progress: Callable[[], str] | None = None,
 ) -> None:
-    """Run command, append its output to log, raise LabError when it fails or takes longer than limit_s."""
+    """Run a command and append its output to log. Raise LabError if it fails or takes longer than limit_s."""
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [str(word) for word in command]
     with log.open("ab") as stream:
@@ -111,7 +111,7 @@ def _wait(
     limit_s: float,
     progress: Callable[[], str] | None,
 ) -> None:
-    """Wait for the child and say every few seconds how far it is."""
+    """Wait for the child. Print its progress every few seconds."""
     next_line = started + PROGRESS_EVERY_S
     while True:
         try:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from kvmlab import cache
-from kvmlab.controller import Controller
-from kvmlab.host import Host
 from kvmlab.lab import KINDS, Lab
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import Controller
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 

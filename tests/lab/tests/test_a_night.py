@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from kvmlab import limits
-from kvmlab.controller import GUESTS, Controller, Play
-from kvmlab.heartbeat import Verdict
-from kvmlab.host import Host
-from kvmlab.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
-from kvmlab.report import all_survived
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import GUESTS, Controller, Play
+from kvmlab.story.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
+from kvmlab.watch.heartbeat import Verdict
+from kvmlab.watch.report import all_survived
 
 WEB, DB = GUESTS
 MODULES = "kvm.liveupdate"

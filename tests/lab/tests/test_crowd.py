@@ -11,11 +11,11 @@ from itertools import pairwise
 
 import pytest
 from kvmlab import cache
-from kvmlab.controller import Controller
-from kvmlab.heartbeat import Tick, parse
-from kvmlab.host import Host
 from kvmlab.lab import Lab
-from kvmlab.night import boot_of, other_kernel, wait_until
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import Controller
+from kvmlab.story.night import boot_of, other_kernel, wait_until
+from kvmlab.watch.heartbeat import Tick, parse
 
 pytestmark = pytest.mark.beyond
 

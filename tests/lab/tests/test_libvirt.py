@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from kvmlab.controller import GUESTS, Controller
-from kvmlab.domains import (
+from kvmlab.lab import Lab
+from kvmlab.machines.host import Host
+from kvmlab.parts.keys import keys
+from kvmlab.story.controller import GUESTS, Controller
+from kvmlab.story.domains import (
     DISK,
     DOMAINS,
     PLAIN,
@@ -25,11 +28,8 @@ from kvmlab.domains import (
     start_domains,
     wait_for_clock,
 )
-from kvmlab.host import Host
-from kvmlab.keys import keys
-from kvmlab.lab import Lab
-from kvmlab.night import boot_of, final_verdict, update, wait_alive, wait_until
-from kvmlab.report import all_survived
+from kvmlab.story.night import boot_of, final_verdict, update, wait_alive, wait_until
+from kvmlab.watch.report import all_survived
 
 # How much the domains of a host may have together.
 RAM_MIB = 1500

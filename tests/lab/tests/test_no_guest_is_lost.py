@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kvmlab.controller import GUESTS, Controller, Play
-from kvmlab.domains import DISK, PLAIN, Domain, define_domains, records, shut_down, start_domains
-from kvmlab.host import Host
-from kvmlab.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_alive, wait_until
-from kvmlab.report import all_survived
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import GUESTS, Controller, Play
+from kvmlab.story.domains import DISK, PLAIN, Domain, define_domains, records, shut_down, start_domains
+from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_alive, wait_until
+from kvmlab.watch.report import all_survived
 
 pytestmark = pytest.mark.beyond
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from kvmlab.controller import Controller
-from kvmlab.host import Host
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import Controller
 
 SERVICE = """
 import hashlib, os, time

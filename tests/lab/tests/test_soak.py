@@ -9,10 +9,10 @@ import json
 import os
 
 import pytest
-from kvmlab.controller import GUESTS, Controller
-from kvmlab.host import Host
-from kvmlab.night import start_guests, update, wait_alive
-from kvmlab.report import all_survived
+from kvmlab.machines.host import Host
+from kvmlab.story.controller import GUESTS, Controller
+from kvmlab.story.night import start_guests, update, wait_alive
+from kvmlab.watch.report import all_survived
 
 pytestmark = pytest.mark.beyond
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kvmlab.controller import GUESTS, Controller, Play
-from kvmlab.domains import DISK, DOMAINS, PLAIN, TPM, Domain, define_domains, start_domains
-from kvmlab.host import Host
-from kvmlab.keys import keys
-from kvmlab.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
-from kvmlab.report import Boot
-from kvmlab.repository import packaged
+from kvmlab.machines.host import Host
+from kvmlab.machines.repository import packaged
+from kvmlab.parts.keys import keys
+from kvmlab.story.controller import GUESTS, Controller, Play
+from kvmlab.story.domains import DISK, DOMAINS, PLAIN, TPM, Domain, define_domains, start_domains
+from kvmlab.story.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
+from kvmlab.watch.report import Boot
 
 pytestmark = pytest.mark.beyond
 

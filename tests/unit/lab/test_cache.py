@@ -52,6 +52,46 @@ def test_the_key_is_of_all_inputs_and_of_nothing_else() -> None:
     assert len({cache.key(inputs), *map(cache.key, others)}) == len(others) + 1
 
 
+CODE = '''"""What for."""
+
+import os
+
+SCRIPT = """
+# not a comment
+"""
+
+
+def make():
+    return os.getpid()
+'''
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("What for", "For what"),
+        ("import os", "from os import getpid"),
+        ("SCRIPT", "# Why.\nSCRIPT"),
+        ("    return", '    """Make it."""\n    return'),
+    ],
+)
+def test_neither_a_comment_nor_an_import_changes_the_recipe(tmp_path: Path, before: str, after: str) -> None:
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text(CODE)
+    new.write_text(CODE.replace(before, after))
+    assert old.read_text() != new.read_text()
+    assert cache.recipe(str(old)) == cache.recipe(str(new))
+
+
+@pytest.mark.parametrize(("before", "after"), [("getpid", "getppid"), ("# not", "# no"), ("make", "build")])
+def test_other_code_is_another_recipe(tmp_path: Path, before: str, after: str) -> None:
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text(CODE)
+    new.write_text(CODE.replace(before, after))
+    assert cache.recipe(str(old)) != cache.recipe(str(new))
+    assert cache.recipe(str(old), str(new)) != cache.recipe(str(new), str(old))
+
+
 def test_what_is_there_is_not_built_again(own_cache: Path) -> None:
     built = cache.artefact("thing", {"a": "1"}, hello)
     assert (built / "file").read_text() == "hello"
@@ -137,7 +177,7 @@ def test_two_runs_build_once(own_cache: Path, tmp_path: Path) -> None:
 def test_a_lock_is_waited_for_only_so_long() -> None:
     with (
         cache.locked("name"),
-        pytest.raises(LabError, match=r"another run has held name for more than 1 s"),
+        pytest.raises(LabError, match=r"another run has held the lock name for more than 1 s"),
         cache.locked("name", limit_s=1.0),
     ):
         pass

@@ -12,9 +12,9 @@ import pytest
 from kvmlab import lab as lab_module
 from kvmlab.cli import main
 from kvmlab.errors import LabError
-from kvmlab.host import Host
-from kvmlab.keys import Keys
 from kvmlab.lab import Lab, Parts
+from kvmlab.machines.host import Host
+from kvmlab.parts.keys import Keys
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def test_an_empty_lab_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ssh", "hv9"], "lab: no host hv9 (there is none: start some with tests/lab/lab up)\n"),
-        (["up", "--kinds", "forky,woody"], "lab: --kinds: there is no kind 'woody'; there is forky, trixie\n"),
+        (["ssh", "hv9"], "lab: no host hv9; known hosts: none, start some with tests/lab/lab up\n"),
+        (["up", "--kinds", "forky,woody"], "lab: --kinds: unknown kind 'woody'; use forky or trixie\n"),
     ],
 )
 def test_an_error_is_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

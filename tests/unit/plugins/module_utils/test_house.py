@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 from ansible_collections.kvm.liveupdate.plugins import module_utils
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
@@ -43,36 +44,16 @@ MOST_FILES = 23
 SLOW = {"socket", "subprocess", "typing"}
 
 
-def imports(path):
-    """The files below the house that a file imports, with whether it does so inside a function: dotted names."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            for alias in node.names:
-                place = folder / f"{alias.name}.py"
-                target = place if place.is_file() else folder.with_suffix(".py")
-                yield ".".join(target.relative_to(HOUSE).with_suffix("").parts)
-
-
-HOUSE_IMPORTS = {
-    ".".join(path.relative_to(HOUSE).with_suffix("").parts): set(imports(path))
-    for path in sorted(HOUSE.rglob("*.py"))
-    if path.name != "__init__.py"
-}
-
-
-def floor(name):
-    return FLOORS.index(name.partition(".")[0])
+HOUSE_IMPORTS = house.imports(HOUSE)
 
 
 def test_every_file_is_on_a_floor():
-    assert {name.partition(".")[0] for name in HOUSE_IMPORTS} == set(FLOORS)
+    assert {house.floor(name) for name in HOUSE_IMPORTS} == set(FLOORS)
     assert all(name.rpartition(".")[2].startswith("_") for name in HOUSE_IMPORTS)
 
 
 def test_nobody_imports_what_is_above():
-    assert [(name, used) for name, some in HOUSE_IMPORTS.items() for used in some if floor(used) > floor(name)] == []
+    assert house.upward(HOUSE_IMPORTS, FLOORS) == []
 
 
 def test_the_providers_do_not_know_each_other():
@@ -90,12 +71,7 @@ def test_few_know_a_provider_by_its_name():
 
 def test_nobody_imports_in_a_circle():
     """Also not inside a function."""
-    left = {name: set(some) for name, some in HOUSE_IMPORTS.items()}
-    while left:
-        free = [name for name, some in left.items() if not some & left.keys()]
-        assert free, f"a circle among {', '.join(sorted(left))}"
-        for name in free:
-            del left[name]
+    assert house.circle(HOUSE_IMPORTS) == []
 
 
 def names_in(path):
@@ -137,11 +113,7 @@ def test_what_a_docstring_refers_to_is_there():
 
 
 def test_a_folder_has_a_sentence_and_no_code():
-    folders = list(HOUSE.glob("*/__init__.py"))
-    assert {path.parent for path in folders} == {path for path in HOUSE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    for path in folders:
-        (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
-        assert isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)
+    assert house.without_a_sentence(HOUSE) == []
 
 
 @pytest.mark.parametrize("start", ["qemu._start", "libvirt._start", "libvirt._hook"])

@@ -1,0 +1,152 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Run Ansible playbooks and modules on the lab's hosts, as an operator does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import limits
+from ..errors import LabError
+from ..lab import Lab
+from ..machines.machine import HEARTBEATS
+
+HERE = Path(__file__).parents[2]
+
+_RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
+_STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest that every host of the lab runs. port is the number of its device in HEARTBEATS, from 1. ram is in MiB.
+
+    bridged: it has a network card on the host's bridge. The boot creates the bridge, but the guest's unit does not declare this.
+    """
+
+    name: str
+    port: int
+    ram: int
+    bridged: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The systemd unit that runs it."""
+        return f"{self.name}.service"
+
+    @property
+    def tty(self) -> str:
+        """The host's device that its heartbeat goes to."""
+        return f"/dev/{HEARTBEATS[self.port - 1]}"
+
+
+GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192, bridged=True))
+
+
+@dataclass(frozen=True)
+class Play:
+    """The result of a playbook run. cpu_s is the processor time that it took on this machine."""
+
+    code: int
+    output: str
+    recap: dict[str, dict[str, int]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    cpu_s: float = 0.0
+
+
+def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
+    """These guests as the variable of the playbook guests.yml."""
+    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged} for guest in guests]
+
+
+def variables() -> dict[str, Any]:
+    """The variables that an operator would keep in the inventory."""
+    return {
+        "target": "hypervisors",
+        "lab_guests": described(GUESTS),
+        "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
+    }
+
+
+class Controller:
+    """Runs Ansible. Finds the commands in PATH and the collection in ANSIBLE_COLLECTIONS_PATH. tests/setup.sh sets both."""
+
+    def __init__(self, lab: Lab, show: bool = False) -> None:
+        self._lab = lab
+        self._show = show
+        if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
+            raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; use tests/lab/demo or tests/run, which set it")
+
+    def play(self, playbook: str, *options: str, **extra: Any) -> Play:
+        """Run a playbook: one of the collection by its full name, one of the lab by its path."""
+        given = {**variables(), **extra}
+        command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = subprocess.Popen(
+            command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line)
+                if self._show:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+            code = process.wait(limits.PLAYBOOK)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        output = "".join(lines)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        return Play(code, output, read_recap(output), read_report(output), cpu_s)
+
+    def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
+        """Run a module of the collection on one host and return its result."""
+        command = ["ansible", host, "-i", str(self._lab.inventory), "-m", f"kvm.liveupdate.{module}", *options]
+        if arguments:
+            command += ["-a", json.dumps(arguments)]
+        done = subprocess.run(
+            command, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limits.MODULE, check=False
+        )
+        headline, arrow, answer = done.stdout.partition("=> ")
+        if not arrow:
+            raise LabError(f"no result from {' '.join(command)}: {done.stdout}{done.stderr}")
+        result: dict[str, Any] = json.loads(answer[: answer.rindex("}") + 1])
+        return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+
+
+def read_recap(output: str) -> dict[str, dict[str, int]]:
+    """The counts of each host in the play recap. Pure."""
+    recap = {}
+    for line in _RECAP.finditer(output):
+        pairs = (word.split("=") for word in line["counts"].split())
+        recap[line["host"]] = {name: int(count) for name, count in pairs}
+    return recap
+
+
+def read_report(output: str) -> dict[str, Any]:
+    """The report of the update role (set_stats), by host. Empty if there is none. Pure."""
+    found = _STATS.search(output)
+    report: dict[str, Any] = json.loads(found["stats"]).get("liveupdate_report", {}) if found else {}
+    return report
+
+
+def lab_playbook(name: str) -> str:
+    """The path of one of the lab's own playbooks."""
+    return str(HERE / f"{name}.yml")
