@@ -237,6 +237,8 @@ def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
     monkeypatch.setattr(os, "sync", lambda: time.sleep(2))
     with pytest.raises(LiveUpdateError, match=r"not written out in the time that was left"):
         _jump._write_out(0.1)
+    with pytest.raises(LiveUpdateError, match=r"not written out within 1 s"):
+        _jump._write_out(1.0)
 
 
 def test_what_a_guests_unit_stops_with_is_kept(monkeypatch):
