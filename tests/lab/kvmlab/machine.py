@@ -10,7 +10,7 @@ from dataclasses import dataclass
 # EPYC-Rome has the SVM that QEMU emulates with nested paging: /dev/kvm inside works, without KVM on this machine.
 ACCELERATOR = "tcg,thread=multi"
 PROCESSOR = "EPYC-Rome"
-# One: with two, interrupts were seen to be delivered where they are off, and a host hung (docs/lab.md).
+# One: with two, interrupts were seen to be delivered where they are off, and a host hung (docs/docsite/rst/lab.rst).
 PROCESSORS = 1
 MEMORY_MIB = 2048
 
