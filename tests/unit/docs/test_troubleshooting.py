@@ -64,12 +64,37 @@ def kernel_codes():
                 yield code.value
 
 
-def told(part):
-    """The codes in the first cells of the tables of this part of the page."""
+def first_cells(part):
+    """The first cells of the tables of this part of the page."""
     label = f".. _ansible_collections.kvm.liveupdate.docsite.troubleshooting.{part}:"
     text = PAGE.read_text().partition(label)[2].partition("\n.. _")[0]
-    rows = re.findall(r"^   \* - (.*)$", text, re.MULTILINE)
-    return [code for row in rows for code in re.findall(r"``([a-z0-9-]+)``", row)]
+    return re.findall(r"^   \* - (.*)$", text, re.MULTILINE)
+
+
+def told(part):
+    """The codes there."""
+    return [code for cell in first_cells(part) for code in re.findall(r"``([a-z0-9-]+)``", cell)]
+
+
+def sentences():
+    """All texts of the code, with "*" for each value put into them; of tasks all that they say."""
+    for path in PLUGINS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    for path in (REPO / "roles").rglob("*.yml"):
+        yield " ".join(re.sub(r"\{\{.*?\}\}", "*", path.read_text(), flags=re.DOTALL).split())
+
+
+@pytest.mark.parametrize("part", ["steps", "return"])
+def test_every_message_is_one_of_the_code(part):
+    said = "\n".join(sentences())
+    messages = [message for cell in first_cells(part) for message in re.findall("``(.+?)``", cell)]
+    assert len(messages) > 10
+    pieces = {piece for message in messages for piece in re.split(r" ?\.\.\. ?|: WHY", message) if piece}
+    assert sorted(piece for piece in pieces if piece not in said) == []
 
 
 def test_every_reason_and_warning_of_a_guest_or_host_is_told_and_no_other():
