@@ -8,7 +8,7 @@ from __future__ import annotations
 from docutils import nodes
 
 project = "kvm.liveupdate"
-copyright = "kvm.liveupdate contributors"
+project_copyright = "kvm.liveupdate contributors"
 title = "Live updates of KVM hypervisors"
 html_short_title = title
 
