@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--rounds", type=int, default=5, help="how often each is to have been measured in the end (default: 5)")
     top.add_argument("--kind", choices=KINDS, default=KINDS[0], help=f"which host (default: {KINDS[0]})")
     top.add_argument("--results", type=Path, help="the file of results (default: bench.jsonl in the cache)")
-    top.add_argument("--report", action="store_true", help="measure nothing: write bench.rst and bench.svg in docs/docsite/rst from the results")
+    top.add_argument("--report", action="store_true", help="measure nothing: write bench.rst and bench.svg from the results")
     return top
 
 

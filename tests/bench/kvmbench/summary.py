@@ -76,8 +76,8 @@ def page(results: Sequence[Result]) -> str:
     ]
     if "floor" in found.get(FLOOR_OF, {}):
         parts.append(
-            "The floor is the least pause that this machine could have: the time from the call of reboot(2) to the new PID 1, and one start\n"
-            "of a QEMU that loads the guest's state. As after a jump, nothing of that QEMU is in memory yet. The floor is\n"
+            "The floor is the least pause that this machine could have: the time from the call of reboot(2) to the new PID 1, and one\n"
+            "start of a QEMU that loads the guest's state. As after a jump, nothing of that QEMU is in memory yet. The floor is\n"
             f"{found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
         )
         parts += _systemd(found[FLOOR_OF])
