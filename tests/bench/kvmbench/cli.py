@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--rounds", type=int, default=5, help="how often each is to have been measured in the end (default: 5)")
     top.add_argument("--kind", choices=KINDS, default=KINDS[0], help=f"which host (default: {KINDS[0]})")
     top.add_argument("--results", type=Path, help="the file of results (default: bench.jsonl in the cache)")
-    top.add_argument("--report", action="store_true", help="measure nothing: write docs/bench.md and docs/bench.svg from the results")
+    top.add_argument("--report", action="store_true", help="measure nothing: write bench.rst and bench.svg from the results")
     return top
 
 
@@ -97,11 +97,11 @@ def report(path: Path) -> int:
     if not done:
         raise LabError(f"{path}: no measurement yet; tests/bench/run makes some")
     results = of_setting(done, done[-1].code, done[-1].machine)
-    docs, found = REPOSITORY / "docs", summary.figures(results)
+    docs, found = REPOSITORY / "docs/docsite/rst", summary.figures(results)
     pauses = {name: named["pause"] for name, named in found.items() if "pause" in named}
-    (docs / "bench.md").write_text(summary.page(results), encoding="utf-8")
+    (docs / "bench.rst").write_text(summary.page(results), encoding="utf-8")
     (docs / "bench.svg").write_text(plot.bars(pauses, found.get(summary.FLOOR_OF, {}).get("floor")), encoding="utf-8")
-    print(f"{docs / 'bench.md'} and bench.svg, from {len(results)} measurements")
+    print(f"{docs / 'bench.rst'} and bench.svg, from {len(results)} measurements")
     return 0
 
 

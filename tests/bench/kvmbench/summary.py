@@ -1,11 +1,12 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the results say: medians with their spread, and the tables of docs/bench.md. Pure."""
+"""What the results say: medians with their spread, and the tables of docs/docsite/rst/bench.rst. Pure."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ PEER = "save-reboot"
 FLOOR_OF = "ours-qemu"
 # At the head of what is written; put together here, so that nobody takes it for the licence of this file.
 NOTICE = "Copyright: kvm.liveupdate contributors\n" + ": ".join(("SPDX-License-Identifier", "GPL-3.0-or-later"))
+_LABEL = "ansible_collections.kvm.liveupdate.docsite.bench"
+_LAB = "ansible_collections.kvm.liveupdate.docsite.lab"
 
 
 @dataclass(frozen=True)
@@ -51,38 +54,44 @@ def figures(results: Iterable[Result]) -> dict[str, dict[str, Figure]]:
 
 
 def page(results: Sequence[Result]) -> str:
-    """docs/bench.md: of results of one setting, at least one."""
+    """docs/docsite/rst/bench.rst: of results of one setting, at least one."""
     found = figures(results)
     rows = [scenario for scenario in SCENARIOS if scenario.name in found]
     first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
     kernels = sorted({kernel for result in results for kernel in result.kernels if kernel})
     parts = [
-        f"<!--\n{NOTICE}\n-->\n\n# The bench\n",
-        f"Written by `tests/bench/run --report` from {len(results)} measurements of {first} to {last}, on {results[0].machine}.\n"
-        f"The hypervisor is one of the lab's ([lab.md](lab.md)), emulated without KVM, with the kernels {' and '.join(kernels)}:\n"
-        "what counts are ratios. Seconds are medians, in brackets the least and the greatest; the longest pause of the guests of\n"
-        "a host counts, told by their own heartbeats. The scenarios took turns, so that what the machine did besides met all alike.\n",
-        "An ordinary reboot looks better here than on a server: the emulated host's firmware takes seconds, a server's often minutes.\n"
-        "A kexec goes without.\n",
+        f"..\n{textwrap.indent(NOTICE, '  ')}\n\n.. _{_LABEL}:\n",
+        _title("The pause, measured", "="),
+        f"``tests/bench/run --report`` wrote this page from {len(results)} measurements, {first} to {last}, on {results[0].machine}.\n",
+        f"The hypervisor is one of :ref:`the lab's <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
+        "Compare the ratios, not the seconds: emulation makes all of it slower than hardware.\n",
+        "Seconds are medians, with the least and the greatest in brackets. A measurement is the longest pause of all guests of the host,\n"
+        "taken from the heartbeats of the guests. The scenarios took turns, so that other work of the machine met all of them alike.\n",
+        "An ordinary reboot looks better here than on a server: the firmware of the emulated host takes seconds, that of a server often\n"
+        "takes minutes. A kexec runs no firmware.\n",
         *_speed(found),
-        "## How long guests are paused\n",
+        _title("How long guests are paused", "-"),
         _pauses(rows, found),
-        "\n![medians](bench.svg)\n",
+        ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the least to the greatest.\n",
     ]
     if "floor" in found.get(FLOOR_OF, {}):
         parts.append(
-            "The floor is the least that this machine could do: from the call of reboot(2) to the new PID 1, and one start of a QEMU that\n"
-            "loads the guest's state, with nothing of it in memory yet, as after a jump:\n"
+            "The floor is the least pause that this machine could have: the time from the call of reboot(2) to the new PID 1, and one\n"
+            "start of a QEMU that loads the guest's state. As after a jump, nothing of that QEMU is in memory yet. The floor is\n"
             f"{found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
         )
         parts += _systemd(found[FLOOR_OF])
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
-        parts += ["## Where the pause goes\n", _breakdown(live, found)]
+        parts += [_title("Where the pause goes", "-"), _breakdown(live, found)]
     memory = [scenario for scenario in rows if {"preserve", "retrieve"} & set(found[scenario.name])]
     if memory:
-        parts += ["## The kernel's own work\n", _memory(memory, found)]
+        parts += [_title("The kernel's own work", "-"), _memory(memory, found)]
     return "\n".join(parts)
+
+
+def _title(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}\n"
 
 
 def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
@@ -90,8 +99,8 @@ def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
     if not slower:
         return []
     return [
-        f"The hypervisor's processor is slower than this machine's by a factor of {slower.median:.0f} (a loop in Python, on both):\n"
-        "whatever is work of the processor weighs that much more here than on a server; firmware, disks and waits do not.\n"
+        f"The hypervisor's processor is slower than this machine's by a factor of {slower.median:.0f} (a loop in Python, on both).\n"
+        "The processor's work weighs that much more here than on a server; firmware, disks and waits do not.\n"
     ]
 
 
@@ -101,15 +110,15 @@ def _systemd(named: dict[str, Figure]) -> list[str]:
         return []
     least = (named["floor"].median + named["systemd"].median) / named["floor"].median
     return [
-        f"Beside the floor {named['systemd'].words} s of each of these pauses are systemd's own: from the guest's last save until it\n"
-        "calls reboot(2), and from its start as the new PID 1 until it has loaded its units, before it starts any of them.\n"
-        f"Together they are {least:.2f} x floor: less is out of reach for whoever leaves the end and the beginning to systemd.\n"
+        f"Beside the floor {named['systemd'].words} s of each of these pauses are systemd's own: the time from the guest's last save\n"
+        "to the call of reboot(2), and from the start of the new PID 1 until it has loaded its units. Together with the floor they are\n"
+        f"{least:.2f} x floor: whoever leaves the end and the beginning to systemd cannot be faster.\n"
     ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    lines = "".join(f"   * - {line[0]}\n" + "".join(f"     - {cell}\n" for cell in line[1:]) for line in (head, *rows))
+    return f".. list-table::\n   :header-rows: 1\n\n{lines}"
 
 
 def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:

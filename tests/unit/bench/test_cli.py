@@ -16,15 +16,16 @@ from kvmlab.errors import LabError
 
 def test_the_report_is_of_the_newest_results_and_those_that_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
-    (tmp_path / "docs").mkdir()
+    docs = tmp_path / "docs/docsite/rst"
+    docs.mkdir(parents=True)
     results = tmp_path / "bench.jsonl"
     for scenario, code, pause in (("save-reboot", "old", 99.0), ("ours-qemu", "new", 9.0), ("save-reboot", "new", 45.0)):
         append(results, Result(scenario, 1.8e9, code, "a machine", seconds={"pause": pause}))
     append(results, Result("ours-qemu", 1.8e9, "new", "a machine", error="the guest was silent"))
     assert cli.main(["--report", "--results", str(results)]) == 0
-    text = (tmp_path / "docs" / "bench.md").read_text()
+    text = (docs / "bench.rst").read_text()
     assert "from 2 measurements" in text and "45.00" in text and "99.00" not in text
-    assert (tmp_path / "docs" / "bench.svg").read_text().startswith("<svg")
+    assert (docs / "bench.svg").read_text().startswith("<svg")
 
 
 def test_without_a_measurement_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

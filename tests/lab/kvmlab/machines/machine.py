@@ -10,7 +10,7 @@ from dataclasses import dataclass
 # QEMU emulates SVM with nested paging for EPYC-Rome. So /dev/kvm works inside, even without KVM on this machine.
 ACCELERATOR = "tcg,thread=multi"
 PROCESSOR = "EPYC-Rome"
-# Only one. With two, QEMU delivered interrupts while they were off, and a host hung (docs/lab.md).
+# Only one. With two, QEMU delivered interrupts while they were off, and a host hung (docs/docsite/rst/lab.rst).
 PROCESSORS = 1
 MEMORY_MIB = 2048
 

@@ -159,19 +159,20 @@ def test_who_starts_again_as_it_was_may_be_shut_down(code):
 
 def test_it_is_known_of_each_reason_whether_it_keeps_from_a_shutdown():
     """All that an examination of a guest may find is documented, and all of that is above."""
-    tables = re.split(r"^\| (reason|warning) \|.*$", (REPO / "docs/guests.md").read_text(), flags=re.MULTILINE)
+    page = (REPO / "docs/docsite/rst/troubleshooting.rst").read_text()
     documented = {
-        kind: {code for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for code in re.findall("`([a-z-]+)`", row)}
-        for kind, text in zip(tables[1::2], tables[2::2], strict=True)
+        kind: {code for row in re.findall(r"^   \* - (.*)$", text, re.MULTILINE) for code in re.findall("``([a-z-]+)``", row)}
+        for kind in ("guests", "warnings")
+        for text in [page.partition(f"docsite.troubleshooting.{kind}:\n")[2].partition("\n.. _")[0]]
     }
     # Of a machine that no provider runs, and which is only ever refused.
-    assert documented["reason"] == {*NO_SHUTDOWN, *SHUTDOWN, "not-managed"}
+    assert documented["guests"] == {*NO_SHUTDOWN, *SHUTDOWN, "not-managed"}
     found = {*_needs.OF_A_BOOT, *_argv._SAYS, *(row[0] for row in (*_reasons._REASONS, *_reasons._WARNINGS))}
     for file in (REPO / "plugins/module_utils").rglob("*.py"):
         if file.stem not in ("_readiness", "_proof"):  # which judge hosts
             found.update(re.findall(r'reason\(\s*"([a-z-]+)"', file.read_text()))
             found.update(re.findall(r'"code": "([a-z-]+)"', file.read_text()))
-    assert len(found) > 60 and found - {"not-back"} <= documented["reason"] | documented["warning"]
+    assert len(found) > 60 and found - {"not-back"} <= documented["guests"] | documented["warnings"]
 
 
 def test_each_guest_finds_what_the_ones_before_it_have_left():

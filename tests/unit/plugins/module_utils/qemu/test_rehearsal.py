@@ -92,7 +92,7 @@ def test_what_cannot_be_made_harmless_is_refused(words):
 
 
 def test_the_labs_guests_and_that_of_the_documentation_can_be_rehearsed():
-    """tests/lab/guests.yml, docs/guests.md"""
+    """tests/lab/guests.yml, docs/docsite/rst/guests.rst"""
     lab = (
         "-name web -machine q35,accel=kvm,hpet=off -cpu host -smp 1 -m 64 -nodefaults -display none -serial file:/var/log/web.console"
         " -chardev serial,id=heartbeat,path=/dev/ttyS1 -device virtio-serial-pci -device virtserialport,chardev=heartbeat,name=heartbeat"

@@ -34,7 +34,7 @@ GUESTS = {
         " -device virtio-net-pci,netdev=net",
         [("netdev_del", {"id": "net"})],
     ),
-    # As docs/guests.md.
+    # As docs/docsite/rst/guests.rst.
     "docs": (
         "-machine pc-i440fx-7.2 -cpu qemu64 -m 64 -drive file=@/a.qcow2,if=virtio,cache=none -netdev user,id=n"
         " -device virtio-net-pci,netdev=n -nodefaults",
