@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
 import struct
+import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -186,3 +188,54 @@ def test_a_machine_without_live_update(monkeypatch):
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "7.3", "#1", "riscv64")))
     with pytest.raises(LiveUpdateError, match=r"^machine riscv64: live update exists for x86_64 and aarch64 only$"):
         _kexec._kexec_file_load(-1, -1, b"", 1)
+
+
+class Libc:
+    """Takes a system call, notes it, and answers with a result and an errno."""
+
+    def __init__(self, result=0, code=0) -> None:
+        self.result, self.code, self.calls = result, code, []
+
+    def syscall(self, number, kernel, initrd, length, cmdline, flags):
+        self.calls.append((number.value, kernel, initrd, length.value, cmdline.value, flags.value))
+        ctypes.set_errno(self.code)
+        return self.result
+
+
+@pytest.mark.parametrize(("machine", "number"), [("x86_64", 320), ("aarch64", 294)])
+def test_the_kernel_is_given_the_files_the_command_line_and_its_length(monkeypatch, machine, number):
+    """kexec_file_load(2): the length counts the NUL at the end."""
+    libc = Libc()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name, use_errno: libc if use_errno else None)
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine=machine))
+    _kexec._kexec_file_load(3, 4, b"kho=on\0", 0)
+    _kexec._kexec_file_load(-1, -1, b"", 1)
+    assert libc.calls == [(number, 3, 4, 7, b"kho=on", 0), (number, -1, -1, 0, None, 1)]
+
+
+def test_what_the_kernel_refuses_is_an_error_with_its_reason(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name, use_errno: Libc(-1, errno.ENOEXEC))
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine="x86_64"))
+    with pytest.raises(OSError, match="Exec format error") as refused:
+        _kexec._kexec_file_load(3, 4, b"kho=on\0", 0)
+    assert refused.value.errno == errno.ENOEXEC
+
+
+def test_another_machine_has_no_live_update(monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine="riscv64"))
+    with pytest.raises(LiveUpdateError, match="riscv64"):
+        _kexec._kexec_file_load(3, 4, b"kho=on\0", 0)
+
+
+@pytest.mark.parametrize(("told", "sectors"), [(0, 4), (1, 1), (7, 7)])
+def test_the_size_of_an_image_follows_from_its_sectors(tmp_path, told, sectors):
+    """Documentation/arch/x86/boot.rst: setup_sects of 0 means 4."""
+    image = bytearray(bzimage(sectors=sectors))
+    image[0x1F1] = told
+    image[0x1F0] = image[0x1F2] = 99
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(image)
+    assert _kexec.describe(str(path))["size"] == (sectors + 1) * 512 + 4096
+    path.write_bytes(image[:-1])
+    with pytest.raises(LiveUpdateError, match=f"its header says {(sectors + 1) * 512 + 4096} bytes"):
+        _kexec.describe(str(path))
