@@ -97,7 +97,7 @@ class Stage:
             "ansible_become": "false",
         }
         settings |= {"ansible_remote_tmp": f"{path}/tmp", "ansible_python_interpreter": "'{{ ansible_playbook_python }}'"}
-        lines = ["[fleet]", *self.names, "[fleet:vars]", "hypervisor_update_kernel=/boot/vmlinuz-7.3.4"]
+        lines = ["[hypervisors]", *self.names, "[hypervisors:vars]", "hypervisor_update_kernel=/boot/vmlinuz-7.3.4"]
         (path / "hosts").write_text("\n".join([*lines, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
 
     def play(self, playbook: str, **extra: object) -> tuple[int, str]:
@@ -105,7 +105,7 @@ class Stage:
         environment = {**os.environ, "STAGE": str(self.path), "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": ""}
         environment |= {"ANSIBLE_HOME": str(self.path), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SHOW_CUSTOM_STATS": "1"}
         done = subprocess.run(
-            ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps({"target": "fleet", **extra}), playbook],
+            ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), playbook],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

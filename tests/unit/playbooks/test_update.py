@@ -54,7 +54,7 @@ def update(tmp_path, **extra):
     """Run the playbook; returns how it ended, what it printed, its report and the page."""
     page = tmp_path / "report.html"
     code, output = ansible(
-        tmp_path, "ansible-playbook", "kvm.liveupdate.update", target="fleet", hypervisor_update_report=str(page), **extra
+        tmp_path, "ansible-playbook", "kvm.liveupdate.update", hypervisor_update_hosts="fleet", hypervisor_update_report=str(page), **extra
     )
     report = json.loads((tmp_path / "report.html.json").read_text()) if page.exists() else {}
     return code, output, report, page.read_text() if page.exists() else ""
@@ -77,19 +77,21 @@ def test_a_run_that_leaves_out_every_host_fails(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("playbook", "target", "words", "told"),
+    ("playbook", "hosts", "words", "told"),
     [
-        ("update", "fleed", [], "in the target fleed. Nothing was done"),
-        ("setup", ["fleet", "&fleed"], [], "in the target fleet,&fleed. Nothing was done"),
-        ("stage", "fleed", [], "in the target fleed. Nothing was done"),
+        ("update", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
+        ("setup", {"hypervisor_setup_hosts": ["fleet", "&fleed"]}, [], "hypervisor_setup_hosts=fleet,&fleed. Nothing was done. Add hosts"),
+        ("kernel", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
+        ("update", {}, [], "hypervisor_update_hosts=hypervisors. Nothing was done. Add hosts"),
+        ("setup", {}, [], "hypervisor_setup_hosts=hypervisors. Nothing was done. Add hosts"),
         # A limit leaves out localhost too.
-        ("update", "fleet", ["--limit", "elsewhere"], "in the target fleet and within the limit elsewhere. Nothing was done"),
+        ("update", {"hypervisor_update_hosts": "fleet"}, ["--limit", "elsewhere"], "=fleet within the limit elsewhere. Nothing was done."),
     ],
 )
-def test_a_target_without_a_host_fails(tmp_path, playbook, target, words, told):
-    code, output = ansible(tmp_path, "ansible-playbook", f"kvm.liveupdate.{playbook}", *words, target=target)
-    assert code != 0 and told in output, output
-    assert "TASK [Fail where the target has no host]" in output and output.count("TASK [") == 1
+def test_a_playbook_without_a_host_fails(tmp_path, playbook, hosts, words, told):
+    code, output = ansible(tmp_path, "ansible-playbook", f"kvm.liveupdate.{playbook}", *words, **hosts)
+    assert code != 0 and "No host matches " in output and told in output, output
+    assert "TASK [Stop if there is no host]" in output and output.count("TASK [") == 1
     assert not re.search(r"unreachable=[1-9]", output)
 
 
