@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._stamps import parts
 from kvmlab import limits, pace
 from kvmlab.controller import Controller, Guest, Play
 from kvmlab.domains import Domain, define_domains, start_domains

@@ -104,6 +104,33 @@ def test_the_scratch_area_is_asked_for_by_both_of_its_names(tmp_path):
     assert '"kho=on liveupdate=on lacks=False"' in output, output
 
 
+NASTY = "<script>alert('1')</script>"
+UPDATED = {
+    "outcome": "updated",
+    "why": "",
+    "step": "",
+    "kernel_before": "7.2.13",
+    "kernel_after": 'a"b\\c',
+    "update_id": "u1",
+    "blackout_max": 0.0,
+    "times": {},
+    "guests": {NASTY: {"state": "restored", "why": "", "times": {"paused": 1.0, "resumed": 2.5}}, "db": {"state": "", "why": NASTY}},
+}
+
+
+def test_ansible_escapes_what_the_page_and_the_metrics_say(tmp_path):
+    """Its template module does not escape HTML, whatever a template says."""
+    role = {"name": "kvm.liveupdate.hypervisor_update", "tasks_from": "files"}
+    report = {"hypervisor_update_report": f"{tmp_path}/page.html", "hypervisor_update_metrics": str(tmp_path)}
+    code, output = play(tmp_path, [{"ansible.builtin.include_role": role}], {"hv1": {**report, "hypervisor_update_result": UPDATED}})
+    assert code == 0, output
+    page, metrics = (tmp_path / "page.html").read_text(), (tmp_path / "kvm_liveupdate.prom").read_text()
+    assert page.startswith("<!doctype html>") and "<script" not in page and page.count("&lt;script&gt;") >= 3
+    assert json.loads((tmp_path / "page.html.json").read_text()) == {"hv1": UPDATED}
+    assert f'kvm_liveupdate_guest_blackout_seconds{{guest="{NASTY}"}} 1.500\n' in metrics
+    assert 'kernel_after="a\\"b\\\\c",update_id="u1"} 1.000\n' in metrics
+
+
 def told(verdict, *codes):
     reasons = [{"code": code, "message": f"says {code}", "remedy": "mend it", "verdict": verdict} for code in codes]
     return {"pair": "a-b", "there": {"verdict": verdict, "reasons": reasons}}
