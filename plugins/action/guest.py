@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.lost_host import ActionModule
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._lost_host import ActionModule
 
 __all__ = ("ActionModule",)

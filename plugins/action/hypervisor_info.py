@@ -2,10 +2,21 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's part of kvm.liveupdate.hypervisor_info: a host that is lost makes the task fail, so that a rescue follows."""
+"""The controller's part of kvm.liveupdate.hypervisor_info: a lost host makes the task fail, so that a rescue follows."""
 
 from __future__ import annotations
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.lost_host import ActionModule
+import time
+import typing as t
+
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _lost_host
 
 __all__ = ("ActionModule",)
+
+
+class ActionModule(_lost_host.ActionModule):
+    """The module, and when the controller ran it: what it returns gets old."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        begun = time.time()
+        return {**super().run(tmp, task_vars), "examined_at": begun}

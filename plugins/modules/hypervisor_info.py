@@ -149,6 +149,10 @@ last_update:
   description: The journal of the last update of this host, with its V(outcome); empty when there was none.
   returned: success
   type: dict
+examined_at:
+  description: When the controller started this examination, by its own clock, in seconds since the epoch.
+  returned: always
+  type: float
 """
 
 import os

@@ -12,8 +12,8 @@ import json
 import time
 from collections import Counter
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import plan
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import Policy
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._plan import plan
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._policy import Policy
 
 HOSTS, GUESTS = 1000, 50
 POLICY = [

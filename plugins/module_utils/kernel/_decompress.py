@@ -175,6 +175,7 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
     import threading
 
     try:
+        # pylint: disable-next=ansible-bad-function  # run_command waits for the end, this reads meanwhile
         process = subprocess.Popen([tool, "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as err:
         raise LiveUpdateError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import parts
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._stamps import parts
 from kvmlab import limits
 from kvmlab.errors import LabError
 from kvmlab.lab import Lab

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import PARTS
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._stamps import PARTS
 
 from .results import Result
 from .scenarios import SCENARIOS, Scenario

@@ -384,7 +384,7 @@ def test_a_host_over_budget_is_updated_and_stops_the_rollout(
     assert hv1.ssh(f"test -x {exitrd}").returncode == 0
     play, hosts = update(controller, [hv1, hv2], kernels[1], hypervisor_update_blackout_max=0.5, hypervisor_update_metrics="/run")
     assert play.code != 0
-    assert "guests were paused for too long, 0.5 s are allowed" in play.output, play.output
+    assert "guests paused longer than hypervisor_update_blackout_max allows (0.5 s)" in play.output, play.output
     moved(hosts["hv1"], kernels)
     assert hv1.ssh(f"ls {exitrd}*").stdout == ""
     assert first_in_the_boot(hv1)
@@ -408,7 +408,7 @@ def test_a_host_whose_guests_would_be_paused_for_too_long_is_refused(controller:
         hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[0]}",
         hypervisor_update_blackout_max=0.5,
     )
-    assert play.code != 0 and "its guests would be paused for" in play.output
+    assert play.code != 0 and "the expected pause is " in play.output
     assert play.report["hv1"]["outcome"] == "refused"
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
 
@@ -425,7 +425,7 @@ def test_a_second_run_changes_nothing(controller: Controller, hv1: Host, kernels
     assert play.code == 0, play.output
     assert all(counts["changed"] == 0 for counts in play.recap.values())
     assert boot_of(hv1) == before
-    assert f"The host runs Linux {kernels[1]} already and stays as it is." in play.output
+    assert f"The host runs Linux {kernels[1]} already." in play.output
 
 
 def test_nothing_is_left_of_the_update(hv1: Host) -> None:

@@ -83,19 +83,19 @@ def test_a_kernel_is_installed_while_the_running_one_stays_the_default(
     running, kernel = boot_of(host), other_kernel(host, kernels)
     asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_kernel_package": packaged(host, kernel)}
 
-    def stage(*options: str, **extra: str) -> Play:
-        play = controller.play("kvm.liveupdate.stage", "--limit", host.name, *options, **asked, **extra)
+    def kernel_play(*options: str, **extra: str) -> Play:
+        play = controller.play("kvm.liveupdate.kernel", "--limit", host.name, *options, **asked, **extra)
         assert play.code == 0, play.output
         return play
 
-    assert f"kernel {kernel} is there, and can take over from {running.kernel}" in stage().output
+    assert f"Linux {kernel} is installed and can take over from {running.kernel}" in kernel_play().output
     assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
-    assert stage("--check").recap[host.name]["changed"] == 0
-    stage(hypervisor_kernel_state="absent")
+    assert kernel_play("--check").recap[host.name]["changed"] == 0
+    kernel_play(hypervisor_kernel_state="absent")
     assert host.ssh("ls /boot/vmlinuz-*").stdout.split() == [f"/boot/vmlinuz-{running.kernel}"]
     assert not boot_default(host)
-    assert stage("--check").recap[host.name]["changed"] > 0
-    stage()
+    assert kernel_play("--check").recap[host.name]["changed"] > 0
+    kernel_play()
     assert f">gnulinux-{running.kernel}-advanced-" in boot_default(host)
 
 

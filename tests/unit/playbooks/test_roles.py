@@ -17,13 +17,13 @@ import yaml
 ROLES = Path(__file__).parents[3] / "roles"
 
 
-def play(tmp_path, tasks, hosts, *words):
+def play(tmp_path, tasks, hosts, *words, **environ):
     """Run tasks on hosts with these variables; returns how it ended and what it printed."""
     (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
     common = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
     inventory = {"all": {"hosts": {name: {**common, **variables} for name, variables in hosts.items()}}}
     (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1", **environ}
     done = subprocess.run(
         ["ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"), *words],
         env=environment,
@@ -36,14 +36,56 @@ def play(tmp_path, tasks, hosts, *words):
     return done.returncode, done.stdout + done.stderr
 
 
+SYSTEMCTL = """#!/bin/sh
+case "$1" in
+list-units) printf '%s\\n' 'web@1.service loaded active running a guest' 'ssh.service loaded active running' ;;
+list-unit-files) printf '%s\\n' 'web@.service disabled enabled' 'web2.service enabled enabled' 'ssh.service enabled enabled' ;;
+esac
+"""
+VIRSH = "#!/bin/sh\nprintf '%s\\n' app db1 db2 ''\n"
+
+
+def test_patterns_become_the_names_of_guests_of_this_host(tmp_path):
+    for name, text in (("systemctl", SYSTEMCTL), ("virsh", VIRSH)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    role = ROLES / "hypervisor_setup"
+    told = "{{ __hypervisor_setup_units.names }} {{ __hypervisor_setup_domains.names }}"
+    tasks = [
+        {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
+        {"ansible.builtin.include_tasks": str(role / "tasks/find_guests.yml")},
+        {"ansible.builtin.debug": {"msg": told}},
+    ]
+    common = {"__hypervisor_setup_libvirt": {"stat": {"exists": True}}}
+    hosts = {
+        "globs": {"hypervisor_setup_guest_units": ["web*.service", "new.service", "mail*"], "hypervisor_setup_domains": ["x?", "db*"]},
+        "names": {"hypervisor_setup_guest_units": ["new.service"], "hypervisor_setup_domains": ["nobody"]},
+        "every": {"hypervisor_setup_guest_units": [], "hypervisor_setup_domains": ["all"]},
+        "none": {
+            "hypervisor_setup_guest_units": [],
+            "hypervisor_setup_domains": ["all"],
+            "__hypervisor_setup_libvirt": {"stat": {"exists": False}},
+        },
+    }
+    hosts = {name: {**common, **variables} for name, variables in hosts.items()}
+    code, output = play(tmp_path, tasks, hosts, "--check", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert code == 0, output
+    assert "['web@1.service', 'web2.service', 'new.service'] ['db1', 'db2']" in output, output
+    assert "hypervisor_setup_guest_units: no systemd service on globs matches mail*" in output
+    assert "hypervisor_setup_domains: no libvirt domain on globs matches x?" in output
+    assert "['new.service'] ['nobody']" in output and "on names matches" not in output
+    assert "[] ['app', 'db1', 'db2']" in output
+    assert "hypervisor_setup_domains: no libvirt domain on none matches all" in output and "[] []" in output
+
+
 @pytest.mark.skipif(os.path.exists("/usr/sbin/update-grub"), reason="this machine has GRUB")
 def test_no_host_is_rebooted_whose_menu_does_not_have_the_words(tmp_path):
     seen = {"reasons": [{"code": "cmdline"}], "kernel": {"cmdline": ""}}
     role = {"name": "kvm.liveupdate.hypervisor_setup", "tasks_from": "finish"}
     host = {"__hypervisor_setup_host": seen, "hypervisor_setup_reboot_ok": True}
     code, output = play(tmp_path, [{"ansible.builtin.include_role": role}], {"here": host}, "--check")
-    assert code != 0 and "Options | Write them for the boot loader and see that its menu has them" in output, output
-    assert "hypervisor_setup : Reboot]" not in output
+    assert code != 0 and "Write kernel options to the boot menu" in output, output
+    assert "Reboot the host" not in output
 
 
 def test_the_scratch_area_is_asked_for_by_both_of_its_names(tmp_path):
@@ -60,6 +102,33 @@ def test_the_scratch_area_is_asked_for_by_both_of_its_names(tmp_path):
     code, output = play(tmp_path, tasks, hosts)
     assert code == 0 and '"kho=on liveupdate=on kho_scratch=64M kho_bootmem=64M lacks=True"' in output, output
     assert '"kho=on liveupdate=on lacks=False"' in output, output
+
+
+NASTY = "<script>alert('1')</script>"
+UPDATED = {
+    "outcome": "updated",
+    "why": "",
+    "step": "",
+    "kernel_before": "7.2.13",
+    "kernel_after": 'a"b\\c',
+    "update_id": "u1",
+    "blackout_max": 0.0,
+    "times": {},
+    "guests": {NASTY: {"state": "restored", "why": "", "times": {"paused": 1.0, "resumed": 2.5}}, "db": {"state": "", "why": NASTY}},
+}
+
+
+def test_ansible_escapes_what_the_page_and_the_metrics_say(tmp_path):
+    """Its template module does not escape HTML, whatever a template says."""
+    role = {"name": "kvm.liveupdate.hypervisor_update", "tasks_from": "files"}
+    report = {"hypervisor_update_report": f"{tmp_path}/page.html", "hypervisor_update_metrics": str(tmp_path)}
+    code, output = play(tmp_path, [{"ansible.builtin.include_role": role}], {"hv1": {**report, "hypervisor_update_result": UPDATED}})
+    assert code == 0, output
+    page, metrics = (tmp_path / "page.html").read_text(), (tmp_path / "kvm_liveupdate.prom").read_text()
+    assert page.startswith("<!doctype html>") and "<script" not in page and page.count("&lt;script&gt;") >= 3
+    assert json.loads((tmp_path / "page.html.json").read_text()) == {"hv1": UPDATED}
+    assert f'kvm_liveupdate_guest_blackout_seconds{{guest="{NASTY}"}} 1.500\n' in metrics
+    assert 'kernel_after="a\\"b\\\\c",update_id="u1"} 1.000\n' in metrics
 
 
 def told(verdict, *codes):
@@ -80,10 +149,10 @@ PROOFS = {
 }
 
 
-def test_which_kernels_are_refused_when_they_are_staged(tmp_path):
+def test_which_kernels_are_refused_after_they_are_installed(tmp_path):
     """In check mode the initial RAM disk that is named was not built; everything else counts."""
     tasks = yaml.safe_load((ROLES / "hypervisor_kernel/tasks/prove.yml").read_text())
-    (refuse,) = (task for task in tasks if task["name"] == "Prove | Refuse a kernel that cannot take over")
+    (refuse,) = (task for task in tasks if task["name"] == "Refuse a kernel that cannot take over")
     hosts = {}
     for name, (proof, variables, _says) in PROOFS.items():
         examined = {"target": {"release": "7.3.4", "current": proof is None}, "kernel": {"release": "7.2.13"}}
@@ -96,5 +165,5 @@ def test_which_kernels_are_refused_when_they_are_staged(tmp_path):
         }
     _code, output = play(tmp_path, [refuse], hosts, "--check")
     for name, (_proof, _variables, says) in PROOFS.items():
-        assert (f"{name}: kernel 7.3.4 is there, but cannot take over: " in output) is bool(says), (name, output)
+        assert (f"{name}: Linux 7.3.4 is installed, but it cannot take over: " in output) is bool(says), (name, output)
         assert not says or f"cannot take over: {says}. A cold boot" in output, (name, output)

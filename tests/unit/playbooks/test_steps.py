@@ -72,11 +72,16 @@ class Fleet:
             module.main()
             (copy / f"plugins/modules/{name}.py").write_text(STUB.format(spec=json.dumps(spec), name=name, folder=folder))
 
-    def update(self, guests, *options, **extra):
+    def update(self, guests, *options, away=(), **extra):
         """Run the role; returns how it ended, what it printed, the host's report, and all calls but the looks at the host."""
         target = {"release": "7.3.4", "current": False}
         host = {"guests": guests, "reasons": [], "free": {"memory_mib": 9999, "saves_mib": 9999}, "target": target, "boot_id": "b1"}
-        self.answers["hypervisor_info"] = {**host, "kernel": {"release": "7.2.13"}, "ready": True, "away": []}
+        self.answers["hypervisor_info"] = {
+            **host,
+            "kernel": {"release": "7.2.13"},
+            "ready": True,
+            "away": [{"guest": name, "way": "save", "state": "away"} for name in away],
+        }
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
         (self.folder / "calls").write_text("")
         (self.folder / "hosts").write_text(INVENTORY)
@@ -116,7 +121,8 @@ def test_check_mode_looks_at_the_host_only_and_says_what_would_be_done(fleet):
     code, output, report, calls = fleet.update([facts("web"), facts("db")], "--check")
     assert code == 0 and report["outcome"] == "checked", output
     assert [guest["way"] for guest in report["plan"]["guests"]] == ["preserve", "preserve"]
-    assert [call for call, _params in calls] == ["guest_away:back"] and "changed=1 " in output
+    assert calls == [] and "changed=1 " in output
+    assert "hv1: can be updated 7.2.13 -> 7.3.4, 2 guests kept, expected pause unknown" in output
 
 
 def test_who_leaves_goes_and_comes_back_in_one_step_each(fleet):
@@ -133,7 +139,6 @@ def test_who_leaves_goes_and_comes_back_in_one_step_each(fleet):
     )
     assert code == 0 and report["outcome"] == "updated", output
     assert [call for call, _params in calls] == [
-        "guest_away:back",
         "kexec_image:staged",
         "guest_rehearsal",
         "guest_away:away",
@@ -143,9 +148,9 @@ def test_who_leaves_goes_and_comes_back_in_one_step_each(fleet):
         "guest_away:back",
         "boot_default:present",
     ]
-    assert calls[2][1]["names"] == ["web", "app"]
-    assert calls[4][1]["names"] == calls[5][1]["guests"] == calls[6][1]["names"] == ["web", "app", "mail"]
-    away = calls[3][1]
+    assert calls[1][1]["names"] == ["web", "app"]
+    assert calls[3][1]["names"] == calls[4][1]["guests"] == calls[5][1]["names"] == ["web", "app", "mail"]
+    away = calls[2][1]
     assert [(guest["name"], guest["way"], guest["destination"], guest["back"]) for guest in away["guests"]] == [
         ("db", "save", "", True),
         ("big", "shutdown", "", True),
@@ -153,10 +158,17 @@ def test_who_leaves_goes_and_comes_back_in_one_step_each(fleet):
     ]
     assert (away["migrate_uri"], away["back_uri"]) == (None, "tcp://hv1")
     assert away["timeouts"] == {"migrate": 0, "shutdown": 600, "save": None}
-    back = calls[7][1]
+    back = calls[6][1]
     assert back["names"] is None and back["timeouts"] == {"migrate": 0, "shutdown": None, "save": None}
     states = {name: (guest["state"], guest.get("back")) for name, guest in report["guests"].items()}
     assert states["db"] == ("saved", False) and states["web"] == states["mail"] == ("restored", None)
+
+
+def test_who_is_away_comes_back_before_the_host_is_planned_for(fleet):
+    """And nobody is asked to where nobody is away."""
+    code, output, report, calls = fleet.update([facts("web")], "--check", away=["db"])
+    assert code == 0 and report["outcome"] == "checked", output
+    assert [(call, params["names"]) for call, params in calls] == [("guest_away:back", None)]
 
 
 def test_a_guest_that_cannot_be_held_undoes_all(fleet):
@@ -181,8 +193,8 @@ def test_a_guest_that_runs_on_other_memory_is_not_taken_for_restored(fleet):
     code, output, report, calls = fleet.update([facts(name) for name in names])
     assert code != 0 and report["outcome"] == "failed", output
     assert report["why"] == (
-        "guest lost runs, but not on its memory: a power cut. guest new runs, but not on its memory: the update did not restore it."
-        " guest old runs, but not on its memory: the update did not restore it."
-        " Each was started clean: see to its file systems and services. The host stays on the new kernel"
+        "guest lost runs without its memory: a power cut. guest new runs without its memory: this update did not restore it."
+        " guest old runs without its memory: this update did not restore it."
+        " Each of them started again. Check its file systems and services. The host stays on the new kernel"
     )
     assert "guest:running" in calls[-1][0] and "kexec_image:unloaded" not in [call for call, _params in calls]

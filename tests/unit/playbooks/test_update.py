@@ -54,7 +54,7 @@ def update(tmp_path, **extra):
     """Run the playbook; returns how it ended, what it printed, its report and the page."""
     page = tmp_path / "report.html"
     code, output = ansible(
-        tmp_path, "ansible-playbook", "kvm.liveupdate.update", target="fleet", hypervisor_update_report=str(page), **extra
+        tmp_path, "ansible-playbook", "kvm.liveupdate.update", hypervisor_update_hosts="fleet", hypervisor_update_report=str(page), **extra
     )
     report = json.loads((tmp_path / "report.html.json").read_text()) if page.exists() else {}
     return code, output, report, page.read_text() if page.exists() else ""
@@ -62,34 +62,36 @@ def update(tmp_path, **extra):
 
 def test_hosts_that_are_not_fit_stop_the_run_before_any_is_touched(tmp_path):
     code, output, report, _page = update(tmp_path)
-    assert code != 0 and "hypervisor_update_leave_out: true leaves such hosts out" in output, output
+    assert code != 0 and "To skip such hosts, set hypervisor_update_leave_out to true" in output, output
     assert report["away"]["outcome"] == "refused" and report["away"]["why"].startswith("away cannot be reached: ")
     assert report["here"]["outcome"] == "refused" and report["here"]["why"]
-    assert "Stage" not in output
+    assert "Stage the kernel" not in output
 
 
 def test_a_run_that_leaves_out_every_host_fails(tmp_path):
     code, output, report, page = update(tmp_path, hypervisor_update_leave_out=True)
-    assert code != 0 and output.count("The run updated no host: each was left out or runs the kernel already") >= 2, output
+    assert code != 0 and output.count("The run updated no host") >= 2, output
     assert {name: host["outcome"] for name, host in report.items()} == {"here": "left_out", "away": "left_out"}
-    assert "left out, nothing touched" in page and "away cannot be reached" in page
-    assert "Stage" not in output
+    assert "skipped, not touched" in page and "away cannot be reached" in page
+    assert "Stage the kernel" not in output
 
 
 @pytest.mark.parametrize(
-    ("playbook", "target", "words", "told"),
+    ("playbook", "hosts", "words", "told"),
     [
-        ("update", "fleed", [], "in the target fleed. Nothing was done"),
-        ("setup", ["fleet", "&fleed"], [], "in the target fleet,&fleed. Nothing was done"),
-        ("stage", "fleed", [], "in the target fleed. Nothing was done"),
+        ("update", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
+        ("setup", {"hypervisor_setup_hosts": ["fleet", "&fleed"]}, [], "hypervisor_setup_hosts=fleet,&fleed. Nothing was done. Add hosts"),
+        ("kernel", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
+        ("update", {}, [], "hypervisor_update_hosts=hypervisors. Nothing was done. Add hosts"),
+        ("setup", {}, [], "hypervisor_setup_hosts=hypervisors. Nothing was done. Add hosts"),
         # A limit leaves out localhost too.
-        ("update", "fleet", ["--limit", "elsewhere"], "in the target fleet and within the limit elsewhere. Nothing was done"),
+        ("update", {"hypervisor_update_hosts": "fleet"}, ["--limit", "elsewhere"], "=fleet within the limit elsewhere. Nothing was done."),
     ],
 )
-def test_a_target_without_a_host_fails(tmp_path, playbook, target, words, told):
-    code, output = ansible(tmp_path, "ansible-playbook", f"kvm.liveupdate.{playbook}", *words, target=target)
-    assert code != 0 and told in output, output
-    assert "TASK [Fail where the target has no host]" in output and output.count("TASK [") == 1
+def test_a_playbook_without_a_host_fails(tmp_path, playbook, hosts, words, told):
+    code, output = ansible(tmp_path, "ansible-playbook", f"kvm.liveupdate.{playbook}", *words, **hosts)
+    assert code != 0 and "No host matches " in output and told in output, output
+    assert "TASK [Stop if there is no host]" in output and output.count("TASK [") == 1
     assert not re.search(r"unreachable=[1-9]", output)
 
 
@@ -108,7 +110,7 @@ def test_functions_of_jmespath_work_on_what_a_template_hands_over(tmp_path, matc
         "-m",
         "ansible.builtin.debug",
         "-a",
-        "msg={{ (facts | kvm.liveupdate.update_plan(policy=rules)).guests[0].way }}",
+        "msg={{ (facts | kvm.liveupdate._update_plan(policy=rules)).guests[0].way }}",
         facts={"guests": [guest], "reasons": []},
         rules=[{"match": match, "ladder": ["shutdown"]}],
     )

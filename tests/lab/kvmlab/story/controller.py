@@ -72,7 +72,6 @@ def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
 def variables() -> dict[str, Any]:
     """The variables that an operator would keep in the inventory."""
     return {
-        "target": "hypervisors",
         "lab_guests": described(GUESTS),
         "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
     }

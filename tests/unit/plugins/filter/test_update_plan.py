@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.kvm.liveupdate.plugins.filter.update_plan import plain, update_plan
+from ansible_collections.kvm.liveupdate.plugins.filter._update_plan import plain, update_plan
 
 WEB = {"name": "web", "provider": "qemu", "memory_mib": 4096, "devices": ["hostdev"], "labels": {"tier": "gold"}, "reasons": []}
 HOST = {"guests": [WEB], "reasons": [], "target": {"release": "7.3.4", "current": False}}
@@ -24,9 +24,9 @@ def test_the_defaults_are_those_of_the_role():
 
 
 def test_a_mistake_is_an_error_of_the_filter():
-    with pytest.raises(AnsibleFilterError, match="update_plan: rule 1 of hypervisor_update_policy: match is no JMESPath expression"):
+    with pytest.raises(AnsibleFilterError, match="the plan cannot be made: rule 1 of hypervisor_update_policy: match is not a JMESPath"):
         update_plan(HOST, policy=[{"match": "memory_mib >", "ladder": ["save"]}])
-    with pytest.raises(AnsibleFilterError, match="update_plan: this is not what hypervisor_info returns"):
+    with pytest.raises(AnsibleFilterError, match="the plan cannot be made: this is not what hypervisor_info returns"):
         update_plan({"unreachable": True})
 
 

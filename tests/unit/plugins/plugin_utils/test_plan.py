@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _needs, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.plan import chosen, plan
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import WAYS, Policy, PolicyError
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._plan import chosen, plan
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._policy import WAYS, Policy, PolicyError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 REPO = Path(__file__).resolve().parents[4]
 FREE = {"memory_mib": 1000, "saves_mib": 10000}
+JUMP = "stop other services, jump to the new kernel"
 URI = "qemu+ssh://hv2/system"
 ALL = [{"migrate": {"to": URI}}, "save", "shutdown", "refuse"]
 
@@ -67,8 +68,8 @@ STRANGER = {"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason("ram-anony
             guest(fill_mib=1001),
             ["preserve", "refuse"],
             "refuse",
-            "stops the update. Not preserved: holding it fills 1001 MiB that it has not touched yet, and 1000 are left - stop or move other"
-            " guests first",
+            "stops the update. Not preserved: its RAM needs 1001 MiB of memory that it has not used yet, but only 1000 MiB are free -"
+            " stop or move other guests first",
         ),
         (
             guest(reasons=["ram-anonymous"]),
@@ -76,22 +77,27 @@ STRANGER = {"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason("ram-anony
             "migrate",
             f"is migrated to {URI} and back afterwards. Not preserved: it has",
         ),
-        (guest(), [{"migrate": {"to": URI, "back": False}}], "migrate", f"is migrated to {URI} for good"),
-        (guest(), ["migrate", "refuse"], "refuse", "stops the update. Not migrated: no destination is named - write {migrate: {to: URI"),
+        (guest(), [{"migrate": {"to": URI, "back": False}}], "migrate", f"is migrated to {URI} and stays there"),
+        (
+            guest(),
+            ["migrate", "refuse"],
+            "refuse",
+            "stops the update. Not migrated: the ladder names no destination - write {migr",
+        ),
         (guest(provider="qemu"), ALL[:1], "refuse", "stops the update. Not migrated: libvirt does not run it"),
         (
             guest(reasons=["cache-unsafe"]),
             ALL,
             "save",
-            "is saved to disk and goes on from there afterwards. Not migrated: it has cache-unsafe",
+            "is saved to disk and restored afterwards. Not migrated: it has cache-unsafe",
         ),
         (guest(provider="qemu"), ["save"], "refuse", "stops the update. Not saved: libvirt does not run it"),
-        (guest(memory_mib=None), ["save"], "refuse", "Not saved: its RAM or the room for it on the disk is not known"),
+        (guest(memory_mib=None), ["save"], "refuse", "Not saved: the size of its RAM or the free disk space is unknown"),
         (
             guest(memory_mib=9745),
             ["save"],
             "refuse",
-            "stops the update. Not saved: its RAM takes 10001 MiB on the disk of managed saves, and 10000 are left - make room there",
+            "stops the update. Not saved: its RAM needs 10001 MiB on the disk of managed saves, but only 10000 MiB are free - free",
         ),
         (
             guest(provider="qemu", reasons=["qemu-blocker"]),
@@ -105,7 +111,7 @@ STRANGER = {"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason("ram-anony
             {**STRANGER, "reasons": []},
             ["preserve", *ALL],
             "refuse",
-            "stops the update. Not preserved: the host runtime does not run it - run it",
+            "stops the update. Not preserved: neither libvirt nor kvm-liveupdate runs it - make it",
         ),
     ],
 )
@@ -190,7 +196,7 @@ def test_nobody_is_saved_where_the_room_is_not_known_and_who_stays_does_so_as_ev
 
 def test_a_setting_that_chose_the_ladder_is_named():
     made = plan(host(guest()), Policy([{"match": "name == 'web'", "ladder": ["shutdown"]}]))
-    assert made["guests"][0]["why"] == "is shut down and started again afterwards, as rule 1 of hypervisor_update_policy says"
+    assert made["guests"][0]["why"] == "is shut down and started again afterwards (rule 1 of hypervisor_update_policy)"
     assert made["guests"][0]["by"] == "rule 1 of hypervisor_update_policy"
 
 
@@ -199,7 +205,7 @@ def test_all_five_ways_in_one_plan():
     made = plan(host(*(guest(name) for name in "abcde")), policy)
     assert [guest["way"] for guest in made["guests"]] == list(WAYS)
     assert (made["verdict"], made["steps"]) == ("refuse", [])
-    assert made["refusals"] == ["guest e stops the update, as hypervisor_update_guests says"]
+    assert made["refusals"] == ["guest e stops the update (hypervisor_update_guests)"]
     del policy._guests["e"]
     made = plan(host(*(guest(name) for name in "abcde")), policy)
     assert made["verdict"] == "go" and made["refusals"] == []
@@ -208,38 +214,46 @@ def test_all_five_ways_in_one_plan():
         f"migrate b to {URI}",
         "save c to disk",
         "shut down d",
-        "hold the RAM of a, e",
-        "stop other services, pause and save a, e, jump",
-        "resume a, e, and prove that it is the same memory",
+        "preserve the RAM of a, e",
+        "stop other services, pause and save a, e, jump to the new kernel",
+        "resume a, e and check that the memory is the same",
         "bring back c, d",
     ]
 
 
 def test_who_moves_for_good_is_not_brought_back():
     made = plan(host(guest("a")), Policy([], [{"migrate": {"to": URI, "back": False}}]))
-    assert made["steps"] == ["stage Linux 7.3.4 with no initial RAM disk", f"migrate a to {URI}", "stop other services, jump"]
+    assert made["steps"] == [
+        "stage Linux 7.3.4 with no initial RAM disk",
+        f"migrate a to {URI}",
+        "stop other services, jump to the new kernel",
+    ]
 
 
 def test_a_host_without_guests_just_jumps():
     made = plan(host(), Policy())
-    assert (made["verdict"], made["steps"]) == ("go", ["stage Linux 7.3.4 with no initial RAM disk", "stop other services, jump"])
+    assert (made["verdict"], made["steps"]) == (
+        "go",
+        ["stage Linux 7.3.4 with no initial RAM disk", JUMP],
+    )
     assert made["table"][:2] == ["The update to Linux 7.3.4:", "No guest runs."]
 
 
 def test_services_that_will_be_stopped_are_named():
     names = [f"s{number}.service" for number in range(13)]
     (_stage, step) = plan(host(services_to_stop=names), Policy(), keep_units=["s0.service"])["steps"]
-    assert step == f"stop other services (12: {', '.join(names[1:11])} and 2 more), jump"
+    assert step == f"stop other services (12: {', '.join(names[1:11])} and 2 more), jump to the new kernel"
     (_stage, step) = plan(host(services_to_stop=["cron.service"]), Policy())["steps"]
-    assert step == "stop other services (1: cron.service), jump"
+    assert step == "stop other services (1: cron.service), jump to the new kernel"
 
 
-@pytest.mark.parametrize(("names", "told"), [(["db1"], "db1 is away since"), (["db1", "db2"], "db1, db2 are away since")])
+@pytest.mark.parametrize(("names", "told"), [(["db1"], "guest db1 is still away"), (["db1", "db2"], "guests db1, db2 are still away")])
 def test_a_refused_host_names_the_guests_that_are_away_from_it(names, told):
     facts = host(guest(), reasons=[reason("not-back")], away=[{"guest": name, "way": "save", "state": "away"} for name in names])
-    line = plan(facts, Policy())["table"][2]
-    assert line.startswith(told) and "kvm.liveupdate.guest_away with state: back brings" in line
-    assert not any("away since" in line for line in plan({**facts, "away": []}, Policy())["table"])
+    made = plan(facts, Policy())
+    line = made["table"][2]
+    assert line.startswith(told) and "kvm.liveupdate.guest_away with state=back brings" in line and made["refusals"][-1] == line
+    assert not any("still away" in line for line in plan({**facts, "away": []}, Policy())["table"])
 
 
 def test_a_reason_against_the_host_refuses_it():
@@ -256,7 +270,7 @@ def test_the_plan_names_the_initial_ram_disk():
 def test_a_host_that_runs_the_kernel_already_is_left_alone():
     made = plan(host(guest(reasons=["hostdev"]), target={"release": "7.3.4", "current": True}), Policy())
     assert (made["verdict"], made["refusals"], made["steps"]) == ("current", [], [])
-    assert made["table"] == ["The host runs Linux 7.3.4 already and stays as it is."]
+    assert made["table"] == ["The host runs Linux 7.3.4 already."]
     assert [guest["name"] for guest in made["guests"]] == ["web"]
 
 
@@ -274,6 +288,39 @@ def test_the_expected_pause_is_the_longest_of_the_last_updates(pauses, expected)
     assert plan(host(*guests, leaves), Policy([], ["preserve"], {"gone": ["shutdown"]}))["expected_pause"] == expected
 
 
+@pytest.mark.parametrize(
+    ("blackout_max", "verdict", "line"),
+    [
+        (0.0, "go", "Expected pause: 7.2 s."),
+        (7.25, "go", "Expected pause: 7.2 s (7.25 s allowed)."),
+        (7.0, "refuse", "the expected pause is 7.2 s, as in the last update, and hypervisor_update_blackout_max allows 7 s - raise it"),
+    ],
+)
+def test_a_host_is_refused_when_its_guests_would_pause_for_too_long(blackout_max, verdict, line):
+    made = plan(host(guest(last_pause=7.25)), Policy(), blackout_max=blackout_max)
+    assert made["verdict"] == verdict and any(line in told for told in made["table"])
+    assert bool(made["over_budget"]) == (verdict == "refuse") and made["refusals"] == ([made["over_budget"]] if verdict == "refuse" else [])
+
+
+def test_only_who_stays_on_a_host_that_is_updated_has_a_budget():
+    current = {"release": "7.3.4", "current": True}
+    assert plan(host(guest(last_pause=9.0), target=current), Policy(), blackout_max=1.0)["verdict"] == "current"
+    assert plan(host(guest(last_pause=9.0)), Policy([], ["shutdown"]), blackout_max=1.0)["verdict"] == "go"
+    assert plan(host(guest(last_pause=None)), Policy(), blackout_max=1.0)["table"][-1].startswith("Expected pause: unknown, no preserved")
+
+
+@pytest.mark.parametrize(
+    ("ladder", "free", "line"),
+    [
+        ("save", {"saves_mib": 9000}, "Disk for managed saves: 2304 MiB needed, 9000 MiB free."),
+        ("preserve", {}, "Memory: 100 MiB needed, free space unknown."),
+    ],
+)
+def test_the_table_has_what_the_update_needs(ladder, free, line):
+    table = plan(host(guest(), free=free), Policy([], [ladder]))["table"]
+    assert line in table and sum("needed" in other for other in table) == 1
+
+
 def test_the_table_is_for_people():
     facts = host(
         guest("web", last_pause=7.25, warnings=[reason("vsock")]), guest("database", reasons=["hostdev"], warnings=[reason("genid")])
@@ -286,17 +333,17 @@ def test_the_table_is_for_people():
         "WARNING web: it has vsock - remove vsock",
         "1. stage Linux 7.3.4 with no initial RAM disk",
         "2. shut down database",
-        "3. hold the RAM of web",
-        "4. stop other services, pause and save web, jump",
-        "5. resume web, and prove that it is the same memory",
+        "3. preserve the RAM of web",
+        "4. stop other services, pause and save web, jump to the new kernel",
+        "5. resume web and check that the memory is the same",
         "6. bring back database",
-        "It takes 100 MiB of memory of 1000 available, and 0 MiB on the disk of managed saves of 10000 free.",
+        "Memory: 100 MiB needed, 1000 MiB free.",
         "Expected pause: 7.2 s.",
     ]
 
 
 def test_many_guests_are_counted():
-    assert "hold the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
+    assert "preserve the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
 
 
 @pytest.mark.parametrize("facts", [None, {}, {"unreachable": True, "msg": "m"}, {"guests": []}, {"guests": {}, "reasons": []}])
@@ -434,4 +481,4 @@ def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():
         {"name": "web", "way": "shutdown", "destination": "", "back": True},
         {"name": "big", "way": "migrate", "destination": URI, "back": False},
     ]
-    assert made["steps"][1] == "pause db for a moment, one by one, and try whether the saved state can be loaded"
+    assert made["steps"][1] == "rehearse db: pause each for a moment and try to load its state"

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils import policy
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.policy import Policy, PolicyError, Rung
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _policy
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._policy import Policy, PolicyError, Rung
 
 WEB = {
     "name": "web",
@@ -81,30 +81,30 @@ def test_a_migration_says_where_to_and_whether_the_guest_comes_back():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"rules": "all"}, "hypervisor_update_policy is 'all': it has to be a list of rules, e.g."),
-        ({"rules": [rule("name"), "web"]}, "rule 2 of hypervisor_update_policy is 'web': it has to have match and ladder"),
-        ({"rules": [{"match": "name"}]}, "rule 1 of hypervisor_update_policy is {'match': 'name'}: it has to have match and ladder"),
-        ({"rules": [{**rule("name"), "note": 1}]}, "'note': 1}: it has to have match and ladder and nothing else"),
-        ({"rules": [rule(7)]}, "rule 1 of hypervisor_update_policy: match is 7: it has to be a JMESPath expression"),
+        ({"rules": "all"}, "hypervisor_update_policy is 'all'; write a list of rules, e.g."),
+        ({"rules": [rule("name"), "web"]}, "rule 2 of hypervisor_update_policy is 'web'; a rule has match and ladder"),
+        ({"rules": [{"match": "name"}]}, "rule 1 of hypervisor_update_policy is {'match': 'name'}; a rule has match and ladder"),
+        ({"rules": [{**rule("name"), "note": 1}]}, "'note': 1}; a rule has match and ladder and nothing else"),
+        ({"rules": [rule(7)]}, "rule 1 of hypervisor_update_policy: match is 7; write a JMESPath expression"),
         ({"rules": [rule(" ")]}, "rule 1 of hypervisor_update_policy: match is ' '"),
-        ({"rules": [rule("name"), rule("memory_mib >")]}, "rule 2 of hypervisor_update_policy: match is no JMESPath expression: "),
-        ({"rules": [rule("memory_mib > 2048")]}, "numbers stand in backticks"),
+        ({"rules": [rule("name"), rule("memory_mib >")]}, "rule 2 of hypervisor_update_policy: match is not a JMESPath expression: "),
+        ({"rules": [rule("memory_mib > 2048")]}, "write numbers in backticks"),
         ({"rules": [rule("nothing(name)")]}, "'nothing(name)' cannot be applied to guest web: Unknown function: nothing()"),
         ({"rules": [rule("contains(memory_mib, 'x')")]}, "cannot be applied to guest web: In function contains()"),
         (
             {"rules": [rule("name", "sav")]},
-            "rule 1 of hypervisor_update_policy: 'sav' is no way that a guest can take; there are preserve, mig",
+            "rule 1 of hypervisor_update_policy: 'sav' is not a way; the ways are preserve, mig",
         ),
-        ({"rules": [{"match": "name", "ladder": []}]}, "rule 1 of hypervisor_update_policy: the ladder is []: it has to be a list of ways"),
-        ({"default": "preserve"}, "hypervisor_update_ladder: the ladder is 'preserve': it has to be a list"),
-        ({"default": [{"save": {}}]}, "hypervisor_update_ladder: {'save': {}} is no way"),
-        ({"default": [None]}, "hypervisor_update_ladder: None is no way"),
-        ({"default": [{"migrate": "hv2"}]}, "hypervisor_update_ladder: migrate is 'hv2': give {to: URI"),
-        ({"default": [{"migrate": {"where": "hv2"}}]}, "migrate is {'where': 'hv2'}: give {to: URI"),
-        ({"default": [{"migrate": {"to": ["hv2"]}}]}, "migrate is {'to': ['hv2']}: give {to: URI"),
-        ({"default": [{"migrate": {"to": "hv2", "back": "perhaps"}}]}, "back is 'perhaps': it has to be true or false"),
-        ({"guests": ["web"]}, "hypervisor_update_guests is ['web']: it has to give ladders by the names"),
-        ({"guests": {"db": ["stay"]}}, "hypervisor_update_guests, db: 'stay' is no way"),
+        ({"rules": [{"match": "name", "ladder": []}]}, "rule 1 of hypervisor_update_policy: the ladder is []; write a list of ways"),
+        ({"default": "preserve"}, "hypervisor_update_ladder: the ladder is 'preserve'; write a list"),
+        ({"default": [{"save": {}}]}, "hypervisor_update_ladder: {'save': {}} is not a way"),
+        ({"default": [None]}, "hypervisor_update_ladder: None is not a way"),
+        ({"default": [{"migrate": "hv2"}]}, "hypervisor_update_ladder: migrate is 'hv2'; write {to: URI"),
+        ({"default": [{"migrate": {"where": "hv2"}}]}, "migrate is {'where': 'hv2'}; write {to: URI"),
+        ({"default": [{"migrate": {"to": ["hv2"]}}]}, "migrate is {'to': ['hv2']}; write {to: URI"),
+        ({"default": [{"migrate": {"to": "hv2", "back": "perhaps"}}]}, "back is 'perhaps'; write true or false"),
+        ({"guests": ["web"]}, "hypervisor_update_guests is ['web']; write the names of guests with their ladders"),
+        ({"guests": {"db": ["stay"]}}, "hypervisor_update_guests, db: 'stay' is not a way"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_remedy(given, says):
@@ -114,12 +114,15 @@ def test_a_mistake_is_named_with_its_place_and_remedy(given, says):
 
 
 def test_metadata_that_cannot_be_read_name_the_guest():
-    with pytest.raises(PolicyError, match="the metadata of guest web: 'sav' is no way"):
+    with pytest.raises(PolicyError, match="the metadata of guest web: 'sav' is not a way"):
         Policy().ladder({**WEB, "ladder": ["sav"]})
 
 
 def test_a_missing_library_is_named_only_when_there_are_rules(monkeypatch):
-    monkeypatch.setattr(policy, "jmespath", None)
+    monkeypatch.setattr(_policy, "jmespath", None)
     assert ways(Policy().ladder(WEB)) == ["preserve", "refuse"]
-    with pytest.raises(PolicyError, match=r"rule 1 of hypervisor_update_policy needs the Python library jmespath .*: pip install jmespath"):
+    with pytest.raises(
+        PolicyError,
+        match=r"rule 1 of hypervisor_update_policy needs the Python library jmespath .*: pip install jmespath",
+    ):
         Policy([rule("name")])

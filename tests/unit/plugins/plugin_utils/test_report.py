@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
-import copy
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.kvm.liveupdate.plugins.filter.report_page import report_page
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils import report
+from ansible_collections.kvm.liveupdate.plugins import plugin_utils
+from ansible_collections.kvm.liveupdate.plugins.filter._rendered_html import rendered_html
+from ansible_collections.kvm.liveupdate.plugins.filter._report_figures import report_figures
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _report
 
+TEMPLATE = Path(next(iter(plugin_utils.__path__))).parents[1] / "roles/hypervisor_update/templates/report.html.j2"
 HOST_TIMES = {"committed": 100.0, "stopping": 103.0, "saving": 106.0, "jumping": 107.0, "kernel": 108.0, "userspace": 111.0, "units": 112.5}
 GUEST_TIMES = {"paused": 106.1, "saved": 106.6, "start": 115.0, "retrieved": 115.5, "qemu": 117.0, "loaded": 117.2, "resumed": 117.25}
 UPDATED = {
@@ -58,70 +61,41 @@ class Outline(HTMLParser):
         self.text += data
 
 
+def page(hosts):
+    return rendered_html(report_figures(hosts), TEMPLATE.read_text())
+
+
 def outline(hosts):
     parsed = Outline()
-    parsed.feed(report_page(hosts))
+    parsed.feed(page(hosts))
     parsed.close()
     return parsed
-
-
-def test_the_parts_sum_up_to_the_pause():
-    guest = UPDATED["guests"]["web"]
-    found = report.parts(UPDATED, guest)
-    assert [name for name, _length in found] == [
-        "save",
-        "leave the old kernel",
-        "new kernel",
-        "systemd loads its units",
-        "start the restore",
-        "take back the memory",
-        "start QEMU",
-        "load the devices",
-        "go on",
-    ]
-    assert sum(length for _name, length in found) == pytest.approx(report.blackout(guest)) == pytest.approx(11.15)
-
-
-def test_the_step_of_the_clock_is_taken_off_the_new_kernels_stamps():
-    host = copy.deepcopy(UPDATED)
-    host["guests"]["web"]["clock_step"] = -0.4
-    lengths = dict(report.parts(host, host["guests"]["web"]))
-    assert lengths["leave the old kernel"] == pytest.approx(1.8) and lengths["new kernel"] == pytest.approx(3.0)
-    assert lengths["systemd loads its units"] == pytest.approx(1.5)
-    assert sum(lengths.values()) == pytest.approx(11.15)
-
-
-@pytest.mark.parametrize("missing", ["kernel", "userspace", "units", "saved", "start", "retrieved", "qemu", "loaded"])
-def test_a_stamp_that_is_missing_joins_two_parts(missing):
-    host = copy.deepcopy(UPDATED)
-    host["times"].pop(missing, None)
-    host["guests"]["web"]["times"].pop(missing, None)
-    found = report.parts(host, host["guests"]["web"])
-    assert len(found) == 8 and any(" + " in name for name, _length in found)
-    assert sum(length for _name, length in found) == pytest.approx(11.15)
-
-
-def test_a_domain_waits_for_libvirt_and_no_other_guest_does():
-    times = {**GUEST_TIMES, "libvirt": 116.5}
-    lengths = dict(report.parts(UPDATED, {"times": {name: at for name, at in times.items() if name not in ("qemu", "loaded")}}))
-    assert lengths["wait for libvirt"] == pytest.approx(1.0)
-    assert lengths["start QEMU + load the devices + go on"] == pytest.approx(0.75)
-    assert sum(lengths.values()) == pytest.approx(11.15)
-
-
-def test_a_guest_that_was_not_carried_over_has_no_pause():
-    assert report.blackout({}) is None and report.parts(UPDATED, {"times": {"paused": 1.0}}) == []
 
 
 def test_the_page_is_whole_and_needs_nothing_else():
     parsed = outline({"hv1": UPDATED, "hv2": REFUSED, "hv3": {**REFUSED, "outcome": "current", "why": ""}})
     assert parsed.open == [] and parsed.fetched == []
-    assert "2 of 3" in parsed.text and "11.2 s" in parsed.text and "refused, nothing touched" in parsed.text
+    assert "2 of 3" in parsed.text and "11.2 s" in parsed.text and "refused, not touched" in parsed.text
+
+
+NASTY = "<script>alert('1')</script>\""
 
 
 def test_what_hosts_say_is_text_not_markup():
-    page = report_page({"<hv>": REFUSED})
-    assert "<anonymous>" not in page and "&lt;anonymous&gt;" in page and "&lt;hv&gt;" in page
+    """In each place: names, reasons, warnings, titles and attributes."""
+    guests = {NASTY: UPDATED["guests"]["web"], f"{NASTY} 2": {"why": NASTY, "warnings": [NASTY]}}
+    host = {**UPDATED, "why": NASTY, "step": NASTY, "kernel_before": NASTY, "kernel_after": NASTY, "guests": guests}
+    shown = page({NASTY: host, "<hv>": {**REFUSED, "outcome": NASTY}})
+    assert "<script" not in shown and "&lt;script&gt;" in shown and "&lt;anonymous&gt;" in shown and "&lt;hv&gt;" in shown
+    assert 'alert(&#39;1&#39;)&lt;/script&gt;&#34;"' in shown  # in an attribute
+    assert outline({NASTY: host}).text.count(NASTY) >= 9
+
+
+def test_a_template_escapes_all_that_it_is_given():
+    assert (
+        rendered_html({"a": ["<i>"]}, "{% macro m(x) %}<b>{{ x }}</b>{% endmacro %}{{ m(a[0]) }}{{ a }}")
+        == "<b>&lt;i&gt;</b>[&#39;&lt;i&gt;&#39;]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,21 +109,21 @@ def test_what_hosts_say_is_text_not_markup():
     ],
 )
 def test_names_are_shortened_where_they_stay_apart(names, shown):
-    assert list(report.short_names(names).values()) == shown
+    assert list(_report.short_names(names).values()) == shown
 
 
 def test_a_short_name_is_told_in_full():
     name = "web.customer-with-a-<long>-name.example.org"
-    page = report_page({"hv1": {**UPDATED, "guests": {name: UPDATED["guests"]["web"]}}})
-    assert '<td class="short" title="web.customer-with-a-&lt;long&gt;-name.example.org">web</td>' in page
+    shown = page({"hv1": {**UPDATED, "guests": {name: UPDATED["guests"]["web"]}}})
+    assert '<td class="short" title="web.customer-with-a-&lt;long&gt;-name.example.org">web</td>' in shown
 
 
 def test_a_host_over_budget_is_updated_and_stands_out():
-    over = "guests were paused for too long"
-    page = report_page({"hv1": {**UPDATED, "why": over, "over_budget": over, "blackout_max": 10.0, "expected_pause": 9.0}})
-    assert '<tr class="updated over">' in page and "updated, over budget" in page and f'<p class="why">{over}</p>' in page
-    assert "<td>9.0 s</td><td>10.0 s</td><td>11.2 s</td>" in page
-    assert "over budget" not in report_page({"hv1": UPDATED})
+    over = "guests paused for too long"
+    shown = page({"hv1": {**UPDATED, "why": over, "over_budget": over, "blackout_max": 10.0, "expected_pause": 9.0}})
+    assert '<tr class="updated over">' in shown and "updated, pause too long" in shown and f'<p class="why">{over}</p>' in shown
+    assert "<td>9.0 s</td><td>10.0 s</td><td>11.2 s</td>" in shown
+    assert "too long" not in page({"hv1": UPDATED})
 
 
 def test_no_host_makes_a_page_too():
@@ -158,10 +132,10 @@ def test_no_host_makes_a_page_too():
 
 @pytest.mark.parametrize(("values", "part", "expected"), [([3.0, 1.0, 2.0], 0.5, 2.0), ([1.0], 0.95, 1.0), (list(range(1, 101)), 0.95, 95)])
 def test_quantile(values, part, expected):
-    assert report.quantile(values, part) == expected
+    assert _report.quantile(values, part) == expected
 
 
 @pytest.mark.parametrize("wrong", [[], "text", {"hv1": {}}, {"hv1": {**UPDATED, "times": {"kernel": "soon"}}}])
 def test_what_is_no_report_is_refused(wrong):
-    with pytest.raises(AnsibleFilterError, match="report_page"):
-        report_page(wrong)
+    with pytest.raises(AnsibleFilterError, match="_report_figures: "):
+        report_figures(wrong)

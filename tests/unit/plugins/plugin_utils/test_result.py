@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.report import page
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils.result import outcome, result, summary
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._report import figures
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import outcome, result, summary
 
 HOST = {
     "boot_id": "b1",
@@ -19,7 +19,8 @@ RESTORED = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"p
 
 
 WEB = {"name": "web", "way": "preserve", "why": "stays in memory"}
-GO = {"verdict": "go", "refusals": [], "guests": [WEB], "expected_pause": 3.5}
+GO = {"verdict": "go", "refusals": [], "over_budget": "", "kernel": "7.3.4", "guests": [WEB], "staying": ["web"], "leaving": []}
+GO["expected_pause"] = 3.5
 CURRENT = {**GO, "verdict": "current"}
 REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guests": [{**WEB, "way": "refuse", "why": "stops the update"}]}
 
@@ -47,15 +48,6 @@ def test_outcome(host, plan, jump, why, check_mode, end):
     assert outcome(host, plan, jump, why, check_mode) == end
 
 
-def test_a_refused_host_says_who_is_away_from_it():
-    away = {**HOST, "away": [{"guest": "db1", "way": "shutdown", "state": "away"}]}
-    told = "db1 is away since an earlier update: kvm.liveupdate.guest_away with state: back brings it home"
-    found = result(away, REFUSE)
-    assert found["why"] == f"guest web: no - yes; {told}"
-    assert told in summary({"hv1": found})["lines"]["hv1"]
-    assert "is away" not in result(away, GO)["why"] + result(HOST, REFUSE)["why"]
-
-
 STEP = "Preserve | Hold the guests' RAM"
 
 
@@ -80,23 +72,23 @@ def test_an_update_that_had_begun_is_never_called_examined(host, jump, lost, und
     found = result(host, GO, jump, why="no", step=STEP, lost=lost, undo=undo)
     assert (found["outcome"], found["step"]) == (end, STEP) and found["why"].startswith("no")
     assert undo in found["why"]
-    shown = page({"hv1": found})
-    assert "The update had begun; its last step was" in shown and "examined only" not in shown and "No host was touched" not in shown
+    shown = str(figures({"hv1": found}))
+    assert "The update had begun. It ended at" in shown and "examined only" not in shown and "No host was touched" not in shown
 
 
 @pytest.mark.parametrize(
     ("jump", "step", "told"),
     [
-        ({}, STEP, "The update had begun, and its guests were not paused for it yet"),
+        ({}, STEP, "The update had begun, but its guests were not paused yet"),
         ({}, "", "The update had not begun"),
-        ({"outcome": "lost"}, STEP, "Its guests may be paused, or gone over the jump with it"),
-        (JUMP, STEP, "The host had come back with kernel 7.3.4, and its guests come back by themselves"),
+        ({"outcome": "lost"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
+        (JUMP, STEP, "The host came back with kernel 7.3.4, and its guests come back by themselves"),
     ],
 )
 def test_a_lost_host_says_where_its_guests_may_be(jump, step, told):
     found = result(HOST, GO, jump, why="hv1 cannot be reached", step=step, lost=True)
-    assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Look at its console" in found["why"]
-    assert found["guests"]["web"]["why"] == "nobody knows: the host was lost; planned: stays in memory"
+    assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Check its console" in found["why"]
+    assert found["guests"]["web"]["why"] == "unknown, the host was lost; planned: stays in memory"
 
 
 def test_what_is_known_of_a_guest_of_a_lost_host_stays():
@@ -114,8 +106,9 @@ FIT = result(HOST, GO)
 LEFT_OUT = result(HOST, REFUSE, left_out=True)
 REFUSED = result(HOST, REFUSE)
 UNDONE = result(HOST, GO, why="guest web:\nsave", step=STEP)
-ALONE = ". No host was touched; hypervisor_update_leave_out: true leaves such hosts out"
-EMPTY = ". The run updated no host: each was left out or runs the kernel already"
+ALONE = ". No host was touched. To skip such hosts, set hypervisor_update_leave_out to true"
+EMPTY = ". The run updated no host"
+MIXED = {**GO, "expected_pause": None, "staying": ["web", "db"], "leaving": [{"name": "big"}]}
 
 
 @pytest.mark.parametrize(
@@ -126,10 +119,12 @@ EMPTY = ". The run updated no host: each was left out or runs the kernel already
         (SLOW, False, f"updated 7.2.13 -> 7.3.4, 1 guest kept, longest pause 3.0 s; {SLOW['over_budget']}"),
         (result({**HOST, "guests": []}, {**GO, "guests": []}, JUMP), False, "updated 7.2.13 -> 7.3.4, 0 guests kept"),
         (RUNS, False, "runs 7.3.4 already"),
-        (FIT, False, "not touched: the run stopped before its turn"),
-        (FIT, True, "can be updated"),
-        (REFUSED, False, f"refused, nothing touched: guest web: no - yes{ALONE}"),
-        (LEFT_OUT, False, f"left out, nothing touched: guest web: no - yes{EMPTY}"),
+        (FIT, False, "not touched, the run stopped before this host"),
+        (FIT, True, "can be updated 7.2.13 -> 7.3.4, 1 guest kept, expected pause 3.5 s"),
+        (result(HOST, MIXED), True, "can be updated 7.2.13 -> 7.3.4, 2 guests kept, 1 guest sent away, expected pause unknown"),
+        (result(HOST, {**GO, "staying": []}), True, "can be updated 7.2.13 -> 7.3.4, 0 guests kept"),
+        (REFUSED, False, f"refused, not touched: guest web: no - yes{ALONE}"),
+        (LEFT_OUT, False, f"skipped, not touched: guest web: no - yes{EMPTY}"),
         (UNDONE, False, f'undone before the jump at "{STEP}": guest web: save'),
     ],
 )
@@ -166,13 +161,15 @@ def test_a_refusal_after_others_were_updated_does_not_say_that_none_was_touched(
 def test_a_host_that_is_left_out_says_so_and_why(host, plan):
     found = result(host, plan, why="hv1 is left as it is", left_out=True)
     assert (found["outcome"], found["why"], found["plan"]) == ("left_out", "hv1 is left as it is", plan)
-    assert "left out, nothing touched" in page({"hv1": found}) and "hv1 is left as it is" in page({"hv1": found})
+    (shown,) = figures({"hv1": found})["hosts"]
+    assert shown["cells"][1] == "skipped, not touched" and shown["why"] == "hv1 is left as it is"
 
 
 def test_the_plan_is_in_the_result_and_its_pause_on_the_page():
     found = result(HOST, GO, check_mode=True)
     assert found["plan"] == GO and found["expected_pause"] == 3.5
-    assert "<td>3.5 s</td>" in page({"hv1": found}) and "<b>web</b>: stays in memory" in page({"hv1": found})
+    (shown,) = figures({"hv1": found})["hosts"]
+    assert shown["cells"][5] == "3.5 s" and shown["others"] == [{"guest": "web", "why": "stays in memory"}]
 
 
 def test_an_updated_host():
@@ -192,7 +189,8 @@ def test_warnings_are_told_whatever_became_of_the_guest(guests):
     found = result({**HOST, "guests": [{"name": "web", "reasons": [], "warnings": [warning]}]}, GO, JUMP, guests)
     assert found["guests"]["web"]["warnings"] == ["its vsock <connections> are reset - connect again"]
     assert found["outcome"] == "updated" and found["why"] == ""
-    assert "<b>web</b>: its vsock &lt;connections&gt; are reset - connect again" in page({"hv1": found})
+    (shown,) = figures({"hv1": found})["hosts"]
+    assert shown["warnings"] == [{"guest": "web", "warning": "its vsock <connections> are reset - connect again"}]
 
 
 def test_guests_that_left_say_how_and_whether_they_are_back():
@@ -213,7 +211,8 @@ def test_guests_that_left_say_how_and_whether_they_are_back():
         "db": ("saved", True, "guest db is back, it was saved"),
         "earlier": ("migrated", False, "guest earlier stays"),
     }
-    assert "guest db is back, it was saved" in page({"hv1": result(host, GO, JUMP, away=sent + returned)})
+    (shown,) = figures({"hv1": result(host, GO, JUMP, away=sent + returned)})["hosts"]
+    assert {"guest": "db", "why": "guest db is back, it was saved"} in shown["others"]
 
 
 def test_a_guest_that_did_not_leave_is_what_it_was():
@@ -248,16 +247,17 @@ def test_a_host_that_is_current_has_no_plans_for_its_guests():
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-def test_a_host_is_refused_before_the_jump_when_its_guests_would_be_paused_for_too_long(check_mode):
-    found = result(HOST, GO, check_mode=check_mode, blackout_max=3.4)
-    assert (found["outcome"], found["why"]) == ("refused", found["over_budget"]) and "3.5 s" in found["why"]
+def test_the_plan_alone_decides_whether_the_expected_pause_is_too_long(check_mode):
+    plan = {**REFUSE, "refusals": ["too long"], "over_budget": "too long"}
+    found = result(HOST, plan, check_mode=check_mode, blackout_max=3.4)
+    assert (found["outcome"], found["why"], found["over_budget"]) == ("refused", "too long", "too long")
     assert (found["expected_pause"], found["blackout_max"]) == (3.5, 3.4)
-    assert result(HOST, GO, check_mode=check_mode, blackout_max=3.5)["outcome"] != "refused"
+    assert result(HOST, GO, check_mode=check_mode, blackout_max=1.0)["outcome"] == "checked"
 
 
 def test_a_host_is_updated_though_its_guests_were_paused_for_too_long():
     found = result(HOST, GO, JUMP, [{"last_update": RESTORED}], blackout_max=2.5)
-    assert found["outcome"] == "updated" and found["why"] == found["over_budget"] and "web for 3.0 s" in found["why"]
+    assert found["outcome"] == "updated" and found["why"] == found["over_budget"] and "web 3.0 s" in found["why"]
 
 
 def test_a_failure_is_the_first_reason_whatever_the_budget():
@@ -274,5 +274,6 @@ def test_a_host_on_the_kernel_already_has_no_budget():
 @pytest.mark.parametrize("plan", [GO, {}])
 @pytest.mark.parametrize("jump", [JUMP, {}])
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], [{}], []])
-def test_every_result_makes_a_page(host, plan, jump, guests):
-    assert page({"hv1": result(host, plan, jump, guests, "a reason")}).startswith("<!doctype html>")
+def test_every_result_has_figures(host, plan, jump, guests):
+    (shown,) = figures({"hv1": result(host, plan, jump, guests, "a reason")})["hosts"]
+    assert shown["why"] == "a reason" and bool(shown["timeline"]) == bool(shown["pauses"])

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which ladder a guest gets: the ways that it may take in an update, in the order in which they are tried. PRIVATE to the collection.
+"""Which ladder a guest gets. PRIVATE to the collection.
 
-A ladder is a list of rungs, each one of :data:`WAYS`; ``migrate`` says where to: ``{"migrate": {"to": URI, "back": true}}``. Whatever is
-not as it should be is a :class:`PolicyError` that says where it stands, what was seen there, and the remedy.
+A ladder is a list of rungs: the ways that a guest may take in an update, best first. Each rung is one of :data:`WAYS`. ``migrate`` has a
+destination: ``{"migrate": {"to": URI, "back": true}}``. A mistake is a :class:`PolicyError`: where it is, the value seen, the remedy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EXAMPLE = "e.g. {match: \"contains(devices, 'hostdev')\", ladder: [shutdown, re
 
 
 class PolicyError(ValueError):
-    """The policy cannot be read, or not be applied to a guest."""
+    """The policy has a mistake, or cannot be applied to a guest."""
 
 
 class Rung(t.NamedTuple):
@@ -39,24 +39,24 @@ class Rung(t.NamedTuple):
 
 
 class Ladder(t.NamedTuple):
-    """Rungs, and who wants them (``by``: as it says; empty for the default)."""
+    """Rungs, and the setting that they come from (``by``, empty for the default)."""
 
     rungs: tuple[Rung, ...]
     by: str
 
 
 class Policy:
-    """What the operator wants: ``rules`` in order, the ``default`` ladder, and the ladders of ``guests`` by name.
+    """What the operator wants: ``rules`` in order, the ``default`` ladder, and ladders of ``guests`` by name.
 
-    All of it is read at once, so that a mistake is seen before anything is touched and also where it does not matter yet.
+    All of it is read at once. So a mistake shows before anything is touched, also where no guest needs the setting.
     """
 
     def __init__(self, rules: t.Any = (), default: t.Any = ("preserve", "refuse"), guests: t.Any = None) -> None:
         if not isinstance(rules, (list, tuple)):
-            raise PolicyError(f"hypervisor_update_policy is {rules!r}: it has to be a list of rules, {_EXAMPLE}")
+            raise PolicyError(f"hypervisor_update_policy is {rules!r}; write a list of rules, {_EXAMPLE}")
         if not isinstance(guests or {}, dict):
             raise PolicyError(
-                f"hypervisor_update_guests is {guests!r}: it has to give ladders by the names of guests, e.g. web1: [save, refuse]"
+                f"hypervisor_update_guests is {guests!r}; write the names of guests with their ladders, e.g. web1: [save, refuse]"
             )
         self._rules = [_rule(rule, f"rule {number} of hypervisor_update_policy") for number, rule in enumerate(rules, start=1)]
         self._default = Ladder(read_ladder(default, "hypervisor_update_ladder"), "")
@@ -67,7 +67,7 @@ class Policy:
         self._interpreter = TreeInterpreter() if self._rules else None
 
     def ladder(self, guest: dict[str, t.Any]) -> Ladder:
-        """The ladder of a guest, by its facts: the inventory's, else its own metadata's, else the first rule's that matches."""
+        """The ladder of a guest: from hypervisor_update_guests, else from its metadata, else from the first rule that matches."""
         if guest["name"] in self._guests:
             return self._guests[guest["name"]]
         if guest.get("ladder") is not None:
@@ -77,9 +77,9 @@ class Policy:
                 found = self._interpreter.visit(parsed, guest)
             except JMESPathError as err:
                 raise PolicyError(
-                    f"{ladder.by}: {expression!r} cannot be applied to guest {guest['name']}: {err}; mend the expression"
+                    f"{ladder.by}: {expression!r} cannot be applied to guest {guest['name']}: {err}; correct the expression"
                 ) from err
-            # False in JMESPath's own sense; 0 is true there.
+            # As in JMESPath, 0 is true.
             if not (found is None or found is False or (isinstance(found, (str, list, dict)) and not found)):
                 return ladder
         return self._default
@@ -87,19 +87,21 @@ class Policy:
 
 def _rule(rule: t.Any, where: str) -> tuple[str, t.Any, Ladder]:
     if not isinstance(rule, dict) or set(rule) != {"match", "ladder"}:
-        raise PolicyError(f"{where} is {rule!r}: it has to have match and ladder and nothing else, {_EXAMPLE}")
+        raise PolicyError(f"{where} is {rule!r}; a rule has match and ladder and nothing else, {_EXAMPLE}")
     return rule["match"], _compiled(rule["match"], where), Ladder(read_ladder(rule["ladder"], where), where)
 
 
 def _compiled(expression: t.Any, where: str) -> t.Any:
     if jmespath is None:
-        raise PolicyError(f"{where} needs the Python library jmespath on the controller, which is not there: pip install jmespath")
+        raise PolicyError(f"{where} needs the Python library jmespath on the controller; install it with: pip install jmespath")
     if not isinstance(expression, str) or not expression.strip():
-        raise PolicyError(f"{where}: match is {expression!r}: it has to be a JMESPath expression, {_EXAMPLE}")
+        raise PolicyError(f"{where}: match is {expression!r}; write a JMESPath expression, {_EXAMPLE}")
     try:
         return _parse(str(expression))
     except JMESPathError as err:
-        raise PolicyError(f"{where}: match is no JMESPath expression: {err}; numbers stand in backticks, texts in single quotes") from err
+        raise PolicyError(
+            f"{where}: match is not a JMESPath expression: {err}; write numbers in backticks and texts in single quotes"
+        ) from err
 
 
 @functools.lru_cache(maxsize=1024)
@@ -108,9 +110,9 @@ def _parse(expression: str) -> t.Any:
 
 
 def read_ladder(ladder: t.Any, where: str) -> tuple[Rung, ...]:
-    """The rungs of a ladder as it was written; ``where`` it stands is for the message."""
+    """The rungs of a ladder. ``where`` the ladder comes from is for the message."""
     if not isinstance(ladder, (list, tuple)) or not ladder:
-        raise PolicyError(f"{where}: the ladder is {ladder!r}: it has to be a list of ways, e.g. [preserve, shutdown, refuse]")
+        raise PolicyError(f"{where}: the ladder is {ladder!r}; write a list of ways, e.g. [preserve, shutdown, refuse]")
     return tuple(_rung(rung, where) for rung in ladder)
 
 
@@ -120,8 +122,8 @@ def _rung(rung: t.Any, where: str) -> Rung:
     if isinstance(rung, dict) and set(rung) == {"migrate"}:
         given = rung["migrate"]
         if not isinstance(given, dict) or set(given) - {"to", "back"} or not isinstance(given.get("to", ""), str):
-            raise PolicyError(f"{where}: migrate is {given!r}: give {{to: URI of the other libvirt, back: true or false}}")
+            raise PolicyError(f"{where}: migrate is {given!r}; write {{to: URI of the other libvirt, back: true or false}}")
         if not isinstance(given.get("back", True), bool):
-            raise PolicyError(f"{where}: back is {given['back']!r}: it has to be true or false (yes or no in a domain's metadata)")
+            raise PolicyError(f"{where}: back is {given['back']!r}; write true or false (yes or no in the metadata of a domain)")
         return Rung("migrate", str(given.get("to", "")), given.get("back", True))
-    raise PolicyError(f"{where}: {rung!r} is no way that a guest can take; there are {', '.join(WAYS)}, and {{migrate: {{to: URI}}}}")
+    raise PolicyError(f"{where}: {rung!r} is not a way; the ways are {', '.join(WAYS)}, and {{migrate: {{to: URI}}}}")

@@ -2,19 +2,29 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What an update did to one host, summed up from what the modules returned, and to all hosts of a run. Pure. PRIVATE to the collection."""
+"""What an update did to one host, and to all hosts of a run. Pure. PRIVATE to the collection."""
 
 from __future__ import annotations
 
 import typing as t
 
-from .budget import over_budget
-from .plan import who_is_away
-from .report import OUTCOMES, blackout
+from ._budget import paused_too_long
+from ._stamps import blackout
 
-__all__ = ("outcome", "result", "summary")
+__all__ = ("OUTCOMES", "outcome", "result", "summary")
 
-# How a host ends that stops the rollout.
+# How the update of a host can end, in words.
+OUTCOMES = {
+    "updated": "updated",
+    "current": "already on this kernel",
+    "refused": "refused, not touched",
+    "left_out": "skipped, not touched",
+    "undone": "undone before the jump",
+    "failed": "failed",
+    "lost": "lost during the update",
+    "checked": "examined only",
+}
+# The ends that stop the rollout.
 STOPS = ("refused", "undone", "failed", "lost")
 
 
@@ -25,23 +35,16 @@ def outcome(
     why: str,
     check_mode: bool = False,
     left_out: bool = False,
-    over: str = "",
     step: str = "",
     lost: bool = False,
     undo: str = "",
 ) -> str:
-    """``current``, ``left_out``, ``refused``, ``checked``, ``undone``, ``failed``, ``lost`` or ``updated``.
-
-    Being ``over`` budget refuses before the jump only. ``step`` is the step of the update that failed, ``undo`` what kept it from being
-    undone; only an update that had begun is undone.
-    """
+    """One of :data:`OUTCOMES`. The arguments are those of :func:`result`."""
     if left_out:
         return "left_out"
     if not host:
         return "lost" if lost else "failed"
     if host.get("failed") or host.get("unreachable") or plan.get("verdict", "refuse") == "refuse":
-        return "refused"
-    if over and not jump:
         return "refused"
     if why:
         if lost:
@@ -66,12 +69,19 @@ def result(
     lost: bool = False,
     undo: str = "",
 ) -> dict[str, t.Any]:
-    """The result of one host.
+    """The result of one host. The update may have ended anywhere, so each argument may be empty.
 
-    ``host`` is what hypervisor_info returned before the update, ``plan`` what was planned from it, ``jump`` what kexec did, ``guests`` what
-    guest did with each guest then, ``why`` the first failure's message, ``away`` what guest_away did, in order. Each may be empty: the
-    update may have ended anywhere. ``blackout_max`` is for how many seconds guests may be paused, 0 for any. ``step`` is the step of the
-    update that failed, empty before it began; ``lost`` whether the host did not answer then, ``undo`` the message of an undo that failed.
+    ``host``      what hypervisor_info returned before the update
+    ``plan``      the plan that was made from it
+    ``jump``      what kexec returned
+    ``guests``    what guest returned afterwards
+    ``away``      what guest_away returned for each guest, there and back, in order
+    ``why``       the message of the first failure
+    ``step``      the step that failed; empty if none did, or if the update had not begun
+    ``lost``      whether the host did not answer then
+    ``undo``      the message of an undo that failed
+    ``left_out``  whether the run skips this host
+    ``blackout_max``  the longest pause that is allowed, in seconds, 0 for any
     """
     plan, jump = plan or {}, jump or {}
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
@@ -83,18 +93,16 @@ def result(
         for guest in host.get("guests") or []
     }
     pauses = {name: pause for name, fate in fates.items() if (pause := blackout(fate)) is not None}
-    over = "" if plan.get("verdict") == "current" else over_budget(plan.get("expected_pause"), pauses, blackout_max)
-    end = outcome(host, plan, jump, why, check_mode, left_out, over, step, lost, undo)
+    over = paused_too_long(pauses, blackout_max) if pauses else plan.get("over_budget", "")
+    end = outcome(host, plan, jump, why, check_mode, left_out, step, lost, undo)
     why = why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
-    if end == "refused" and who_is_away(host):
-        why = f"{why}; {who_is_away(host)}"
     if undo and undo != why:
-        why = f"{why}; not all was undone: {undo}"
+        why = f"{why}; not everything was undone: {undo}"
     if end == "lost":
         why = f"{why}. {_after_a_loss(jump, step)}"
         for fate in fates.values():
             if not fate["state"]:
-                fate["why"] = f"nobody knows: the host was lost; planned: {fate['why'] or 'nothing'}"
+                fate["why"] = f"unknown, the host was lost; planned: {fate['why'] or 'nothing'}"
     return {
         "outcome": end,
         "why": why,
@@ -114,21 +122,20 @@ def result(
 
 
 def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
-    """Where the guests of a lost host may be, and what to look at."""
-    status = "once it answers, 'kvm-liveupdate status' on it says what became of the update and of each guest"
+    """Where the guests of a lost host may be, and what to do."""
+    status = "Check its console. When it answers again, run 'kvm-liveupdate status' there: it shows the update and each guest"
     if jump.get("kernel_after"):
-        back = f"The host had come back with kernel {jump['kernel_after']}, and its guests come back by themselves"
-        return f"{back}. Look at its console; {status}"
+        return f"The host came back with kernel {jump['kernel_after']}, and its guests come back by themselves. {status}"
     if jump.get("outcome") in ("lost", "gone"):
-        return f"Its guests may be paused, or gone over the jump with it. Look at its console; {status}"
-    begun = "The update had begun, and its guests were not paused for it yet" if step else "The update had not begun"
-    return f"{begun}. Look at its console; once it answers, run the update again: it also brings back guests that were sent away"
+        return f"Its guests may be paused, or may run on the new kernel already. {status}"
+    begun = "The update had begun, but its guests were not paused yet" if step else "The update had not begun"
+    return f"{begun}. Check its console. When it answers again, repeat the update: this also brings back guests that are away"
 
 
 def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dict[str, t.Any]:
-    """What a run did, from the results by host: ``lines``, one a host, and ``failed``, the hosts that are to fail with theirs.
+    """What a run did: ``lines``, one for each host, and ``failed``, the hosts that fail for it.
 
-    A run that updated nothing and left something out fails at the hosts that it left out.
+    A run that skips hosts and updates none fails for the skipped ones.
     """
     ends = [host["outcome"] for host in hosts.values()]
     empty = "left_out" in ends and {"left_out", "current"}.issuperset(ends)
@@ -137,9 +144,9 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dic
     for name, host in hosts.items():
         line = " ".join(f"{name}: {_line(host, check_mode)}".split())
         if host["outcome"] == "refused" and untouched:
-            line += ". No host was touched; hypervisor_update_leave_out: true leaves such hosts out"
+            line += ". No host was touched. To skip such hosts, set hypervisor_update_leave_out to true"
         if host["outcome"] == "left_out" and empty:
-            line += ". The run updated no host: each was left out or runs the kernel already"
+            line += ". The run updated no host"
         lines[name] = line
         if host["outcome"] in STOPS or (host["outcome"] == "updated" and host["over_budget"]) or (empty and host["outcome"] == "left_out"):
             failed.append(name)
@@ -147,20 +154,28 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dic
 
 
 def _line(host: dict[str, t.Any], check_mode: bool) -> str:
-    kernels = f"{host['kernel_before']} -> {host['kernel_after']}"
     if host["outcome"] == "updated":
         over = f"; {host['over_budget']}" if host["over_budget"] else ""
-        return f"updated {kernels}, {_kept(host['guests'])}{over}"
+        return f"updated {host['kernel_before']} -> {host['kernel_after']}, {_kept(host['guests'])}{over}"
     if host["outcome"] == "current":
         return f"runs {host['kernel_before']} already"
     if host["outcome"] == "checked":
-        return "can be updated" if check_mode else "not touched: the run stopped before its turn"
+        return _outlook(host) if check_mode else "not touched, the run stopped before this host"
     after = f' at "{host["step"]}"' if host["step"] else ""
     return f"{OUTCOMES[host['outcome']]}{after}: {host['why']}"
 
 
+def _outlook(host: dict[str, t.Any]) -> str:
+    """What the update would do."""
+    plan, pause = host["plan"], host["expected_pause"]
+    leaving = [f"{_guests(len(plan['leaving']))} sent away"] if plan["leaving"] else []
+    expected = [f"expected pause {'unknown' if pause is None else f'{pause:.1f} s'}"] if plan["staying"] else []
+    kernels = f"{host['kernel_before']} -> {plan['kernel']}"
+    return ", ".join([f"can be updated {kernels}", f"{_guests(len(plan['staying']))} kept", *leaving, *expected])
+
+
 def _kept(guests: dict[str, dict[str, t.Any]]) -> str:
-    """How many guests stayed in memory and for how long at most they were paused, and how many were away."""
+    """How many guests stayed in memory, the longest pause, and how many guests were away."""
     pauses = [pause for guest in guests.values() if (pause := blackout(guest)) is not None]
     away = [guest["back"] for guest in guests.values() if "back" in guest]
     told = [f"{_guests(len(pauses))} kept" + (f", longest pause {max(pauses):.1f} s" if pauses else "")]
@@ -183,9 +198,9 @@ def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update
 
 
 def _with_away(guests: dict[str, dict[str, t.Any]], away: t.Sequence[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
-    """The guests with what became of those that left: ``state`` is how, ``back`` whether they are here again, ``why`` says both.
+    """The guests, with what happened to those that left: ``state`` is how, ``back`` whether they are here again, ``why`` a sentence.
 
-    One that failed stays what it was before.
+    A guest that could not leave keeps its state.
     """
     found = dict(guests)
     for step in away:

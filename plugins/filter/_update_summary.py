@@ -1,0 +1,53 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The filter kvm.liveupdate._update_summary."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _update_summary
+short_description: "Internal - one line for each host of a run"
+version_added: 0.2.0
+author: kvm.liveupdate contributors (@kvm-liveupdate)
+description:
+  - Internal. The roles of this collection use it. It can change or disappear in any release.
+  - Says in one line what the run did with each host, and which hosts must fail.
+  - Hosts that were refused, undone, failed or lost must fail, and those whose guests paused for too long. Skipped hosts must fail if the
+    run updated no host.
+positional: _input
+options:
+  _input:
+    description: The results of P(kvm.liveupdate._update_result#filter) by host name.
+    type: dict
+    required: true
+  check_mode:
+    description: Whether the run is in check mode.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Show the line of this host
+  ansible.builtin.debug:
+    msg: "{{ (liveupdate_report | kvm.liveupdate._update_summary).lines[inventory_hostname] }}"
+"""
+
+RETURN = r"""
+_value:
+  description: V(lines) by host name, and V(failed), a list of host names.
+  type: dict
+"""
+
+import typing as t
+
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import summary
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filters of this file."""
+        return {"_update_summary": summary}
