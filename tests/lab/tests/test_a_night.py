@@ -458,7 +458,7 @@ def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, 
         hypervisor_update_restore_timeout=5,
     )
     assert play.code != 0
-    assert "not back within 5 s: its QEMU does not run" in play.output and "tries again" in play.output
+    assert "not restored within 5 s: its QEMU does not run" in play.output and "To try again" in play.output
     assert boot_of(hv2).kernel == kernels[1]
     play = controller.play(f"{MODULES}.update", "--limit", "hv2", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
     assert play.code != 0 and "guest web was saved by an update and does not run; its memory may still be kept" in play.output

@@ -67,7 +67,7 @@ def test_a_proven_kernel_is_staged_once(host):
 @pytest.mark.parametrize(("verdict", "accepted"), [("refused", ["a-b"]), ("unknown", []), ("unknown", ["a-c"])])
 def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, check_mode):
     host.verdict = verdict
-    with pytest.raises(LiveUpdateError, match=r"^/boot/vmlinuz is not staged: which luo-vN .* - mount debugfs") as caught:
+    with pytest.raises(LiveUpdateError, match=r"^kernel /boot/vmlinuz is not staged: which luo-vN .* - mount debugfs") as caught:
         run(accepted, check_mode=check_mode)
     assert host.done == ["prove"]
     assert ("a-b" in caught.value.message) == (verdict == "unknown")
