@@ -208,7 +208,7 @@ def test_somebody_elses_kexec_leaves_no_memory_reserved(controller: Controller, 
     wait_until("the boot", lambda: ((state := at.ssh("systemctl is-system-running").stdout.strip()) in ("running", "degraded"), state))
     said = at.ssh("journalctl --boot --no-pager --unit kvm-liveupdate-unclaimed").stdout
     for guest in guests:
-        assert f"{guest.name}: the host was rebooted by a kexec that was no live update" in said, said
+        assert f"{guest.name}: the host was rebooted by a kexec that was not a live update" in said, said
     assert not at.ssh(f"ls {notes}").stdout
     at.ssh("cat > /root/sessions.py", stdin=SESSIONS)
     assert json.loads(at.ssh(f"python3 /root/sessions.py {' '.join(sessions)}").stdout) == dict.fromkeys(sessions, "gone")

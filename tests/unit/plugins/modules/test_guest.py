@@ -168,7 +168,7 @@ def test_what_came_up_after_the_hold_is_a_reason_too(host):
 def test_a_guest_that_does_not_run_is_named_beside_the_others(host):
     del host.running["db"]
     err = fails("preserved", "web", "db", "nobody")
-    assert "guest 'db': no such guest runs on this host; it runs: web, app" in err.message and "guest 'nobody'" in err.message
+    assert "guest 'db' does not run on this host. The running guests are: web, app" in err.message and "guest 'nobody'" in err.message
     assert not host.held
 
 
@@ -267,7 +267,7 @@ def test_who_is_back_in_time_is_told_beside_who_is_not(host, runs):
 
 def test_a_guest_that_was_never_updated_and_does_not_run_is_not_waited_for(host):
     del host.running["db"]
-    assert "guest 'db': no such guest" in fails("running", "db").message and host.slept == 0
+    assert "guest 'db' does not run on this host" in fails("running", "db").message and host.slept == 0
 
 
 def test_a_monitor_that_does_not_answer_keeps_no_other_guest_held(host):

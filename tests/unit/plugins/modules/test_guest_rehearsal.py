@@ -55,7 +55,7 @@ def test_nobody_is_paused_after_one_whose_state_does_not_load(paused):
 def test_nobody_is_paused(paused, names, check_mode):
     """In check mode, when one of them does not run, and when nobody is named."""
     if "nobody" in names:
-        with pytest.raises(LiveUpdateError, match="guest 'nobody': no such guest"):
+        with pytest.raises(LiveUpdateError, match="guest 'nobody' does not run on this host"):
             ask(*names)
     else:
         assert [guest["name"] for guest in ask(*names, check_mode=check_mode)["guests"]] == list(names)

@@ -76,7 +76,7 @@ def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, chec
 @pytest.mark.parametrize("state", ["staged", "unloaded"])
 def test_nothing_is_staged_or_unloaded_under_an_update(host, state):
     host.staged = {} if state == "staged" else IMAGE
-    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run(state=state)
     assert not {"stage", "unload"} & set(host.done)
 
