@@ -117,11 +117,22 @@ guests:
           returned: when an update involved the guest
           type: str
         times:
-          description:
-            - When the guest was V(paused) and V(saved), and when it V(resumed), in seconds since the epoch on the host's clock. More steps
-              can be present.
+          description: When each step happened, in seconds since the epoch on the host's clock. More steps can be present.
           returned: when an update involved the guest
           type: dict
+          contains:
+            paused:
+              description: The guest was paused.
+              returned: when an update involved the guest
+              type: float
+            saved:
+              description: Its state was written.
+              returned: when an update involved the guest
+              type: float
+            resumed:
+              description: The guest was resumed.
+              returned: when the guest was restored
+              type: float
         clock:
           description: The result of the correction of a domain's clock through its guest agent. It appears some time after the restore.
           returned: for libvirt domains, after a restore

@@ -117,9 +117,19 @@ proof:
           type: list
           elements: dict
     back:
-      description: The jump from O(kernel) back to the running kernel, with the same keys as V(there). Not a reason against an update.
+      description: The jump from O(kernel) back to the running kernel. Its verdict is not a reason against an update.
       returned: always
       type: dict
+      contains:
+        verdict:
+          description: V(proven), V(refused) or V(unknown).
+          returned: always
+          type: str
+        reasons:
+          description: The reasons, as in RV(reasons), if the verdict is not V(proven).
+          returned: always
+          type: list
+          elements: dict
   sample:
     pair: 3b1f0a5c77de-9f86d081884c
     there: {verdict: proven, reasons: []}
@@ -340,6 +350,19 @@ target:
       description: The ABI strings by which the kernel recognises preserved memory. V(null) for a string that is not found.
       returned: always
       type: dict
+      contains:
+        kho:
+          description: The version of the Kexec Handover, for example V(kho-v4).
+          returned: always
+          type: str
+        luo:
+          description: The version of the Live Update Orchestrator, for example V(luo-v5).
+          returned: always
+          type: str
+        memfd:
+          description: The version of preserved memory files, for example V(memfd-v2).
+          returned: always
+          type: str
     signed:
       description: Whether the image has a signature.
       returned: always
@@ -381,7 +404,8 @@ last_update:
       type: list
       elements: str
     times:
-      description: When each step began, in seconds since the epoch on the host's clock.
+      description: When each step began, in seconds since the epoch on the host's clock, with the keys of
+        RV(kvm.liveupdate.kexec#module:times) as far as the host records them.
       returned: when there was an update
       type: dict
     error:
