@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's part of kvm.liveupdate.hypervisor_info: a lost host makes the task fail, so that a rescue follows."""
+"""The controller's part of kvm.liveupdate.hypervisor_info: if the host is lost, the task fails, so that a rescue block runs."""
 
 from __future__ import annotations
 

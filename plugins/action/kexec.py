@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's part of kvm.liveupdate.kexec: commit on the host, then wait for it and prove what came back."""
+"""The controller's part of kvm.liveupdate.kexec: commit the update on the host, wait for the host, and check what came back."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ansible.plugins.action import ActionBase
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JUMP_UNIT = "kvm-liveupdate-jump.service"
-# One look, a name and a value a line: the boot id, the kernel's release and version, what the host wrote about the update, whether it
-# still carries it out, and its first moments. What may wait for PID 1 comes last.
+# One look at the host. It prints lines of a name and a value: the boot id, the kernel's release and version, the records of the update,
+# whether a process still carries it out, and when the boot began. Commands that may have to wait for PID 1 come last.
 LOOK = "; ".join(
     (
         "cd /proc/sys/kernel",
@@ -34,23 +34,23 @@ LOOK = "; ".join(
     )
 )
 STAMP = re.compile(r"\w+ (\S+ \S+) UTC")
-# When the kernel and PID 1 started, and when that had loaded its units (org.freedesktop.systemd1(5)).
+# When the kernel started, when PID 1 started, and when PID 1 had loaded its units (org.freedesktop.systemd1(5)).
 STAMPS = {"KernelTimestamp": "kernel", "UserspaceTimestamp": "userspace", "UnitsLoadFinishTimestamp": "units"}
 PAUSE_S = 2.0
-# What the host grants one look, and what the controller does: the connection counts too, and ssh(1) has no limit once it is made.
+# The limit of one look on the host, and on the controller. The second includes the connection: ssh(1) has no limit once connected.
 LOOK_S = 30
 ATTEMPT_S = 60.0
-# So that an ssh that is waited for no longer ends (ssh_config(5)).
+# With these an ssh ends by itself when the controller no longer waits for it (ssh_config(5)).
 KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-# An update is given up only when two looks in a row find that nothing carries it out.
+# The wait ends only when so many looks in a row find that no process carries the update out.
 IDLE_LOOKS = 2
 
 
 class Look(t.NamedTuple):
-    """What a host is seen to be.
+    """What one look at a host finds.
 
-    ``kernel`` is its release and version, ``started`` its first moments (:data:`STAMPS`, since the epoch), ``journals`` what it wrote about
-    its last update, ``idle`` the state of the unit that carries an update out once that has ended, else empty.
+    ``kernel`` is its release and version. ``started`` has the times when the boot began (:data:`STAMPS`, since the epoch). ``journals`` are
+    the records of its last update. ``idle`` is the state of the unit that carries an update out, if that unit has ended; else empty.
     """
 
     boot_id: str
@@ -61,9 +61,9 @@ class Look(t.NamedTuple):
 
 
 def look_command(mark: str) -> str:
-    """The command of one look, which puts the mark before each of its lines.
+    """The shell command of one look. It prints the mark before each line.
 
-    It depends on nothing of the user's: no terminal, pager, language or colour. It ends by itself.
+    It does not depend on the user's terminal, pager, language or colours. It ends by itself.
     """
     plain = "env LC_ALL=C TERM=dumb SYSTEMD_PAGER=cat SYSTEMD_COLORS=0"
     limited = f"{plain} timeout --kill-after=5 {LOOK_S} sh -c {shlex.quote(LOOK)}"
@@ -71,9 +71,9 @@ def look_command(mark: str) -> str:
 
 
 def read_look(output: str, mark: str) -> Look | None:
-    """What :func:`look_command` printed; None without a boot id and a kernel.
+    """Read what :func:`look_command` printed. None if that has no boot id or no kernel.
 
-    A login shell, sudo and a host that goes down print all kinds of things, with -tt on the same channel: only marked lines count.
+    A login shell, sudo and a host that shuts down print other text too, with -tt on the same channel: only marked lines count.
     """
     lines = [line.rstrip("\r") for line in output.split("\n")]
     told = [line.removeprefix(f"{mark} ").partition("=")[::2] for line in lines if line.startswith(f"{mark} ")]
@@ -89,7 +89,7 @@ def read_look(output: str, mark: str) -> Look | None:
 
 
 def _record(text: str) -> dict[str, t.Any]:
-    """A record that the host wrote; empty when it is torn."""
+    """A record that the host wrote; empty if it is incomplete."""
     try:
         record = json.loads(text)
     except ValueError:
@@ -98,7 +98,7 @@ def _record(text: str) -> dict[str, t.Any]:
 
 
 def journal_of(look: Look, update_id: str) -> dict[str, t.Any]:
-    """What the host wrote about this update; where that contradicts itself, that it was undone. Empty when it wrote nothing."""
+    """What the host recorded about this update; empty for nothing. If two records disagree, the one of an undone update counts."""
     found = [journal for journal in look.journals if journal.get("id") == update_id]
     return next((journal for journal in found if journal.get("state") == "aborted"), found[0] if found else {})
 
@@ -108,20 +108,22 @@ def _epoch(stamp: str) -> float:
 
 
 class ActionModule(ActionBase):
-    """Jump, come back, prove it."""
+    """Commit the jump, and wait for the host."""
 
     _requires_connection = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
         if self._connection.transport == "local":
-            return {**result, "failed": True, "msg": "connection local: the jump would end the controller itself; reach the host over SSH"}
+            message = "connection local: the jump would end the controller itself; connect to the host over SSH"
+            return {**result, "failed": True, "msg": message}
         started = time.monotonic()
         try:
             result.update(self._execute_module(module_name="kvm.liveupdate.kexec", task_vars=task_vars))
         except AnsibleConnectionFailure as err:
-            # Whether the host has committed is not known.
-            return {**result, **_failure("lost", f"the host was lost when it was told to jump: {err}"), "lost": True}
+            # The host may have committed the update or not.
+            message = f"the connection broke while the host was told to jump: {err}. The host may jump by itself; look at its console"
+            return {**result, **_failure("lost", message), "lost": True}
         if result.get("failed") or self._task.check_mode:
             return result
         update = result["journal"]
@@ -142,7 +144,7 @@ class ActionModule(ActionBase):
                     look = self._look()
             except _Late:
                 idle = 0
-                if not there or time.monotonic() < started + timeout:  # else this look had not its full time
+                if not there or time.monotonic() < started + timeout:  # else the timeout cut this look short
                     seen, there = "a connection without an answer", ""
                 continue
             except (AnsibleError, OSError) as err:
@@ -159,22 +161,21 @@ class ActionModule(ActionBase):
             if idle >= IDLE_LOOKS:
                 return _failure(
                     "stuck",
-                    f"the host still runs kernel {look.kernel[0]}: {JUMP_UNIT} is {look.idle}, it has ended without the jump and without an"
-                    f" undo (update {state}). 'systemctl status {JUMP_UNIT}' on the host says why; 'kvm-liveupdate recover' there"
-                    " undoes the update",
+                    f"the host still runs kernel {look.kernel[0]}: {JUMP_UNIT} is {look.idle}. It ended without a jump and without an undo"
+                    f" (update {state}). On the host, 'systemctl status {JUMP_UNIT}' shows why, and 'kvm-liveupdate recover' undoes the"
+                    " update",
                 )
             seen = there = f"the old kernel {look.kernel[0]}, update {state}"
-        if there:  # not "stuck": it may jump at any moment, so nobody is to be brought back to it
+        if there:  # not "stuck": the host may jump at any moment, so guests that are away must not be brought back to it
             return _failure(
                 "gone",
-                f"the jump did not take place within {timeout:g} s: the host answers and still runs {there}. Wait until {JUMP_UNIT} has"
-                f" ended there: it jumps, or undoes the update. 'journalctl -u {JUMP_UNIT}' says what it waits for, and why it ended."
-                " Then run the update again",
+                f"the host did not jump within {timeout:g} s: it answers and still runs {there}. Wait until {JUMP_UNIT} has ended on the"
+                f" host: it jumps, or undoes the update. 'journalctl -u {JUMP_UNIT}' shows what it waits for. Then run the update again",
             )
         return _failure(
             "gone",
-            f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console; guests come back by themselves once"
-            " it runs the staged kernel, and a cold boot starts them clean",
+            f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console. If it runs the staged kernel, the"
+            " guests are restored by themselves. After a cold boot they start from their disks",
         )
 
     def _look(self) -> Look | None:
@@ -184,12 +185,12 @@ class ActionModule(ActionBase):
 
 
 class _Late(BaseException):
-    """A look took too long. No Exception, which the connection would take for its own and try again."""
+    """A look took too long. Not an Exception: the connection would catch that and try again."""
 
 
 @contextlib.contextmanager
 def _limit(seconds: float) -> t.Iterator[None]:
-    """Raise :class:`_Late` in a block that takes longer; a limit of Ansible's own, which uses the same timer, goes on afterwards."""
+    """Raise :class:`_Late` in a block that takes longer. Ansible's own limit uses the same timer; it is restored afterwards."""
 
     def late(_number: int, _frame: t.Any) -> None:
         raise _Late
@@ -206,11 +207,11 @@ def _limit(seconds: float) -> t.Iterator[None]:
 
 
 def verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
-    """What a look says of the update, ``elapsed`` seconds after its commit; empty while it is under way. Pure."""
+    """What a look says about the update, ``elapsed`` seconds after its commit; empty while it is under way. Pure."""
     journal = journal_of(look, update["id"])
     if journal.get("state") == "aborted":
         why = journal.get("error") or "no reason recorded"
-        return _failure("aborted", f"the update was undone before the jump, the host still runs kernel {look.kernel[0]}: {why}")
+        return _failure("aborted", f"the update was undone before the jump. The host still runs kernel {look.kernel[0]}: {why}")
     if look.boot_id == update["boot_id"]:
         return {}
     return {**_came_back(update, look, elapsed), "times": {**journal.get("times", {}), **look.started}}
@@ -226,8 +227,9 @@ def _came_back(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str
     if look.kernel != wanted:
         came, planned = " ".join(look.kernel), " ".join(wanted)
         message = (
-            f"the host came back with kernel {came}, not {planned}: it was booted cold, and its guests' memory is gone; its console and"
-            " 'journalctl -b -1' may say why. Guests start clean, those with on_loss=stop after 'kvm-liveupdate discard NAME'"
+            f"the host came back with kernel {came}, not {planned}: it did a cold boot, and its guests' memory is lost. Its console and"
+            " 'journalctl -b -1' may show why. Guests start from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start"
+            " each guest"
         )
         return {**found, **_failure("rebooted", message)}
     return {**found, "outcome": "jumped"}

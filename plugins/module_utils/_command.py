@@ -4,7 +4,7 @@
 
 """The command ``kvm-liveupdate`` on a host. PRIVATE to the collection.
 
-Called by systemd units; ``status``, ``resume`` and ``discard`` are for the operator.
+systemd units call it. An operator uses ``status``, ``resume``, ``discard`` and ``recover``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from ._errors import LiveUpdateError
 
 __all__ = ("main",)
 
-USAGE = """usage: kvm-liveupdate run NAME -- QEMU ARGUMENT...  become the guest's QEMU (ExecStart= of its unit)
-       kvm-liveupdate hold NAME                  hold the guest's memory (kvm-liveupdate-hold@.service)
-       kvm-liveupdate hook NAME                  give the domain that libvirt starts its memory (libvirt's hook)
-       kvm-liveupdate jump                       carry out the committed update (kvm-liveupdate-jump.service)
-       kvm-liveupdate recover                    undo it when that process ended before the jump
-       kvm-liveupdate boot                       start the rest of the boot after its guests (kvm-liveupdate-boot.service)
-       kvm-liveupdate give-up-unclaimed          give up memory that no guest takes (kvm-liveupdate-unclaimed.service)
-       kvm-liveupdate rehearse|end-rehearsal NAME  pause, load elsewhere, go on (kvm-liveupdate-rehearsal@.service)
-       kvm-liveupdate status                     the last update, the guests and who is away, as JSON
-       kvm-liveupdate resume NAME                let a guest go on that a rehearsal or an update left paused
-       kvm-liveupdate discard NAME               give up a guest's saved state, so that it starts clean"""
+USAGE = """usage: kvm-liveupdate COMMAND
+
+For the operator:
+  status                     show the last update, all guests and the guests that are away, as JSON
+  resume NAME                resume a guest that a rehearsal or an update left paused
+  discard NAME               discard a guest's preserved memory and saved state, so that it starts from its disks
+  recover                    undo an update whose process ended before the jump
+
+In systemd units and libvirt's hook:
+  run NAME -- QEMU ARG...    start the guest, with its preserved memory if there is any (ExecStart= of its unit)
+  hold NAME                  preserve the guest's memory (kvm-liveupdate-hold@.service)
+  hook NAME                  give a domain that libvirt starts its preserved memory (libvirt's hook)
+  jump                       carry out the committed update (kvm-liveupdate-jump.service)
+  boot                       start the rest of the boot after the guests (kvm-liveupdate-boot.service)
+  give-up-unclaimed          release preserved memory that no guest uses (kvm-liveupdate-unclaimed.service)
+  rehearse NAME              rehearse the update of a guest (kvm-liveupdate-rehearsal@.service)
+  end-rehearsal NAME         end that rehearsal and resume the guest (kvm-liveupdate-rehearsal@.service)"""
 
 
 def _status() -> None:
@@ -70,18 +76,20 @@ def _resume(name: str) -> None:
         why = _paused.let_go_on(record)
         whole = _paused.whole_saves(record)
     if not (why or whole):
-        raise LiveUpdateError(f"guest {name}: nothing of ours keeps it paused; resume it by its own means (virsh resume, or its monitor)")
+        raise LiveUpdateError(
+            f"guest {name} was not paused by an update or a rehearsal; resume it with 'virsh resume' or in its QEMU monitor (cont)"
+        )
 
 
 def _checked(name: str) -> str:
-    """A guest's name, which becomes a part of paths and of units' names."""
+    """Check a guest's name, which becomes a part of paths and unit names."""
     if name in ("", ".", "..") or any(char == "/" or ord(char) < 32 or ord(char) == 127 for char in name):
-        raise LiveUpdateError(f"{name!r} is not the name of a guest: it is empty, or has a slash, a line break or the like in it")
+        raise LiveUpdateError(f"{name!r} is not a valid guest name: it is empty, '.' or '..', or contains a slash or a control character")
     return name
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 after a failure, 2 for a wrong call, or :data:`_return.AGAIN`."""
+    """Run one command. The exit code is 0, 1 after a failure, 2 for wrong arguments, or :data:`_return.AGAIN`."""
     words = sys.argv[1:] if argv is None else argv
     try:
         if len(words) > 1:

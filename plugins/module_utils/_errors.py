@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The collection's one error class, and reasons. PRIVATE to the collection."""
+"""The only error class of the collection, and reasons. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ __all__ = ("LiveUpdateError", "reason", "told")
 class LiveUpdateError(Exception):
     """Something was refused or failed.
 
-    The message says what, on which object, the value seen and the remedy.
-    ``details`` are returned beside the message by a module that fails with it.
+    The message says what, on which object, the value seen and the remedy. A module that fails with it also returns the ``details``.
     """
 
     def __init__(self, message: str, **details: object) -> None:
@@ -23,7 +22,7 @@ class LiveUpdateError(Exception):
 
 
 def reason(code: str, message: str, remedy: str) -> dict:
-    """Why something is refused, or a warning: a ``code`` for programs, a ``message`` and its ``remedy`` for people."""
+    """A reason why something is refused, or a warning: a ``code`` for programs, a ``message`` and a ``remedy`` for people."""
     return {"code": code, "message": message, "remedy": remedy}
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The one place where this collection's utilities meet Ansible. PRIVATE to the collection."""
+"""The only place where these utilities import Ansible. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ("require_root", "run_module")
 
 
 def run_module(body: t.Callable[[AnsibleModule], dict[str, t.Any]], **module_arguments: t.Any) -> None:
-    """Build the module, run ``body`` as root, and turn the collection's one error class into a failed task."""
+    """Build the module, run ``body`` as root, and turn a LiveUpdateError into a failed task."""
     module = AnsibleModule(supports_check_mode=True, **module_arguments)
     try:
         require_root()
@@ -28,6 +28,6 @@ def run_module(body: t.Callable[[AnsibleModule], dict[str, t.Any]], **module_arg
 
 
 def require_root() -> None:
-    """Everything here needs root; say so before the first permission error does."""
+    """Raise a clear error if this does not run as root, before the first permission error."""
     if os.geteuid() != 0:
-        raise LiveUpdateError(f"running as uid {os.geteuid()}: live update needs root; set become: true on the task or play")
+        raise LiveUpdateError(f"the module runs as uid {os.geteuid()}, but live update needs root; set become: true on the task or play")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the host runtime consists of: this same Python, a command, units. PRIVATE to the collection."""
+"""The files of the host runtime: these Python files, a command, units. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ("DIRECTORIES", "files", "in_order", "left_over", "outdated", "stale")
 
-# What "systemctl set-property" writes is called 50-*.conf and is to win.
+# "systemctl set-property" writes 50-*.conf, which must override this.
 DROPIN = "40-kvm-liveupdate.conf"
 DIRECTORIES = (_files.STATE, _files.GUESTS_STATE)
-# What the command imports, also inside functions; a folder's __init__.py goes along.
+# All files that the command imports, also inside functions. The __init__.py of their folders are added.
 _PARTS = (
     "_command",
     "_errors",
@@ -99,15 +99,15 @@ _PARTS = (
 
 def _source(part: str) -> str:
     """The source of a module or folder of the collection's Python, also when Ansible ships it in a zip file."""
-    name = f"{_command.__package__}.{part}"  # the import of the command is what makes Ansible ship all of them
+    name = f"{_command.__package__}.{part}"  # Ansible ships all these files because this module imports the command
     spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
-        raise LiveUpdateError(f"{name}: not found where this module runs; install the collection again on the controller")
+        raise LiveUpdateError(f"Python module {name} is missing in the collection; install the collection again on the controller")
     return str(spec.loader.get_source(name))  # type: ignore[attr-defined]  # a loader from a file or zip file has it
 
 
 def _library() -> dict[str, str]:
-    """Each Python file below :data:`_files.LIBRARY`: path -> content."""
+    """The Python files below :data:`_files.LIBRARY`: path -> content."""
     package = f"{_files.LIBRARY}/kvm_liveupdate"
     modules = {f"{package}/{part.replace('.', '/')}.py": _source(part) for part in _PARTS}
     folders = {part.rpartition(".")[0] for part in _PARTS} - {""}
@@ -118,13 +118,15 @@ def _library() -> dict[str, str]:
 def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, int]]:
     """Every file of the runtime on a host: path -> (content, mode).
 
-    ``ram_size`` is how large the domains' RAM may become all together, as tmpfs(5) writes it; empty leaves what is set.
+    ``ram_size`` is the maximum size of the domains' RAM together, in the syntax of tmpfs(5); empty keeps the present size.
     """
     for unit in guest_units:
         if not unit.endswith(".service"):
-            raise LiveUpdateError(f"guest unit {unit!r}: not the name of a service unit; write {unit}.service")
+            raise LiveUpdateError(f"guest_units: {unit!r} is not the name of a service unit; write {unit}.service")
     if ram_size and not re.fullmatch(r"[1-9][0-9]*[kKmMgG%]?", ram_size):
-        raise LiveUpdateError(f"ram_size {ram_size!r}: not a size; use bytes, or k, m, g or % (of the host's RAM) behind a whole number")
+        raise LiveUpdateError(
+            f"ram_size: {ram_size!r} is not a size; use a whole number of bytes, or one followed by k, m, g or % (of the host's RAM)"
+        )
     wanted = {path: (content, 0o644) for path, content in _library().items()}
     wanted[_files.COMMAND] = (_texts.COMMAND, 0o755)
     wanted[f"{_units.FOLDER}/{_units.JUMP}"] = (_texts.JUMP_SERVICE, 0o644)
@@ -152,13 +154,13 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """The files in the order to write them in: what a unit or a hook calls is there before it. Pure."""
+    """The files in the order in which to write them: first what a unit or a hook calls. Pure."""
     ranks = (_files.LIBRARY, _files.COMMAND, _units.FOLDER)
     return sorted(paths, key=lambda path: next((rank for rank, start in enumerate(ranks) if path.startswith(start)), len(ranks)))
 
 
 def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
-    """Which of the files are missing or differ on this host."""
+    """The files that are missing or differ on this host."""
     found = []
     for path, (content, mode) in wanted.items():
         try:
@@ -172,7 +174,7 @@ def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
 
 
 def left_over(wanted: Iterable[str], root: str = "/") -> list[str]:
-    """What lies in the library on this host and is not wanted: Python files of an older version, and their byte code."""
+    """Unwanted files in the library on this host: Python files of an older version, and their byte code."""
     kept = set(wanted)
     found = []
     for folder, _folders, names in os.walk(os.path.join(root, _files.LIBRARY.lstrip("/"))):
@@ -185,9 +187,9 @@ def left_over(wanted: Iterable[str], root: str = "/") -> list[str]:
 
 
 def stale(wanted: dict[str, tuple[str, int]], kept: list[str], root: str = "/") -> list[str]:
-    """Which files on this host are the runtime's, and not of those that are wanted: of an older version, or of units that are not listed.
+    """Files of the runtime on this host that are no longer wanted: of an older version, or of units that are not listed.
 
-    The drop-ins of the units in ``kept`` stay: their guests run.
+    The drop-ins of the units in ``kept`` stay, because their guests run.
     """
     patterns = (
         f"{_units.FOLDER}/*.d/{DROPIN}",

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The texts of the units and scripts that a host is given. PRIVATE to the collection."""
+"""The texts of the units and scripts that a host gets. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = (
     "UNCLAIMED_SERVICE",
 )
 
-# Isolated and without site-packages: quick, and deaf to the environment and to what else is installed.
+# Isolated and without site-packages: fast, and independent of the environment and of other installed packages.
 COMMAND = f"""#!/usr/bin/python3 -IS
 import sys
 
@@ -45,7 +45,7 @@ sys.exit(main())
 """
 
 JUMP_SERVICE = f"""[Unit]
-Description=Live update of this hypervisor: stop the rest, save the guests, jump into the staged kernel
+Description=Live update of this hypervisor: stop services, save the guests, jump into the staged kernel
 DefaultDependencies=no
 IgnoreOnIsolate=yes
 RefuseManualStop=yes
@@ -54,22 +54,22 @@ RefuseManualStop=yes
 Type=exec
 ExecStart={_files.COMMAND} jump
 ExecStopPost={_files.COMMAND} recover
-# The undo takes as long as libvirt and the services that start again let it; cut off it would leave guests paused.
+# The undo waits for libvirt and for services that start again. If systemd killed it, guests would stay paused.
 TimeoutStopSec=30min
 Nice=-10
 """
 
-# While the host boots (systemd.resource-control(5)). PID 1 also starts first what weighs most.
+# Weights while the host boots (systemd.resource-control(5)). PID 1 also starts the units with the largest weights first.
 AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
 """
-# For what most guests need not wait for, and would share their processors with.
+# For units that most guests do not wait for, and that would take processor time from them.
 NEXT = """StartupCPUWeight=300
 StartupIOWeight=300
 """
 
 HOLD_SERVICE = f"""[Unit]
-Description=Memory of guest %I, held for a live update
+Description=Preserved memory of guest %I
 DefaultDependencies=no
 RequiresMountsFor={_files.STATE} {_files.COMMAND}
 After=systemd-remount-fs.service systemd-modules-load.service
@@ -79,19 +79,19 @@ SurviveFinalKillSignal=yes
 
 [Service]
 Type=notify
-# ":" because a name may have a dollar sign in it (systemd.service(5), command lines).
+# ":" because a name may contain a dollar sign (systemd.service(5), command lines).
 ExecStart=:{_files.COMMAND} hold %I
-# A domain that cannot be brought back yet is tried again until it is.
+# If a domain cannot be restored yet, try again.
 RestartForceExitStatus={_return.AGAIN}
 RestartSec=5
-# Not one of its own, in which the weights below would count for little.
+# Not a slice of its own, in which the weights below would have little effect.
 Slice=system.slice
 TimeoutStartSec={_hold.HOLD_LIMIT_S}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
 {AHEAD}"""
 
-# Whatever becomes of its process, and of the controller: the guest goes on.
+# The end of the unit resumes the guest, whatever happens to its process and to the controller.
 REHEARSAL_SERVICE = f"""[Unit]
 Description=Rehearsal of a live update with guest %I
 
@@ -104,8 +104,8 @@ TimeoutStartSec={_rehearsal.UNIT_LIMIT_S}
 TimeoutStopSec={_rehearsal.END_LIMIT_S}
 """
 
-# What guests wait for goes ahead of the rest of the boot as well: a root file system that can be written to, KVM, the network, whose
-# cards udev brings.
+# What guests wait for also has priority over the rest of the boot: a writable root file system, KVM, and the network, whose cards need
+# udev.
 BEFORE_GUESTS = (
     "systemd-remount-fs.service",
     "systemd-modules-load.service",
@@ -113,7 +113,7 @@ BEFORE_GUESTS = (
     "systemd-udevd.service",
     *(unit for unit in _services.KEPT if unit.endswith(".service")),
 )
-# And what brings domains back. Not their own slice: a domain that runs again would keep the others' way from going on.
+# And what restores domains. Not their own slice: a domain that already runs would delay the restore of the others.
 BEFORE_DOMAINS = (
     "apparmor.service",
     "dbus.service",
@@ -124,7 +124,7 @@ BEFORE_DOMAINS = (
     "virtqemud.service",
 )
 RAM_MOUNT = f"""[Unit]
-Description=RAM of libvirt's domains
+Description=RAM of libvirt domains
 DefaultDependencies=no
 Before=libvirtd.service virtqemud.service
 
@@ -138,8 +138,8 @@ Options={_setup.RAM_OPTIONS.format(size="95%%")}
 WantedBy=libvirtd.service virtqemud.service
 """
 
-# Libvirt calls its hooks often; of interest are a domain that an update has saved and the stand-in of one that is rehearsed. Python is
-# named because AppArmor's profile of libvirtd lets it run programs of /usr/bin only.
+# Libvirt calls its hooks often. Only two cases matter: a domain that an update has saved, and the stand-in of a rehearsal. The script names
+# Python because AppArmor's profile of libvirtd allows only programs in /usr/bin.
 HOOK = f"""#!/bin/sh
 state="{_files.GUESTS_STATE}/$1.state" run="{_files.GUESTS_RUN}/$1"
 [ -e "$state" ] || [ -e "$run.stand-in" ] || exit 0
@@ -149,33 +149,33 @@ case "$2/$3" in
 esac
 """
 
-# A QEMU that AppArmor confines opens its RAM through /proc of the process that keeps it, which is not confined.
-APPARMOR = """# Live update: QEMU opens its memory in the process that held it.
+# A QEMU that AppArmor confines opens its RAM through /proc of the process that keeps it open, which is not confined.
+APPARMOR = """# Live update: QEMU opens its RAM through /proc of the process that keeps it open.
 ptrace (read) peer=unconfined,
 """
 
 TARGET = """[Unit]
-Description=Only the guests and what they need, before a live update jumps
+Description=Guests and what they need, before the jump of a live update
 Requires=sysinit.target
 After=sysinit.target
 AllowIsolate=yes
 """
 
 GUESTS_TARGET = f"""[Unit]
-Description=Guests that a live update brings back, before the rest of the boot
+Description=Guests that a live update restores before the rest of the boot
 DefaultDependencies=no
 Wants={" ".join((*_early.BASE, _units.REST_UNIT))}
 """
 
-# The jump names the daemons, and what comes before them in an ordinary boot, in a drop-in.
+# The update writes a drop-in with the daemons, and what starts before them in an ordinary boot.
 DAEMONS_TARGET = """[Unit]
-Description=What guests that a live update brings back need of the boot
+Description=Services that guests need before a live update can restore them
 DefaultDependencies=no
 """
 
-# One job of the boot is under way until the next ones are there, else PID 1 would take the boot for done.
+# This job of the boot runs until the next jobs exist. Otherwise PID 1 would consider the boot complete.
 REST_SERVICE = f"""[Unit]
-Description=The rest of the boot, after the guests
+Description=Start the rest of the boot after the guests
 DefaultDependencies=no
 OnFailure=default.target
 After={" ".join(_early.BASE)}
@@ -186,9 +186,9 @@ ExecStart={_files.COMMAND} boot
 TimeoutStartSec={_early.LIMIT_S * 2:.0f}
 """
 
-# Memory that nobody takes is free again before guests start that need as much. After our own jump there is none, and nothing runs.
+# Memory that no guest uses is released before guests start that need as much. After an update's jump there is none, and this does not run.
 UNCLAIMED_SERVICE = f"""[Unit]
-Description=Give up memory that was held for guests before a kexec that was no live update
+Description=Release guest memory that was preserved before a kexec that was not a live update
 DefaultDependencies=no
 ConditionPathExistsGlob={_files.hold_path("*")}
 RequiresMountsFor={_files.STATE} {_files.COMMAND}
@@ -204,8 +204,8 @@ EVERY_BOOT = f"""[Unit]
 Wants={_units.UNCLAIMED_UNIT}
 """
 
-# PID 1 holds the guest's session and hands it back after the jump; the guest is neither stopped by the isolation before the
-# jump nor does it wait for the ordinary boot after it; what it needs of that boot, the wrapper waits for.
+# PID 1 holds the guest's session and hands it back after the jump. The isolation before the jump does not stop the guest. After the jump
+# the guest does not wait for the ordinary boot; the wrapper waits for what it needs.
 GUEST_DROPIN = f"""[Unit]
 DefaultDependencies=no
 RequiresMountsFor={_files.STATE} {_files.COMMAND}
@@ -216,7 +216,7 @@ IgnoreOnIsolate=yes
 
 [Service]
 NotifyAccess=all
-# What a guest waits for that cannot be brought back yet is asked for again, whatever Restart= says.
+# If the guest cannot be restored yet, try again, regardless of Restart=.
 RestartForceExitStatus={_return.AGAIN}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes

@@ -10,28 +10,32 @@ module: boot_cmdline
 short_description: Add words to the kernel command line of every cold boot
 version_added: 0.1.0
 description:
-  - With O(state=present) the kernel of the next boot reads O(words). The module looks that up in GRUB's menu. It fails where another file
-    wins, which it names, and on a host that another boot loader starts.
-  - With O(state=absent) it takes the words away that it has added.
-  - Knows GRUB where C(update-grub) is, as on Debian, by the file C(/etc/default/grub.d/kvm-liveupdate.cfg).
+  - With O(state=present) the module adds O(words) to the command line that GRUB gives to a kernel. It writes the file
+    C(/etc/default/grub.d/kvm-liveupdate.cfg) and runs C(update-grub).
+  - Then it reads GRUB's menu and checks that the next boot gets all words. It fails if another configuration file removes them, and names
+    that file.
+  - With O(state=absent) the module removes the words that it added.
+  - The module supports GRUB with C(update-grub), as on Debian. It fails on a host that another boot loader starts.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
   check_mode:
     support: full
-    details: In check mode the menu is not written, so that another file that wins is not seen.
+    details: In check mode the module does not write the menu, so it cannot detect that another file removes the words.
   diff_mode:
     support: full
   idempotent:
     support: full
 options:
   state:
-    description: Whether the words are to be on the command line.
+    description: Whether the command line contains the words.
     type: str
     choices: [present, absent]
     default: present
   words:
-    description: All words that this module adds, each without blanks. Required with O(state=present).
+    description:
+      - The complete list of words that this module adds. Words of an earlier call that are not in the list are removed.
+      - A word contains no blanks, quotes, backslashes or dollar signs. Required with O(state=present).
     type: list
     elements: str
 seealso:
@@ -39,17 +43,22 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Let the kernel carry memory through a kexec from the next boot on
+- name: Enable KHO and LUO from the next boot on
   kvm.liveupdate.boot_cmdline:
     words: [kho=on, liveupdate=on]
+
+- name: Remove the words again
+  kvm.liveupdate.boot_cmdline:
+    state: absent
 """
 
 RETURN = r"""
 words:
-  description: The words that this module adds from now on.
+  description: The words that this module now adds to the command line.
   returned: success
   type: list
   elements: str
+  sample: [kho=on, liveupdate=on]
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -59,11 +68,11 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lo
 
 
 def manage(module) -> dict:
-    """Read, and write unless it is so already."""
+    """Read, and write if something differs."""
     words = module.params["words"] if module.params["state"] == "present" else []
     unfit = [word for word in words if not word or set(word) & set(" \t\n\"'\\$`")]
     if unfit:
-        raise LiveUpdateError(f"words: {unfit[0]!r} is no plain word; give words without blanks, quotes, backslashes and dollar signs")
+        raise LiveUpdateError(f"words: {unfit[0]!r} is not allowed; use words without blanks, quotes, backslashes and dollar signs")
     with _lock.Lock():
         before, after, changed = _boot_cmdline.change(words, module.check_mode)
     return {"changed": changed, "words": after, "diff": {"before": {"words": before}, "after": {"words": after}}}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_default
-short_description: Keep a kernel the one that a cold boot comes up with
+short_description: Set the kernel that a cold boot starts
 version_added: 0.1.0
 description:
-  - With O(state=present) a cold boot comes up with O(kernel), whatever kernels are installed or removed besides.
-  - With O(state=absent) the boot loader chooses as it did before this module was first used.
-  - Knows GRUB where C(update-grub) is, as on Debian, by the file C(/etc/default/grub.d/kvm-liveupdate-default.cfg), and C(grubby), as on
-    Fedora and RHEL. The latter is not tested in a lab yet.
+  - With O(state=present) every cold boot starts O(kernel), also after other kernels are installed or removed.
+  - With O(state=absent) the boot loader chooses the kernel as it did before the first use of this module.
+  - The module supports GRUB with C(update-grub), as on Debian. There it writes the file
+    C(/etc/default/grub.d/kvm-liveupdate-default.cfg), and then checks the result in GRUB's menu.
+  - It also supports C(grubby), as on Fedora and RHEL. This part is not tested in a lab yet.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -25,15 +26,15 @@ attributes:
     support: full
 options:
   state:
-    description: Whether a default of this module's is to be in force.
+    description: Whether this module sets the boot default.
     type: str
     choices: [present, absent]
     default: present
   kernel:
-    description: Path on the host of the kernel image, C(/boot/vmlinuz-RELEASE). By default that of the running kernel.
+    description: Path of the kernel image on the host, C(/boot/vmlinuz-RELEASE). The default is the image of the running kernel.
     type: path
   only_kept:
-    description: Change the default only where this module has set it before, and leave every other host alone.
+    description: Change the boot default only if an earlier call of this module set it. Otherwise change nothing.
     type: bool
     default: false
 seealso:
@@ -41,20 +42,27 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Keep the running kernel the default before another one is installed
+- name: Keep the running kernel as boot default before another one is installed
   kvm.liveupdate.boot_default:
 
-- name: Make the new one the default after the update, where the old one was kept
+- name: Make the new kernel the boot default after the update
   kvm.liveupdate.boot_default:
     kernel: /boot/vmlinuz-7.3.4
     only_kept: true
+
+- name: Let the boot loader choose again
+  kvm.liveupdate.boot_default:
+    state: absent
 """
 
 RETURN = r"""
 kept:
-  description: The entry of GRUB's menu, or for grubby the image, that is the default from now on; empty when the boot loader chooses.
+  description:
+    - The boot default that this module has set. For GRUB it is the menu entry, for grubby the path of the image.
+    - Empty if the boot loader chooses.
   returned: success
   type: str
+  sample: Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux 7.3.4
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
@@ -64,7 +72,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_b
 
 
 def manage(module) -> dict:
-    """Read, and write unless it is so already."""
+    """Read, and write if something differs."""
     kernel = module.params["kernel"] or f"/boot/vmlinuz-{_this_boot.kernel()['release']}"
     before = after = _boot_default.kept()
     if before or not module.params["only_kept"]:

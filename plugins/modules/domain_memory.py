@@ -10,10 +10,11 @@ module: domain_memory
 short_description: Give a libvirt domain RAM that a live update can preserve
 version_added: 0.1.0
 description:
-  - Changes the definition of a domain so that its RAM is a shared file, C(<source type='file'/>) and C(<access mode='shared'/>) in
-    C(<memoryBacking>). Nothing else in the definition changes.
-  - A domain that runs has the RAM that it was started with, until it is shut down and started again once. RV(restart_needed) says so;
-    this module never restarts a guest. With O(adopt) it moves a running domain onto its new RAM without that.
+  - Sets C(<source type='file'/>) and C(<access mode='shared'/>) in the C(<memoryBacking>) of a domain's definition, so that its RAM is a
+    shared file. Nothing else in the definition changes.
+  - A running domain keeps the RAM that it was started with until it is shut down and started again. RV(restart_needed) reports this.
+    The module never restarts a guest.
+  - With O(adopt=true) the module moves a running domain onto its new RAM without a restart of the guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment:
   - kvm.liveupdate._attributes
@@ -24,10 +25,11 @@ options:
     required: true
   adopt:
     description:
-      - Whether a domain that runs on other RAM is saved to disk with all of its RAM (C(virsh managedsave)) and started again from that.
-      - The guest goes on where it was. It is paused for as long as its RAM is written and read, and that much room is needed below
-        C(/var/lib/libvirt/qemu/save). Afterwards its clock is corrected through its guest agent, where it has one.
-      - When the domain cannot be started on its new RAM it is started again on its old one, and the task fails.
+      - Save a domain that runs on other RAM to disk (C(virsh managedsave)) and start it again from there on its new RAM.
+      - The guest continues where it was. It is paused while its RAM is written and read. The save needs as much free space below
+        C(/var/lib/libvirt/qemu/save) as the guest has RAM.
+      - Afterwards the module corrects the guest's clock through its guest agent, if it has one.
+      - If the domain does not start on its new RAM, the module starts it on its old RAM and the task fails.
     type: bool
     default: false
 attributes:
@@ -47,12 +49,12 @@ EXAMPLES = r"""
     name: web1
   register: web1
 
-- name: Prepare a domain that runs, without a restart of the guest
+- name: Prepare a running domain without a restart of the guest
   kvm.liveupdate.domain_memory:
     name: db1
     adopt: true
 
-- name: Tell that it has to be restarted
+- name: Report that the domain needs a restart
   ansible.builtin.debug:
     msg: "{{ web1.msg }}"
   when: web1.restart_needed
@@ -60,13 +62,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restart_needed:
-  description: Whether the domain runs on RAM of another kind than its definition now has.
+  description: Whether the domain runs on RAM of another kind than its definition now has, so that it needs a restart.
   returned: success
   type: bool
+  sample: true
 msg:
-  description: What the domain is like, and what is left to do, in a sentence.
+  description: The state of the domain's RAM and what is left to do, as a sentence.
   returned: success
   type: str
+  sample: >-
+    domain web1: its RAM is a shared file from its next start on. Shut it down and start it again; a reboot inside the guest is not enough
 """
 
 import os
@@ -78,7 +83,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _ado
 
 
 def define(xml: str) -> None:
-    """Let libvirt check and keep the definition."""
+    """Let libvirt check and store the definition."""
     handle, path = tempfile.mkstemp(suffix=".xml")
     try:
         with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -95,7 +100,7 @@ def manage(module) -> dict:
     shown = _virsh.virsh("dumpxml", uuid, "--inactive")
     wanted = _definition.with_shared_file(shown)
     if wanted != shown and not module.check_mode:
-        define(_definition.with_shared_file(_virsh.virsh("dumpxml", uuid, "--inactive", "--security-info")))  # with the passwords in it
+        define(_definition.with_shared_file(_virsh.virsh("dumpxml", uuid, "--inactive", "--security-info")))  # including passwords
     running = {record["name"]: record for record in _guests.known()}
     restart = name in running and bool(_reasons.memory_reasons(running[name]["backends"], bool(running[name]["ram"])))
     msg = f"domain {name}: its RAM is a shared file"
@@ -106,9 +111,9 @@ def manage(module) -> dict:
         with _lock.Lock():
             _adopt.adopt(running[name])
     if adopted:
-        msg += "; it was saved and goes on with it"
+        msg += ". The domain was saved and started again on it"
     elif restart:
-        msg += " from its next start on; shut it down and start it once, a reboot inside the guest is not enough"
+        msg += " from its next start on. Shut it down and start it again; a reboot inside the guest is not enough"
     return {
         "changed": adopted or wanted != shown,
         "restart_needed": restart and not adopted,

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest
-short_description: Hold the RAM of guests for a live update, or see that they run free of one
+short_description: Preserve the RAM of guests for a live update, or release it
 version_added: 0.1.0
 description:
-  - With O(state=preserved) the RAM of each guest is preserved in a live update session. The guest runs on.
-  - PID 1 holds the session for the guest's unit. Where systemd is older than 261 the unit C(kvm-liveupdate-hold@GUEST) does.
-  - With O(state=running) each guest runs and nothing of it is held. Before a jump this is the undo of O(state=preserved);
-    after a jump it waits until the host has brought the guests back. A guest that a rehearsal or an update left paused goes on.
-    Any other that stands still is left as it is, and RV(guests[].msg) says so, also one that was migrated to another host.
-  - One call for all guests of a host costs little more than one for a single guest.
-  - A guest for which it fails does not keep the others from being held, let go or waited for. The task then fails and names each such
-    guest, and RV(guests) says what became of all of them. Only a guest that cannot be preserved is refused before any is held.
+  - With O(state=preserved) the kernel preserves the RAM of each guest in a live update session. The guest continues to run.
+  - PID 1 keeps the session in the fd store of the guest's unit. Where systemd is older than 261, the unit C(kvm-liveupdate-hold@GUEST)
+    keeps the session.
+  - With O(state=running) each guest runs and its RAM is not preserved. Before a jump this undoes O(state=preserved). After a jump the
+    module waits until the host has restored the guests.
+  - With O(state=running) the module also resumes a guest that a rehearsal or an update left paused. It does not resume a guest that
+    somebody else paused, or that was migrated to another host. RV(guests[].msg) reports such a guest.
+  - If the operation fails for one guest, it continues for the others. The task then fails and names each guest that failed, and RV(guests)
+    has the result of every guest.
+  - With O(state=preserved), if one guest cannot be preserved, the module preserves none.
+  - One call for all guests of a host is hardly slower than a call for one guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -30,29 +33,30 @@ attributes:
 options:
   names:
     description:
-      - The guests' names, as given to C(kvm-liveupdate run) in their units, or the names of the libvirt domains.
-      - With an empty list nothing is done.
+      - The names of the guests. The name of a guest in a unit is the one given to C(kvm-liveupdate run). The name of a libvirt domain is
+        the domain's name.
+      - With an empty list the module does nothing.
     type: list
     elements: str
     required: true
   state:
-    description: What is to be.
+    description: Whether the RAM of the guests is preserved, or the guests run without that.
     type: str
     choices: [preserved, running]
     required: true
   timeout:
-    description: Seconds to wait with O(state=running) until all the guests that are still being restored are back.
+    description: With O(state=running), for how many seconds to wait until all guests are restored.
     type: int
     default: 120
 """
 
 EXAMPLES = r"""
-- name: Hold the RAM of two guests
+- name: Preserve the RAM of two guests
   kvm.liveupdate.guest:
     names: [web1, db1]
     state: preserved
 
-- name: Let go of it, or wait for the guests after the jump
+- name: Release the RAM, or wait for the guests after the jump
   kvm.liveupdate.guest:
     names: [web1, db1]
     state: running
@@ -60,40 +64,92 @@ EXAMPLES = r"""
 
 RETURN = r"""
 guests:
-  description: Each guest, in the order of O(names). After a failure too.
-  returned: always
+  description: The result of each guest, in the order of O(names).
+  returned: success, and failure after the guests were examined
   type: list
   elements: dict
   contains:
     name:
       description: The guest's name.
+      returned: always
       type: str
     changed:
-      description: Whether anything was done to it, or would be.
+      description: Whether the module changed the guest, or would change it in check mode.
+      returned: always
       type: bool
     failed:
-      description: Whether it is not as it was to be.
+      description: Whether the guest does not have the requested state.
+      returned: always
       type: bool
     msg:
-      description: What was done, or would be, or went wrong, in a sentence.
+      description: What the module did or would do, or what went wrong, as a sentence.
+      returned: always
       type: str
     session:
-      description: The name of the session that holds the guest's RAM; empty when none does.
+      description: The name of the session that preserves the guest's RAM. Empty if no session does.
+      returned: always
       type: str
     reasons:
-      description: Why it cannot be preserved; each with V(code), V(message) and V(remedy).
+      description: Why the guest cannot be preserved.
+      returned: always
       type: list
       elements: dict
+      contains:
+        code:
+          description: A short name of the reason, for programs.
+          returned: always
+          type: str
+        message:
+          description: The reason, with the value seen.
+          returned: always
+          type: str
+        remedy:
+          description: What to do about it.
+          returned: always
+          type: str
     last_update:
-      description:
-        - What the last update did with the guest. V(state) is V(restored), V(saved) or V(lost), V(times) are the host's own clock stamps.
-        - A while later V(clock) says whether the clock of a libvirt domain was corrected through its guest agent.
-        - Empty when no update has touched the guest.
+      description: What the last update did with the guest. Empty if no update involved the guest.
+      returned: always
       type: dict
+      contains:
+        state:
+          description: V(saved) until the guest is restored, then V(restored). V(lost) if its memory did not survive the reboot.
+          returned: when an update involved the guest
+          type: str
+        times:
+          description: When each step happened, in seconds since the epoch on the host's clock. More steps can be present.
+          returned: when an update involved the guest
+          type: dict
+          contains:
+            paused:
+              description: The guest was paused.
+              returned: when an update involved the guest
+              type: float
+            saved:
+              description: Its state was written.
+              returned: when an update involved the guest
+              type: float
+            resumed:
+              description: The guest was resumed.
+              returned: when the guest was restored
+              type: float
+        clock:
+          description: The result of the correction of a domain's clock through its guest agent. It appears some time after the restore.
+          returned: for libvirt domains, after a restore
+          type: str
+  sample:
+    - name: web1
+      changed: true
+      failed: false
+      msg: "guest web1: its 4096 MiB of RAM are preserved in session kvm-2f6f0d5a54f04f4e8f4b0b7e5c0f5c11"
+      session: kvm-2f6f0d5a54f04f4e8f4b0b7e5c0f5c11
+      reasons: []
+      last_update: {}
 msg:
-  description: The same of all guests, in sentences; after a failure only of those that failed.
+  description: The messages of all guests. After a failure only those of the guests that failed.
   returned: always
   type: str
+  sample: guest web1 runs
 """
 
 import time
@@ -107,7 +163,7 @@ POLL_S = 0.5
 
 
 def done(name: str, changed: bool, msg: str, session: str = "") -> dict:
-    """What became of a guest. Pure."""
+    """The result of a guest. Pure."""
     return {"name": name, "changed": changed, "failed": False, "msg": msg, "session": session, "reasons": []}
 
 
@@ -127,12 +183,12 @@ def examined(name: str, running: dict) -> dict:
 
 
 def preserve(names: list, check_mode: bool) -> list:
-    """See that each guest is held. Nothing is held when one of them cannot be."""
+    """See that each guest is held. If one of them cannot be, none is."""
     running = _providers.known()
     _reasons.survey([running[name] for name in names if name in running])
     records, refused = each(names, lambda name: examined(name, running))
     if refused:
-        return [refused.get(name) or done(name, False, f"guest {name} is left as it is") for name in names]
+        return [refused.get(name) or done(name, False, f"guest {name} is not preserved, because another guest cannot be") for name in names]
     held = _hold.held_each(list(records.values()))
     missing = [records[name] for name in names if name not in held]
     problems: dict = {}
@@ -143,10 +199,10 @@ def preserve(names: list, check_mode: bool) -> list:
 
 
 def held_now(record: dict, already: bool) -> dict:
-    """What became of a guest that is held, or would be. Pure."""
+    """The result of a guest that is held, or would be. Pure."""
     name, session = record["name"], _session.name_of(record["uuid"])
     mib = sum(ram["size"] for ram in record["ram"]) >> 20
-    verb = "is held already" if already else "is held"
+    verb = "are already preserved" if already else "are preserved"
     return done(name, not already, f"guest {name}: its {mib} MiB of RAM {verb} in session {session}", session)
 
 
@@ -155,7 +211,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     records, late = wait_until_back(names, timeout)
     ended = [name for name in names if name not in records and _hold.outlives(name)]
     held = _hold.held_each(list(records.values()))
-    # Seen before the lock is taken: most often there is nothing to do, and an update that is under way is waited for here.
+    # Before the lock: usually there is nothing to do, and a running update would make this wait.
     states, silent = each(list(records), lambda name: _providers.of(records[name]).status(records[name]))
     ours, unknown = each(list(states), lambda name: _paused.by(records[name]))
     problems = {**late, **silent, **unknown}
@@ -163,7 +219,7 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
 
     def let_go(name: str) -> dict:
         if not _paused.let_go_on(records[name]):
-            _hold.let_go_on(records[name], running=False)  # as it is: nothing of ours keeps it from running
+            _hold.let_go_on(records[name], running=False)  # it stays as it is: nothing of ours paused it
         _hold.release(records[name])
         return let_go_of(name, states[name], ours[name])
 
@@ -179,36 +235,39 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
     else:
         found = {}
     if not check_mode:
-        each(list(records), lambda name: _paused.settle_running(records[name]))  # a disk that does not take that yet takes it later
+        each(list(records), lambda name: _paused.settle_running(records[name]))  # if the disk is full, this is repeated later
     return [problems.get(name) or found.get(name) or done(name, False, as_it_is(name, states[name])) for name in names]
 
 
 def let_go_of(name: str, state: str, ours: str) -> dict:
-    """What became of a guest that was held, or that something of ours kept paused. Pure."""
+    """The result of a guest that was held, or that something of ours kept paused. Pure."""
     if ours or state == "running":
-        return done(name, True, f"guest {name} runs on, its RAM is no longer held")
-    return done(name, True, f"{as_it_is(name, state)}; its RAM is no longer held")
+        return done(name, True, f"guest {name} runs, and its RAM is no longer preserved")
+    return done(name, True, f"{as_it_is(name, state)}; its RAM is no longer preserved")
 
 
 def as_it_is(name: str, state: str) -> str:
-    """What is said of a guest that is let alone: only what we paused is let go on. Pure."""
+    """The message about a guest that is not changed: this resumes only what we paused. Pure."""
     if state == "running":
         return f"guest {name} runs"
     if state == "postmigrate":  # QEMU stays in it at the source of a migration that succeeded
         return (
-            f"guest {name} is {state}, and not by an update: somebody migrated or saved it. It is left as it is: if it runs on another"
-            " host, it must not go on here. If it is nowhere else, let it go on at its monitor (cont)"
+            f"guest {name} is in state {state}, and no update caused this: it was migrated or saved by other means. It is not resumed,"
+            " because it may run on another host. If it runs nowhere else, resume it in its QEMU monitor (cont)"
         )
-    return f"guest {name} is {state}, and not by us: it is left as it is. Let it go on by its own means (virsh resume, or its monitor)"
+    return (
+        f"guest {name} is {state}, and no update or rehearsal caused this. It is not resumed. To resume it, use 'virsh resume' or its QEMU"
+        " monitor (cont)"
+    )
 
 
 def also_given_up(problem: dict) -> dict:
-    """What became of a guest that does not run, whose session was given up. Pure."""
-    return {**problem, "changed": True, "msg": f"{problem['msg']}. The memory that was held for it is given up"}
+    """The result of a guest that does not run, and whose session was released. Pure."""
+    return {**problem, "changed": True, "msg": f"{problem['msg']}. The memory that was preserved for it is released"}
 
 
 def wait_until_back(names: list, timeout: int) -> tuple:
-    """The records of the guests that run, once no restore of them is under way, and what became of the others, both by name."""
+    """The records of the guests that run, once none is being restored, and the results of the others, both by name."""
     limit = time.monotonic() + timeout
     while True:
         over = time.monotonic() > limit
@@ -216,7 +275,7 @@ def wait_until_back(names: list, timeout: int) -> tuple:
         saved = [name for name in names if journals[name].get("state") == "saved"]
         if over or not saved:  # until then their restores need the processors
             running = _providers.known()
-            # Of a guest that no update was ever with there is nothing to wait for.
+            # A guest that no update involved is not waited for.
             missing = [name for name in names if journals[name] and name not in running]
             missing += [name for name in saved if name in running and not (over and may_be_back(running[name], journals[name]))]
             if over or not missing:
@@ -228,7 +287,7 @@ def wait_until_back(names: list, timeout: int) -> tuple:
 
 
 def may_be_back(record: dict, journal: dict) -> bool:
-    """Whether it has not been noted that the guest has gone on, and its QEMU tells whether it has: what loaded its state was killed."""
+    """Whether the process that loaded the guest's state was killed before it noted that the guest runs. Then QEMU knows whether it does."""
     try:
         return _return.may_have_run(record["name"], journal) and _providers.of(record).status(record) in ("running", "paused")
     except LiveUpdateError:
@@ -237,24 +296,25 @@ def may_be_back(record: dict, journal: dict) -> bool:
 
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
     """What was last seen of a guest that is not back at the limit. Pure."""
-    unit, told_by = journal["unit"], f"'journalctl -b -u {journal['unit']}' says why"
+    unit, told_by = journal["unit"], f"'journalctl -b -u {journal['unit']}' shows why"
     if journal["state"] != "saved":
         found = (
-            f"the update left it {journal['state']}, and its QEMU does not run now; {told_by}. Nothing waits to be brought back: start it"
+            f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. No saved memory waits for it. Start the"
+            " guest"
         )
     elif runs:
-        # A restart would end a QEMU that is about to go on, or has gone on already.
+        # A restart would end a QEMU that is about to resume the guest, or has already done so.
         found = (
-            f"its QEMU runs, and may still take in its state or wait for its disks; {told_by}. Do not restart or stop {unit}: wait, then"
-            f" run this again. If its QEMU ends, 'systemctl start {unit}' tries again; what was saved is kept"
+            f"its QEMU runs, but may still load the saved state or wait for disks; {told_by}. Do not restart or stop {unit}. Wait, then"
+            f" run this again. If its QEMU ends, run 'systemctl start {unit}' to try again; the saved memory is kept until then"
         )
     else:
-        found = f"its QEMU does not run. What was saved is kept; {told_by}, 'systemctl start {unit}' tries again"
-    return LiveUpdateError(f"guest {name}: not back within {timeout} s: {found}")
+        found = f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {unit}'"
+    return LiveUpdateError(f"guest {name}: not restored within {timeout} s: {found}")
 
 
 def each(names: list, step) -> tuple:
-    """Do a step for each name; returns what it returned and for whom it failed, both by name."""
+    """Do a step for each name; returns the results and the failures, both by name."""
     found, problems = {}, {}
     for name in names:
         try:
@@ -267,10 +327,10 @@ def each(names: list, step) -> tuple:
 
 
 def manage(module):
-    """Dispatch on the state, and sum up."""
+    """Do what the state asks for, and sum up."""
     names, state = list(dict.fromkeys(module.params["names"])), module.params["state"]
     if not all(names):
-        raise LiveUpdateError("names: one of them is empty; leave it out")
+        raise LiveUpdateError("names: one name is empty; remove it from the list")
     found = preserve(names, module.check_mode) if state == "preserved" else run_free(names, module.params["timeout"], module.check_mode)
     guests = [{**guest, "last_update": _journal.of_guest(guest["name"])} for guest in found]
     problems = [guest["msg"] for guest in guests if guest["failed"]]

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest_away
-short_description: Send guests away that cannot stay in memory over a live update, and bring them back
+short_description: Send guests away that cannot stay in memory during a live update, and bring them back
 version_added: 0.1.0
 description:
-  - With O(state=away) each guest is saved to disk with its RAM, shut down cleanly, or migrated to another host, one after the other.
-  - With O(state=back) each is brought back the way it left, if it left at all. It may be back already, by its autostart.
-  - Who is away, and how each left, is on record below C(/var/lib/kvm-liveupdate/away). So they can be brought back after the jump, after
-    an update that was undone, or by another run when the controller was lost. C(kvm-liveupdate status) shows it.
-  - No guest is ever killed. One that does not leave in time is left as it runs and the task fails. The guests behind it in the list are
-    not sent away then; those before it are away and on record.
-  - A guest that was asked to shut down and did not in time may yet go off. It stays on record, and O(state=back) waits for that, as long
-    as it may take by O(timeouts), and starts the guest again. When it runs on for half an hour more, it is taken for one that stays.
-  - A guest that cannot be brought back does not keep the others away. The task then fails, and names each such guest.
+  - With O(state=away) the module saves each guest to disk with its RAM, shuts it down cleanly, or migrates it to another host. It handles
+    one guest after the other.
+  - With O(state=back) the module brings each guest back in the way it left. A guest may be back already, because its autostart was faster.
+  - The host records below C(/var/lib/kvm-liveupdate/away) which guests are away and how they left. So another run can bring them back
+    after the jump, after an update that was undone, or after the controller was lost. C(kvm-liveupdate status) shows the records.
+  - The module never kills a guest. If a guest does not leave in time, it continues to run and the task fails. The guests before it in the
+    list are away and on record. The guests after it stay.
+  - A guest that did not shut down in time may still power off later. It stays on record. O(state=back) waits for it within O(timeouts)
+    and starts it again. If the guest still runs half an hour after its limit, the module assumes that it stays.
+  - If a guest cannot be brought back, the module continues with the others. The task then fails and names each such guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -30,12 +31,12 @@ attributes:
     support: full
 options:
   state:
-    description: Where the guests are to be.
+    description: Whether the guests are away or back on this host.
     type: str
     choices: [away, back]
     required: true
   guests:
-    description: Who leaves, and how. Needed for O(state=away).
+    description: The guests that leave, and how. Required with O(state=away).
     type: list
     elements: dict
     suboptions:
@@ -45,52 +46,52 @@ options:
         required: true
       way:
         description:
-          - How it leaves.
-          - V(save), for domains of libvirt, is a managed save. The guest goes on where it was. There has to be room for its RAM below
-            C(/var/lib/libvirt/qemu/save).
-          - V(shutdown) asks the guest to shut down, through its agent or by its power button, and starts it again. One that is paused is
-            refused.
-          - V(migrate), for domains of libvirt, is a live migration to O(guests[].destination) together with the definition. Only there it
-            then runs, and starts with its host if it did so here. Its disks have to be on storage that both hosts reach.
+          - How the guest leaves.
+          - V(save) is libvirt's managed save, for libvirt domains only. The guest later continues where it was. The guest's RAM must fit
+            below C(/var/lib/libvirt/qemu/save).
+          - V(shutdown) asks the guest to shut down, through its agent or with its power button. Later the guest starts again. A paused
+            guest is refused.
+          - V(migrate) is a live migration to O(guests[].destination), for libvirt domains only. The definition moves with the domain, and
+            its autostart setting too. The domain's disks must be on storage that both hosts can access.
         type: str
         choices: [save, shutdown, migrate]
         required: true
       destination:
         description:
-          - URI of the libvirt that it is migrated to, as seen from this host. Needed for O(guests[].way=migrate).
-          - This host's own virsh drives the migration at both ends, there and back. So only its root needs a key for the other one.
+          - URI of the libvirt that receives the guest, as seen from this host. Required with O(guests[].way=migrate).
+          - C(virsh) on this host drives the migration in both directions. So only root on this host needs an SSH key for the other host.
         type: str
       back:
-        description: Whether O(state=back) migrates it back. Otherwise it has moved for good.
+        description: Whether O(state=back) migrates the guest back. With V(false) it stays at its destination.
         type: bool
         default: true
   names:
-    description: Who is brought back. By default everyone who is on record.
+    description: The guests to bring back. The default is all guests that are on record.
     type: list
     elements: str
   migrate_uri:
     description:
-      - Where libvirt sends guests that are migrated away, as C(virsh migrate --migrateuri).
-      - By default the name that the destination has for itself.
+      - The address to which libvirt sends migrating guests, as in C(virsh migrate --migrateuri).
+      - The default is the host name that the destination reports for itself.
     type: str
   back_uri:
-    description: The same for their way back, the address of this host as seen from the destination.
+    description: The address for the migration back, which is this host as seen from the destination.
     type: str
   timeouts:
     description:
-      - Seconds that a guest may take to leave or to come back, by its way.
-      - By default, and with V(0), 300, and for V(save) and V(migrate) one more for each 20 MiB of its RAM.
+      - For how many seconds a guest may take to leave or to come back, for each way.
+      - The default is 300 seconds. V(save) and V(migrate) get one more second for each 20 MiB of the guest's RAM. V(0) means the default.
     type: dict
     default: {}
     suboptions:
       save:
-        description: Of a guest that is saved.
+        description: The limit for V(save).
         type: int
       shutdown:
-        description: Of a guest that is shut down.
+        description: The limit for V(shutdown).
         type: int
       migrate:
-        description: Of a guest that is migrated.
+        description: The limit for V(migrate).
         type: int
 seealso:
   - module: kvm.liveupdate.guest
@@ -108,11 +109,11 @@ EXAMPLES = r"""
         destination: qemu+ssh://root@hv2.example.org/system
     back_uri: tcp://hv1.example.org
 
-- name: Bring back everyone who is away
+- name: Bring back all guests that are away
   kvm.liveupdate.guest_away:
     state: back
 
-- name: Bring back one of them, which may take its time to start
+- name: Bring back one guest that starts slowly
   kvm.liveupdate.guest_away:
     state: back
     names: [web1]
@@ -122,35 +123,49 @@ EXAMPLES = r"""
 
 RETURN = r"""
 guests:
-  description: Each guest, in the order in which they were dealt with. After a failure too.
-  returned: always
+  description: The result of each guest, in the order in which the module handled them.
+  returned: success, and failure after the guests were examined
   type: list
   elements: dict
   contains:
     name:
       description: The guest's name.
+      returned: always
       type: str
     changed:
-      description: Whether it went anywhere, or would.
+      description: Whether the guest left or came back, or would do so in check mode.
+      returned: always
       type: bool
     failed:
-      description: Whether it is not where it was to be.
+      description: Whether the guest is not where it was requested to be.
+      returned: always
       type: bool
     left:
-      description: How it left, V(saved), V(shut down) or V(migrated). Empty when it did not.
+      description: How the guest left, V(saved), V(shut down) or V(migrated). Empty if it did not leave.
+      returned: always
       type: str
     where:
       description:
-        - V(saved), V(shut down), V(migrated), V(here), or V(off) for a guest that was asked to leave and did not run.
-        - Empty for one that did not leave as it was to.
+        - Where the guest is. V(here), V(saved), V(shut down), V(migrated), or V(off) for a guest that did not run when it was sent away.
+        - Empty if the guest did not leave as requested.
+      returned: always
       type: str
     msg:
-      description: What was done, or would be, or went wrong, in a sentence.
+      description: What the module did or would do, or what went wrong, as a sentence.
+      returned: always
       type: str
+  sample:
+    - name: web1
+      changed: true
+      failed: false
+      left: saved
+      where: saved
+      msg: guest web1 is saved to disk
 msg:
-  description: The same of all guests, in sentences; after a failure only of those that failed.
+  description: The messages of all guests. After a failure only those of the guests that failed.
   returned: always
   type: str
+  sample: guest web1 is saved to disk
 """
 
 import time
@@ -169,20 +184,20 @@ POLL_S = 1.0
 
 
 def answer(name: str, way: str, before: str, after: str, told: str) -> dict:
-    """What became of a guest: where it was and is, and how it left. Pure."""
+    """The result of a guest: where it was and is, and how it left. Pure."""
     left = _guests_away.WHERE.get(way, "")
     place = {"name": name, "left": left, "before": before, "where": after}
     return {**place, "changed": before != after, "failed": False, "msg": f"guest {name} {told}"}
 
 
 def failed(name: str, left: str, err: LiveUpdateError) -> dict:
-    """The same of one for which it failed: it is where it was, or where the message says. Pure."""
+    """The result of a guest for which the operation failed: it is where it was, or where the message says. Pure."""
     msg = ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message
     return {"name": name, "left": left, "before": left, "where": left, "changed": False, "failed": True, "msg": msg}
 
 
 def has_left(away: dict) -> str:
-    """What became of a guest that has left, in words. Pure."""
+    """Where a guest is that has left, in words. Pure."""
     what = {"save": "is saved to disk", "shutdown": "is shut down", "migrate": f"runs on {away['destination']}"}
     return what[away["way"]]
 
@@ -194,7 +209,7 @@ def plan(record: dict, asked: dict, held: bool) -> dict:
     away = {**known, **asked, **provider.about(record), "boot_id": _this_boot.boot_id()}
     problems = provider.obstacles(away)
     if held:
-        problems.append("its RAM is held for an update - let go of it with kvm.liveupdate.guest, state: running")
+        problems.append("its RAM is preserved for an update - release it with kvm.liveupdate.guest, state: running")
     if problems:
         raise cannot_leave(away, problems)
     return away
@@ -202,11 +217,11 @@ def plan(record: dict, asked: dict, held: bool) -> dict:
 
 def cannot_leave(away: dict, problems: list) -> LiveUpdateError:
     """Why a guest is not sent away. Pure."""
-    return LiveUpdateError(f"guest {away['guest']} cannot leave by way of {away['way']}: {'; '.join(problems)}")
+    return LiveUpdateError(f"guest {away['guest']}: {away['way']} is not possible: {'; '.join(problems)}")
 
 
 def send(params: dict, check_mode: bool) -> list:
-    """See that each guest is away. Nobody leaves when one of them cannot; after one that does not leave the others stay."""
+    """See that each guest is away. If one of them cannot leave, none does. If one does not leave in time, the next ones stay."""
     common = {"migrate_uri": params["migrate_uri"], "back_uri": params["back_uri"]}
     ways = {guest["name"]: {**{key: guest[key] for key in ("way", "destination", "back")}, **common} for guest in params["guests"]}
     running = _providers.known()
@@ -219,14 +234,14 @@ def send(params: dict, check_mode: bool) -> list:
         except LiveUpdateError as err:
             problems[name] = failed(name, "", err)
     if problems:
-        return [problems.get(name) or answer(name, "", "here", "here", "is left as it is") for name in ways]
+        return [problems.get(name) or answer(name, "", "here", "here", "stays here, because another guest cannot leave") for name in ways]
     if check_mode:
         return [predicted(leaving[name]) if name in leaving else absent(name, check_mode) for name in ways]
     guests: list = []
     with _lock.Lock():
         for name in ways:
             if any(guest["failed"] for guest in guests):
-                guests.append(answer(name, "", "here", "here", "is left as it is"))
+                guests.append(answer(name, "", "here", "here", "stays here, because another guest did not leave"))
             elif name in leaving:
                 guests.append(leave(leaving[name], params["timeouts"]))
             else:
@@ -235,17 +250,17 @@ def send(params: dict, check_mode: bool) -> list:
 
 
 def predicted(away: dict) -> dict:
-    """What becomes of a guest that leaves. Pure."""
+    """The result of a guest that leaves. Pure."""
     return answer(away["guest"], away["way"], "here", _guests_away.WHERE[away["way"]], has_left(away))
 
 
 def absent(name: str, check_mode: bool) -> dict:
-    """What became of a guest that does not run: it is away already, or off."""
+    """The result of a guest that does not run: it is away already, or off."""
     kept = _guests_away.read(name)
     if not kept:
-        return answer(name, "", "off", "off", "does not run: nothing to send away")
+        return answer(name, "", "off", "off", "does not run, so it need not be sent away")
     if kept["state"] == "leaving" and not check_mode:
-        _guests_away.write(kept, "away")  # it left after its limit, or by a run that ended before it could say so
+        _guests_away.write(kept, "away")  # it left after its limit, or the run that sent it away ended before it wrote this
     where = _guests_away.WHERE[kept["way"]]
     return answer(name, kept["way"], where, where, f"{has_left(kept)} already")
 
@@ -274,7 +289,7 @@ def leave(away: dict, timeouts: dict) -> dict:
 
 
 def bring_back(params: dict, check_mode: bool) -> list:
-    """See that nobody of them is away; last those that have not left yet, because they are waited for."""
+    """See that none of them is away. Those that have not left yet come last, because this waits for them."""
     kept = {away["guest"]: away for away in _guests_away.records()}
     names = list(kept) if params["names"] is None else list(dict.fromkeys(params["names"]))
     names.sort(key=lambda name: kept.get(name, {}).get("state") == "leaving")
@@ -298,7 +313,7 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     try:
         here = is_here(away, provider, 0 if check_mode else limit)
         if here and may_leave(away):
-            told = "runs, but it was asked to leave and may yet go off: it stays on record, and the next 'state: back' looks again"
+            told = "runs, but an earlier request to shut down may still end it. It stays on record; run 'state: back' again later"
             return answer(name, "", "here", "here", told)
         if not check_mode:
             if not here:
@@ -308,12 +323,12 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
         return failed(name, where, err)
     told = f"is back{'' if lost else ', it was ' + where}{'; ' + lost if lost else ''}"
     if here and away["state"] == "leaving":
-        return answer(name, "", "here", "here", "runs, it has not left")
+        return answer(name, "", "here", "here", "runs here, it did not leave")
     return answer(name, way, "here" if here else where, "here", told)
 
 
 def is_here(away: dict, provider, limit: float) -> bool:
-    """Whether the guest is back. One that may yet leave is given the time to."""
+    """Whether the guest is back. Waits for one that may still leave."""
     until = time.monotonic() + limit
     while provider.is_back(away):
         if time.monotonic() > until or not may_leave(away):
@@ -323,12 +338,12 @@ def is_here(away: dict, provider, limit: float) -> bool:
 
 
 def may_leave(away: dict) -> bool:
-    """Whether the guest, which is here, may yet go off."""
+    """Whether the guest, which is here, may still power off."""
     return _guests_away.may_leave(away, _providers.known().get(away["guest"], {}), _this_boot.boot_id(), time.time())
 
 
 def manage(module):
-    """Dispatch on the state, and sum up."""
+    """Do what the state asks for, and sum up."""
     carry_out = send if module.params["state"] == "away" else bring_back
     guests = carry_out({**module.params, "timeouts": module.params["timeouts"] or {}}, module.check_mode)
     diff = {

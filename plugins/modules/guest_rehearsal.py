@@ -7,17 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest_rehearsal
-short_description: See whether the saved state of guests can be loaded, before it has to be
+short_description: Test whether the saved state of guests can be loaded, before an update
 version_added: 0.1.0
 description:
-  - Pauses a guest, saves it as a live update does, loads what was saved into another QEMU of the same kind, and lets the guest go on.
-    Then the next one.
-  - The other QEMU, the stand-in, has a private copy of the guest's memory. It never runs the guest, writes to none of its disks and is on
-    none of its networks.
-  - The guest stands still until the state is loaded. For a guest in a unit that is well under a second; for a libvirt domain it includes
-    the start of the stand-in by libvirt.
-  - Whatever becomes of the controller or of the module, the host lets the guest go on.
-  - Fails when the state does not load, and when a stand-in cannot be made. The guests behind that one are not paused any more.
+  - The module pauses a guest, saves its device state as a live update does, loads that state into a second QEMU, and resumes the guest.
+    It handles one guest after the other.
+  - The second QEMU, the stand-in, has the same command line and a private copy of the guest's memory. It never runs the guest, never
+    writes to its disks, and is not connected to its networks.
+  - The guest is paused until the stand-in has loaded the state. For a guest in a unit this takes well under a second. For a libvirt domain
+    it includes the time in which libvirt starts the stand-in.
+  - The host resumes the guest in any case, also if the controller or the module fails.
+  - The task fails if a state does not load or a stand-in cannot be made. The module then does not pause the remaining guests.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -25,50 +25,62 @@ attributes:
     support: full
   diff_mode:
     support: N/A
-    details: Changes nothing.
+    details: The module changes nothing.
   idempotent:
     support: N/A
     details: Each call is another rehearsal.
 options:
   names:
-    description: The guests' names. With an empty list nothing is done.
+    description: The names of the guests. With an empty list the module does nothing.
     type: list
     elements: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Rehearse the jump of a guest
+- name: Rehearse the update of a guest
   kvm.liveupdate.guest_rehearsal:
     names: [web1]
 """
 
 RETURN = r"""
 guests:
-  description: Each guest, in the order of O(names). After a failure too.
-  returned: always
+  description: The result of each guest, in the order of O(names).
+  returned: success, and failure after the guests were examined
   type: list
   elements: dict
   contains:
     name:
       description: The guest's name.
+      returned: always
       type: str
     rehearsed:
-      description: Whether the state was loaded. V(false) in check mode, and for a guest that is held for an update already.
+      description: Whether the state was loaded. V(false) in check mode, and for a guest whose RAM is already preserved for an update.
+      returned: always
       type: bool
     paused_s:
-      description: For how many seconds the guest stood still; V(0.0) for one that was paused anyway, V(null) for one not rehearsed.
+      description: For how many seconds the guest was paused. V(0.0) if it was already paused before, V(null) if it was not rehearsed.
+      returned: always
       type: float
     failed:
-      description: Whether its rehearsal failed.
+      description: Whether the rehearsal failed.
+      returned: always
       type: bool
     msg:
-      description: What was done, or would be, or went wrong, in a sentence.
+      description: What the module did or would do, or what went wrong, as a sentence.
+      returned: always
       type: str
+  sample:
+    - name: web1
+      rehearsed: true
+      paused_s: 0.31
+      failed: false
+      msg: "guest web1: its state loads. The guest was paused for 0.31 s"
 msg:
-  description: The same of all guests, in sentences; after a failure only of the one that failed.
+  description: The messages of all guests. After a failure only that of the guest that failed.
   returned: always
   type: str
+  sample: "guest web1: its state loads. The guest was paused for 0.31 s"
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -77,22 +89,22 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold
 
 
 def result(name: str, msg: str, paused_s: float | None = None, failed: bool = False) -> dict:
-    """What became of a guest. Pure."""
+    """The result of a guest. Pure."""
     return {"name": name, "rehearsed": paused_s is not None, "paused_s": paused_s, "failed": failed, "msg": msg}
 
 
 def rehearse(names: list, check_mode: bool) -> list:
-    """Look, and rehearse one after the other, until one fails."""
+    """Rehearse one guest after the other, until one fails."""
     running = _providers.known()
     held = _hold.held_each([_providers.find(name, running) for name in names])
     guests: list = []
     for name in names:
         if name in held:
-            guests.append(result(name, f"guest {name} is held for an update already, and not rehearsed any more"))
+            guests.append(result(name, f"guest {name} is not rehearsed, because its RAM is already preserved for an update"))
         elif check_mode:
-            guests.append(result(name, f"guest {name} would be rehearsed, and stand still for a moment"))
+            guests.append(result(name, f"guest {name} would be rehearsed, and paused for a moment"))
         elif any(guest["failed"] for guest in guests):
-            guests.append(result(name, f"guest {name} was not rehearsed"))
+            guests.append(result(name, f"guest {name} was not rehearsed, because another rehearsal failed"))
         else:
             guests.append(rehearsed(name))
     return guests
@@ -104,7 +116,7 @@ def rehearsed(name: str) -> dict:
         paused_s = _rehearsal.rehearse(name)["paused_s"]
     except LiveUpdateError as err:
         return result(name, ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message, failed=True)
-    return result(name, f"guest {name}: its state loads; it stood still for {paused_s:.2f} s", paused_s)
+    return result(name, f"guest {name}: its state loads. The guest was paused for {paused_s:.2f} s", paused_s)
 
 
 def manage(module):

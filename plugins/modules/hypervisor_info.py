@@ -7,11 +7,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hypervisor_info
-short_description: Tell whether a hypervisor can be updated live, and why not
+short_description: Report whether a hypervisor can be updated live, and why not
 version_added: 0.1.0
 description:
-  - Examines the running kernel, systemd, the host runtime, the staged kernel and every virtual machine of the host.
-  - Changes nothing. Every reason against a live update comes with its remedy.
+  - The module examines the running kernel, systemd, the host runtime, the staged kernel, and every virtual machine of the host.
+  - It changes nothing. Each reason against a live update comes with its remedy.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -19,26 +19,29 @@ attributes:
     support: full
   diff_mode:
     support: N/A
-    details: Changes nothing.
+    details: The module changes nothing.
   idempotent:
     support: full
 options:
   kernel:
     description:
-      - Path on the host of the kernel to be updated to. RV(target) describes it, RV(proof) tells whether it can take over.
+      - Path on the host of the kernel that the update jumps into. RV(target) describes this kernel, and RV(proof) reports whether it can
+        take over.
     type: path
   initrd:
     description:
-      - Path on the host of its initial RAM disk, for which there has to be room too; V(none) for a kernel that is to run without.
+      - Path on the host of the initial RAM disk of O(kernel). V(none) means that the kernel runs without one.
       - The default is that of O(kvm.liveupdate.kexec_image#module:initrd).
     type: path
   cmdline:
-    description: The command line that it is to run with. By default the running kernel's, without the boot loader's own words.
+    description:
+      - The command line of O(kernel).
+      - The default is the command line of the running kernel, without the words that the boot loader adds for itself.
     type: str
   accept_unknown:
     description:
-      - Pairs of kernels, as RV(proof.pair) names them, that are not refused although something about them is unknown.
-      - What is known to go wrong is refused all the same.
+      - Pairs of kernels, as RV(proof.pair) names them, that are accepted although something about them is unknown.
+      - What is known to fail is refused all the same.
     type: list
     elements: str
     default: []
@@ -58,101 +61,367 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ready:
-  description: Whether nothing speaks against a live update, neither on the host nor in any guest.
+  description: Whether the host can be updated live. V(true) if neither the host nor a guest has a reason against it.
   returned: success
   type: bool
+  sample: true
 reasons:
   description:
-    - Why the host cannot be updated live; each with V(code), V(message) and V(remedy). With O(kernel) also what keeps the jump into it
-      from being proven.
+    - Why the host cannot be updated live. With O(kernel) also why it is not proven that this kernel can take over.
   returned: success
   type: list
   elements: dict
-  sample: []
+  contains:
+    code:
+      description: A short name of the reason, for programs.
+      returned: always
+      type: str
+    message:
+      description: The reason, with the value seen.
+      returned: always
+      type: str
+    remedy:
+      description: What to do about it.
+      returned: always
+      type: str
+    verdict:
+      description: V(refused) if the jump would fail, V(unknown) if this cannot be known.
+      returned: for reasons about O(kernel)
+      type: str
+  sample:
+    - code: runtime
+      message: the host runtime is not installed, or it is of another version than this collection
+      remedy: run the playbook kvm.liveupdate.setup
 proof:
   description:
-    - Whether the kernel at O(kernel) can read what the running one preserves, proven from both images, V(there), and the other way,
-      V(back).
-    - Each has a V(verdict), V(proven), V(refused) or V(unknown), and V(reasons). Only a proven V(there) is no reason against an update.
+    - Whether O(kernel) can read what the running kernel preserves, and the other way round. Both kernel images are read for this.
   returned: when O(kernel) is given and is not the running kernel
   type: dict
   contains:
     pair:
       description: A name for these two builds and no others, for O(accept_unknown).
+      returned: always
       type: str
     there:
-      description: From the running kernel to the one at O(kernel).
+      description: The jump from the running kernel to O(kernel). Any verdict but V(proven) is a reason against an update.
+      returned: always
       type: dict
+      contains:
+        verdict:
+          description: V(proven), V(refused) or V(unknown).
+          returned: always
+          type: str
+        reasons:
+          description: The reasons, as in RV(reasons), if the verdict is not V(proven).
+          returned: always
+          type: list
+          elements: dict
     back:
-      description: From the kernel at O(kernel) to the running one.
+      description: The jump from O(kernel) back to the running kernel. Its verdict is not a reason against an update.
+      returned: always
       type: dict
+      contains:
+        verdict:
+          description: V(proven), V(refused) or V(unknown).
+          returned: always
+          type: str
+        reasons:
+          description: The reasons, as in RV(reasons), if the verdict is not V(proven).
+          returned: always
+          type: list
+          elements: dict
+  sample:
+    pair: 3b1f0a5c77de-9f86d081884c
+    there: {verdict: proven, reasons: []}
+    back: {verdict: proven, reasons: []}
 refusals:
-  description: All reasons of host and guests as sentences with their remedies.
+  description: All reasons of the host and of the guests, as sentences with their remedies.
   returned: success
   type: list
   elements: str
-  sample: []
+  sample:
+    - "guest db1: its RAM is on huge pages, which the kernel cannot preserve - remove <hugepages/> and restart the domain"
 guests:
   description:
-    - Every virtual machine on the host with V(name), V(provider), V(uuid), V(unit), V(pid), V(held) (its RAM is in a session) and its own
-      V(reasons).
-    - V(memory_mib) is its RAM, V(fill_mib) what of that holding it takes beyond what it has touched so far.
-    - V(devices) are words such as V(disk:virtio), V(interface:bridge), V(hostdev) and V(tpm). V(labels) and V(ladder) are what the metadata
-      of a libvirt domain say; empty and V(null) for others.
-    - V(last_pause) is for how many seconds its last update paused it, V(null) if none did.
-    - V(warnings) are what does not come over as it was, of the same shape as reasons. They do not keep a guest from being preserved.
-    - Machines that the host runtime does not run are listed too, with the reason why they would be lost and no warnings. They have V(name),
-      V(unit) and V(pid), and nothing else.
+    - Every virtual machine on the host.
+    - A virtual machine that neither the host runtime nor libvirt runs is listed too, because a jump would end it. It has only V(name),
+      V(unit), V(pid), V(reasons) and an empty list of V(warnings).
   returned: success
   type: list
   elements: dict
+  contains:
+    name:
+      description: The guest's name.
+      returned: always
+      type: str
+    provider:
+      description: V(qemu) for a guest that a systemd unit runs, V(libvirt) for a domain.
+      returned: for guests that can be managed
+      type: str
+    uuid:
+      description: The guest's UUID.
+      returned: for guests that can be managed
+      type: str
+    unit:
+      description: The systemd unit that restores the guest after a jump.
+      returned: always
+      type: str
+    pid:
+      description: The process ID of its QEMU.
+      returned: always
+      type: int
+    held:
+      description: Whether its RAM is preserved in a session.
+      returned: for guests that can be managed
+      type: bool
+    memory_mib:
+      description: The size of its RAM in MiB. V(null) if unknown.
+      returned: for guests that can be managed
+      type: int
+    fill_mib:
+      description:
+        - How much more memory the host needs to preserve its RAM, in MiB. The kernel allocates all of it, also what the guest has not used
+          so far.
+      returned: for guests that can be managed
+      type: int
+    devices:
+      description: Its devices as words such as V(disk:virtio), V(interface:bridge), V(hostdev) and V(tpm).
+      returned: for guests that can be managed
+      type: list
+      elements: str
+    labels:
+      description: The labels in the metadata of a libvirt domain. Empty for others.
+      returned: for guests that can be managed
+      type: dict
+    ladder:
+      description: The ladder, an ordered list of ways to handle the guest, in the metadata of a libvirt domain. V(null) for others.
+      returned: for guests that can be managed
+      type: list
+      elements: raw
+    last_pause:
+      description: For how many seconds its last update paused it. V(null) if no update did.
+      returned: for guests that can be managed
+      type: float
+    reasons:
+      description: Why the guest cannot be preserved, with the keys of RV(reasons).
+      returned: always
+      type: list
+      elements: dict
+    warnings:
+      description:
+        - What does not survive the update unchanged, with the keys of RV(reasons). A warning does not keep a guest from being preserved.
+      returned: always
+      type: list
+      elements: dict
+  sample:
+    - name: web1
+      provider: qemu
+      uuid: 2f6f0d5a-54f0-4f4e-8f4b-0b7e5c0f5c11
+      unit: web1.service
+      pid: 1234
+      held: false
+      memory_mib: 4096
+      fill_mib: 512
+      devices: ["disk:virtio", "interface:tap"]
+      labels: {}
+      ladder: null
+      last_pause: 8.6
+      reasons: []
+      warnings: []
 away:
-  description: The guests that M(kvm.liveupdate.guest_away) sent away and that are not back, each with V(guest), V(way) and V(state).
+  description: The guests that M(kvm.liveupdate.guest_away) sent away and that are not back yet.
   returned: success
   type: list
   elements: dict
+  contains:
+    guest:
+      description: The guest's name.
+      returned: always
+      type: str
+    way:
+      description: How it left, V(save), V(shutdown) or V(migrate).
+      returned: always
+      type: str
+    state:
+      description: V(leaving) until the guest has left, then V(away).
+      returned: always
+      type: str
+  sample:
+    - guest: db1
+      way: save
+      state: away
 free:
-  description: V(memory_mib) available, and V(saves_mib) on the disk where libvirt keeps managed saves.
+  description: The free memory and disk space of the host.
   returned: success
   type: dict
+  contains:
+    memory_mib:
+      description: The available memory in MiB.
+      returned: always
+      type: int
+    saves_mib:
+      description: The free space in MiB on the disk where libvirt stores managed saves.
+      returned: always
+      type: int
+  sample:
+    memory_mib: 5120
+    saves_mib: 81920
 services_to_stop:
   description:
-    - The services that run now and that an update stops before it pauses the guests. Not systemd's own, and not those that run on because
-      guests would notice their stop.
-    - Those of O(kvm.liveupdate.kexec#module:keep_units) are among them, and those that only a guest's unit requires.
+    - The services that run now and that an update stops before it pauses the guests.
+    - Services of systemd itself are not listed, nor services that keep running because guests would notice their stop.
+    - The list does not consider O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires. These keep
+      running but are listed.
   returned: success
   type: list
   elements: str
+  sample: [cron.service, ssh.service]
 boot_id:
-  description: This boot's id.
+  description: The ID of this boot.
   returned: success
   type: str
+  sample: 1b0f1f5e-8f3c-4d5a-8a6b-3f0d3f8d1c11
 kernel:
-  description: The running kernel's V(release), V(version) and V(cmdline).
+  description: The running kernel.
   returned: success
   type: dict
+  contains:
+    release:
+      description: Its release, as C(uname -r) shows it.
+      returned: always
+      type: str
+    version:
+      description: Its version, as C(uname -v) shows it.
+      returned: always
+      type: str
+    cmdline:
+      description: Its command line.
+      returned: always
+      type: str
+  sample:
+    release: 7.2.13
+    version: "#1 SMP PREEMPT_DYNAMIC Debian 7.2.13-1"
+    cmdline: root=/dev/vda1 ro kho=on liveupdate=on
 systemd:
   description: The major version of systemd.
   returned: success
   type: int
+  sample: 257
 image:
-  description: The kernel that M(kvm.liveupdate.kexec_image) staged in this boot; empty when there is none.
+  description: The kernel that M(kvm.liveupdate.kexec_image) staged in this boot. Empty if none is staged.
   returned: success
   type: dict
+  contains:
+    path:
+      description: The path of the kernel image. The other keys are those of RV(kvm.liveupdate.kexec_image#module:image).
+      returned: when a kernel is staged
+      type: str
+  sample: {}
 target:
-  description:
-    - The kernel at O(kernel), with V(path), V(kind), V(release), V(version), V(size), V(sha256), the strings by which it knows what is
-      handed to it (V(abi)), V(signed), its V(initrd) (null for none), and V(current) (it is the running one).
+  description: The kernel at O(kernel).
   returned: when O(kernel) is given
   type: dict
+  contains:
+    path:
+      description: The path of the image.
+      returned: always
+      type: str
+    kind:
+      description: The kind of the image, for example V(bzImage).
+      returned: always
+      type: str
+    release:
+      description: Its release.
+      returned: always
+      type: str
+    version:
+      description: Its version.
+      returned: always
+      type: str
+    size:
+      description: The size of the image in bytes.
+      returned: always
+      type: int
+    sha256:
+      description: The SHA-256 digest of the image.
+      returned: always
+      type: str
+    abi:
+      description: The ABI strings by which the kernel recognises preserved memory. V(null) for a string that is not found.
+      returned: always
+      type: dict
+      contains:
+        kho:
+          description: The version of the Kexec Handover, for example V(kho-v4).
+          returned: always
+          type: str
+        luo:
+          description: The version of the Live Update Orchestrator, for example V(luo-v5).
+          returned: always
+          type: str
+        memfd:
+          description: The version of preserved memory files, for example V(memfd-v2).
+          returned: always
+          type: str
+    signed:
+      description: Whether the image has a signature.
+      returned: always
+      type: bool
+    initrd:
+      description: The path of its initial RAM disk. V(null) for none.
+      returned: always
+      type: str
+    current:
+      description: Whether this is the running kernel.
+      returned: always
+      type: bool
+  sample:
+    path: /boot/vmlinuz-7.3.4
+    release: 7.3.4
+    initrd: /boot/initrd.img-7.3.4
+    current: false
 last_update:
-  description: The journal of the last update of this host, with its V(outcome); empty when there was none.
+  description: The record of the last update of this host. Empty if there was none.
   returned: success
   type: dict
+  contains:
+    id:
+      description: The identifier of the update.
+      returned: when there was an update
+      type: str
+    state:
+      description: The last step that the host recorded, for example V(jumping), or V(aborted).
+      returned: when there was an update
+      type: str
+    outcome:
+      description:
+        - V(pending), V(aborted), V(jumped), or V(rebooted) if the host came up with another kernel than planned.
+      returned: when there was an update
+      type: str
+    guests:
+      description: The names of its guests.
+      returned: when there was an update
+      type: list
+      elements: str
+    times:
+      description: When each step began, in seconds since the epoch on the host's clock, with the keys of
+        RV(kvm.liveupdate.kexec#module:times) as far as the host records them.
+      returned: when there was an update
+      type: dict
+    error:
+      description: Why the update was undone.
+      returned: when the update was undone
+      type: str
+  sample:
+    id: 6f4d0c7e-4a3a-4b5e-9a51-0a3c1f9c2b77
+    state: jumping
+    outcome: jumped
+    guests: [db1, web1]
 examined_at:
   description: When the controller started this examination, by its own clock, in seconds since the epoch.
   returned: always
   type: float
+  sample: 1795951554.6
 """
 
 import os
@@ -171,7 +440,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _read
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
 
-UNSEEN = {"name-long", "name-twice", "not-examined"}  # reasons that stand for an examination
+UNSEEN = {"name-long", "name-twice", "not-examined"}  # with these reasons a guest was not examined
 UNEXAMINED = {
     "held": False,
     "memory_mib": None,
@@ -185,14 +454,14 @@ UNEXAMINED = {
 
 
 def guest_facts(record: dict, held: bool) -> dict:
-    """One managed guest as the module returns it. What goes wrong with its examination is a reason against it, and no other guest's."""
+    """One managed guest as the module returns it. If its examination fails, that is a reason against this guest only."""
     identity = {key: record[key] for key in ("name", "unit", "provider", "uuid", "pid")}
     reasons = _reasons.name_reasons(record)
     if not reasons:
         try:
             return {**identity, **examined(record, held)}
         except (LiveUpdateError, OSError, ValueError, LookupError) as err:
-            reasons = [reason("not-examined", f"it could not be examined: {err}", "mend what this names and examine the host again")]
+            reasons = [reason("not-examined", f"it cannot be examined: {err}", "fix that problem and examine the host again")]
     return {**identity, **UNEXAMINED, "reasons": reasons}
 
 
@@ -209,7 +478,7 @@ def examined(record: dict, held: bool) -> dict:
 
 
 def update_facts(boot_id: str, release: str) -> dict:
-    """The last update's journal and what became of it."""
+    """The last update's journal, with its outcome."""
     update = _journal.of_update()
     return {**update, "outcome": _journal.outcome(update, boot_id, release)} if update else {}
 

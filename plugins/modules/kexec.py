@@ -7,105 +7,182 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kexec
-short_description: Jump into the staged kernel with the held guests, and come back
+short_description: Jump into the staged kernel and restore the preserved guests
 version_added: 0.1.0
 description:
-  - Checks that a kernel is staged by M(kvm.liveupdate.kexec_image) and that every virtual machine of the host is held by
-    M(kvm.liveupdate.guest), and refuses otherwise.
-  - Then the host acts alone. It stops what the guests do not need, ends logins and containers, pauses and saves all guests, jumps, and
-    brings them back, whether or not this task still waits.
-  - The task waits for the host to come back with another boot id, and proves that it runs the staged kernel.
-  - A host that undid the update before the jump, or does not come back in time, makes the task fail; it is not reported as unreachable.
-  - The wait never lasts longer than O(timeout), whatever becomes of the connection.
+  - The module first checks that M(kvm.liveupdate.kexec_image) has staged a kernel, and that M(kvm.liveupdate.guest) has preserved every
+    virtual machine of the host. Otherwise it refuses the jump.
+  - Then the host acts alone. It stops the services that the guests do not need, ends logins and containers, pauses and saves all guests,
+    jumps by kexec, and restores the guests. It does not need the controller for that.
+  - The task waits until the host answers with another boot ID, and checks that it runs the staged kernel.
+  - The task fails if the host undid the update before the jump or did not come back in time. It does not report the host as unreachable,
+    so that a rescue block can act.
+  - The task never waits longer than O(timeout).
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
   check_mode:
     support: full
-    details: Predicts the jump; what an earlier task only predicted is not asked for.
+    details: Check mode predicts the jump. It does not check what earlier tasks only predicted.
   diff_mode:
     support: none
   idempotent:
     support: none
-    details: It always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only when the kernel is another one.
+    details: The module always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only if the host runs another kernel.
   action:
     description: Has an action plugin on the controller.
     support: full
 options:
   guests:
-    description: The names of the guests that are held; all guests of the host have to be among them.
+    description: The names of all guests of the host. Their RAM must be preserved.
     type: list
     elements: str
     required: true
   keep_units:
     description:
-      - Units that go on running until the guests are paused, beside the guests, what their units require, mounts, the network, and the
-        packet filters, routing and storage services that guests would miss (docs/guests.md lists them).
-      - Name what else the guests' storage or network needs, with the unit's whole name, for example C(ceph-osd@3.service). A unit that the
-        host does not know is refused.
-      - An active cluster manager (Pacemaker, Corosync, SBD, Proxmox HA) is refused unless it is named here.
+      - Units that keep running until the guests are paused. Name the units that the guests' storage or network needs, with the full unit
+        name, for example C(ceph-osd@3.service).
+      - Some units keep running in any case. These are the guests, what their units require, mounts, the network, and the known packet
+        filter, routing and storage services. The collection's documentation lists them.
+      - A unit that the host does not have is refused.
+      - If a cluster manager is active (Pacemaker, Corosync, SBD, Proxmox HA), the jump is refused unless this list names it.
     type: list
     elements: str
     default: []
   on_loss:
-    description: What a guest does whose memory did not come over. V(start) boots it clean, V(stop) leaves it down.
+    description:
+      - What happens to a guest whose memory did not survive the reboot.
+      - V(start) boots it from its disks. V(stop) leaves it off.
     type: str
     choices: [start, stop]
     default: start
   timeout:
     description:
-      - Seconds from the commit until the host has to answer again with the new kernel.
-      - Until half of them the host has to have paused its guests. One that is too slow for that undoes the update, and its guests run on.
+      - For how many seconds the host may take, from the commit until it answers with the new kernel.
+      - The host must have paused its guests within half of this time. Otherwise it undoes the update and its guests continue to run.
     type: int
     default: 1800
 """
 
 EXAMPLES = r"""
-- name: Jump
+- name: Jump into the staged kernel
   kvm.liveupdate.kexec:
     guests: [web1, db1]
 """
 
 RETURN = r"""
 journal:
-  description: The update's journal as it was committed, with its V(id).
+  description: The record of the update, as it was committed.
   returned: when a jump was committed
   type: dict
+  contains:
+    id:
+      description: The identifier of this update.
+      returned: always
+      type: str
+    boot_id:
+      description: The boot ID before the jump.
+      returned: always
+      type: str
+    guests:
+      description: The names of the guests.
+      returned: always
+      type: list
+      elements: str
+    image:
+      description: The staged kernel, as RV(kvm.liveupdate.kexec_image#module:image).
+      returned: always
+      type: dict
+    kernel:
+      description: The kernel before the jump, as RV(kvm.liveupdate.hypervisor_info#module:kernel).
+      returned: always
+      type: dict
+    timeout:
+      description: The value of O(timeout).
+      returned: always
+      type: float
+  sample:
+    id: 6f4d0c7e-4a3a-4b5e-9a51-0a3c1f9c2b77
+    boot_id: 1b0f1f5e-8f3c-4d5a-8a6b-3f0d3f8d1c11
+    guests: [db1, web1]
 boot_id_before:
-  description: The boot id before the jump.
+  description: The boot ID before the jump.
   returned: when a jump was committed
   type: str
+  sample: 1b0f1f5e-8f3c-4d5a-8a6b-3f0d3f8d1c11
 boot_id_after:
-  description: The boot id after the jump.
+  description: The boot ID after the jump.
   returned: when the host came back
   type: str
+  sample: c52b7f1d-9a53-4d8c-bb1b-0d1b4c0f8a25
 kernel_before:
   description: The kernel release before the jump.
   returned: when a jump was committed
   type: str
+  sample: 7.2.13
 kernel_after:
   description: The kernel release after the jump.
   returned: when the host came back
   type: str
+  sample: 7.3.4
 outcome:
   description:
-    - V(jumped) when the host runs the staged kernel, V(aborted) when it undid the update before the jump, V(rebooted) when it came
-      back with another kernel, V(gone) when it did not come back in O(timeout), or still carries the update out then, V(stuck) when
-      it runs the old kernel and nothing there carries the update on, V(lost) when the connection broke while the host was told to
-      jump, which it may have done.
+    - V(jumped) - the host runs the staged kernel.
+    - V(aborted) - the host undid the update before the jump. Its guests continue to run.
+    - V(rebooted) - the host came back with another kernel. Its guests' memory is lost.
+    - V(gone) - the host did not come back within O(timeout), or was still working on the update then.
+    - V(stuck) - the host runs the old kernel, and no process on it continues the update.
+    - V(lost) - the connection broke while the host was told to jump. The host may have jumped.
   returned: when a jump was committed, or may have been
   type: str
+  sample: jumped
 times:
   description:
-    - When the update was V(committed), V(stopping) other services, past the last V(gate), V(saving) the guests and V(jumping), and when
-      the new V(kernel) and its PID 1 (V(userspace)) started and that had loaded its V(units), in seconds since the epoch on the host's
-      clock, which steps by up to a second at the jump.
+    - When each step began, in seconds since the epoch on the host's clock. The clock can step by up to a second at the jump.
   returned: when the host came back
   type: dict
+  contains:
+    committed:
+      description: The update was committed.
+      returned: when the host came back after an update
+      type: float
+    stopping:
+      description: The host began to stop other services.
+      returned: when the host came back after an update
+      type: float
+    gate:
+      description: The host made its last checks before the pause.
+      returned: when the host came back after an update
+      type: float
+    saving:
+      description: The host began to pause and save the guests.
+      returned: when the host came back after an update
+      type: float
+    jumping:
+      description: The host began the kexec.
+      returned: when the host came back after an update
+      type: float
+    kernel:
+      description: The new kernel started.
+      returned: when systemd reports it
+      type: float
+    userspace:
+      description: The new kernel started PID 1.
+      returned: when systemd reports it
+      type: float
+    units:
+      description: PID 1 had loaded its units.
+      returned: when systemd reports it
+      type: float
+  sample:
+    committed: 1790000000.1
+    jumping: 1790000021.7
+    kernel: 1790000022.3
 elapsed:
-  description: Seconds from the commit until the host answered, on the controller's clock. Not the guests' pause.
+  description: Seconds from the commit until the host answered, on the controller's clock. This is not the pause of the guests.
   returned: when the host came back
   type: float
+  sample: 41.2
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
@@ -114,7 +191,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 
 
 def commit(module):
-    """The part that runs on the host: the gate, and the commit."""
+    """The part that runs on the host: the last checks, and the commit."""
     if module.check_mode:
         return {"changed": True}
     with _lock.Lock():

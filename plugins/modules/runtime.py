@@ -10,11 +10,11 @@ module: runtime
 short_description: Install the host side of live updates
 version_added: 0.1.0
 description:
-  - Installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
-  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. Running guests are not touched; the fd store of a guest's unit is there
-    from the unit's next start on.
-  - What an older version brought and this one does not is removed, and the drop-ins of units that are not listed any more, unless their
-    guests run.
+  - The module installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
+  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. It does not touch running guests. The fd store of a guest's unit exists from
+    the next start of that unit on.
+  - It removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no longer in
+    O(guest_units), unless their guests run.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -26,19 +26,21 @@ attributes:
     support: full
 options:
   state:
-    description: Whether the runtime is to be installed or removed. It is not removed while guests run under it.
+    description:
+      - Whether the runtime is installed.
+      - V(absent) is refused while guests run under the runtime, or a guest still waits to be restored.
     type: str
     choices: [present, absent]
     default: present
   guest_units:
-    description: The units that run guests through C(kvm-liveupdate run).
+    description: The units that run guests through C(kvm-liveupdate run), each as C(NAME.service).
     type: list
     elements: str
     default: []
   ram_size:
     description:
-      - How large the RAM of all libvirt domains may become together, on the tmpfs that holds it, as a size of tmpfs(5).
-      - Empty leaves what is set, which is V(95%) of the host's RAM unless this was ever given.
+      - The maximum size of the tmpfs that holds the RAM of all libvirt domains, in the syntax of tmpfs(5).
+      - An empty value keeps the current size. The initial size is V(95%) of the host's RAM.
     type: str
     default: ""
 """
@@ -47,14 +49,20 @@ EXAMPLES = r"""
 - name: Install the runtime for two guests
   kvm.liveupdate.runtime:
     guest_units: [web1.service, db1.service]
+
+- name: Remove the runtime
+  kvm.liveupdate.runtime:
+    state: absent
+    guest_units: [web1.service, db1.service]
 """
 
 RETURN = r"""
 files:
-  description: The files that were written or removed, or would be.
+  description: The files that the module wrote or removed, or would write or remove in check mode.
   returned: success
   type: list
   elements: str
+  sample: [/etc/systemd/system/web1.service.d/40-kvm-liveupdate.conf]
 """
 
 import contextlib
@@ -90,11 +98,11 @@ def write(wanted: dict, paths: list, stale: list) -> None:
     if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in paths:
         _commands.run("systemctl", "enable", "--now", _setup.RAM_MOUNT)
     if _setup.RAM_SIZE in paths:
-        _commands.run("systemctl", "reload", _setup.RAM_MOUNT)  # what it holds stays
+        _commands.run("systemctl", "reload", _setup.RAM_MOUNT)  # the files on it stay
 
 
 def compile_durably(path: str) -> None:
-    """Byte-compile a file of the library. Python trusts what it finds: a power cut must not leave half of it."""
+    """Byte-compile a file of the library, durably: Python trusts compiled files, so a power cut must not leave half of one."""
     compiled = py_compile.compile(path, doraise=True)
     handle = os.open(compiled, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -105,20 +113,20 @@ def compile_durably(path: str) -> None:
 
 
 def remove(paths: list) -> None:
-    """Remove files, with what was compiled from them and the directories that are empty then."""
+    """Remove files, their compiled forms, and the directories that are empty then."""
     for path in paths:
         _files.remove(path)
         if path.endswith(".py"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(importlib.util.cache_from_source(path))
-        with contextlib.suppress(OSError):  # something else is in there
+        with contextlib.suppress(OSError):  # the directory is not empty
             os.rmdir(os.path.dirname(path))
 
 
 def refuse_to_erase(running: list) -> None:
-    """Guests that run need what would be removed, and so do those that are not back yet."""
+    """Refuse while guests run, or wait to be restored: they need the files."""
     if running:
-        raise LiveUpdateError(f"the runtime is in use by the guests {', '.join(running)}; stop them first")
+        raise LiveUpdateError(f"the host runtime is in use by the running guests {', '.join(running)}; stop these guests first")
     for why in _journal.not_back(running):
         raise LiveUpdateError(told(why))
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: session
-short_description: Preserve any service's memory files across a live update
+short_description: Preserve the memory files of any service across a live update
 version_added: 0.1.0
 description:
-  - The bare primitive of the kernel's Live Update Orchestrator, for services other than guests.
-  - Memory files (memfds) of a service's main process are preserved in a session that PID 1 holds in the unit's fd store.
-  - After the jump the service is handed the session when it starts, under the session's name (see C(sd_listen_fds_with_names(3))), and
-    takes the memory out of it.
+  - The module gives other services than guests direct access to the kernel's Live Update Orchestrator.
+  - It preserves memory files (memfds) of the service's main process in a session. PID 1 keeps the session in the fd store of the unit.
+  - After the jump, systemd hands the session to the service at its start, under the session's name (see
+    C(sd_listen_fds_with_names(3))). The service retrieves its memory from the session.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -31,20 +31,20 @@ options:
   unit:
     description:
       - The service unit that owns the memory.
-      - It needs C(FileDescriptorStoreMax=) above what it stores and C(FileDescriptorStorePreserve=yes).
+      - The unit needs C(FileDescriptorStorePreserve=yes), and a C(FileDescriptorStoreMax=) with room for one more descriptor.
     type: str
     required: true
   state:
     description:
       - V(preserved) preserves O(memfds).
-      - V(absent) gives up a session of this kernel, before a jump; the memory stays as it is.
-      - V(finished) ends a session that came over a jump; what the service has not taken out of it is discarded.
+      - V(absent) releases a session before a jump. The memory stays with the service.
+      - V(finished) ends a session after a jump. The kernel frees the memory that the service has not retrieved.
     type: str
     choices: [preserved, absent, finished]
     default: preserved
   memfds:
     description:
-      - Names of the memory files, as given to C(memfd_create(2)). The token of each is its place in this list, from 0.
+      - Names of the memory files, as given to C(memfd_create(2)). The token of a file is its position in this list, from 0.
       - Required with O(state=preserved).
     type: list
     elements: str
@@ -57,7 +57,7 @@ EXAMPLES = r"""
     unit: cache.service
     memfds: [index, pages]
 
-- name: End the session after the service took its memory
+- name: End the session after the service has retrieved its memory
   kvm.liveupdate.session:
     name: cache
     unit: cache.service
@@ -66,9 +66,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 held:
-  description: Whether the session is in the unit's fd store afterwards.
+  description: Whether the fd store of the unit now contains the session.
   returned: success
   type: bool
+  sample: true
 """
 
 import os
@@ -89,13 +90,13 @@ def find_memfds(unit: str, names: list, links: dict) -> list:
     missing = [name for name in names if name not in found]
     if missing:
         raise LiveUpdateError(
-            f"{unit}: its main process has no memory file named {', '.join(missing)}; it has: {', '.join(found) or 'none'}"
+            f"{unit}: its main process has no memory file named {', '.join(missing)}; use these names: {', '.join(found) or 'none'}"
         )
     return [found[name] for name in names]
 
 
 def preserve(name: str, unit: str, pid: int, fds: list) -> None:
-    """Create the session, preserve, and give it to PID 1; a failure closes it and with that undoes all."""
+    """Create the session, preserve the files, and give the session to PID 1. A failure closes the session, which undoes everything."""
     session = _luo.create_session(name)
     try:
         for token, fd in enumerate(fds):
@@ -110,17 +111,19 @@ def preserve(name: str, unit: str, pid: int, fds: list) -> None:
 
 
 def end(name: str, unit: str, pid: int, state: str) -> None:
-    """Finish or give up the session in PID 1's keeping."""
+    """Finish or release the session that PID 1 keeps."""
     holders = _processes.holders(_processes.SESSION_LINK + name)
     if not holders:
         raise LiveUpdateError(
-            f"session {name}: in the fd store of {unit}, but no process holds it; 'systemctl clean --what=fdstore {unit}' clears the store"
+            f"session {name} is in the fd store of {unit}, but no process has it open; run 'systemctl clean --what=fdstore {unit}' to clear"
+            " the store"
         )
     session = _processes.take_fd(*holders[0])
     try:
         if _luo.is_incoming(session) != (state == "finished"):
             right = "absent" if state == "finished" else "finished"
-            raise LiveUpdateError(f"session {name}: state {state} does not fit a session of this side of the jump; use {right}")
+            side = "before" if state == "finished" else "after"
+            raise LiveUpdateError(f"session {name}: state {state} is not possible {side} the jump; use state {right}")
         if state == "finished":
             _luo.finish(session)
         _systemd.forget_fd(unit, pid, name)
@@ -132,15 +135,13 @@ def manage(module):
     """Read, plan, write."""
     name, unit, state = module.params["name"], module.params["unit"], module.params["state"]
     if not 0 < len(name.encode()) <= _luo.NAME_MAX:
-        raise LiveUpdateError(
-            f"session name {name!r} has {len(name.encode())} bytes: use 1 to {_luo.NAME_MAX} (systemd cannot carry a longer one)"
-        )
+        raise LiveUpdateError(f"session name {name!r} has {len(name.encode())} bytes; use 1 to {_luo.NAME_MAX} bytes, the limit of systemd")
     pid = int(_systemd.show(unit, "MainPID").get("MainPID") or 0)
     before = name in _systemd.fdstore(unit)
     after = state == "preserved"
     if after and not before:
         if not pid:
-            raise LiveUpdateError(f"{unit}: it has no main process, so there is nothing to preserve; start it")
+            raise LiveUpdateError(f"{unit} has no main process, so there is no memory to preserve; start {unit}")
         fds = find_memfds(unit, module.params["memfds"], _processes.fd_links(pid))
     if before != after and not module.check_mode:
         with _lock.Lock():

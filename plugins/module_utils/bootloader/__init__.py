@@ -2,4 +2,4 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a cold boot comes up with: the boot loader's default and its command line."""
+"""What a cold boot starts: the boot loader's default kernel and its command line."""

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Words on the command line of every kernel that a cold boot starts. PRIVATE to the collection.
+"""Add words to the command line of every kernel that a cold boot starts. PRIVATE to the collection.
 
-GRUB as Debian sets it up adds them from a file of our own below /etc/default/grub.d. Whether that has an effect shows in its menu alone:
-another file may win, and another boot loader may start the host.
+GRUB on Debian adds them from our file below /etc/default/grub.d. Only GRUB's menu shows whether this has an effect: another file may
+override it, and another boot loader may start the host.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {words}"
 
 
 def words_of(text: str) -> list[str]:
-    """The words that a file with our setting adds. Pure."""
+    """The words that our file of settings adds. Pure."""
     found = re.search(r'^GRUB_CMDLINE_LINUX="\$GRUB_CMDLINE_LINUX (.*)"$', text, re.MULTILINE)
     return found[1].split() if found else []
 
 
 def missing(words: list[str]) -> list[str]:
-    """Which of the words the kernel of the next boot would not read, by GRUB's menu."""
+    """The words that the kernel of the next boot would not get, according to GRUB's menu."""
     line = _grub.line_of(_grub.boots(_grub.menu(), _grub.environment()))
     return [word for word in words if not _cmdline.is_in(line, word)]
 
 
 def change(words: list[str], check_mode: bool) -> tuple[list[str], list[str], bool]:
-    """Have the next boot's kernel read these words, or, when there are none, add none of ours.
+    """Make the kernel of the next boot get these words, or remove our setting if there are none.
 
-    Returns the words of our setting before and after, and whether the setting or the menu had to be written. Raises where they have
-    no effect.
+    Returns the words of our setting before and after, and whether the setting or the menu had to be written. Raises if they have no
+    effect.
     """
     if words:
         _refuse_other_loader(words)
@@ -73,12 +73,12 @@ def _write(text: str) -> None:
 
 
 def _refuse_other_loader(words: list[str]) -> None:
-    by_hand = f'add "{" ".join(words)}" to the kernel command line by your boot loader\'s own means, and reboot'
+    by_hand = f'add "{" ".join(words)}" to the kernel command line with the tools of your boot loader, and reboot'
     if not os.path.exists(_grub.UPDATE_GRUB):
-        raise LiveUpdateError(f"there is no {_grub.UPDATE_GRUB} on this host: {by_hand}")
+        raise LiveUpdateError(f"{_grub.UPDATE_GRUB} does not exist on this host; {by_hand}")
     why = _grub.not_in_charge()
     if why:
-        raise LiveUpdateError(f"this host does not boot by GRUB's menu {_grub.MENU}: {why}; {by_hand}")
+        raise LiveUpdateError(f"this host does not boot with GRUB's menu {_grub.MENU}: {why}; {by_hand}")
 
 
 def _refuse_no_effect(words: list[str]) -> None:
@@ -87,13 +87,13 @@ def _refuse_no_effect(words: list[str]) -> None:
         return
     entry = _grub.boots(_grub.menu(), _grub.environment())
     other = _grub.winner("GRUB_CMDLINE_LINUX", SETTING)
-    why = f"{other} sets GRUB_CMDLINE_LINUX anew after {SETTING}" if other else f"{SETTING} has no effect on it"
+    why = f"{other} overwrites GRUB_CMDLINE_LINUX after {SETTING}" if other else f"{SETTING} does not affect this entry"
     remedy = (
         f'write GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ..." in {other}'
         if other
-        else "choose an entry that update-grub makes, or add them to it"
+        else "choose an entry that update-grub makes, or add the words to this entry"
     )
     raise LiveUpdateError(
-        f'the next boot starts "{entry.get("title", "")}" without {" ".join(lacking)} (GRUB\'s menu {_grub.MENU}): {why}; {remedy}, and run'
-        " this again"
+        f'the next boot would start "{entry.get("title", "")}" without {" ".join(lacking)} (GRUB\'s menu {_grub.MENU}): {why}; {remedy},'
+        " and run this again"
     )

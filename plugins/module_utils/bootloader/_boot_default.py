@@ -2,11 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which kernel a cold boot comes up with. PRIVATE to the collection.
+"""Set the kernel that a cold boot starts. PRIVATE to the collection.
 
-GRUB as Debian sets it up takes ``GRUB_DEFAULT`` from a file of our own below /etc/default/grub.d, so that no update-grub of a kernel's
-package changes it; without that file it does again what it did before. Where grubby is (Fedora, RHEL), that sets the default, and what it
-was before is on record.
+GRUB on Debian reads ``GRUB_DEFAULT`` from our file below /etc/default/grub.d, so that update-grub of a kernel package does not change it.
+Without that file it works as before. On Fedora and RHEL, grubby sets the default, and a record keeps the previous one.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ GRUB_DEFAULT="{entry}"
 
 
 def release_of(kernel: str) -> str:
-    """The release in an image's name, as GRUB's 10_linux reads it. Pure."""
+    """The release in the name of an image, as GRUB's 10_linux reads it. Pure."""
     return re.sub(r"^[^0-9]*-", "", os.path.basename(kernel))
 
 
 def kept() -> str:
-    """What this module has made the default, an entry of GRUB's menu or an image; empty where it did not."""
+    """The default that this module has set, an entry of GRUB's menu or an image; empty if it has not."""
     try:
         with open(SETTING, encoding="utf-8") as file:
             return setting_of(file.read())
@@ -44,20 +43,20 @@ def kept() -> str:
 
 
 def change(kernel: str, check_mode: bool) -> tuple[str, str]:
-    """Make the image ``kernel`` the default, or, when empty, let the boot loader choose as it did.
+    """Make the image ``kernel`` the default or, if empty, let the boot loader choose as before.
 
-    Returns what was kept before, if it was in force, and what is kept now.
+    Returns our default before, if it was in effect, and our default now.
     """
     for program, way in ((_grub.UPDATE_GRUB, _with_grub), (GRUBBY, _with_grubby)):
         if os.path.exists(program):
             return way(kernel, check_mode)
     raise LiveUpdateError(
-        f"neither {_grub.UPDATE_GRUB} nor {GRUBBY} is on this host: keep the kernel that runs the default by your boot loader's own means"
+        f"neither {_grub.UPDATE_GRUB} nor {GRUBBY} exists on this host; make the running kernel the default with your boot loader's tools"
     )
 
 
 def setting_of(text: str) -> str:
-    """The entry that a file with our setting names. Pure."""
+    """The entry in our file of settings. Pure."""
     found = re.search(r'^GRUB_DEFAULT="(.*)"$', text, re.MULTILINE)
     return found[1] if found else ""
 
@@ -71,17 +70,18 @@ def _with_grub(kernel: str, check_mode: bool) -> tuple[str, str]:
     why = _grub.not_in_charge()
     if why:
         raise LiveUpdateError(
-            f"this host does not boot by GRUB's menu {_grub.MENU}: {why}; keep the kernel that runs the default by your boot loader's own"
-            " means"
+            f"this host does not boot with GRUB's menu {_grub.MENU}: {why}; make the running kernel the default with your boot loader's"
+            " tools"
         )
     release = release_of(kernel)
     entry = _grub.entry_of(_grub.menu(), release)
     if not entry and not check_mode:
-        _grub.update()  # an image that no package has brought is not in the menu yet
+        _grub.update()  # an image without a package is not in the menu yet
         entry = _grub.entry_of(_grub.menu(), release)
     if not entry and not check_mode:
         raise LiveUpdateError(
-            f"{_grub.MENU} has no entry for kernel {release}: {kernel} has to be /boot/vmlinuz-{release} for a cold boot to find it"
+            f"{_grub.MENU} has no entry for kernel {release} ({kernel}); install the kernel as /boot/vmlinuz-{release} so that GRUB"
+            " finds it"
         )
     in_force = before if before == _default() else ""
     if not check_mode and entry != in_force:
@@ -94,9 +94,9 @@ def _default() -> str:
 
 
 def _set(entry: str, before: str) -> None:
-    """Make an entry the default, or with an empty one take our setting away.
+    """Make an entry the default or, if empty, remove our setting.
 
-    What has no effect is as it was before: a later run has to see that.
+    A setting without effect is undone, so that a later run does not take it for set.
     """
     _write(entry)
     try:
@@ -113,10 +113,10 @@ def _refuse_no_effect(entry: str) -> None:
     if seen == entry and _grub.chosen(_grub.menu(), seen)["id"] == entry.rpartition(">")[2]:
         return
     other = _grub.winner("GRUB_DEFAULT", SETTING)
-    why = f"{other} sets GRUB_DEFAULT after it" if other else "something else writes the default into the menu"
-    remedy = f"take GRUB_DEFAULT out of {other}" if other else f"look for 'set default' in {_grub.MENU} and below /etc/grub.d"
+    why = f"{other} sets GRUB_DEFAULT after it" if other else "another script writes the default into the menu"
+    remedy = f"remove GRUB_DEFAULT from {other}" if other else f"search for 'set default' in {_grub.MENU} and below /etc/grub.d"
     raise LiveUpdateError(
-        f"a cold boot would start the entry {seen}, not {entry} (GRUB's menu {_grub.MENU}), although {SETTING} asks for it: {why};"
+        f"a cold boot would start the entry {seen}, not {entry} (GRUB's menu {_grub.MENU}), although {SETTING} sets it: {why};"
         f" {remedy}, and run this again"
     )
 
@@ -138,7 +138,8 @@ def _with_grubby(kernel: str, check_mode: bool) -> tuple[str, str]:
             seen = _commands.run(GRUBBY, "--default-kernel").strip()
             if seen != wanted:
                 raise LiveUpdateError(
-                    f"a cold boot would start {seen}, although grubby was asked for {wanted}; see what 'grubby --info=ALL' says of both"
+                    f"a cold boot would start {seen}, although grubby set {wanted} as the default; compare both in the output of 'grubby"
+                    " --info=ALL'"
                 )
         if kernel:
             _files.write_json(_files.BOOT_DEFAULT, {"before": record.get("before", now), "kernel": kernel})

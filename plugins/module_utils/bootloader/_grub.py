@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""GRUB as Debian sets it up: what its menu boots, and which settings the menu is made from. PRIVATE to the collection.
+"""GRUB on Debian: what its menu boots, and the settings that the menu is made from. PRIVATE to the collection.
 
 Source: GRUB's util/grub-mkconfig.in, util/grub.d/00_header.in and 10_linux.in, grub-core/normal/menu.c and lib/cmdline.c; Debian's
 grub.d below /etc/default; systemd's Boot Loader Interface (LoaderInfo); Documentation/arch/x86/boot.rst (type_of_loader).
@@ -42,22 +42,22 @@ _PROXMOX = "etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _BOOT_PARAMS = "sys/kernel/boot_params/data"
 _TYPE_OF_LOADER = 0x210
-# GRUB itself, and the kernel's EFI stub that GRUB and others start.
+# Loader types of GRUB itself, and of the kernel's EFI stub, which GRUB and others start.
 _BY_GRUB, _BY_KEXEC = (0x7, 0x2), 0xD
 
 
 def not_in_charge(root: str = "/") -> str:
-    """Why GRUB's menu is not what this host boots by; empty when it is, or when a kexec hides who started the host."""
+    """Why this host does not boot with GRUB's menu; empty if it does, or if a kexec hides which boot loader started the host."""
     if os.path.exists(os.path.join(root, _PROXMOX)):
-        return f"proxmox-boot-tool keeps copies of the menu or of the kernels on partitions of its own (/{_PROXMOX})"
+        return f"proxmox-boot-tool boots from copies of the menu or of the kernels on other partitions (/{_PROXMOX})"
     kind = _read(os.path.join(root, _BOOT_PARAMS))[_TYPE_OF_LOADER : _TYPE_OF_LOADER + 1]
     if kind and kind[0] >> 4 not in (*_BY_GRUB, _BY_KEXEC):
-        return f"another boot loader has started it (type 0x{kind[0]:02x} in /{_BOOT_PARAMS})"
+        return f"another boot loader started it (type 0x{kind[0]:02x} in /{_BOOT_PARAMS})"
     if _cmdline.value(_this_boot.current_cmdline(root), "BOOT_IMAGE") is not None:
         return ""
     loader = _read(os.path.join(root, _LOADER_INFO))[4:].decode("utf-16-le", "replace").strip("\0 ")
     if loader and not loader.startswith("GRUB"):
-        return f"{loader} has started it"
+        return f"{loader} started it"
     if not kind or kind[0] >> 4 == _BY_KEXEC:
         return ""
     return "its kernel command line has no BOOT_IMAGE=, the word that GRUB adds"
@@ -77,7 +77,7 @@ def menu() -> str:
         with open(MENU, encoding="utf-8") as file:
             return file.read()
     except OSError as err:
-        raise LiveUpdateError(f"GRUB's menu {MENU}: {err.strerror}; see that GRUB is installed on this host") from err
+        raise LiveUpdateError(f"GRUB's menu {MENU}: {err.strerror}; make sure that GRUB is installed on this host") from err
 
 
 def update() -> None:
@@ -86,16 +86,16 @@ def update() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What GRUB remembers from boot to boot (grub-editenv), beside its menu."""
+    """GRUB's environment, which it keeps from boot to boot (grub-editenv), in the folder of its menu."""
     text = _read(os.path.join(os.path.dirname(MENU), "grubenv")).decode(errors="replace")
     pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
     return {name: value for name, equals, value in pairs if equals}
 
 
 def entries(text: str) -> list[dict]:
-    """The menu: of each entry ``title``, ``id``, ``lines`` (paths of kernels with their command lines) and its own ``entries``. Pure."""
+    """Read the menu: for each entry ``title``, ``id``, ``lines`` (kernel paths with command lines) and its own ``entries``. Pure."""
     top: list[dict] = []
-    # What is open, from the outside in: entries, and functions, which hold none.
+    # The open blocks, from the outside in: entries, and functions, which contain no entries.
     stack: list[dict | None] = []
     for line in map(str.strip, text.splitlines()):
         if line == "}" and stack:
@@ -117,7 +117,7 @@ def entries(text: str) -> list[dict]:
 
 
 def _words(line: str) -> list[str]:
-    """A line as GRUB's shell splits it; empty for one that it does not end."""
+    """Split a line as GRUB's shell does; empty for an incomplete line."""
     import shlex
 
     try:
@@ -127,22 +127,22 @@ def _words(line: str) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """As GRUB hands a word with blanks to the kernel."""
+    """A word with blanks, as GRUB gives it to the kernel."""
     return f'"{word}"' if " " in word else word
 
 
 def default_of(text: str, remembered: dict[str, str]) -> str:
     """The entry that the menu starts by itself, as GRUB_DEFAULT names it; ``remembered`` is GRUB's environment. Pure."""
     found = re.findall(r"^\s*set default=(['\"]?)(.*)\1\s*$", text, re.MULTILINE)
-    # The one before is for an entry that was asked for once.
+    # An earlier "set default" is for an entry that was chosen once.
     name = found[-1][1] if found else "0"
     return remembered.get("saved_entry", "") if name == "${saved_entry}" else name
 
 
 def chosen(text: str, name: str) -> dict:
-    """The entry of the menu that GRUB starts for this name: ids, titles or numbers, a submenu's in front of ``>``. Pure.
+    """The menu entry that GRUB starts for this name. A name has IDs, titles or numbers, with that of a submenu before ``>``. Pure.
 
-    Where it finds none it takes the first, and so does this. Empty for a menu without entries.
+    If GRUB finds no such entry, it starts the first one, and so does this. Empty for a menu without entries.
     """
     found = _chosen(entries(text), name)
     return found or {}
@@ -160,7 +160,7 @@ def _chosen(menu_entries: list[dict], name: str) -> dict | None:
 
 
 def boots(text: str, remembered: dict[str, str]) -> dict:
-    """The entry of the next boot: one that was asked for once (grub-reboot), else the default. Pure."""
+    """The entry of the next boot: one that was chosen once (grub-reboot), else the default. Pure."""
     return chosen(text, remembered.get("next_entry") or default_of(text, remembered))
 
 
@@ -170,7 +170,7 @@ def line_of(entry: dict) -> str:
 
 
 def entry_of(text: str, release: str) -> str:
-    """A kernel's entry in the menu, as GRUB_DEFAULT names it: its id, behind that of its submenu; empty when there is none. Pure."""
+    """A kernel's entry in the menu, as GRUB_DEFAULT names it: the ID of its submenu and its ID; empty if there is none. Pure."""
     return _entry_of(entries(text), release)
 
 
@@ -185,7 +185,7 @@ def _entry_of(menu_entries: list[dict], release: str) -> str:
 
 
 def winner(variable: str, ours: str) -> str:
-    """The file of settings that is read after ``ours`` and sets this variable anew, the last one; empty when there is none."""
+    """The last file of settings that is read after ``ours`` and overwrites this variable; empty if there is none."""
     found = ""
     for name in sorted(os.listdir(SETTINGS)) if os.path.isdir(SETTINGS) else []:
         path = os.path.join(SETTINGS, name)
@@ -195,6 +195,6 @@ def winner(variable: str, ours: str) -> str:
 
 
 def _sets(variable: str, text: str) -> bool:
-    """Whether a file of settings gives a variable another value, and not only more. Pure."""
+    """Whether a file of settings overwrites a variable, and does not only extend it. Pure."""
     values = re.findall(rf"^\s*(?:export\s+)?{variable}=(.*)$", text, re.MULTILINE)
     return any(not re.search(rf"\${{?{variable}\b", value) for value in values)

@@ -2,24 +2,24 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The guests that are away while their host is updated, and how each left. PRIVATE to the collection.
+"""The records of guests that are away during an update of their host. PRIVATE to the collection.
 
-A record is written before its guest leaves and removed once it is back, so that whoever comes next, after the jump or after a crash,
-knows whom to bring back:
+A record is written before its guest leaves and removed when it is back. So a later run knows which guests to bring back, after the jump or
+after a crash:
 
 ``guest``, ``provider``, ``uuid``, ``unit``, ``pid`` and ``started`` (of its QEMU), ``bytes`` (of RAM)
-    who it is, as its provider told.
+    the identity of the guest, from its provider.
 ``way``
     ``save`` (to disk, with its RAM), ``shutdown`` or ``migrate``.
 ``state``
-    ``leaving`` until it has left, then ``away``. It stays ``leaving`` while an order to leave stands that was not followed in time:
-    the guest runs, and may yet go off.
+    ``leaving`` until the guest has left, then ``away``. It stays ``leaving`` if the guest did not shut down in time: it runs, and may
+    still power off.
 ``limit_s``
-    how many seconds it was given to leave.
+    how many seconds the guest had to leave.
 ``was_running``, ``autostart``
-    what it is to be again: running or paused, and whether it starts with its host (a domain only).
+    what to restore: running or paused, and whether it starts with its host (a domain only).
 ``destination``, ``migrate_uri``, ``back_uri``, ``back``
-    of one that is migrated: where to, over which addresses there and back, and whether it is to come back.
+    for a migrated guest: the destination, the addresses there and back, and whether it comes back.
 ``boot_id``, ``times``
     the boot of the host in which it left, and when it was ``leaving`` and ``away``, in seconds since the epoch.
 """
@@ -35,7 +35,7 @@ from ..host import _files
 __all__ = ("ORDER_S", "WHERE", "forget", "may_leave", "read", "records", "write")
 
 ORDER_S = _limits.GUEST_OFF_LATE
-# What a guest is that has left by that way.
+# The words for a guest that has left in each way.
 WHERE = {"save": "saved", "shutdown": "shut down", "migrate": "migrated"}
 
 
@@ -44,12 +44,12 @@ def _path(name: str) -> str:
 
 
 def read(name: str) -> dict:
-    """The record of the guest; empty when it is not away."""
+    """The record of the guest; empty if it is not away."""
     return _files.read_json(_path(name))
 
 
 def records() -> list[dict]:
-    """Of every guest that is away, by name."""
+    """The records of all guests that are away, sorted by name."""
     try:
         names = sorted(os.listdir(_files.AWAY))
     except FileNotFoundError:
@@ -58,16 +58,16 @@ def records() -> list[dict]:
 
 
 def write(record: dict, state: str) -> dict:
-    """Keep the record, durably, with its new state and the time; returns it."""
+    """Write the record durably, with its new state and the time; returns it."""
     record = {**record, "state": state, "times": {**record.get("times", {}), state: time.time()}}
     _files.write_json(_path(record["guest"]), record)
     return record
 
 
 def may_leave(away: dict, running: dict, boot_id: str, now: float) -> bool:
-    """Whether a guest that runs here may yet leave, because it was asked to and did not in time. Pure.
+    """Whether a guest that runs here may still power off, because it did not shut down in time. Pure.
 
-    ``running`` is its record now. A QEMU or a host that started since knows nothing of the order.
+    ``running`` is its present record. A QEMU or host that started later does not know the request.
     """
     if away["state"] != "leaving" or away["boot_id"] != boot_id:
         return False
@@ -76,5 +76,5 @@ def may_leave(away: dict, running: dict, boot_id: str, now: float) -> bool:
 
 
 def forget(name: str) -> None:
-    """The guest is back, or never left."""
+    """Remove the record of a guest that is back, or did not leave."""
     _files.remove(_path(name))

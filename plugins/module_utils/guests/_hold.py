@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Holding the RAM of a guest in a session while the guest runs on. PRIVATE to the collection.
+"""Hold the RAM of a guest in a session while the guest runs. PRIVATE to the collection.
 
-Two ways, chosen by the host's systemd. From 261 on PID 1 carries the fd store of a unit over the jump, so a guest's own unit is
-its holder and no process has to stay alive. From 255 on the unit kvm-liveupdate-hold@GUEST stays alive through the shutdown
-(SurviveFinalKillSignal=yes) with the session open, and the new kernel is asked for it by its name.
+There are two ways, depending on the host's systemd. From 261 on, PID 1 carries the fd store of a unit over the jump. So the guest's own
+unit holds the session, and no process needs to stay alive. From 255 on, the unit kvm-liveupdate-hold@GUEST has the session open and stays
+alive through the shutdown (SurviveFinalKillSignal=yes). After the jump it asks the kernel for the session by name.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = (
 )
 
 HOLD_LIMIT_S = _limits.HOLD
-_SURVIVES = "user.survive_final_kill_signal"  # what systemd sets on the cgroup of a unit that lives through the final kill
+_SURVIVES = "user.survive_final_kill_signal"  # an attribute that systemd sets on the cgroup of a unit that survives the final kill
 
 
 def holder(record: dict) -> str:
-    """The unit that holds, or is to hold, the guest's session."""
+    """The unit that holds, or will hold, the guest's session."""
     return _holders([record])[record["name"]]
 
 
 def _holders(records: list[dict]) -> dict[str, str]:
-    """The units that hold these guests' sessions, by guest. That of a domain has a process of its own in any case."""
+    """The units that hold these guests' sessions, by guest. The unit of a domain always has a separate process."""
     if not records:
         return {}
     in_store = _systemd.version() >= _systemd.LUO_VERSION
@@ -56,7 +56,7 @@ def _holders(records: list[dict]) -> dict[str, str]:
 
 
 def hold(record: dict) -> dict:
-    """Preserve the guest's RAM while it runs on, and see that its session outlives the shutdown; :func:`hold_each` for one guest."""
+    """Preserve the guest's RAM while it runs, in a session that survives the shutdown; :func:`hold_each` for one guest."""
     found, problems = hold_each([record])
     if problems:
         raise problems[record["name"]]
@@ -64,10 +64,10 @@ def hold(record: dict) -> dict:
 
 
 def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdateError]]:
-    """Preserve the RAM of guests while they run on, and see that their sessions outlive the shutdown.
+    """Preserve the RAM of guests while they run, in sessions that survive the shutdown.
 
-    Returns the holds, and for whom it failed, both by guest. A failure closes that guest's session, and with that gives up what was
-    preserved: the guest is as before. Systemd is asked about all of them at once.
+    Returns the holds and the failures, both by guest. A failure closes the guest's session, which releases the memory: the guest is as
+    before. This asks systemd about all guests together.
     """
     units = _holders(records)
     stores = _systemd.fdstore_each(list(units.values()))
@@ -82,7 +82,7 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
     found = held_each(begun)
     for record in (record for record in begun if record["name"] not in found):
         name, unit = record["name"], units[record["name"]]
-        problems[name] = LiveUpdateError(f"guest {name}: {unit} does not hold its session; 'journalctl -u {unit}' may say why")
+        problems[name] = LiveUpdateError(f"guest {name}: {unit} did not keep its session; 'journalctl -u {unit}' may show why")
         try:
             release(record)
         except LiveUpdateError as err:
@@ -91,12 +91,10 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
 
 
 def _hold(record: dict, unit: str, stored: bool) -> None:
-    """Preserve one guest's RAM and hand its session to the holder; ``stored``: there is an older one, which goes first."""
+    """Preserve one guest's RAM and hand its session to the hold unit. ``stored``: an older session exists, which is released first."""
     name = record["name"]
     if _journal.of_guest(name).get("state") == "saved":
-        raise LiveUpdateError(
-            f"guest {name}: the last update has not brought it back yet; wait for that, or see 'journalctl -b -u {record['unit']}'"
-        )
+        raise LiveUpdateError(f"guest {name}: the last update has not restored it yet; wait, or see 'journalctl -b -u {record['unit']}'")
     if stored or _files.read_json(_files.run_path(name, "held")):
         release(record)
     if unit != _units.hold(name):
@@ -107,11 +105,11 @@ def _hold(record: dict, unit: str, stored: bool) -> None:
             os.close(session)
     else:
         try:
-            # Not "start": after a jump the unit may still be busy with the guest's clock, and would go on with that.
+            # Not "start": after a jump the unit may still run to correct the guest's clock, and "start" would do nothing.
             _commands.run("systemctl", "restart", unit, timeout=HOLD_LIMIT_S)
         except LiveUpdateError as err:
             said = _systemd.show(unit, "StatusText").get("StatusText")
-            raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' says more") from err
+            raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' shows more") from err
 
 
 def _preserve(record: dict, hold_id: str) -> int:
@@ -137,7 +135,7 @@ def _preserve(record: dict, hold_id: str) -> int:
     try:
         fds += _providers.of(record).memory(record)
         fds.append(_note(identity))
-        # Before the session: one that nobody knows of stays reserved after somebody else's kexec.
+        # Before the session: without a record the memory would stay reserved after a kexec that is not an update.
         _session.record_hold(record)
         session = _luo.create_session(hold_record["session"])
         _luo.preserve_fd(session, fds[-1], _session.META_TOKEN)
@@ -155,30 +153,30 @@ def _preserve(record: dict, hold_id: str) -> int:
 
 
 def serve(name: str) -> None:
-    """The process of the holding unit: preserve, tell systemd, and keep the session open until told to end."""
-    import signal  # slow to import, and the boot path of other units runs through this module too
+    """The process of the hold unit: preserve, notify systemd, and keep the session open until it is told to end."""
+    import signal  # slow to import, and other units import this module on the boot path
 
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     try:
         session = _preserve(_providers.find(name), _this_boot.random_uuid())
     except (LiveUpdateError, OSError) as err:
         _systemd.notify(f"STATUS={err}")
-        _early.not_early(_units.hold(name))  # a boot after a power cut may have started it, with nothing to hold
+        _early.not_early(_units.hold(name))  # a boot after a power cut may have started it without need
         raise
     if _systemd.version() >= _systemd.LUO_VERSION:
         _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_session.FDNAME}", (session,))
-    _systemd.notify("READY=1\nSTATUS=holds the guest's memory")
+    _systemd.notify("READY=1\nSTATUS=Preserves the guest's memory")
     signal.sigwait((signal.SIGTERM,))
     os.close(session)
 
 
 def held(record: dict) -> dict:
-    """The hold on this guest's RAM when it is in force: the same process, the same memory, and its session where it lasts."""
+    """The hold on this guest's RAM if it is valid: the same process, the same memory, and a session that survives the shutdown."""
     return held_each([record]).get(record["name"], {})
 
 
 def held_each(records: list[dict]) -> dict[str, dict]:
-    """The holds that are in force, by guest. Systemd is asked once for all, and not at all where no hold is noted."""
+    """The valid holds, by guest. This asks systemd once for all guests, and not at all if no hold is recorded."""
     noted = {record["name"]: hold_record for record in records if (hold_record := _noted(record))}
     units = _holders([record for record in records if record["name"] in noted])
     serving = {name: unit for name, unit in units.items() if unit == _units.hold(name)}
@@ -191,13 +189,13 @@ def held_each(records: list[dict]) -> dict[str, dict]:
 
 
 def _noted(record: dict) -> dict:
-    """What was noted of a hold on the memory that this process has now; empty when it was another process, or other memory."""
+    """The record of a hold on the memory that this process has now; empty if it is of another process, or of other memory."""
     hold_record = _files.read_json(_files.run_path(record["name"], "held"))
     return hold_record if hold_record and is_of(hold_record, record) else {}
 
 
 def is_of(hold_record: dict, record: dict) -> bool:
-    """Whether the hold is on the memory of this very process, which still runs. No program is run for it: it is asked in the pause too."""
+    """Whether the hold is on the memory of exactly this process, which still runs. It is used in the pause, so it runs no program."""
     return (
         hold_record["pid"] == record["pid"]
         and hold_record["started"] == record["started"] == _processes.start_time(record["pid"])
@@ -206,7 +204,7 @@ def is_of(hold_record: dict, record: dict) -> bool:
 
 
 def _serves(seen: dict[str, str], session: str) -> bool:
-    """Whether the process of a unit with these properties has the session open and systemd will let it live through the final kill."""
+    """Whether the process of a unit with these properties has the session open, and survives the final kill."""
     if _processes.SESSION_LINK + session not in _processes.fd_links(int(seen.get("MainPID") or 0)).values():
         return False
     try:
@@ -216,7 +214,7 @@ def _serves(seen: dict[str, str], session: str) -> bool:
 
 
 def _ram_files(record: dict) -> list[list[int]]:
-    """Which files back the guest's RAM, each as its device and inode; nothing for one that is gone."""
+    """The files of the guest's RAM, each as its device and inode; missing files are left out."""
     return [_identity(f"/proc/{record['pid']}/fd/{ram['fd']}") for ram in record["ram"]]
 
 
@@ -229,14 +227,14 @@ def _identity(path: str) -> list[int]:
 
 
 def _note(content: dict) -> int:
-    """A memfd that says what the session holds; it ties the memory to the one state file that fits it."""
+    """A memfd with a note of what the session contains. It ties the memory to the one state file that belongs to it."""
     fd = os.memfd_create("kvm-liveupdate-note", os.MFD_CLOEXEC)
     os.write(fd, json.dumps(content).encode())
     return fd
 
 
 def release(record: dict) -> bool:
-    """Give up the hold: its last holder closes the session, the kernel un-preserves the RAM. Returns whether there was one."""
+    """Release the hold: its last holder closes the session, and the kernel no longer preserves the RAM. Returns whether there was one."""
     unit, holding = holder(record), _units.hold(record["name"])
     pid = record["pid"]
     found = False
@@ -244,7 +242,7 @@ def release(record: dict) -> bool:
         found = _systemd.show(unit, "ActiveState").get("ActiveState") not in ("inactive", "failed")
         _commands.run("systemctl", "stop", unit)
         pid = 0
-    elif not _processes.lives(record):  # another process may be the unit's by now, and alone may speak for it
+    elif not _processes.lives(record):  # the unit may have another main process now, and only that may notify systemd
         pid = int(_systemd.show(unit, "MainPID").get("MainPID") or 0)
     if _session.FDNAME in _systemd.fdstore(unit):
         _systemd.forget_fd(unit, pid, _session.FDNAME)
@@ -254,9 +252,9 @@ def release(record: dict) -> bool:
 
 
 def outlives(name: str) -> str:
-    """The unit of a guest that does not run, when a hold of this boot is on record for it; else empty.
+    """The unit of a guest that does not run, if a hold of this boot is on record for it; else empty.
 
-    What an update saved is no such hold: the guest may come back from that.
+    The memory of a saved guest does not count: the guest may be restored from it.
     """
     held_record, noted = _files.read_json(_files.run_path(name, "held")), _files.read_json(_files.hold_path(name))
     if noted.get("boot_id") != _this_boot.boot_id():
@@ -267,18 +265,18 @@ def outlives(name: str) -> str:
 
 
 def release_ended(name: str) -> bool:
-    """As :func:`release`, of a guest whose QEMU has ended, by its name. Its memory would stay taken until the next reboot."""
+    """As :func:`release`, for a guest whose QEMU has ended, by its name. Otherwise its memory stays in use until the next reboot."""
     unit = outlives(name)
     return bool(unit) and release({"name": name, "unit": unit, "pid": 0, "started": 0})
 
 
 def process(record: dict) -> dict:
-    """What tells a guest's QEMU from any other process of this boot."""
+    """What identifies a guest's QEMU among all processes of this boot."""
     return {"pid": record["pid"], "started": record["started"]}
 
 
 def owes(record: dict) -> bool:
-    """Whether we paused this guest, and have not let it run on since. Nobody else's wish keeps it paused."""
+    """Whether an update paused this guest and has not resumed it since, so that its owner did not pause it."""
     mark = _files.read_json(_files.run_path(record["name"], "paused"))
     if any(mark.get(key) != value for key, value in process(record).items()):
         return False
@@ -286,14 +284,14 @@ def owes(record: dict) -> bool:
 
 
 def note_left_paused(record: dict) -> None:
-    """Bind the mark of :func:`owes` to the pause of now: a guest that has run since then was paused again by its owner."""
+    """Bind the mark of :func:`owes` to the present pause: if the guest runs after it, a later pause is its owner's."""
     mark = {**process(record), "guest_time": _processes.guest_time(record["pid"])}
     _files.write_json(_files.run_path(record["name"], "paused"), mark)
 
 
 def let_go_on(record: dict, running: bool) -> None:
-    """Undo what was saved of a guest; ``running``: it is to run on."""
+    """Undo the save of a guest. ``running``: whether it runs afterwards."""
     _providers.of(record).resume(record, running)
     if running:
         _files.remove(_files.run_path(record["name"], "paused"))
-    _files.remove(_files.state_path(record["name"]))  # the memory goes on without it
+    _files.remove(_files.state_path(record["name"]))  # the memory no longer matches it

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What memory the hold of guests takes, and the limits of their units. PRIVATE to the collection."""
+"""How much memory it takes to hold guests, and the memory limits of their units. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LIMITS = ("MemoryMax", "StartupMemoryMax")
 
 
 def fill(record: dict, root: str = "/") -> int:
-    """How many bytes holding this guest's RAM takes that it does not take now."""
+    """How many more bytes the host needs to hold this guest's RAM than it uses now."""
     holes = notes = in_swap = 0
     inodes = set()
     for ram in record["ram"]:
         try:
             seen = os.stat(os.path.join(root, f"proc/{record['pid']}/fd/{ram['fd']}"))
         except OSError:
-            continue  # the guest ended meanwhile, or has a reason against it
+            continue  # the guest has ended, or has a reason against it
         inodes.add(seen.st_ino)
         holes += max(ram["size"] - seen.st_blocks * 512, 0)
         notes += ram["size"] >> _NOTE_SHIFT
@@ -45,7 +45,7 @@ def fill(record: dict, root: str = "/") -> int:
 
 
 def swapped(smaps: t.Iterable[str], inodes: set[int]) -> int:
-    """How many bytes of the mapped files with these inodes are swapped out (proc(5), smaps). Pure."""
+    """How many bytes of the mapped files with these inodes are in swap (proc(5), smaps). Pure."""
     found, counts = 0, False
     for line in smaps:
         fields = line.split(None, 5)
@@ -57,7 +57,7 @@ def swapped(smaps: t.Iterable[str], inodes: set[int]) -> int:
 
 
 def parents(unit_slice: str) -> list[str]:
-    """A slice and those that it lies in, e.g. a-b.slice, a.slice and -.slice (systemd.slice(5)). Pure."""
+    """A slice and all its parents, e.g. a-b.slice, a.slice and -.slice (systemd.slice(5)). Pure."""
     if unit_slice in ("", "-.slice"):
         return ["-.slice"]
     parts = unit_slice[: -len(".slice")].split("-")
@@ -65,23 +65,23 @@ def parents(unit_slice: str) -> list[str]:
 
 
 def limits(properties: dict[str, dict[str, str]]) -> dict[str, int]:
-    """The smallest limit in bytes that each unit's properties set; nothing for one without any. Pure."""
+    """The smallest limit in bytes in each unit's properties. Units without a limit are left out. Pure."""
     found = {}
     for unit, shown in properties.items():
         set_here = [int(shown[name]) for name in LIMITS if shown.get(name, "").isdigit()]
-        # 2^64 - 1 is what systemd has for "none" when it does not print it as a word.
+        # 2^64 - 1 means "no limit" where systemd does not print a word.
         if set_here and min(set_here) < 1 << 63:
             found[unit] = min(set_here)
     return found
 
 
 def limit_reasons(ram: int, found: dict[str, int]) -> list[dict]:
-    """Why a guest with so many bytes of RAM would not get it back: the limits of its unit and that unit's slices. Pure."""
+    """Reasons why a guest could not get its RAM (in bytes) back: the limits of its unit and of that unit's slices. Pure."""
     return [_limit_reason(unit, limit, f"its {ram >> 20} MiB of RAM are") for unit, limit in found.items() if ram > limit]
 
 
 def shared_limit_reasons(guests: dict[str, tuple[int, dict[str, int]]]) -> list[dict]:
-    """Slices whose limit is enough for each of several guests, but not for all: guest -> RAM in bytes, limits. Pure."""
+    """Reasons about slices whose limit is enough for each of several guests, but not for all. ``guests``: RAM in bytes, limits. Pure."""
     reasons = []
     for unit in sorted({unit for _ram, found in guests.values() for unit in found}):
         inside = {name: ram for name, (ram, found) in guests.items() if unit in found}
@@ -95,7 +95,7 @@ def shared_limit_reasons(guests: dict[str, tuple[int, dict[str, int]]]) -> list[
 def _limit_reason(unit: str, limit: int, what: str) -> dict:
     return {
         "code": "memory-limit",
-        "message": f"{what} charged to {unit} when it is taken back after the jump, and its MemoryMax= or StartupMemoryMax= is"
-        f" {limit >> 20} MiB: the kernel would refuse, once and for all",
+        "message": f"{what} charged to {unit} at the restore, but its MemoryMax= or StartupMemoryMax= is {limit >> 20} MiB: the restore"
+        " would fail, and could not be repeated",
         "remedy": f"raise or remove the limit of {unit}",
     }

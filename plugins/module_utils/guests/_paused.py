@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Guests that stand still because of us, and not because their owner wants it. PRIVATE to the collection.
+"""Guests that this collection has paused, and not their owner. PRIVATE to the collection.
 
-What pauses a guest lets it go on as well. Where that was cut off or failed, the records of this boot still tell who paused it.
+The code that pauses a guest also resumes it. If that was interrupted or failed, records in /run still say what paused the guest.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from . import _hold, _providers, _rehearsal
 __all__ = ("by", "let_go_on", "reasons", "settle_running", "whole_saves")
 
 _WHAT = {
-    "rehearsal": "a rehearsal that has not ended",
+    "rehearsal": "a rehearsal that did not finish",
     "update": "an update that was undone",
-    "restore": "its restore after the jump, which was cut off",
+    "restore": "its restore after the jump, which was interrupted",
 }
 
 
 def by(record: dict) -> str:
-    """What of ours keeps the guest paused: ``rehearsal`` (also while one is under way), ``update`` or ``restore``; empty for none."""
+    """What keeps the guest paused: ``rehearsal`` (also one that still runs), ``update`` or ``restore``; empty for none of these."""
     name = record["name"]
     if os.path.exists(_files.run_path(name, "rehearsal")):
         return "rehearsal"
@@ -35,35 +35,35 @@ def by(record: dict) -> str:
         return ""
     state = _providers.of(record).status(record)
     under_way = _journal.outcome(_journal.of_update(), _this_boot.boot_id(), "") == "pending"
-    if state == "running" and not under_way:  # else it is about to be paused
-        _files.remove(_files.run_path(name, "paused"))  # it would pass a later pause of the owner's off as ours
+    if state == "running" and not under_way:  # else it will be paused
+        _files.remove(_files.run_path(name, "paused"))  # else a later pause by its owner would look like ours
     if state not in ("paused", "postmigrate"):
         return ""
     return "restore" if restored else "update"
 
 
 def _cut_off_restore(name: str) -> bool:
-    """Whether the guest was to run, was about to go on in this boot, and nothing has noted since that it did."""
+    """Whether a try to resume the guest began in this boot and its result was not noted."""
     on_disk = _journal.recorded(name)
     return on_disk.get("state") == "saved" and bool(on_disk.get("was_running")) and _return.may_have_run(name, on_disk)
 
 
 def reasons(record: dict) -> list[dict]:
-    """That the guest stands still because of us, as a reason against carrying it over so."""
+    """A reason against preserving the guest: it is paused because of us."""
     name = record["name"]
     try:
         cause = by(record)
     except LiveUpdateError as err:
-        return [reason("monitor", str(err), "see that its QEMU, or libvirtd, answers")]
+        return [reason("monitor", str(err), "make sure that its QEMU, or libvirtd, answers")]
     if not cause:
         return []
     message = f"guest {name} was paused by {_WHAT[cause]}"
-    remedy = f"let it go on: kvm.liveupdate.guest with state: running, or 'kvm-liveupdate resume {name}' on the host"
+    remedy = f"resume it with kvm.liveupdate.guest, state: running, or with 'kvm-liveupdate resume {name}' on the host"
     return [reason("left-paused", message, remedy)]
 
 
 def let_go_on(record: dict) -> str:
-    """Let the guest go on where :func:`by` says that we keep it paused, and remove what kept it; returns what that was.
+    """Resume the guest if :func:`by` says that we keep it paused, and remove the cause; returns the cause.
 
     The caller has the host's lock.
     """
@@ -82,9 +82,9 @@ def let_go_on(record: dict) -> str:
 
 
 def whole_saves(record: dict) -> bool:
-    """Have QEMU put the RAM into its saves and migrations again, where an undo could not; returns whether that was to do.
+    """Make QEMU's saves and migrations contain the RAM again, if an undo could not; returns whether this was necessary.
 
-    The caller has the host's lock. Only for a guest in a unit: libvirt's domains are told through virsh.
+    The caller has the host's lock. Only for a guest in a unit: for a domain this needs virsh.
     """
     if record["provider"] != "qemu":
         return False
@@ -98,7 +98,7 @@ def whole_saves(record: dict) -> bool:
 
 
 def settle_running(record: dict) -> None:
-    """As :func:`_return.settle_seen`, where the guest's QEMU is there: if it says that the guest runs, then that has gone on."""
+    """As :func:`_return.settle_seen`, for a guest with a QEMU: if QEMU reports that the guest runs, it is restored."""
     name = record["name"]
     on_disk = _journal.recorded(name)
     unknown = on_disk.get("state") == "saved" and _return.may_have_run(name, on_disk)

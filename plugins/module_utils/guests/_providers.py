@@ -80,9 +80,9 @@ def of(record: dict) -> Provider:
 
 
 def records() -> list[dict]:
-    """The guests that run now: a record of each, as its provider wrote or found it.
+    """A record of each running guest, from its provider.
 
-    ``namesake`` is the unit of another of the same name, where there is one.
+    ``namesake`` is the unit of another guest with the same name, if there is one.
     """
     found = [record for provider in all_of_them() for record in provider.known()]
     for record in found:
@@ -93,23 +93,23 @@ def records() -> list[dict]:
 
 
 def known() -> dict[str, dict]:
-    """The guests that run now, by name. Of two with one name one is here. Both have a reason (:func:`_reasons.name_reasons`)."""
+    """The running guests, by name. Of two with the same name only one is here; both have a reason (:func:`_reasons.name_reasons`)."""
     return {record["name"]: record for record in records()}
 
 
 def find(name: str, running: dict[str, dict] | None = None) -> dict:
-    """The running guest ``name``, of those that :func:`known` has returned or returns now."""
+    """The record of the running guest ``name``, from ``running`` or :func:`known`."""
     guests = known() if running is None else running
     if name not in guests:
         raise LiveUpdateError(
-            f"guest {name!r}: no such guest runs on this host; it runs: {', '.join(guests) or 'none under our wrapper'}."
-            " A guest's name is the first argument of 'kvm-liveupdate run' in its unit, or that of its libvirt domain"
+            f"guest {name!r} does not run on this host. The running guests are: {', '.join(guests) or 'none'}. A guest's name is the first"
+            " argument of 'kvm-liveupdate run' in its unit, or the name of its libvirt domain"
         )
     return guests[name]
 
 
 def strangers(guests: t.Iterable[dict] | None = None) -> list[dict]:
-    """Virtual machines on this host that are none of these guests, by default of all :func:`records`: the jump would end them."""
+    """Virtual machines on this host that are not among these guests (by default all :func:`records`). A jump would end them."""
     ours = {record["pid"] for record in (records() if guests is None else guests)}
     found = []
     for pid in _processes.pids():

@@ -2,4 +2,4 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What one boot hands the next. On the restore path: small, few imports."""
+"""What one boot hands over to the next. On the restore path: small, few imports."""

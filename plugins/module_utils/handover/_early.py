@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whom a boot starts first, and whom it does not wait for. On the boot path. PRIVATE to the collection."""
+"""Which guests a boot starts first, and for which it does not wait. On the boot path. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from . import _journal
 
 __all__ = ("BASE", "LIMIT_S", "POLL_S", "late", "link", "not_early", "settled", "start_early")
 
-# What the first target has beside the guests (_texts.py).
+# What the first target starts besides the guests (_texts.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1
 
 
 def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
-    """Have the guest's unit start at the beginning of the next boot, or no longer; ``ahead``: of the rest of a boot of guests first.
+    """Make the guest's unit start at the beginning of the next boot, or undo that. ``ahead``: also before the rest of the boot.
 
-    The guest runs now, so it is to run after the jump whether or not its unit is enabled for an ordinary boot.
+    The guest runs now, so it must run after the jump, even if its unit is not enabled for an ordinary boot.
     """
     link(f"{_units.FOLDER}/sysinit.target.wants/{unit}", wanted)
     link(f"{_units.FOLDER}/{_units.TARGET}.wants/{unit}", wanted and ahead)
 
 
 def not_early(unit: str) -> None:
-    """As :func:`start_early` with ``wanted`` false, in passing: a root file system that is read-only is no matter."""
+    """As :func:`start_early` with ``wanted`` false, but an error does not matter, such as a read-only root file system."""
     try:
         start_early(unit, False)
     except OSError as err:
-        _systemd.log(f"{unit} is started early by the next boot too: {err}")
+        _systemd.log(f"the next boot will also start {unit} early, because this cannot be undone: {err}")
 
 
 def link(path: str, wanted: bool) -> None:
-    """Have a target want a unit, or no longer."""
+    """Make a target want a unit, or undo that."""
     if not wanted:
         _files.remove(path)
     elif not os.path.islink(path):
@@ -48,17 +48,17 @@ def link(path: str, wanted: bool) -> None:
 
 
 def late(name: str) -> None:
-    """Note that the rest of the boot need not wait for this guest: it waits for that itself, or does not come back.
+    """Note that the rest of the boot need not wait for this guest, because the guest waits for the boot or cannot be restored.
 
-    Never raises: what the guest itself needs goes on, and the rest of the boot starts at the limit.
+    Never raises: the restore continues, and the rest of the boot starts at its limit.
     """
     try:
         _files.make_directory(_files.GUESTS_RUN)
         os.close(os.open(_files.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as err:
-        _systemd.log(f"{name}: the rest of the boot waits for it for {LIMIT_S:g} s at most: {err}")
+        _systemd.log(f"{name}: the rest of the boot waits up to {LIMIT_S:g} s for this guest, because this cannot be recorded: {err}")
 
 
 def settled(name: str) -> bool:
-    """Whether the guest runs again, is late, or was not saved: whoever took over the command line for another boot waits for nobody."""
+    """Whether the boot need not wait for the guest: it runs again, is late, or was not saved (another boot reuses the command line)."""
     return os.path.exists(_files.run_path(name, "late")) or _journal.of_guest(name).get("state") != "saved"

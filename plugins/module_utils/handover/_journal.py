@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The durable records of the last update: its own, and one of each guest. PRIVATE to the collection."""
+"""The durable records of the last update: one of the update, and one of each guest. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ("as_seen", "not_back", "of_guest", "of_guests", "of_update", "outcome
 
 
 def of_guest(name: str) -> dict:
-    """What the last update did with this guest; empty when none did. A guest that runs again is ``restored``, recorded on disk or not."""
+    """What the last update did with this guest; empty for none. A guest that runs again is ``restored``, whatever the disk says."""
     recorded = _files.read_json(_files.journal_path(name))
     if recorded.get("state") != "saved":
         return recorded
@@ -26,7 +26,7 @@ def of_guest(name: str) -> dict:
 
 
 def of_guests() -> dict[str, dict]:
-    """What the last update did with each guest that it had, by the guest's name."""
+    """What the last update did with each of its guests, by the guest's name."""
     try:
         files = sorted(os.listdir(_files.GUESTS_STATE))
     except FileNotFoundError:
@@ -35,21 +35,22 @@ def of_guests() -> dict[str, dict]:
 
 
 def pause(update: dict) -> float | None:
-    """Seconds from a guest's pause to its resume in the update of this journal; None when that did not bring it back. Pure."""
+    """Seconds from a guest's pause to its resume in the update of this journal; None if it was not restored. Pure."""
     times = update.get("times") or {}
     return times["resumed"] - times["paused"] if update.get("state") == "restored" else None
 
 
 def not_back(running: t.Iterable[str]) -> list[dict]:
-    """Which guests an update saved that it has not brought back, as reasons against the next one.
+    """Reasons against the next update: guests that an update saved and has not restored.
 
-    The session of such a guest may have its memory still, and does not come over another jump.
+    The session of such a guest may still have its memory, which would not survive another jump.
     """
     return [
         {
             "code": "not-back",
-            "message": f"guest {name} was saved by an update and does not run; its memory may still be kept, and would be lost",
-            "remedy": f"'systemctl start {saved['unit']}' tries to bring it back, 'kvm-liveupdate discard {name}' gives up what was saved",
+            "message": f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
+            "remedy": f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory"
+            " and state",
         }
         for name, saved in of_guests().items()
         if saved.get("state") == "saved" and name not in running
@@ -57,15 +58,15 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
 
 
 def recorded(name: str) -> dict:
-    """The guest's journal as it is on disk; :func:`of_guest` is how it counts."""
+    """The guest's journal as it is on disk. The journal that counts is from :func:`of_guest`."""
     return _files.read_json(_files.journal_path(name))
 
 
 def as_seen(name: str, journal: dict) -> dict:
-    """The journal of a guest that was saved, as it counts: one that has gone on in this boot is ``restored``, whatever the disk took.
+    """The journal that counts for a saved guest: it is ``restored`` if the guest was resumed in this boot, whatever the disk says.
 
-    The mark is made once the guest has gone on (:func:`_return.went_on`), in /run, which is as lasting as its memory. The mark of a domain
-    is made right before. Its image lies there until libvirt takes its start for done.
+    After the resume :func:`_return.went_on` writes a mark into /run, which lasts as long as the memory. The mark of a domain is written
+    right before the resume. Its image exists until libvirt regards the start as complete.
     """
     try:
         resumed = os.stat(_files.run_path(name, "resumed")).st_mtime
@@ -73,13 +74,13 @@ def as_seen(name: str, journal: dict) -> dict:
         return journal
     now = _this_boot.boot_id()
     if journal.get("boot_id") == now or not _is_gone(journal.get("image", "")):
-        return journal  # the mark is of an update before; or the start of the domain has not ended
+        return journal  # the mark is from an earlier update, or the start of the domain is not complete
     times = {**journal.get("times", {}), "resumed": resumed}
     return {**journal, "state": "restored", "boot_id_after": now, "clock_step": None, "times": times}
 
 
 def _is_gone(path: str) -> bool:
-    """Whether it is certain that nothing is there: a disk that cannot be read tells nothing."""
+    """Whether the file certainly does not exist: an unreadable disk does not show that."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -90,13 +91,13 @@ def _is_gone(path: str) -> bool:
 
 
 def of_update() -> dict:
-    """The journal of the last update of this host. How it ended is in it also where the disk did not take that any more."""
+    """The journal of the last update of this host, with its end even if the disk did not accept that."""
     update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
     return {**update, **ended} if ended and ended["id"] == update.get("id") else update
 
 
 def outcome(update: dict, boot_id: str, release: str) -> str:
-    """What became of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
+    """The outcome of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
     if not update:
         return "none"
     if update["state"] == "aborted":
@@ -107,5 +108,5 @@ def outcome(update: dict, boot_id: str, release: str) -> str:
 
 
 def record(update: dict) -> None:
-    """Write down what is about to be done, so that :func:`_jump.recover` can take it back when this process is killed meanwhile."""
+    """Record what the update does next, so that :func:`_jump.recover` can undo it if this process is killed."""
     _files.write_json(_files.UPDATE, update)

@@ -31,7 +31,7 @@ class Lock:
         try:
             self._take()
             if not self._of_update and _under_way():
-                raise LiveUpdateError(f"a live update of this host is under way; wait for its end: 'systemctl status {_units.JUMP}'")
+                raise LiveUpdateError(f"a live update of this host is running; wait for its end ('systemctl status {_units.JUMP}')")
         except BaseException:
             os.close(self._fd)
             raise
@@ -45,20 +45,22 @@ class Lock:
                 return
             except OSError as err:
                 if time.monotonic() >= limit:
-                    raise LiveUpdateError(f"{_files.LOCK}: another live update operation is under way on this host; wait for it") from err
+                    raise LiveUpdateError(
+                        f"another live update operation runs on this host ({_files.LOCK} is locked); wait for its end"
+                    ) from err
             time.sleep(0.1)
 
     def __exit__(self, *_exception: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that hangs may have it open still
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that hangs may still have it open
         os.close(self._fd)
 
 
 def busy() -> bool:
-    """Whether the unit that carries out an update, or undoes it, has not ended."""
+    """Whether the unit that carries out or undoes an update still runs."""
     shown = _systemd.show(_units.JUMP, "ActiveState", "Job")
     return shown.get("ActiveState") not in ("inactive", "failed") or shown.get("Job") not in (None, "", "0")
 
 
 def _under_way() -> bool:
-    """Whether an update is committed in this boot and has not ended."""
+    """Whether an update is committed in this boot and not over."""
     return _journal.outcome(_journal.of_update(), _this_boot.boot_id(), "") == "pending" and busy()

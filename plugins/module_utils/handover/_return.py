@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a guest's start is to be after a jump, and the record of it once it is back. On the boot path. PRIVATE to the collection."""
+"""Decide how a guest starts after a jump, and record its restore. On the boot path. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -33,67 +33,68 @@ __all__ = (
     "went_on",
 )
 
-# The exit code of a start that could not bring its guest back yet. systemd starts the unit again (_texts.py, RestartForceExitStatus=).
-# It is even, because a guest can have QEMU end with any odd one (isa-debug-exit).
+# The exit code of a start that could not restore its guest yet. systemd then starts the unit again (_texts.py, RestartForceExitStatus=).
+# It is even, because a guest can make QEMU exit with any odd code (isa-debug-exit).
 AGAIN = 100
 BACK_LIMIT_S = _limits.BACK
 SETTLE_S = _limits.BACK_SETTLE
 
 
 def decide(journal: dict, note: dict | None, resumed: bool, tried: bool = False) -> tuple[str, str]:
-    """What a start of the guest is: ``restore``, ``cold`` or ``refuse``, and why. Pure.
+    """How the guest starts: ``restore``, ``cold`` (from its disks) or ``refuse``, and why. Pure.
 
-    ``note`` is what the session carries beside the RAM, None without memory from the kernel before; ``resumed`` tells
-    that the guest ran on this memory already, ``tried`` that it may have. State is used only with the very memory that it belongs to.
+    ``note`` is the note in the session beside the RAM, None without memory from the previous kernel. ``resumed`` means that the guest
+    has already run on this memory, ``tried`` that it may have. A state is only loaded with exactly the memory that belongs to it.
     """
     if journal.get("state") != "saved":
-        return "cold", "no update left it to be restored"
+        return "cold", "no update has saved it"
     if resumed:
-        return "cold", "it was restored already and has run since"
-    give_up = f"'kvm-liveupdate discard {journal['guest']}' lets it start clean"
-    if tried:  # loaded once more, the state could be older than the memory; and if the guest has not run, that state is all there is of it
-        return "refuse", f"its QEMU ended just as the guest was to go on, and nobody knows whether it ran; all of it is kept: {give_up}"
+        return "cold", "it is already restored and has run since"
+    give_up = f"to start it from its disks, run 'kvm-liveupdate discard {journal['guest']}', then start it"
+    if tried:  # if the guest ran, the state is older than the memory; if it did not run, the state must not be lost
+        unknown = "its QEMU ended while it resumed the guest, so it is unknown whether the guest ran; memory and state are kept"
+        return "refuse", f"{unknown}: {give_up}"
     if note and note.get("hold") == journal["hold"]:
-        told = [key for key in ("guest", "uuid", "sizes", "qemu") if key != "qemu" or key in note]  # older holds do not name their QEMU
+        told = [key for key in ("guest", "uuid", "sizes", "qemu") if key != "qemu" or key in note]  # older notes do not name their QEMU
         wrong = [f"{key} {note.get(key)!r}, not {journal.get(key)!r}" for key in told if note.get(key) != journal.get(key)]
         if wrong:
-            return "refuse", f"the memory that came over says that it has {', '.join(wrong)}; it is kept, and not used: {give_up}"
-        return "restore", "its memory came over"
-    lost_why = "its memory did not come over the reboot" if note is None else "the memory that came over is not its own"
+            return "refuse", f"its preserved memory has {', '.join(wrong)}; the memory is kept and not used: {give_up}"
+        return "restore", "its memory is preserved"
+    lost_why = "its memory did not survive the reboot" if note is None else "the preserved memory belongs to another save"
     if journal.get("on_loss") == "stop":
-        return "refuse", f"{lost_why}; it stays down as the update asked: {give_up}"
-    return "cold", f"{lost_why}; it starts clean"
+        return "refuse", f"{lost_why}; it stays off, as on_loss=stop says: {give_up}"
+    return "cold", f"{lost_why}; it starts from its disks"
 
 
 def lost(journal: dict, why: str) -> None:
-    """Record that the guest's memory did not come over: what was saved of it is of no use any more."""
+    """Record that the guest's memory is lost, so that its saved state is useless."""
     settle({**journal, "state": "lost", "why": why})
 
 
 def verify(journal: dict, path: str) -> None:
-    """Raise when the file at ``path`` is not the one that was saved with the guest."""
+    """Raise if the file at ``path`` is not the state that was saved for the guest."""
     found: object = "no file"
     if os.path.exists(path):
         found = _files.digest(path)
     if found != journal.get("digest"):
         name = journal["guest"]
         raise LiveUpdateError(
-            f"guest {name}: {path} is not what was saved: it is {found}, not {journal.get('digest')}. Nothing is loaded, and its memory is"
-            f" kept: 'kvm-liveupdate discard {name}' gives it up and lets the guest start clean"
+            f"guest {name}: {path} is not the state that was saved: its digest is {found}, not {journal.get('digest')}. It is not loaded,"
+            f" and the memory is kept. To start the guest from its disks, run 'kvm-liveupdate discard {name}', then start it"
         )
 
 
 def may_have_run(name: str, journal: dict) -> bool:
-    """Whether nobody knows if a saved guest of a unit has gone on in this boot: a try to let it go on was begun, its outcome not noted.
+    """Whether it is unknown if a saved guest in a unit has run in this boot: a try to resume it began, and its result was not noted.
 
-    The mark ``trying`` in /run is there from right before such a try until QEMU has refused it, or the guest has gone on.
+    The mark ``trying`` in /run exists from right before such a try until QEMU refuses it, or the guest runs.
     """
-    tried = os.path.exists(_files.run_path(name, "trying"))  # first: it becomes the other mark
+    tried = os.path.exists(_files.run_path(name, "trying"))  # check this mark first, because it becomes the other one
     return tried and not os.path.exists(_files.run_path(name, "resumed")) and journal.get("boot_id") != _this_boot.boot_id()
 
 
 def went_on(name: str) -> None:
-    """Mark that the guest has gone on, in place of that it may have. May be repeated."""
+    """Replace the mark that the guest may have run by the mark that it runs. Can be repeated."""
     resumed = _files.run_path(name, "resumed")
     try:
         os.rename(_files.run_path(name, "trying"), resumed)
@@ -102,9 +103,9 @@ def went_on(name: str) -> None:
 
 
 def settle(journal: dict) -> None:
-    """Make durable that nothing waits to be restored: of a guest that is back, or lost. May be repeated.
+    """Record durably that a guest is restored or lost, and remove its state. Can be repeated.
 
-    The state goes first: that may make the room on a full disk that the record needs.
+    The state is removed first: on a full disk this may free the space that the record needs.
     """
     _files.remove(_files.state_path(journal["guest"]))
     _files.write_json(_files.journal_path(journal["guest"]), journal)
@@ -112,7 +113,7 @@ def settle(journal: dict) -> None:
 
 
 def settled(restored: dict) -> bool:
-    """Do :func:`settle` for a guest that is back, unless its record tells of something newer; false when the disk does not take it."""
+    """Do :func:`settle` for a restored guest, unless its record is of something newer. False if the disk does not accept it."""
     name = restored["guest"]
     try:
         on_disk = _journal.recorded(name)
@@ -120,30 +121,30 @@ def settled(restored: dict) -> bool:
             settle(restored)
         return True
     except (LiveUpdateError, OSError) as err:
-        _systemd.log(f"{name}: it is back, but that is not recorded: {err}; mend that: it is tried again every {SETTLE_S:g} s")
+        _systemd.log(f"{name}: it is restored, but this cannot be recorded: {err}. Fix this; it is tried again every {SETTLE_S:g} s")
         return False
 
 
 def settle_at_last(restored: dict, lasts: t.Callable[[], bool]) -> None:
-    """As :func:`settled`, again and again until the disk takes it, while ``lasts`` says so.
+    """Repeat :func:`settled` until the disk accepts it, as long as ``lasts`` returns true.
 
-    Within this boot :func:`_journal.as_seen` knows of the guest meanwhile. The lock keeps another operation from saving it at that moment.
+    Until then :func:`_journal.as_seen` knows that the guest is restored. The lock prevents that another operation saves it at that moment.
     """
-    from . import _lock  # not on the way back
+    from . import _lock  # not on the restore path
 
     while lasts():
         time.sleep(SETTLE_S)
         try:
             with _lock.Lock():
                 if settled(restored):
-                    _systemd.log(f"{restored['guest']}: it is recorded now")
+                    _systemd.log(f"{restored['guest']}: the restore is now recorded")
                     return
         except LiveUpdateError:
-            continue  # another operation is under way
+            continue  # another operation runs
 
 
 def settle_seen(name: str) -> None:
-    """Make durable what :func:`_journal.as_seen` tells, where the disk does not say it yet."""
+    """Record durably what :func:`_journal.as_seen` says, if the disk does not say it yet."""
     on_disk = _journal.recorded(name)
     if on_disk.get("state") == "saved":
         seen = _journal.as_seen(name, on_disk)
@@ -152,7 +153,7 @@ def settle_seen(name: str) -> None:
 
 
 def restored(journal: dict, times: dict) -> dict:
-    """The guest's record from now on. Its stamps of this boot are set back by the step that the clock made at the jump."""
+    """The new record of the guest. The clock steps at the jump, so this corrects the times of this boot by that step."""
     step = _this_boot.step(journal.get("clock_ahead"), _this_boot.ahead())
     now = {name: at - (step or 0.0) for name, at in times.items()}
     return {**journal, "state": "restored", "boot_id_after": _this_boot.boot_id(), "clock_step": step, "times": {**journal["times"], **now}}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the kernel carries of a guest over a jump: a session with its RAM and a note. On the boot path. PRIVATE to the collection."""
+"""The session with a guest's RAM and a note, which the kernel carries over a jump. On the boot path. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ("FDNAME", "META_TOKEN", "RAM_TOKEN", "drop", "incoming", "name_of", "
 
 FDNAME = "kvm-liveupdate"
 META_TOKEN = 0
-RAM_TOKEN = 1  # and on: a guest may have several memory files
+RAM_TOKEN = 1  # the first one: a guest may have several memory files
 
 
 def name_of(guest_uuid: str) -> str:
@@ -32,7 +32,7 @@ def record_hold(record: dict) -> None:
 
 
 def recorded_holds() -> list[str]:
-    """The names of the guests that :func:`record_hold` has a record of."""
+    """The names of the guests with a record of :func:`record_hold`."""
     try:
         return sorted(
             file.removesuffix(_files.HOLD_SUFFIX) for file in os.listdir(_files.GUESTS_STATE) if file.endswith(_files.HOLD_SUFFIX)
@@ -42,14 +42,14 @@ def recorded_holds() -> list[str]:
 
 
 def read_note(fd: int) -> dict:
-    """What was noted beside the RAM when it was held: ``hold``, ``guest``, ``uuid``, ``sizes``, ``qemu``."""
+    """The note in the session beside the RAM: ``hold``, ``guest``, ``uuid``, ``sizes``, ``qemu``."""
     return dict(json.loads(os.pread(fd, 1 << 16, 0)))
 
 
 def incoming(journal: dict) -> int | None:
-    """The incoming or outgoing session of this guest: handed over by systemd, else asked for by its name; None when there is none.
+    """The incoming or outgoing session of this guest, from systemd, else from the kernel by its name; None if there is none.
 
-    Raises where that cannot be told: a guest must not start clean because nobody could look for its memory.
+    Raises if this is unknown: a guest must not start from its disks only because the search for its memory failed.
     """
     session = _systemd.listen_fds().get(FDNAME)
     if session is not None or journal.get("state") != "saved" or journal.get("boot_id") == _this_boot.boot_id():
@@ -60,22 +60,22 @@ def incoming(journal: dict) -> int | None:
         _systemd.log(str(err))
         if not _luo.is_gone(err):
             busy = err.details.get("errno") == "EBUSY"
-            remedy = "this is tried again by itself" if busy else f"mend that, then 'systemctl start {journal['unit']}' tries again"
-            raise LiveUpdateError(f"guest {journal['guest']}: {err}: {remedy}; its memory is kept", again=busy) from err
+            remedy = "this is repeated automatically" if busy else f"fix this, then run 'systemctl start {journal['unit']}' to try again"
+            raise LiveUpdateError(f"guest {journal['guest']}: {err}; {remedy}. Its memory is kept", again=busy) from err
         return None
-    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))  # a crash from here on loses nothing
+    _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))  # from here on a crash loses nothing
     return session
 
 
 def note(session: int | None) -> dict | None:
-    """What a session from the kernel before says it holds; None for any other."""
+    """The note in a session from the previous kernel; None for any other session."""
     if session is None:
         return None
     try:
         fd = _luo.retrieve_fd(session, META_TOKEN)
     except LiveUpdateError as err:
         if err.details.get("errno") in ("EINVAL", "ENOENT"):
-            return None  # outgoing: preserved for a jump that has not come; or finished, and so of no use any more
+            return None  # outgoing, preserved for a jump that has not come; or already finished
         raise
     try:
         return read_note(fd)
@@ -84,19 +84,19 @@ def note(session: int | None) -> dict | None:
 
 
 def take(journal: dict, session: int) -> list[int]:
-    """The guest's memory files, taken out of the session, in order. They are charged to the caller's cgroup."""
+    """Retrieve the guest's memory files from the session, in order. They are charged to the caller's cgroup."""
     files = [_luo.retrieve_fd(session, RAM_TOKEN + index) for index in range(len(journal["sizes"]))]
     sizes = [os.fstat(fd).st_size for fd in files]
     if sizes != journal["sizes"]:
         raise LiveUpdateError(
-            f"guest {journal['guest']}: the memory that came over has {sizes} bytes, not {journal['sizes']};"
-            f" 'kvm-liveupdate discard {journal['guest']}' lets it start clean"
+            f"guest {journal['guest']}: its preserved memory has {sizes} bytes, not {journal['sizes']}. To start the guest from its disks,"
+            f" run 'kvm-liveupdate discard {journal['guest']}', then start it"
         )
     return files
 
 
 def drop(session: int | None, note: dict | None) -> None:
-    """Give up a session that is of no use for a clean start."""
+    """Release a session that is not needed, because the guest starts from its disks."""
     if session is None:
         return
     if note is not None:

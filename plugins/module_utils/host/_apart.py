@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Looks at paths that may not answer, as on a network file system whose server is gone. PRIVATE to the collection.
+"""Access paths that may not answer, for example on a network file system without its server. PRIVATE to the collection.
 
-Nothing ends such a look but the server, so another process has it, which is left behind where it hangs.
+Only the server can end such an access. So a child process does it, and is left behind if it hangs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MANY_FDS = 1 << 16
 
 
 class Silent(LiveUpdateError):
-    """A look at paths has not ended: ``path`` is the one that does not answer."""
+    """A path does not answer: ``path``."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path} does not answer within {PATH_LIMIT_S:g} s", path=path)
@@ -34,9 +34,9 @@ class Silent(LiveUpdateError):
 
 
 def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
-    """What ``work`` returns, as JSON has it, done in a process apart. It is given a function to name each path with before it looks there.
+    """Run ``work`` in a child process and return its result, through JSON. With its argument ``work`` names each path before it looks.
 
-    Raises :class:`Silent` at the limit, and LiveUpdateError where ``work`` fails.
+    Raises :class:`Silent` at the limit, and LiveUpdateError if ``work`` fails.
     """
     import json
     import select
@@ -63,19 +63,19 @@ def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
         _reap(child)
     kind, answer = json.loads(text.rpartition(b"\0")[2] or '["failed", "it ended"]')
     if kind == "failed":
-        raise LiveUpdateError(f"its paths cannot be looked at: {answer}")
+        raise LiveUpdateError(f"its paths cannot be examined: {answer}")
     return answer
 
 
 def _reap(child: int) -> None:
-    """Wait for the child for a moment: one that hangs ends when what it waits for answers, or with this process."""
+    """Wait a moment for the child. One that hangs ends when its path answers, or with this process."""
     until = time.monotonic() + 1.0
     while os.waitpid(child, os.WNOHANG)[0] == 0 and time.monotonic() < until:
         time.sleep(0.001)
 
 
 def _work(work: t.Callable[[t.Callable[[str], None]], t.Any], writing: int) -> t.NoReturn:
-    """The child. It may outlive who started it, so it keeps nothing of that open: no locks, no sessions, no output."""
+    """The child. It may live longer than its parent, so it keeps nothing of the parent open: no locks, no sessions, no output."""
     import json
 
     try:
@@ -86,7 +86,7 @@ def _work(work: t.Callable[[t.Callable[[str], None]], t.Any], writing: int) -> t
             os.dup2(null, fd)
         try:
             answer = ["done", work(lambda path: _write(os.fsencode(path) + b"\0"))]
-        except Exception as err:  # pylint: disable=broad-except  # whatever it is, it is told
+        except Exception as err:  # pylint: disable=broad-except  # the parent gets every failure
             answer = ["failed", f"{type(err).__name__}: {err}"]
         _write(json.dumps(answer).encode())
     finally:

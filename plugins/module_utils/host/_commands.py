@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Programs that are run for what they print. PRIVATE to the collection."""
+"""Run programs and read their output. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._errors import LiveUpdateError
 __all__ = ("end_by", "left", "no_answer", "run")
 
 COMMAND_LIMIT_S = _limits.COMMAND
-# What commands print is compared with their words in no language but their own.
+# The output of commands is compared with English words.
 _PLAIN_WORDS = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 
 _last_moment: float | None = None
@@ -23,28 +23,28 @@ _of_what = ""
 
 
 def end_by(moment: float | None, of_what: str = "") -> None:
-    """From now on no command and no answer is waited for beyond ``moment`` (CLOCK_MONOTONIC), whatever its own limit; None ends this.
+    """From now on end every wait for a command or an answer at ``moment`` (CLOCK_MONOTONIC), whatever its own limit; None ends this.
 
-    ``of_what`` says for people whose time that is.
+    ``of_what`` names this limit in messages.
     """
-    global _last_moment, _of_what  # pylint: disable=global-statement  # who runs commands for an update need not know of its limit
+    global _last_moment, _of_what  # pylint: disable=global-statement  # the code that runs commands need not know the limit of the update
     _last_moment, _of_what = moment, of_what
 
 
 def left(limit: float) -> float:
-    """How long something with this limit, in seconds, may still take; zero when the time of :func:`end_by` is over."""
+    """How many seconds something with this limit may still take; zero if the moment of :func:`end_by` is over."""
     return limit if _last_moment is None else max(min(limit, _last_moment - time.monotonic()), 0.0)
 
 
 def no_answer(waited: float) -> str:
-    """Why nobody waits for an answer any longer, ``waited`` seconds having been granted: as the end of a sentence."""
+    """Why the wait for an answer ended, after ``waited`` seconds: as the end of a sentence."""
     if _last_moment is not None and time.monotonic() >= _last_moment:
-        return f"no answer in time: {_of_what or 'the time for this step'} is over"
+        return f"no answer in time: {_of_what or 'the limit of this step'} is over"
     return f"no answer within {waited:g} s"
 
 
 def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
-    """Run a command and return its standard output; a failure or the time limit is an error with what it printed."""
+    """Run a command and return its standard output. A failure or the limit raises an error, with what the command printed."""
     import subprocess  # slow to import, and the boot path runs no commands
 
     timeout = left(timeout)
@@ -62,7 +62,7 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
             env={**os.environ, **_PLAIN_WORDS},
         )
     except FileNotFoundError as err:
-        raise LiveUpdateError(f"{command[0]}: not found on this host; install what provides it") from err
+        raise LiveUpdateError(f"{command[0]}: command not found on this host; install the package that provides it") from err
     except subprocess.TimeoutExpired as err:
         raise LiveUpdateError(f"{' '.join(command)}: {no_answer(round(timeout, 1))}") from err
     if done.returncode:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where the collection's files lie on a host, and how they are written whole. PRIVATE to the collection."""
+"""The places of the collection's files on a host, and how to write files atomically. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COMMAND = "/usr/local/sbin/kvm-liveupdate"
 
 
 def read_json(path: str) -> dict:
-    """The record at ``path``; empty when there is none. A damaged one is an error, never taken for a missing one."""
+    """The record at ``path``; empty if there is none. A damaged record is an error, and is never treated as missing."""
     try:
         with open(path, encoding="utf-8") as file:
             return dict(json.load(file))
@@ -69,14 +69,16 @@ def read_json(path: str) -> dict:
         return {}
     except PermissionError as err:
         raise LiveUpdateError(
-            f"record {path}: {err.strerror}; only root may read it: run this as root, and a guest's unit without User= and DynamicUser="
+            f"record {path}: {err.strerror}; only root may read it. Run this as root, and a guest's unit without User= and DynamicUser="
         ) from err
     except (OSError, ValueError) as err:
-        raise LiveUpdateError(f"record {path}: {err}; look at it, and remove it if the guest or update is settled") from err
+        raise LiveUpdateError(
+            f"record {path} is damaged: {err}; look at it, and remove it if its guest runs or its update is over"
+        ) from err
 
 
 def sync_directory(path: str) -> None:
-    """Make a change of the directory that holds ``path`` durable."""
+    """Make a change in the directory of ``path`` durable."""
     handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -85,7 +87,7 @@ def sync_directory(path: str) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Make a directory of the runtime, and those above it that are missing, for root only."""
+    """Make a directory of the runtime and its missing parents, for root only."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -94,35 +96,35 @@ def make_directory(path: str) -> None:
         try:
             os.mkdir(directory, 0o700)
         except FileExistsError:
-            continue  # somebody else was quicker
+            continue  # another process made it first
         sync_directory(directory)
 
 
 def create(path: str, mode: int = 0o600) -> int:
-    """The descriptor of a new file that replaces what is at ``path``; a link there is not followed. Close-on-exec."""
+    """The descriptor of a new file that replaces what is at ``path``. This does not follow a link. Close-on-exec."""
     _unlink(path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def open_ordinary(path: str) -> int:
-    """The descriptor, for reading, of the ordinary file that is at ``path`` or that a link there leads to. Close-on-exec.
+    """The descriptor, for reading, of the regular file at ``path``, or where a link there leads. Close-on-exec.
 
-    Anything else is a ValueError and is not opened: a watchdog that is opened resets the host, and a pipe has one reader.
+    Anything else raises a ValueError and is not opened: opening a watchdog resets the host, and a pipe has only one reader.
     """
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which opens nothing (open(2))
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
-            raise ValueError("it is no ordinary file and cannot be read twice")
-        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the same, whatever is at the path by now
+            raise ValueError("it is not a regular file, so it cannot be read twice")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the same file, whatever is at the path now
     finally:
         os.close(place)
 
 
 def digest(path: str) -> dict[str, int]:
-    """The ``size`` and the ``crc32`` of a file: enough to see that a saved state is not the one that was written."""
+    """The ``size`` and the ``crc32`` of a file: enough to detect that a saved state is not the one that was written."""
     import zlib  # not every process needs it
 
-    # Where QEMU's user may put a link or a pipe.
+    # QEMU's user may put a link or a pipe there.
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         content = file.read()
     return {"size": len(content), "crc32": zlib.crc32(content)}
@@ -135,7 +137,7 @@ def write_json(path: str, record: dict) -> None:
 
 
 def write_text(path: str, text: str, mode: int) -> None:
-    """Write a file whole or not at all, durable when this returns, with this mode whatever the umask."""
+    """Write a file atomically, with this mode regardless of the umask. It is durable when this returns."""
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(create(part), "w", encoding="utf-8") as file:
@@ -151,7 +153,7 @@ def write_text(path: str, text: str, mode: int) -> None:
 
 
 def remove(path: str) -> bool:
-    """Remove a file durably; false when there was none."""
+    """Remove a file durably; false if there was none."""
     if not _unlink(path):
         return False
     sync_directory(path)
@@ -167,7 +169,7 @@ def _unlink(path: str) -> bool:
 
 
 def run_path(name: str, suffix: str = "json") -> str:
-    """A file about the guest that is true for this boot only."""
+    """The path of a file about the guest that is valid for this boot only."""
     return os.path.join(GUESTS_RUN, f"{name}.{suffix}")
 
 
@@ -177,10 +179,10 @@ def journal_path(name: str) -> str:
 
 
 def state_path(name: str) -> str:
-    """The guest's device state, there between the pause and the resume only."""
+    """The guest's device state, which exists only between the pause and the resume."""
     return os.path.join(GUESTS_STATE, f"{name}.state")
 
 
 def hold_path(name: str) -> str:
-    """The durable record that the guest's RAM is held, and that no update has saved the guest since (guests/_unclaimed.py)."""
+    """The durable record that the guest's RAM is held and no update has saved the guest since (guests/_unclaimed.py)."""
     return os.path.join(GUESTS_STATE, f"{name}{HOLD_SUFFIX}")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What /proc/meminfo tells. PRIVATE to the collection."""
+"""The figures in /proc/meminfo. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def total(root: str = "/") -> int:
 
 
 def available(root: str = "/") -> int:
-    """The bytes in which memory can be preserved without others missing it."""
+    """How many bytes can be preserved without a shortage for others."""
     memory = meminfo(root)
-    # What is preserved may not lie in CMA areas, and the scratch areas of KHO are such.
+    # Preserved memory cannot be in CMA areas, and the scratch areas of KHO are CMA areas.
     return max(memory["MemAvailable"] - memory.get("CmaFree", 0), 0)

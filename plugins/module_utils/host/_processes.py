@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What /proc tells about other processes, and taking a file descriptor from one. PRIVATE to the collection."""
+"""Facts about other processes from /proc, and how to copy a file descriptor from one. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SESSION_LINK = "anon_inode:[luo_session] "
 VM_LINK = "anon_inode:kvm-vm"
 _KVM_DEVICE = "/kvm"
 _TAP_LINK = "/dev/net/tun"
-_IFF_PERSIST = 0x800  # of a tap that is there without a process (include/uapi/linux/if_tun.h)
+_IFF_PERSIST = 0x800  # of a tap that exists without a process (include/uapi/linux/if_tun.h)
 
 
 def pids(root: str = "/") -> list[int]:
@@ -49,7 +49,7 @@ def pids(root: str = "/") -> list[int]:
 
 
 def fd_links(pid: int, root: str = "/") -> dict[int, str]:
-    """What each descriptor of a process points to, as /proc/PID/fd shows it. Empty when the process is gone."""
+    """The target of each descriptor of a process, as /proc/PID/fd shows it. Empty if the process has ended."""
     base = os.path.join(root, f"proc/{pid}/fd")
     links = {}
     try:
@@ -64,9 +64,9 @@ def fd_links(pid: int, root: str = "/") -> dict[int, str]:
 
 
 def open_paths(pid: int) -> dict[int, tuple[str, int]]:
-    """What a process has open under a name that still is there, its input and output left out: its path and flags (open(2)), by descriptor.
+    """The files that a process has open and that still have a name, except input and output: path and flags (open(2)), by descriptor.
 
-    Nothing is asked of a file system: one that does not answer would not let go of who asks.
+    This accesses no file system, because one that does not answer would block the caller.
     """
     found = {}
     for fd, link in sorted(fd_links(pid).items()):
@@ -78,7 +78,7 @@ def open_paths(pid: int) -> dict[int, tuple[str, int]]:
 
 
 def flags_of(pid: int, fd: int) -> int | None:
-    """How a descriptor was opened (open(2), fcntl(2)); None when it is gone."""
+    """The flags of a descriptor (open(2), fcntl(2)); None if it is closed."""
     try:
         with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
             return next((int(line.split()[1], 8) for line in info if line.startswith("flags:")), 0)
@@ -87,7 +87,7 @@ def flags_of(pid: int, fd: int) -> int | None:
 
 
 def folder_of(pid: int) -> str:
-    """The working directory of a process; the root when it is gone."""
+    """The working directory of a process; the root if the process has ended."""
     try:
         return os.readlink(f"/proc/{pid}/cwd")
     except OSError:
@@ -95,7 +95,7 @@ def folder_of(pid: int) -> str:
 
 
 def file_of(pid: int, fd: int) -> tuple[int, int]:
-    """Which file a descriptor of a process is, as its device and inode; zeros when it is gone."""
+    """The file of a process's descriptor, as its device and inode; zeros if it is closed."""
     try:
         seen = os.stat(f"/proc/{pid}/fd/{fd}")
     except OSError:
@@ -104,17 +104,17 @@ def file_of(pid: int, fd: int) -> tuple[int, int]:
 
 
 def holders(link: str, root: str = "/") -> list[tuple[int, int]]:
-    """Every (pid, fd) whose link in /proc is ``link``: for a session, that is who keeps it alive."""
+    """Every (pid, fd) whose link in /proc is ``link``. For a session, these keep it alive."""
     return [(pid, fd) for pid in pids(root) for fd, seen in fd_links(pid, root).items() if seen == link]
 
 
 def may_begin_a_vm(links: set[str]) -> bool:
-    """Whether a process with these links has the device open that virtual machines are made with. A container may see it as /kvm. Pure."""
+    """Whether a process with these links has /dev/kvm open, so it can create a virtual machine. A container may see it as /kvm. Pure."""
     return any(link.endswith(_KVM_DEVICE) and link.startswith("/") for link in links)
 
 
 def interfaces(pid: int, root: str = "/") -> list[str]:
-    """The host's network interfaces that the taps of a process need: their bridges, and of the taps those that it did not make itself.
+    """The host's network interfaces that the taps of a process need: their bridges, and the taps that it did not make itself.
 
     Source: drivers/net/tun.c (fdinfo, tun_flags), sysfs.
     """
@@ -131,7 +131,7 @@ def interfaces(pid: int, root: str = "/") -> list[str]:
                     found.add(tap)
             found.add(os.path.basename(os.readlink(os.path.join(device, "master"))))
         except (OSError, StopIteration, IndexError):
-            continue  # gone meanwhile, without a name yet, or on no bridge
+            continue  # closed, without a name yet, or on no bridge
     return sorted(found)
 
 
@@ -142,7 +142,7 @@ def argv_of(pid: int) -> list[str]:
 
 
 def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since the boot (proc(5), stat field 22): tells a recycled id apart. 0 when it is gone."""
+    """When the process started, in clock ticks since the boot (proc(5), stat field 22), to detect a reused ID. 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
             return int(stat.read().rpartition(")")[2].split()[19])
@@ -151,12 +151,12 @@ def start_time(pid: int) -> int:
 
 
 def lives(record: dict) -> bool:
-    """Whether the process with this ``pid`` that ``started`` then (:func:`start_time`) still runs."""
+    """Whether the process with this ``pid`` and start time ``started`` (:func:`start_time`) still runs."""
     return bool(record["started"]) and start_time(record["pid"]) == record["started"]
 
 
 def guest_time(pid: int) -> int:
-    """How long the process has run a guest, in clock ticks (proc(5), stat field 43). It stands still with the guest. 0 when gone."""
+    """How long the process has run a guest, in clock ticks (proc(5), stat field 43). It stops with the guest. 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
             return int(stat.read().rpartition(")")[2].split()[40])
@@ -165,7 +165,7 @@ def guest_time(pid: int) -> int:
 
 
 def started_at(pid: int) -> float:
-    """When the process started, in seconds since the epoch by the clock as it is set now (proc(5), stat, btime). 0 when it is gone."""
+    """When the process started, in seconds since the epoch by the present clock (proc(5), stat, btime). 0 if it has ended."""
     ticks = start_time(pid)
     with open("/proc/stat", encoding="ascii") as stat:
         booted = next(int(line.split()[1]) for line in stat if line.startswith("btime "))
@@ -173,9 +173,9 @@ def started_at(pid: int) -> float:
 
 
 def replaced_program(pid: int) -> str:
-    """The path of the program that the process runs when the file there is another one by now, or gone; else empty.
+    """The path of the program that the process runs, if the file there was replaced or removed; else empty.
 
-    So is the name that it was started by, when that leads to another program by now: a link that was turned, as alternatives are.
+    It is also the name with which the process was started, if that name now leads to another program: a changed link, as in alternatives.
     """
     link = f"/proc/{pid}/exe"
     try:
@@ -195,7 +195,7 @@ def replaced_program(pid: int) -> str:
 
 
 def _started_by(pid: int) -> str:
-    """The program that the first word of a process's command line is now; empty where that is a script, or nothing that can be run."""
+    """The program to which the first word of a process's command line leads now; empty for a script, or if it cannot be run."""
     try:
         word = argv_of(pid)[0]
         with open(f"/proc/{pid}/environ", encoding="utf-8", errors="surrogateescape") as file:
@@ -222,7 +222,7 @@ def unit_of(pid: int, root: str = "/") -> str | None:
 
 
 def user_of(pid: int) -> int | None:
-    """The effective user id of a process (proc(5), status); None when it is gone."""
+    """The effective user ID of a process (proc(5), status); None if it has ended."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
             return next((int(line.split()[2]) for line in status if line.startswith("Uid:")), None)
@@ -232,12 +232,12 @@ def user_of(pid: int) -> int | None:
 
 def take_fd(pid: int, fd: int) -> int:
     """Return a duplicate of another process's descriptor: pidfd_open(2), pidfd_getfd(2). Needs ptrace rights (root)."""
-    import ctypes  # here, because it is slow to import and the boot path does not need it
+    import ctypes  # slow to import, and not needed on the boot path
 
     try:
         handle = os.pidfd_open(pid)
     except OSError as err:
-        raise LiveUpdateError(f"process {pid}: {os.strerror(err.errno or 0)}; it ended meanwhile") from err
+        raise LiveUpdateError(f"process {pid} has ended: {os.strerror(err.errno or 0)}; try again") from err
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         taken = libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), handle, fd, 0)
@@ -245,7 +245,7 @@ def take_fd(pid: int, fd: int) -> int:
         os.close(handle)
     if taken < 0:
         code = ctypes.get_errno()
-        remedy = "; only root may" if code in (errno.EPERM, errno.EACCES) else ""
-        raise LiveUpdateError(f"take descriptor {fd} of process {pid}: {os.strerror(code)}{remedy}")
+        remedy = "; run this as root" if code in (errno.EPERM, errno.EACCES) else ""
+        raise LiveUpdateError(f"descriptor {fd} of process {pid} cannot be copied: {os.strerror(code)}{remedy}")
     os.set_inheritable(taken, False)
     return int(taken)

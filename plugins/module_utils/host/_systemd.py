@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""systemd as this collection uses it: unit properties, the fd store, notifications. PRIVATE to the collection.
+"""Use systemd: unit properties, the fd store, notifications. PRIVATE to the collection.
 
 Source: systemd.service(5), sd_notify(3), sd_listen_fds(3), systemctl(1), systemd-analyze(1).
 """
@@ -35,20 +35,20 @@ __all__ = (
     "version",
 )
 
-LUO_VERSION = 261  # the first systemd whose fd store goes through a kexec
+LUO_VERSION = 261  # the first systemd whose fd store survives a kexec
 SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
-# As many names on one command line: even the longest names of units (255 bytes) stay far below what execve(2) takes.
+# The number of unit names on one command line. Even with the longest names (255 bytes) this is far below the limit of execve(2).
 _NAMES_AT_ONCE = 200
 _NOTIFY_SOCKET = "/run/systemd/notify"
-_SCM_CREDENTIALS = 2  # unix(7); the socket module does not name it
+_SCM_CREDENTIALS = 2  # unix(7); the socket module has no name for it
 
 
 def version() -> int:
-    """The major version of the PID 1 that runs; what is installed may be newer (org.freedesktop.systemd1(5), Version)."""
+    """The major version of the running PID 1. The installed version may be newer (org.freedesktop.systemd1(5), Version)."""
     text = _commands.run("systemctl", "show", "--property=Version", "--value").strip()
     digits = text[: len(text) - len(text.lstrip("0123456789"))]
     if not digits:
-        raise LiveUpdateError(f"systemd says that its version is {text!r}, which begins with no number; is it PID 1 here?")
+        raise LiveUpdateError(f"systemd reports the version {text!r}, which is not a number; check that systemd is PID 1 on this host")
     return int(digits)
 
 
@@ -58,7 +58,7 @@ def show(unit: str, *properties: str) -> dict[str, str]:
 
 
 def _properties(text: str) -> dict[str, str]:
-    """What is printed a line each; some have a line for each of their values (DeviceAllow), which are put together. Pure."""
+    """Read properties, one in each line. A property with a line for each value (DeviceAllow) gets all values. Pure."""
     found: dict[str, str] = {}
     for key, equals, value in (line.partition("=") for line in text.splitlines()):
         if equals:
@@ -67,21 +67,21 @@ def _properties(text: str) -> dict[str, str]:
 
 
 def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
-    """Properties of several units, by the names that were asked for; an unknown unit has empty or inactive ones."""
+    """Properties of several units, by the given names. An unknown unit has empty or inactive ones."""
     found: dict[str, dict[str, str]] = {}
     for start in range(0, len(units), _NAMES_AT_ONCE):
         asked = units[start : start + _NAMES_AT_ONCE]
-        # Empty properties are not printed. With a name, which no unit is without, each has a block of its own.
+        # systemctl does not print empty properties. Every unit has an Id, so each unit gets its own block.
         text = _commands.run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *asked)
         found.update(zip(asked, map(_properties, text.split("\n\n"))))
     return found
 
 
 def graph() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What each loaded unit starts with (Requires=, Requisite=, BindsTo=, Wants=), and what it comes after; units by their first names.
+    """For each loaded unit, the units that it starts (Requires=, Requisite=, BindsTo=, Wants=), and those that it starts after.
 
-    One program asks PID 1 for these properties alone. ``systemctl show`` has it collect all properties of each unit, which takes more than
-    ten times as long: seconds, and minutes on a slow host. Source: systemd-analyze(1), dot, which tells what each colour means.
+    This program asks PID 1 only for these properties. ``systemctl show`` would collect all properties of each unit. That takes ten times as
+    long, minutes on a slow host. Source: systemd-analyze(1), dot, which explains the colours.
     """
     starts: dict[str, list[str]] = {}
     after: dict[str, list[str]] = {}
@@ -100,15 +100,17 @@ def fdstore(unit: str) -> list[str]:
 
 
 def fdstore_each(units: list[str]) -> dict[str, list[str]]:
-    """The same of several units, each named once. Starts two programs at most."""
+    """The same for several units, each named once. Runs at most two programs."""
     import json
 
     shown = show_each(units, "NFileDescriptorStore")
-    # A unit that is not loaded has no such property, and systemd-analyze takes it for an error.
+    # A unit that is not loaded has no such property, and systemd-analyze would fail.
     filled = [unit for unit in units if int(shown[unit].get("NFileDescriptorStore") or 0)]
     printed = _commands.run("systemd-analyze", "fdstore", "--json=short", "--", *filled).splitlines() if filled else []
     if len(printed) != len(filled):
-        raise LiveUpdateError(f"systemd-analyze fdstore: {len(printed)} answers about {len(filled)} units: {', '.join(filled)}; try again")
+        raise LiveUpdateError(
+            f"systemd-analyze fdstore printed {len(printed)} answers for {len(filled)} units ({', '.join(filled)}); try again"
+        )
     found: dict[str, list[str]] = {unit: [] for unit in units}
     for unit, line in zip(filled, printed):  # a line for each unit, in the order of the names (systemd, src/analyze/analyze-fdstore.c)
         found[unit] = [str(entry["fdname"]) for entry in json.loads(line)]
@@ -116,7 +118,7 @@ def fdstore_each(units: list[str]) -> dict[str, list[str]]:
 
 
 def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
-    """Send a notification to PID 1, as process ``pid`` when given (root may speak for a unit's main process)."""
+    """Send a notification to PID 1, as process ``pid`` if given (root may do this for a unit's main process)."""
     import array  # these are slow to import, and the boot path sends nothing before its guest runs
     import socket
 
@@ -133,11 +135,11 @@ def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
         try:
             sender.sendmsg([state.encode()], ancillary, 0, target)
         except OSError as err:
-            raise LiveUpdateError(f"notify systemd at {address}: {err.strerror}") from err
+            raise LiveUpdateError(f"systemd cannot be notified at {address}: {err.strerror}") from err
 
 
 def _barrier(pid: int, limit: float = _limits.PID_1) -> None:
-    """Wait until PID 1 has handled all that was sent before (sd_notify_barrier(3))."""
+    """Wait until PID 1 has handled all earlier notifications (sd_notify_barrier(3))."""
     import select
 
     waiting, given = os.pipe2(os.O_CLOEXEC)
@@ -148,7 +150,7 @@ def _barrier(pid: int, limit: float = _limits.PID_1) -> None:
         poll = select.poll()
         poll.register(waiting, select.POLLHUP)
         if not poll.poll(limit * 1000):
-            raise LiveUpdateError(f"systemd did not take the notification within {limit:g} s")
+            raise LiveUpdateError(f"systemd did not handle the notification within {limit:g} s; try again when the host is less busy")
     finally:
         os.close(waiting)
         if given >= 0:
@@ -156,36 +158,38 @@ def _barrier(pid: int, limit: float = _limits.PID_1) -> None:
 
 
 def give_fd(pid: int, name: str, fd: int) -> None:
-    """Push a descriptor into the unit's fd store on behalf of its main process. Whether it is kept is for the caller to look."""
+    """Push a descriptor into the unit's fd store on behalf of its main process. The caller must check whether it is stored."""
     notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", (fd,), pid)
     _barrier(pid)
 
 
 def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
-    """Push a descriptor into the unit's fd store on behalf of its main process, and prove that it is there."""
+    """Push a descriptor into the unit's fd store on behalf of its main process, and check that it is stored."""
     give_fd(pid, name, fd)
     stored = fdstore(unit)
     if name not in stored:
         raise LiveUpdateError(
-            f"{unit}: systemd did not keep the descriptor {name} (its store holds: {', '.join(stored) or 'nothing'});"
-            " the unit needs FileDescriptorStoreMax= above what it stores, FileDescriptorStorePreserve=yes and"
-            " NotifyAccess=main or wider"
+            f"{unit}: systemd did not keep the descriptor {name} (its fd store contains: {', '.join(stored) or 'nothing'});"
+            " the unit needs FileDescriptorStorePreserve=yes, NotifyAccess=main or wider, and a FileDescriptorStoreMax= with"
+            " room for one more"
         )
 
 
 def forget_fd(unit: str, pid: int, name: str) -> None:
-    """Remove a descriptor from the unit's fd store; without a main process the whole store is cleaned."""
+    """Remove a descriptor from the unit's fd store. Without a main process this clears the whole store."""
     if pid:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}", (), pid)
         _barrier(pid)
     else:
         _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
     if name in fdstore(unit):
-        raise LiveUpdateError(f"{unit}: systemd still keeps the descriptor {name}; see 'systemd-analyze fdstore {unit}'")
+        raise LiveUpdateError(
+            f"{unit}: systemd has not removed the descriptor {name} from its fd store; see 'systemd-analyze fdstore {unit}'"
+        )
 
 
 def listen_fds() -> dict[str, int]:
-    """The descriptors that PID 1 handed to this process, by FDNAME (sd_listen_fds_with_names(3)), close-on-exec."""
+    """The descriptors that this process got from PID 1, by FDNAME (sd_listen_fds_with_names(3)), close-on-exec."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     count = int(os.environ.get("LISTEN_FDS", "0"))
@@ -200,6 +204,6 @@ def listen_fds() -> dict[str, int]:
 
 
 def log(text: str) -> None:
-    """One line in the unit's journal. Its daemon may be gone in the pause; everything goes on without it."""
+    """Write one line to the unit's journal. In the pause its daemon may have ended; that does not matter."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"kvm-liveupdate: {text}\n")

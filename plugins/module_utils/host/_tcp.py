@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who listens at a TCP port of this host. PRIVATE to the collection.
+"""Find the process that listens at a TCP port of this host. PRIVATE to the collection.
 
-A peer is HOST:PORT, an IPv6 address in brackets or not. No name server is asked: it might not answer, and names of this host are in files.
+A peer is HOST:PORT; an IPv6 address may have brackets. This asks no name server, which might not answer: this host's names are in files.
 Source: the kernel's Documentation/networking/proc_net_tcp.rst, hosts(5).
 """
 
@@ -20,7 +20,7 @@ _LOCAL_NAMES = ("", "localhost", "localhost.localdomain", "localhost4", "localho
 
 
 def port_of(peer: str) -> int:
-    """The port; 0 when it is no number and no service's name."""
+    """The port; 0 if it is neither a number nor the name of a service."""
     port = peer.rpartition(":")[2]
     if port.isdigit():
         return int(port)
@@ -33,12 +33,12 @@ def port_of(peer: str) -> int:
 
 
 def is_here(peer: str, root: str = "/") -> bool:
-    """Whether the peer is this host: a loopback address, or one of its own."""
+    """Whether the peer is this host: a loopback address, or one of its own addresses."""
     return bool(_addresses(peer, root))
 
 
 def _addresses(peer: str, root: str) -> list[str]:
-    """The addresses of this host that the peer's name stands for; none for another host's."""
+    """The addresses of this host that belong to the peer's name; none for another host."""
     host = peer.rpartition(":")[0].strip("[]").lower()
     if host in _LOCAL_NAMES:
         return ["127.0.0.1", "::1"]
@@ -58,7 +58,7 @@ def _of_name(host: str, root: str) -> list[str]:
 
 
 def _is_own(address: str) -> bool:
-    """Only an address of its own lets a host use it as a sender. A name is none."""
+    """Whether this host can bind to the address: that works only for its own addresses. A name is not an address."""
     import socket
 
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -72,7 +72,7 @@ def _is_own(address: str) -> bool:
 
 
 def listening(root: str = "/") -> list[tuple[str, int, str]]:
-    """Address, port and the socket's inode of each TCP socket at which somebody listens."""
+    """Address, port and inode of each TCP socket at which a process listens."""
     found = []
     for name in ("tcp", "tcp6"):
         try:
@@ -85,7 +85,7 @@ def listening(root: str = "/") -> list[tuple[str, int, str]]:
 
 
 def _decoded(local: str) -> tuple[str, int]:
-    """An address is written as words of 32 bits in the host's order."""
+    """Read an address, which is written as words of 32 bits in the host's byte order."""
     import socket
 
     words, _colon, port = local.partition(":")
@@ -94,7 +94,7 @@ def _decoded(local: str) -> tuple[str, int]:
 
 
 def listener(peer: str, root: str = "/") -> str:
-    """The inode of the socket that is at a peer on this host; empty when nobody listens there."""
+    """The inode of the socket that listens at a peer on this host; empty if none does."""
     wanted, port = _addresses(peer, root), port_of(peer)
     any_of = {"0.0.0.0", "::"} if any(":" not in address for address in wanted) else {"::"}
     mapped = {f"::ffff:{address}" for address in wanted}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""This boot: its id, kernel, command line and consoles, and its clock against the hardware's. PRIVATE to the collection."""
+"""Facts about this boot: its ID, kernel, command line, consoles, and the offset of its clock. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ahead(path: str = _RTC, limit_s: float = 1.5) -> float | None:
 
 
 def step(before: float | None, after: float | None) -> float | None:
-    """By how much the system clock was set forward in between; to be taken off later stamps. None when it is not known. Pure."""
+    """By how many seconds the system clock stepped in between, to correct later times. None if unknown. Pure."""
     return None if before is None or after is None else after - before
 
 
@@ -46,7 +46,7 @@ def _seconds(path: str) -> int | None:
 
 
 def consoles() -> str:
-    """The kernel's consoles, the last of which is /dev/console; empty where there is none."""
+    """The kernel's consoles, the last of which is /dev/console; empty if there is none."""
     try:
         with open(_CONSOLES, encoding="ascii") as file:
             return file.read().strip()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The systemd units that the collection brings, by name. PRIVATE to the collection."""
+"""The names of the systemd units that the collection installs. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = (
 TARGET = "kvm-liveupdate-guests.target"
 DAEMONS_TARGET = "kvm-liveupdate-daemons.target"
 REST_UNIT = "kvm-liveupdate-boot.service"
-# Before every guest, and only where a hold was not followed by an update (guests/_unclaimed.py): no boot after a jump runs it.
+# Runs before every guest, and only if a hold was not followed by an update (guests/_unclaimed.py): never in a boot after a jump.
 UNCLAIMED_UNIT = "kvm-liveupdate-unclaimed.service"
 FOLDER = "/etc/systemd/system"
 
@@ -32,7 +32,7 @@ HOLD = "kvm-liveupdate-hold@.service"
 
 
 def hold(name: str) -> str:
-    """The unit whose process holds the session of guest ``name`` where no fd store does."""
+    """The unit whose process holds the session of guest ``name`` if no fd store does."""
     return HOLD.replace("@", f"@{escape(name)}")
 
 
@@ -42,7 +42,7 @@ REHEARSAL = "kvm-liveupdate-rehearsal@.service"
 
 
 def escape(name: str) -> str:
-    """A string as it stands in a unit's name (systemd.unit(5), string escaping). Pure."""
+    """A string escaped for the name of a unit (systemd.unit(5), string escaping). Pure."""
     plain = "".join(
         "-"
         if char == "/"

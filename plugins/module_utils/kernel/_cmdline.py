@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Kernel command lines, read as the kernel reads them. PRIVATE to the collection.
+"""Read and change kernel command lines as the kernel reads them. PRIVATE to the collection.
 
 Source: kernel/params.c (parse_args, next_arg, parameq), lib/kstrtox.c, arch/x86/kernel/setup.c, drivers/of/fdt.c.
 """
@@ -30,7 +30,7 @@ __all__ = (
 )
 
 NEEDED = ("kho=on", "liveupdate=on")
-# What a boot loader or a jump (update/_boot_order.py) adds for its own use and a kernel staged from a running one must not inherit.
+# Words that a boot loader or a jump (update/_boot_order.py) adds for itself. The next kernel must not inherit them.
 _LOADERS_OWN = ("BOOT_IMAGE", "initrd")
 GUESTS_FIRST = f"systemd.unit={_units.TARGET}"
 CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")
@@ -46,19 +46,19 @@ def words(line: str) -> list[tuple[str, str | None]]:
 
 
 def value(line: str, name: str) -> str | None:
-    """The value of a parameter, the last one where it is there several times; None without one."""
+    """The value of a parameter. The last one counts. None if it is missing or has no value."""
     return next((found for word, found in reversed(words(line)) if _same(word, name)), None)
 
 
 def is_in(line: str, word: str) -> bool:
-    """Whether the kernel reads this ``NAME=VALUE`` or ``NAME``, and no other value of this name after it."""
+    """Whether the line has this ``NAME=VALUE`` or ``NAME``, without another value of this name after it."""
     name, equals, wanted = word.partition("=")
     found = [seen for seen_name, seen in words(line) if _same(seen_name, name)]
     return bool(found) and found[-1] == (wanted if equals else None)
 
 
 def without(line: str, unwanted: Callable[[str, str | None], bool]) -> str:
-    """The line without the words of which ``unwanted(name, value)`` is true. All other text stays as it is."""
+    """The line without the words for which ``unwanted(name, value)`` is true. All other text stays."""
     kept, at = "", 0
     for name, seen, start, end, _is_open in _split(line):
         if unwanted(name, seen):
@@ -68,7 +68,7 @@ def without(line: str, unwanted: Callable[[str, str | None], bool]) -> str:
 
 
 def added(line: str, more: Iterable[str]) -> str:
-    """The line with more words, in front of ``--`` and of a quote that never ends: what follows these the kernel does not read as words."""
+    """The line with more words, before ``--`` and before an unclosed quote: the kernel does not read what follows these as words."""
     text = " ".join(more)
     if not text:
         return line
@@ -116,9 +116,9 @@ def _same(one: str, other: str) -> bool:
 
 
 def effective(given: str, config: dict[str, str] | None) -> str:
-    """What a kernel with this build configuration reads when it is given this line.
+    """The command line that a kernel with this build configuration uses when it gets this line.
 
-    On x86 a built-in line comes before the given one, or replaces it. On arm64 it replaces it, follows it, or counts where none is given.
+    On x86 a built-in line comes before the given one, or replaces it. On arm64 it replaces it, follows it, or counts if none is given.
     """
     options = config or {}
     builtin = options.get("CMDLINE", "")
@@ -134,32 +134,32 @@ def effective(given: str, config: dict[str, str] | None) -> str:
 
 
 def is_builtin(config: dict[str, str] | None) -> bool:
-    """Whether a kernel reads the command line that was built in and no other one."""
+    """Whether a kernel uses only its built-in command line."""
     options = config or {}
     return "y" in (options.get("CMDLINE_OVERRIDE"), options.get("CMDLINE_FORCE"))
 
 
 def next_cmdline(running: str) -> str:
-    """The command line for the next kernel when none is given: the running one without what its loader added."""
+    """The default command line of the next kernel: the running one without what its boot loader added."""
     ours = {tuple(word.split("=", 1)) for word in (GUESTS_FIRST, *CONSOLE)}
     return without(running, lambda name, seen: (name, seen) in ours or (name in _LOADERS_OWN and seen is not None))
 
 
 def missing_options(cmdline: str) -> list[str]:
-    """Which of kho=on and liveupdate=on are not in force; as in the kernel, the last word of a name wins."""
+    """Which of kho=on and liveupdate=on are missing. As in the kernel, the last word of a name counts."""
     return [option for option in NEEDED if not _kstrtobool(value(cmdline, option.partition("=")[0]) or "")]
 
 
 def _kstrtobool(text: str) -> bool:
-    """The kernel's own reading of a switch."""
+    """Read a switch as the kernel does."""
     return text[:1] in ("y", "Y", "t", "T", "1") or text[:2].lower() == "on"
 
 
 def for_jump(given: str, guests_first: bool, consoles: str) -> str:
-    """The command line for the jump: the one given, and what makes this boot quick unless that says something else. Pure.
+    """The command line for the jump: the given one, with words that make this boot fast unless it already has such words. Pure.
 
-    ``consoles`` are the kernel's, as /sys/class/tty/console/active has them. From the last of them, /dev/console, PID 1 wants to know what
-    kind of terminal it is and how large, and waits a second for answers that a serial line does not give (src/basic/terminal-util.c).
+    ``consoles`` are the kernel's, from /sys/class/tty/console/active. The last one is /dev/console. PID 1 asks it for its type and size,
+    and waits a second for an answer that a serial line does not give (src/basic/terminal-util.c).
     """
     names = [name for name, _value in words(given)]
     more = []

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The compressions of the kernel build, undone block by block. PRIVATE to the collection.
+"""Decompress kernels, block by block, in the formats of the kernel build. PRIVATE to the collection.
 
-Source: scripts/Makefile.lib and lib/decompress*.c. What is read may be damaged or hostile: every block and the whole are
-limited, and whatever is wrong is a LiveUpdateError.
+Source: scripts/Makefile.lib and lib/decompress*.c. The data may be damaged or hostile: every block and the total have a limit, and every
+problem is a LiveUpdateError.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ _LENGTH_LIMIT = 8 << 30
 
 
 def identify(head: bytes) -> str | None:
-    """The name of the compression that data with this beginning has; None when it has none that is known."""
+    """The name of the compression of data with this beginning; None if it is unknown."""
     return next((name for magic, name in _MAGICS if head.startswith(magic)), None)
 
 
 def stream(compression: str, source: Source, expected: int, what: str) -> Iterator[bytes]:
-    """The decompressed data, block by block. Raises at the end unless it came out whole and ``expected`` bytes long."""
+    """The decompressed data, block by block. Raises at the end unless the data is complete and has ``expected`` bytes."""
     total = 0
     try:
         for block in _decode(_DECODERS[compression](), source) if compression in _DECODERS else _STREAMS[compression](source, what):
             total += len(block)
-            # Not only at the end: a small file can unpack to any size.
+            # Check this in each block: a small file can unpack to any size.
             if total > expected:
-                raise _damaged(what, compression, f"it unpacks to more than the {expected} bytes that it says")
+                raise _damaged(what, compression, f"it unpacks to more than the {expected} bytes that its header says")
             yield block
     except _errors() as err:
         raise _damaged(what, compression, str(err) or type(err).__name__) from err
     if total != expected:
-        raise _damaged(what, compression, f"it unpacks to {total} bytes and says {expected}")
+        raise _damaged(what, compression, f"it unpacks to {total} bytes, but its header says {expected}")
 
 
 def length(compression: str, source: Source) -> int:
-    """How many bytes of ``source`` one gzip, xz, lzma or bzip2 stream takes. Raises unless it is whole."""
+    """How many bytes of ``source`` one gzip, xz, lzma or bzip2 stream takes. Raises unless it is complete."""
     decoder = _DECODERS[compression]()
     taken = total = 0
     try:
@@ -179,12 +179,12 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
         process = subprocess.Popen([tool, "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as err:
         raise LiveUpdateError(
-            f"{what}: compressed with {tool}, and the command {tool} does not start on this host ({err.strerror});"
+            f"{what} is compressed with {tool}, but the command {tool} does not start on this host ({err.strerror});"
             f" install the package {tool}"
         ) from err
     if process.stdin is None or process.stdout is None:
         raise LiveUpdateError(f"{what}: {tool} was started without pipes")
-    # The other end of both pipes must be served at once, or tool and reader wait for each other.
+    # Both pipes need a process or thread at the other end, or tool and reader wait for each other.
     feeder = threading.Thread(target=_feed, args=(process.stdin, source), daemon=True)
     late = threading.Event()
 
@@ -207,7 +207,7 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
         process.stdout.close()
         feeder.join()
     if late.is_set():
-        raise LiveUpdateError(f"{what}: '{tool} -dc' was not done after {_TOOL_SECONDS} s; try again when the host is less busy")
+        raise LiveUpdateError(f"{what}: '{tool} -dc' did not end within {_TOOL_SECONDS} s; try again when the host is less busy")
     if status:
         raise ValueError(f"'{tool} -dc' ended with status {status}")
 
@@ -215,7 +215,7 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
 def _feed(pipe: Any, source: Source) -> None:
     import contextlib
 
-    # The tool ends early on data that it cannot decode and says so with its status; so does it when the file cannot be read on.
+    # The tool ends early, with an exit status, if it cannot decode the data or if the file cannot be read to the end.
     with contextlib.suppress(OSError, LiveUpdateError):
         for block in iter(lambda: source(_BLOCK_IN), b""):
             pipe.write(block)
@@ -226,7 +226,7 @@ def _feed(pipe: Any, source: Source) -> None:
 def _lz4(source: Source, _what: str) -> Iterator[bytes]:
     """The legacy frame: blocks that each begin with their size, without a mark at the end."""
     if source(4) != _LZ4_MAGIC:
-        raise ValueError("it does not begin as it should")
+        raise ValueError("it has a wrong beginning")
     while True:
         header = source(4)
         if not header:
@@ -247,7 +247,7 @@ def _lz4(source: Source, _what: str) -> Iterator[bytes]:
         except IndexError:
             raise EOFError("a block ends early") from None
         if not block:
-            raise ValueError("an empty block is in it")
+            raise ValueError("it contains an empty block")
         yield block
 
 

@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a kernel image is, read from the file alone. PRIVATE to the collection.
+"""Read the facts about a kernel image from its file alone. PRIVATE to the collection.
 
 Source: Documentation/arch/x86/boot.rst, Documentation/arch/arm64/booting.rst, drivers/firmware/efi/libstub/zboot-header.S,
 include/linux/kho/abi, the PE and ELF formats, and the UAPI group's specification of unified kernel images.
 
-The file may be cut off, damaged or hostile: it is read by position and the kernel in it decompressed block by block, never
-held as a whole, with a limit on everything whose size the file itself states.
+The file may be cut off, damaged or hostile. So this reads it by position and decompresses the kernel in it block by block, never
+all at once. Every size that the file itself states has a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ABI", "build_ids", "config_from_file", "is_abi", "parse_config", "read")
 
-# The strings by which one kernel tells that it can read what another has preserved (include/linux/kho/abi).
+# The ABI strings. If two kernels have the same string, one can read what the other has preserved (include/linux/kho/abi).
 ABI = ("kho", "luo", "memfd")
 
 _OPTIONS = re.compile(
@@ -96,7 +96,7 @@ _KEPT = frozenset(
 )
 
 _BLOCK = 1 << 20
-# Far above every kernel that is built, with debug information or an initial RAM disk in it.
+# Much larger than any kernel, even one with debug information or an initial RAM disk in it.
 _FILE_LIMIT = 2 << 30
 _KERNEL_LIMIT = 512 << 20
 _CONFIG_LIMIT = 4 << 20
@@ -118,7 +118,7 @@ class _Part:
     def part(self, offset: int, size: int, what: str) -> _Part:
         if size <= 0 or offset + size > self.size:
             raise LiveUpdateError(
-                f"kernel {self.path}: cut off or damaged: its {what} lies at {offset} to {offset + size}, and there are"
+                f"kernel {self.path}: cut off or damaged: its {what} is at {offset} to {offset + size}, but there are only"
                 f" {self.size} bytes; copy the file again"
             )
         return _Part(self.handle, self.path, self.start + offset, size)
@@ -131,7 +131,7 @@ class _Part:
         while len(data) < self.size:
             more = os.pread(self.handle, self.size - len(data), self.start + len(data))
             if not more:
-                raise LiveUpdateError(f"kernel {self.path}: became shorter while it was read; leave it alone and try again")
+                raise LiveUpdateError(f"kernel {self.path}: the file became shorter while it was read; try again when nothing writes to it")
             data += more
         return data
 
@@ -142,7 +142,7 @@ class _Part:
         return data
 
     def blocks(self) -> Iterator[bytes]:
-        """All of it, wherever :meth:`read` is."""
+        """All of it, independent of the position of :meth:`read`."""
         again = _Part(self.handle, self.path, self.start, self.size)
         return iter(lambda: again.read(_BLOCK), b"")
 
@@ -151,23 +151,22 @@ class _Part:
 
 
 def read(path: str, config: str | None = None, root: str = "/", keep: str = "") -> dict:
-    """What the kernel image ``path`` is.
+    """The facts about the kernel image ``path``.
 
-    ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are the boot header's
-    promises, ``init_size`` the bytes in one piece that it needs to start, None where there is no such header. ``abi`` has
-    the strings kho-vN, luo-vN and memfd-vN, None for one that is not there. ``config`` has the build options that matter
-    here, ``n`` for one that is off and nothing for one that the kernel does not offer, from the image itself, else from the
-    file ``config``, else from where distributions put it. ``unread`` says for what could not be found out, why. In the folder
-    ``keep`` lies what the contents of images have told.
+    ``kind`` is ``bzImage``, ``vmlinux``, ``arm64``, ``zboot`` or ``uki``. ``above_4g`` and ``efi_kexec`` are flags of the boot header.
+    ``init_size`` is how many bytes in one piece the kernel needs to start. All three are None without such a header. ``abi`` has the
+    strings kho-vN, luo-vN and memfd-vN, None for a missing one. ``config`` has the build options that matter here: ``n`` for one that is
+    off, and no entry for one that the kernel does not have. They come from the image itself, else from the file ``config``, else from
+    where distributions put it. ``unread`` says why a fact is unknown. The folder ``keep`` caches the facts of images.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as err:
-        raise LiveUpdateError(f"kernel {path}: {_why(err)}; give the path of a kernel image on the host") from err
+        raise LiveUpdateError(f"kernel {path}: {_why(err)}; use the path of a kernel image on the host") from err
     try:
         return _read(handle, path, config, root, keep)
     except OSError as err:
-        raise LiveUpdateError(f"kernel {path}: {_why(err)}; give the path of a kernel image on the host") from err
+        raise LiveUpdateError(f"kernel {path}: {_why(err)}; use the path of a kernel image on the host") from err
     finally:
         os.close(handle)
 
@@ -182,10 +181,10 @@ def _read(handle: int, path: str, config: str | None, root: str, keep: str) -> d
 
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
-        raise LiveUpdateError(f"kernel {path}: not a regular file; give the path of a kernel image on the host")
+        raise LiveUpdateError(f"kernel {path} is not a regular file; use the path of a kernel image on the host")
     if status.st_size > _FILE_LIMIT:
         raise LiveUpdateError(
-            f"kernel {path}: {status.st_size} bytes, and no kernel has more than {_FILE_LIMIT}; give the path of a kernel image on the host"
+            f"kernel {path}: {status.st_size} bytes, more than any kernel has ({_FILE_LIMIT}); use the path of a kernel image on the host"
         )
     file = _Part(handle, path, 0, status.st_size)
     digest = hashlib.sha256()
@@ -211,9 +210,9 @@ def _read(handle: int, path: str, config: str | None, root: str, keep: str) -> d
 
 
 def _contents(file: _Part, digest: str, keep: str) -> dict:
-    """What the bytes of the file tell.
+    """The facts in the bytes of the file.
 
-    To unpack a kernel takes a second or more, so it is done once for the same bytes and the same code; again when something was unread.
+    Unpacking a kernel takes a second or more. So this caches the facts for the same bytes and the same code, unless something was unread.
     """
     import hashlib
 
@@ -234,7 +233,7 @@ def _kernel(file: _Part, sections: dict[str, _Part]) -> dict:
     if ".linux" in sections:
         inner = _kernel(sections[".linux"], {})
         if inner["kind"] == "vmlinux":
-            raise file.refuse("its section .linux holds a vmlinux, which firmware cannot start; build the unified kernel image again")
+            raise file.refuse("its section .linux contains a vmlinux, which firmware cannot start; build the unified kernel image again")
         return {
             **inner,
             "kind": "uki",
@@ -254,7 +253,7 @@ def _kernel(file: _Part, sections: dict[str, _Part]) -> dict:
     compression = _decompress.identify(head)
     is_what = f"a file compressed with {compression}" if compression else f"{file.size} bytes that begin with {head[:4].hex() or 'nothing'}"
     raise file.refuse(
-        f"not a kernel image but {is_what}; give a bzImage, an arm64 Image, a vmlinux or a unified kernel image, as the distribution"
+        f"not a kernel image but {is_what}; use a bzImage, an arm64 Image, a vmlinux or a unified kernel image, as the distribution"
         " installs it, e.g. /boot/vmlinuz-VERSION"
     )
 
@@ -262,11 +261,11 @@ def _kernel(file: _Part, sections: dict[str, _Part]) -> dict:
 def _bzimage(file: _Part, head: bytes) -> dict:
     protocol, flags = _number(head, 0x206, 2), _number(head, 0x236, 2)
     if protocol < 0x20C:
-        raise file.refuse(f"boot protocol {protocol >> 8}.{protocol & 255:02d}, and kexec_file_load needs 2.12; take a newer kernel")
+        raise file.refuse(f"boot protocol {protocol >> 8}.{protocol & 255:02d}, but kexec_file_load needs 2.12; use a newer kernel")
     setup = ((head[0x1F1] or 4) + 1) * 512
     rest = file.part(setup, _number(head, 0x1F4, 4) * 16, "kernel")
     payload = rest.part(_number(head, 0x248, 4), _number(head, 0x24C, 4), "compressed kernel")
-    # The build appends the size to what it compressed; the last four bytes of gzip's own format are that already.
+    # The kernel build appends the size to the compressed data. With gzip, the last four bytes are the size already.
     compression = _compression(payload)
     expected = _number(payload.at(payload.size - 4, 4, "size"), 0, 4)
     if compression != "gzip":
@@ -290,7 +289,7 @@ def _arm64(file: _Part, head: bytes) -> dict:
 
 def _arm64_header(file: _Part, head: bytes) -> dict:
     if len(head) < 0x40 or head[0x38:0x3C] != _ARM64_MAGIC:
-        raise file.refuse("what is compressed in it is no arm64 Image; other architectures cannot be updated live")
+        raise file.refuse("its compressed content is not an arm64 Image; live update supports x86_64 and aarch64 only")
     size = {1: 4096, 2: 16384, 3: 65536}.get(_number(head, 0x18, 8) >> 1 & 3)
     return {"arch": "aarch64", "page_size": size}
 
@@ -298,7 +297,7 @@ def _arm64_header(file: _Part, head: bytes) -> dict:
 def _zboot(file: _Part, head: bytes) -> dict:
     payload = file.part(_number(head, 8, 4), _number(head, 12, 4), "compressed kernel")
     compression = _compression(payload)
-    # The size that the build appends counts as part of the payload for gzip only.
+    # Only with gzip the appended size is part of the payload.
     at = payload.start - file.start + payload.size - (4 if compression == "gzip" else 0)
     blocks = _unpacked(file, payload, compression, _number(file.at(at, 4, "size"), 0, 4))
     first = next(blocks, b"")
@@ -309,19 +308,19 @@ def _vmlinux(file: _Part) -> dict:
     head = file.at(0, 64, "ELF header")
     machine = _number(head, 0x12, 2)
     if head[4:6] != b"\x02\x01" or machine not in _MACHINES:
-        raise file.refuse(f"an ELF file of another machine ({machine}); live update exists for x86_64 and aarch64 only")
+        raise file.refuse(f"an ELF file for another machine ({machine}); live update supports x86_64 and aarch64 only")
     table, size, count = _number(head, 0x20, 8), _number(head, 0x36, 2), _number(head, 0x38, 2)
     if not 0 < count <= 64 or size != 56:
-        raise file.refuse(f"an ELF file with {count} program headers of {size} bytes is no vmlinux; give a kernel image")
+        raise file.refuse(f"an ELF file with {count} program headers of {size} bytes is not a vmlinux; use a kernel image")
     headers = file.at(table, size * count, "program header table")
     segments = []
     for at in range(0, len(headers), size):
         kind, _flags, offset, _virtual, _physical, length = struct.unpack_from("<IIQQQQ", headers, at)
-        # What is loaded; the debug information beside it can be ten times as large.
+        # The loaded segments only: the debug information can be ten times as large.
         if kind == 1 and length:
             segments.append(file.part(offset, length, "segment"))
     if sum(segment.size for segment in segments) > _KERNEL_LIMIT:
-        raise file.refuse(f"its segments have more than {_KERNEL_LIMIT} bytes together, which no kernel has; give a kernel image")
+        raise file.refuse(f"its segments have more than {_KERNEL_LIMIT} bytes together, more than any kernel has; use a kernel image")
     arch = _MACHINES[machine]
     blocks = (block for segment in segments for block in segment.blocks())
     return {"kind": "vmlinux", "arch": arch, "page_size": 4096 if arch == "x86_64" else None, **_scan(file, blocks)}
@@ -340,18 +339,18 @@ def _compression(payload: _Part) -> str:
     head = payload.at(0, min(payload.size, 8), "compressed kernel")
     compression = _decompress.identify(head)
     if compression is None or payload.size <= 8:
-        raise payload.refuse(f"the kernel in it is compressed in no known way (it begins with {head.hex()}); give another image")
+        raise payload.refuse(f"the compression of the kernel in it is unknown (it begins with {head.hex()}); use another image")
     return compression
 
 
 def _unpacked(file: _Part, payload: _Part, compression: str, expected: int) -> Iterator[bytes]:
     if expected > _KERNEL_LIMIT:
-        raise file.refuse(f"damaged: the kernel in it says to have {expected} bytes, and none has more than {_KERNEL_LIMIT}; copy it again")
+        raise file.refuse(f"damaged: its kernel claims {expected} bytes, more than any kernel has ({_KERNEL_LIMIT}); copy the file again")
     return _decompress.stream(compression, payload.read, expected, f"kernel {file.path}")
 
 
 def _pe(file: _Part) -> tuple[bytes, bytes, int]:
-    """The PE optional header, the section table and the number of sections; empty for what is no PE file."""
+    """The PE optional header, the section table and the number of sections; empty if this is not a PE file."""
     nothing = (b"", b"", 0)
     if file.size < 0x40 or file.at(0, 2, "header") != b"MZ":
         return nothing
@@ -372,7 +371,7 @@ def _uki(file: _Part) -> dict[str, _Part]:
     found: dict[str, _Part] = {}
     for at in range(0, 40 * count, 40):
         name = table[at : at + 8].rstrip(b"\0").decode("ascii", "replace")
-        # The first of a name is that of the profile which starts by default.
+        # The first section of a name belongs to the profile that starts by default.
         if name in (".linux", ".initrd", ".cmdline", ".uname") and name not in found:
             size, _address, stored, offset = struct.unpack_from("<IIII", table, at + 8)
             found[name] = file.part(offset, min(size, stored), f"section {name}")
@@ -387,9 +386,9 @@ def _text(section: _Part | None) -> str | None:
 
 
 def _signed(file: _Part) -> bool:
-    """Whether there is a signature; whether it is good, and whose, is for the kernel to judge."""
+    """Whether the image has a signature. The kernel checks whether it is valid."""
     header, _table, _count = _pe(file)
-    # Where the directories are depends on whether the header is the 32-bit or the 64-bit one; certificates are the fifth.
+    # The place of the directories depends on the kind of header, 32-bit or 64-bit. Certificates are the fifth directory.
     base = {0x10B: 96, 0x20B: 112}.get(_number(header, 0, 2))
     if base and _number(header, base - 4, 4) > 4 and _number(header, base + 36, 4):
         return True
@@ -399,7 +398,7 @@ def _signed(file: _Part) -> bool:
 
 _BANNER = b"Linux version "
 _BANNER_WHOLE = re.compile(rb"Linux version (\S+) \([^\0\n]*?\) (#\S[^\0\n]*)")
-# As a whole string: something that cannot be text comes before it, and a zero byte after it.
+# Only a whole string counts: before it is a byte that cannot be text, and after it a zero byte.
 _ABI_WHOLE = re.compile(rb"((kho|luo|memfd)-v[0-9][!-~]*)\0")
 _ABI_BEGINNINGS = tuple(f"{name}-v".encode() for name in ABI)
 _CONFIG_BEGINNING = b"IKCFG_ST"
@@ -416,14 +415,14 @@ def build_ids(notes: bytes) -> list[str]:
 
 
 def is_abi(name: str, text: str) -> bool:
-    """Whether this is one version and no more: kernels to come may offer several in one string."""
+    """Whether this string has exactly one version: future kernels may offer several in one string."""
     return re.fullmatch(rf"{name}-v[0-9]+", text) is not None
 
 
 class _Scanner:
-    """Finds what is looked for in a kernel that comes block by block."""
+    """Search a kernel that comes block by block."""
 
-    # No find is longer, but for the configuration, which is decompressed as it comes.
+    # No match is longer, except the configuration, which is decompressed block by block.
     _LONGEST = 1024
 
     def __init__(self) -> None:
@@ -432,7 +431,7 @@ class _Scanner:
         self.banner: tuple[str, str] | None = None
         self.config: bytes | None = None
         self._unpacker: _Unpacker | None = None
-        # The end of the previous block, to find what lies across the border; its first byte was looked at already.
+        # The end of the previous block, to find matches across the border. Its first byte was already searched.
         self._tail = bytes(self._LONGEST + 1)
 
     def scan(self, blocks: Iterable[bytes]) -> None:
@@ -467,20 +466,20 @@ class _Scanner:
                 strings.add(found[1].decode())
 
     def _take_banner(self, window: bytes, at: int) -> None:
-        # The kernel also holds a draft of this text, without the number of the build.
+        # The kernel also contains a draft of this text, without the build number.
         found = _BANNER_WHOLE.match(window, at, at + self._LONGEST)
         if found and self.banner is None:
             self.banner = (found[1].decode(errors="replace"), found[2].decode(errors="replace").strip())
 
     def _take_config(self, block: bytes) -> None:
         if self._unpacker is not None and self._unpacker.feed(block):
-            # The bytes that mark a configuration also occur in programs that look for one.
+            # The marker of a configuration also occurs in programs that search for it.
             self.config = self._unpacker.result
             self._unpacker = None
 
 
 class _Unpacker:
-    """Decompresses a gzip member that comes block by block."""
+    """Decompress a gzip member that comes block by block."""
 
     def __init__(self) -> None:
         import zlib
@@ -513,19 +512,19 @@ def _all(window: bytes, beginning: bytes, end: int) -> Iterator[int]:
 
 
 def _scan(file: _Part, blocks: Iterable[bytes]) -> dict:
-    """What a kernel tells of itself once it is decompressed."""
+    """The facts in a decompressed kernel."""
     scanner = _Scanner()
     scanner.scan(blocks)
     if scanner.banner is None:
-        raise file.refuse("there is no Linux kernel in it (no text 'Linux version ...'); give another image")
+        raise file.refuse("it contains no Linux kernel (no text 'Linux version ...'); use another image")
     release, version = scanner.banner
     unread = {}
     for name, found in scanner.strings.items():
         strange = [text for text in sorted(found) if not is_abi(name, text)]
         if len(found) > 1:
-            unread[name] = f"several strings {name}-vN are in it: {', '.join(sorted(found))}"
+            unread[name] = f"it contains several strings {name}-vN: {', '.join(sorted(found))}"
         elif strange:
-            unread[name] = f"it says {strange[0]}, and what that means is not known here"
+            unread[name] = f"it contains {strange[0]}, which this version of the collection does not know"
     return {
         "release": release,
         "version": version,
@@ -538,7 +537,7 @@ def _scan(file: _Part, blocks: Iterable[bytes]) -> dict:
 
 
 def parse_config(text: bytes) -> dict[str, str] | None:
-    """The build options that matter here; None for a text that is no kernel configuration."""
+    """The build options that matter here; None if the text is not a kernel configuration."""
     options = {}
     found = False
     for name, value, off in _OPTIONS.findall(text):
@@ -550,7 +549,7 @@ def parse_config(text: bytes) -> dict[str, str] | None:
 
 
 def _unquoted(value: str) -> str:
-    """A text as Kconfig writes it: within quotes, with a backslash before quotes and backslashes."""
+    """Read a text as Kconfig writes it: in quotes, with a backslash before quotes and backslashes."""
     return re.sub(r"\\(.)", r"\1", value[1:-1]) if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
@@ -561,25 +560,27 @@ def config_from_file(path: str) -> dict[str, str]:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             data = file.read(_CONFIG_LIMIT + 1) or b""
     except (OSError, ValueError) as err:
-        raise LiveUpdateError(f"kernel configuration {path}: {_why(err)}; give the file that belongs to the kernel") from err
+        raise LiveUpdateError(f"kernel configuration {path}: {_why(err)}; use the configuration file of the kernel") from err
     if data.startswith(_GZIP):
         unpacker = _Unpacker()
         unpacker.feed(data)
         data = unpacker.result or b""
     options = parse_config(data) if len(data) <= _CONFIG_LIMIT else None
     if options is None:
-        raise LiveUpdateError(f"kernel configuration {path}: not a kernel configuration; give the file that belongs to the kernel")
+        raise LiveUpdateError(
+            f"kernel configuration {path}: the file is not a kernel configuration; use the configuration file of the kernel"
+        )
     return options
 
 
 def _add_config(image: dict, given: str | None, root: str) -> None:
-    """Fill in the configuration from a file when the image does not hold it."""
+    """Add the configuration from a file if the image does not contain it."""
     if image["config"] is not None:
         return
     release = image["release"]
     directory = os.path.dirname(image["path"])
     places = [given] if given else []
-    # The release comes out of the file, and becomes a part of a path.
+    # The release comes from the file and becomes a part of a path.
     if not given and re.fullmatch(r"[\w.+~-]+", release) and release not in (".", ".."):
         places.append(os.path.join(directory, f"config-{release}"))
         if os.path.basename(os.path.abspath(directory)) == release:
@@ -589,4 +590,4 @@ def _add_config(image: dict, given: str | None, root: str) -> None:
         if given or os.path.exists(place):
             image.update(config=config_from_file(place), config_source=place)
             return
-    image["unread"]["config"] = f"it holds none (CONFIG_IKCONFIG), and there is no {' nor '.join(places) or 'file for such a release'}"
+    image["unread"]["config"] = f"it contains none (CONFIG_IKCONFIG), and there is no file {' or '.join(places) or 'for its release'}"

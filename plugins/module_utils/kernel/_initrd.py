@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The initial RAM disk of a kernel: which one a boot loader takes, and whether it is whole. PRIVATE to the collection.
+"""The initial RAM disk of a kernel: find the one that a boot loader uses, and check that it is complete. PRIVATE to the collection.
 
 Source: GRUB's util/grub.d/10_linux.in, the UAPI group's Boot Loader Specification, kernel-install(8), mkinitcpio's kernel-install
 plugin, Documentation/driver-api/early-userspace/buffer-format.rst, init/do_mounts.c, Documentation/arch/x86/boot.rst, RFC 8878 (zstd).
@@ -27,11 +27,11 @@ __all__ = ("came_with_one", "fault", "find", "kernel_mounts", "of")
 _NAMES = ("initrd.img-{}", "initrd-{}.img", "initrd-{}.gz", "initrd-{}", "initramfs-{}.img")
 # Where a boot loader's own partition is mounted (Boot Loader Specification, systemd-gpt-auto-generator).
 _BOOT = ("boot", "efi", "boot/efi")
-# As kernel-install names it, and as Debian's plugin for it.
+# The names that kernel-install uses, and Debian's plugin for it.
 _INSTALLED = ("initrd", "initrd.img-{}")
 _BOOT_PARAMS = "sys/kernel/boot_params/data"
 _RAMDISK = ((0x218, 4), (0x21C, 4), (0x0C0, 4), (0x0C4, 4))
-# No program that could be an init is smaller, however well it is compressed.
+# An init is never smaller than this, even compressed.
 _LEAST = 4096
 _BLOCK = 1 << 16
 _ALIGNMENT = 4
@@ -43,19 +43,19 @@ _LZ4_LIMIT = (8 << 20) + (8 << 20) // 255 + 16
 
 
 def of(kernel: str, release: str, given: str | None, root: str = "/") -> str | None:
-    """The path of a kernel's initial RAM disk: the one given, no one for ``none``, else what :func:`find` finds."""
+    """The path of a kernel's initial RAM disk: the given one, None for ``none``, else what :func:`find` finds."""
     if given:
         return None if given == "none" else given
     return find(kernel, release, root)
 
 
 def find(kernel: str, release: str, root: str = "/") -> str | None:
-    """The initial RAM disk that a boot loader takes for the kernel at this path; None when there is none to be found.
+    """The initial RAM disk that a boot loader uses with the kernel at this path; None if none is found.
 
-    A boot loader's own entry for this very file comes first, then the names that belong to it.
+    A boot loader's entry for exactly this file counts first, then the usual names.
     """
     if not re.fullmatch(r"[\w.+~-]+", release) or release in (".", ".."):
-        return None  # the release comes out of the file, and becomes a part of a path
+        return None  # the release comes from the file and becomes a part of a path
     return next((path for path in _candidates(kernel, release, root) if os.path.isfile(path)), None)
 
 
@@ -75,7 +75,7 @@ def _candidates(kernel: str, release: str, root: str) -> Iterator[str]:
 
 
 def _beside(kernel: str, release: str) -> Iterator[str]:
-    """By the names for the release, and for what stands in the kernel's own name: vmlinuz-linux is Arch's, whatever its release."""
+    """Search by the release, and by the part of the kernel's file name: Arch always uses vmlinuz-linux."""
     folder, name = os.path.split(kernel)
     label = name.partition("-")[2]
     for one in (release, label) if label else (release,):
@@ -87,12 +87,12 @@ def _beside(kernel: str, release: str) -> Iterator[str]:
 
 
 def _is_packaged(kernel: str, release: str) -> bool:
-    """Whether this is the file of the kernel's package, .../lib/modules/RELEASE/vmlinuz, which no boot loader reads."""
+    """Whether this is the file in the kernel's package, .../lib/modules/RELEASE/vmlinuz, which no boot loader reads."""
     return kernel.split("/")[-4:-1] == ["lib", "modules", release]
 
 
 def _installed(release: str, root: str) -> Iterator[str]:
-    """What belongs to a kernel that its package keeps below lib/modules and something else has copied for the boot loader."""
+    """Search for a kernel below lib/modules, of which a tool has made a copy for the boot loader."""
     import filecmp
     import glob
 
@@ -103,7 +103,7 @@ def _installed(release: str, root: str) -> Iterator[str]:
             yield os.path.join(folder, pattern.format(release))
         for linux in sorted(glob.glob(os.path.join(glob.escape(folder), "*", glob.escape(release), "linux"))):
             yield from (os.path.join(os.path.dirname(linux), pattern.format(release)) for pattern in _INSTALLED)
-        # Arch's names have no release: they belong to this kernel while the copy beside them is this kernel.
+        # Arch's names have no release. They belong to this kernel only if the copy beside them is this kernel.
         name = _first_line(os.path.join(own, "pkgbase"))
         copy = os.path.join(folder, f"vmlinuz-{name}")
         if name and os.path.isfile(copy) and filecmp.cmp(copy, os.path.join(own, "vmlinuz"), shallow=False):
@@ -119,9 +119,9 @@ def _first_line(path: str) -> str:
 
 
 def _entries(root: str) -> Iterator[tuple[str, str, str]]:
-    """Of each entry of a boot loader by the Boot Loader Specification: its kernel, its version and its initial RAM disk.
+    """For each entry of the Boot Loader Specification: its kernel, its version and its initial RAM disk.
 
-    Of several of these the last: those in front of it bring microcode, which the processor keeps through a kexec.
+    Of several initial RAM disks the last one counts: those before it contain microcode, which the processor keeps during a kexec.
     """
     import glob
 
@@ -142,7 +142,7 @@ def _entries(root: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _on_partition(root: str, base: str, path: str) -> str:
-    """Paths of an entry begin at its partition's root, which need not be a mount of its own."""
+    """The path of a file in an entry. It begins at the root of the partition, which may be part of another mount."""
     place = os.path.join(base, path.lstrip("/"))
     return place if os.path.exists(place) else os.path.join(root, path.lstrip("/"))
 
@@ -155,7 +155,7 @@ def _same_file(one: str, other: str) -> bool:
 
 
 def came_with_one(root: str = "/") -> bool | None:
-    """Whether the running kernel was given an initial RAM disk, after a kexec too; None where that is not to be seen."""
+    """Whether the running kernel got an initial RAM disk, also from a kexec; None if this is unknown."""
     try:
         with open(os.path.join(root, _BOOT_PARAMS), "rb") as file:
             data = file.read(0x228)
@@ -165,21 +165,21 @@ def came_with_one(root: str = "/") -> bool | None:
 
 
 def kernel_mounts(cmdline: str) -> bool:
-    """Whether a kernel alone finds the root file system that the line names: by a device or partition, not by what is on it. Pure."""
+    """Whether a kernel alone finds the root file system of this line: named by a device or partition, not by its content. Pure."""
     device = _cmdline.value(cmdline, "root") or ""
     return bool(re.fullmatch(r"/dev/[^/]+|PARTUUID=.+|PARTLABEL=.+|[0-9]+:[0-9]+", device))
 
 
 def fault(path: str) -> str:
-    """What is wrong with an initial RAM disk, empty for nothing. It may be several archives, compressed or not, one behind the other.
+    """The problem of an initial RAM disk; empty for none. It may consist of several archives, compressed or not.
 
-    Raises for one that cannot be read.
+    Raises if it cannot be read.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             return _fault(_File(file))
     except OSError as err:
-        raise LiveUpdateError(f"initrd {path}: {err.strerror}; give the path of an initial RAM disk on the host") from err
+        raise LiveUpdateError(f"initrd {path}: {err.strerror}; use the path of an initial RAM disk on the host") from err
 
 
 class _Cut(Exception):
@@ -187,13 +187,13 @@ class _Cut(Exception):
 
 
 class _File:
-    """Reads on, and knows where it is."""
+    """A file that knows its position."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.at = file, os.fstat(file.fileno()).st_size, 0
 
     def read(self, length: int) -> bytes:
-        """As many bytes as there are, at most."""
+        """Read up to this many bytes."""
         self.file.seek(self.at)
         data = self.file.read(length)
         self.at += len(data)
@@ -222,12 +222,12 @@ def _fault(file: _File) -> str:
     except (_Cut, LiveUpdateError) as err:
         return str(err)
     if not starting:
-        return "there is no init in it"
-    return "" if starting >= _LEAST else f"what it has beside microcode are {starting} bytes, too few for an init"
+        return "it contains no init"
+    return "" if starting >= _LEAST else f"besides microcode it has only {starting} bytes, too few for an init"
 
 
 def _skip_zeros(file: _File) -> bool:
-    """Go to the next byte that is none; false at the end."""
+    """Skip zero bytes; false at the end."""
     while True:
         block = file.read(_BLOCK)
         rest = block.lstrip(b"\0")
@@ -239,7 +239,7 @@ def _skip_zeros(file: _File) -> bool:
 
 
 def _archive(file: _File) -> bool:
-    """Read one archive to its end, and tell whether there can be an init in it."""
+    """Read one archive to its end; returns whether it can contain an init."""
     begun = file.at
     head = file.read(8)
     file.at = begun
@@ -247,13 +247,13 @@ def _archive(file: _File) -> bool:
         return _cpio(file)
     compression = _decompress.identify(head)
     if compression is None:
-        raise _Cut(f"from byte {begun} of {file.size} on it is neither an archive nor compressed (it goes on with {head[:4].hex()})")
+        raise _Cut(f"from byte {begun} of {file.size} on, it is neither an archive nor compressed (the next bytes are {head[:4].hex()})")
     if compression == "zstd":
         _zstd(file)
     elif compression == "lz4":
         _lz4(file)
     elif compression == "lzo":
-        file.at = file.size  # only lzop could tell its end
+        file.at = file.size  # only lzop could find its end
     else:
         length = _decompress.length(compression, file.read)
         file.at = begun + length
@@ -261,7 +261,7 @@ def _archive(file: _File) -> bool:
 
 
 def _cpio(file: _File) -> bool:
-    """A plain archive: whether it has one of the programs that the kernel starts."""
+    """Read an uncompressed archive; returns whether it has one of the programs that the kernel starts."""
     found = False
     while True:
         head = file.take(_CPIO_HEADER)
@@ -281,7 +281,7 @@ def _cpio(file: _File) -> bool:
 
 
 def _zstd(file: _File) -> None:
-    """One frame, from block to block: needs no program that decompresses it."""
+    """Skip one frame, block by block, without decompression."""
     file.skip(4)
     descriptor = file.take(1)[0]
     single = descriptor >> 5 & 1
@@ -298,7 +298,7 @@ def _zstd(file: _File) -> None:
 
 
 def _lz4(file: _File) -> None:
-    """One frame of the legacy kind, from block to block. It ends where no block follows."""
+    """Skip one legacy frame, block by block. It ends where no block follows."""
     file.skip(4)
     while True:
         begun = file.at

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The Live Update Orchestrator's user interface, whole. PRIVATE to the collection.
+"""The complete user interface of the kernel's Live Update Orchestrator (LUO). PRIVATE to the collection.
 
 Source: include/uapi/linux/liveupdate.h and kernel/liveupdate/luo_{core,session,file}.c of Linux 7.2 and 7.3.
 
-A session is *outgoing* when this kernel created it and *incoming* when the kernel before the jump did. Closing the last
-descriptor of an outgoing session gives up what it preserved; closing that of an incoming one discards what was not
+A session is *outgoing* if this kernel created it, and *incoming* if the previous kernel did. When the last descriptor of an outgoing
+session is closed, its memory is no longer preserved. When that of an incoming session is closed, the kernel discards what was not
 retrieved. File descriptors returned here are close-on-exec.
 """
 
@@ -36,8 +36,8 @@ __all__ = (
 )
 
 DEVICE = "/dev/liveupdate"
-_CLASS = "/sys/class/misc/liveupdate"  # there whenever the kernel has the device, also where a unit's own /dev has not
-# The kernel takes 63 bytes; systemd before kernel 7.2 reads names through /proc, which cuts them after 38.
+_CLASS = "/sys/class/misc/liveupdate"  # exists if the kernel has the device, even if a unit's private /dev does not have it
+# The kernel allows 63 bytes. But before kernel 7.2, systemd reads names from /proc, which cuts them after 38.
 NAME_MAX = 38
 BUSY_LIMIT_S = _limits.DEVICE_BUSY
 
@@ -54,32 +54,33 @@ _FINISH_SESSION = _TYPE | 0x42
 _GET_NAME = _TYPE | 0x43
 
 _SENTENCES = {
-    ("open", errno.ENOENT): "the kernel has no live update device: it needs CONFIG_LIVEUPDATE and the command line"
-    " options kho=on and liveupdate=on, which the role hypervisor_setup can add at the price of one ordinary reboot",
-    ("open", errno.EACCES): "only root may use it",
-    ("open", errno.EPERM): "only root may use it",
-    ("open", errno.EBUSY): "another process keeps it open (one opener at a time); find it with 'fuser -v /dev/liveupdate'",
-    ("open", errno.EIO): "this kernel could not read what the kernel before it handed over (see 'dmesg | grep -i luo');"
-    " the device stays unusable until the next reboot",
-    ("create", errno.EEXIST): "a session of that name exists already; release it first",
-    ("create", errno.EINVAL): "the kernel does not take that name",
-    ("create", errno.ENOMEM): "the kernel is out of memory or sessions",
-    ("retrieve session", errno.ENOENT): "the kernel before this one did not hand over a session of that name, or it was finished already",
-    ("retrieve session", errno.EINVAL): "it was retrieved already and is still open in another process",
-    ("preserve", errno.ENOENT): "the kernel cannot preserve that kind of file: only memfds and unlinked tmpfs files, not"
+    ("open", errno.ENOENT): "the kernel has no live update device: it needs CONFIG_LIVEUPDATE=y and the command line"
+    " options kho=on and liveupdate=on. The playbook kvm.liveupdate.setup adds the options, with one ordinary reboot",
+    ("open", errno.EACCES): "only root may use it; run this as root",
+    ("open", errno.EPERM): "only root may use it; run this as root",
+    ("open", errno.EBUSY): "another process has it open, and only one may; find that process with 'fuser -v /dev/liveupdate'",
+    ("open", errno.EIO): "this kernel could not read what the previous kernel handed over (see 'dmesg | grep -i luo');"
+    " the device cannot be used until the next reboot",
+    ("create", errno.EEXIST): "a session with this name exists already; release that session first",
+    ("create", errno.EINVAL): "the kernel does not accept this name",
+    ("create", errno.ENOMEM): "the kernel has no memory or no session left; release other sessions",
+    ("retrieve session", errno.ENOENT): "the previous kernel did not hand over a session with this name, or the session is already"
+    " finished",
+    ("retrieve session", errno.EINVAL): "another process has already retrieved the session and has it open",
+    ("preserve", errno.ENOENT): "the kernel cannot preserve this kind of file: only memfds and unlinked tmpfs files, not"
     " hugetlb memory, named files or anonymous memory",
-    ("preserve", errno.EBUSY): "the same memory is preserved already, or was retrieved and its session is not finished",
-    ("preserve", errno.EEXIST): "the token is used already in this session",
-    ("preserve", errno.EINVAL): "the session came from the kernel before this one; preserving needs a new session",
-    ("preserve", errno.EFBIG): "the memory is larger than the kernel can describe (under 1 TiB for one file)",
-    ("preserve", errno.ENOMEM): "the kernel ran out of memory while it filled and pinned the pages",
-    ("preserve", errno.ENOSPC): "the session holds as many files as this kernel allows",
-    ("preserve", errno.EOPNOTSUPP): "the memfd has a seal that the kernel does not know",
-    ("retrieve", errno.ENOENT): "the session holds nothing under that token",
-    ("retrieve", errno.EINVAL): "the session was created by this kernel; there is nothing to retrieve before the jump",
-    ("retrieve", errno.ENOMEM): "the kernel ran out of memory, or the limit of the calling unit's memory cgroup is"
-    " smaller than the memory; a failed retrieve cannot be repeated",
-    ("finish", errno.EINVAL): "the session was created by this kernel; close it instead",
+    ("preserve", errno.EBUSY): "this memory is already preserved, or it was retrieved from a session that is not finished",
+    ("preserve", errno.EEXIST): "this session already uses the token",
+    ("preserve", errno.EINVAL): "the session came from the previous kernel; preserve the memory in a new session",
+    ("preserve", errno.EFBIG): "the memory file is too large; the kernel preserves less than 1 TiB in one file",
+    ("preserve", errno.ENOMEM): "the kernel ran out of memory while it allocated and pinned the pages; free memory on the host",
+    ("preserve", errno.ENOSPC): "the session contains as many files as the kernel allows",
+    ("preserve", errno.EOPNOTSUPP): "the memfd has a seal that the kernel cannot preserve",
+    ("retrieve", errno.ENOENT): "the session has no file with this token",
+    ("retrieve", errno.EINVAL): "the session was created by this kernel; memory can be retrieved only after the jump",
+    ("retrieve", errno.ENOMEM): "the kernel ran out of memory, or the memory limit of the calling unit is too low."
+    " A failed retrieve cannot be repeated",
+    ("finish", errno.EINVAL): "the session was created by this kernel; close it instead of finishing it",
 }
 
 
@@ -97,7 +98,7 @@ def _ioctl(verb: str, what: str, fd: int, request: int, arguments: bytearray) ->
 
 
 def _open(device: str) -> int:
-    """Open the device; it has one opener at a time and PID 1 uses it too, so a busy one is tried again for a while."""
+    """Open the device. Only one process can have it open, and PID 1 uses it too, so this retries for a while if it is busy."""
     limit = time.monotonic() + BUSY_LIMIT_S
     while True:
         try:
@@ -111,7 +112,7 @@ def _open(device: str) -> int:
 def _named(verb: str, request: int, name: str, device: str) -> int:
     encoded = name.encode()
     if not 0 < len(encoded) <= NAME_MAX:
-        raise LiveUpdateError(f"session name {name!r} has {len(encoded)} bytes: use 1 to {NAME_MAX} (systemd cannot carry a longer one)")
+        raise LiveUpdateError(f"session name {name!r} has {len(encoded)} bytes; use 1 to {NAME_MAX} bytes, the limit of systemd")
     arguments = bytearray(_NAME.pack(_NAME.size, -1, encoded))
     handle = _open(device)
     try:
@@ -127,14 +128,14 @@ def create_session(name: str, device: str = DEVICE) -> int:
 
 
 def retrieve_session(name: str, device: str = DEVICE) -> int:
-    """Return the descriptor of the incoming session ``name``; it can be had once."""
+    """Return the descriptor of the incoming session ``name``. This is possible only once."""
     return _named("retrieve session", _RETRIEVE_SESSION, name, device)
 
 
 def is_gone(err: LiveUpdateError, known: str = _CLASS) -> bool:
-    """Whether :func:`retrieve_session` failed because this kernel has no such session, now or later; any other failure may pass.
+    """Whether :func:`retrieve_session` failed because this kernel will never have such a session. Any other failure may be temporary.
 
-    EIO: it could not read what was handed over. ENOENT: it has no such session, or no live update at all.
+    EIO: the kernel could not read what was handed over. ENOENT: it has no such session, or no live update at all.
     """
     name = err.details.get("errno")
     return name == "EIO" or (name == "ENOENT" and (err.details.get("verb") != "open" or not os.path.exists(known)))
@@ -153,7 +154,7 @@ def retrieve_fd(session: int, token: int) -> int:
 
 
 def is_incoming(session: int) -> bool:
-    """Whether the session came from the kernel before this one. Asks for a token that nobody uses, to no effect."""
+    """Whether the session came from the previous kernel. This asks for a token that is never used, which has no effect."""
     try:
         fcntl.ioctl(session, _RETRIEVE_FD, bytearray(_FD.pack(_FD.size, -1, 2**64 - 1)))
     except OSError as err:

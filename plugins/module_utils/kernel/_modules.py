@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The kernel modules that this host needs, and whether a kernel has them. PRIVATE to the collection.
+"""Find the kernel modules that this host needs, and check whether a kernel has them. PRIVATE to the collection.
 
 Source: depmod(8), modules.dep(5), Documentation/kbuild/kbuild.rst (modules.builtin), Documentation/ABI/testing/sysfs-class-net.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ("OPTIONS", "absent", "folder", "needs")
 
-# Network devices by what the kernel calls their kind (uevent), their build options and modules.
+# Kinds of network devices (DEVTYPE in uevent), with their build options and modules.
 _NETWORKS = {
     "bond": ("BONDING", "bonding"),
     "bridge": ("BRIDGE", "bridge"),
@@ -29,7 +29,7 @@ _NETWORKS = {
     "vxlan": ("VXLAN", "vxlan"),
     "wireguard": ("WIREGUARD", "wireguard"),
 }
-# Modules that somebody who uses them holds on to, by their build options: of guests' devices and of what their disks are on.
+# Modules with a use count, by their build options: for guests' devices, and for the storage of their disks.
 _HELD = {
     "BLK_DEV_DRBD": "drbd",
     "BLK_DEV_NBD": "nbd",
@@ -58,7 +58,7 @@ OPTIONS = {
     **_HELD,
 }
 _VENDORS = {"AuthenticAMD": "KVM_AMD", "HygonGenuine": "KVM_AMD", "GenuineIntel": "KVM_INTEL"}
-# Drivers that may carry the root file system, and their build options.
+# Drivers that the root file system may need, and their build options.
 _DRIVERS = {
     "ahci": "SATA_AHCI",
     "nvme": "BLK_DEV_NVME",
@@ -73,10 +73,10 @@ ROOT_OPTIONS = (*_DRIVERS.values(), *_FILE_SYSTEMS.values())
 
 
 def needs(root: str = "/") -> dict:
-    """What this host uses now.
+    """What this host needs from a kernel, by what it uses now.
 
-    ``options``: build options without which guests do not run, of :data:`OPTIONS`. ``root``: those without which the root file system is
-    not mounted. ``cards``: the modules of its network cards, where the running kernel has them as modules.
+    ``options``: the build options of :data:`OPTIONS` that guests need. ``root``: those that the root file system needs. ``cards``: the
+    modules of its network cards, if the running kernel has them as modules.
     """
     return {"options": _guest_options(root), "root": _root_options(root), "cards": _cards(root)}
 
@@ -86,7 +86,7 @@ def _guest_options(root: str) -> list[str]:
     vendor = re.search(r"^vendor_id\s*:\s*(\S+)", _text(root, "proc/cpuinfo"), re.MULTILINE)
     if vendor and vendor[1] in _VENDORS:
         found.append(_VENDORS[vendor[1]])
-    # A tap device is a guest's; its QEMU also uses vhost_net where that is there.
+    # A tap device belongs to a guest. Its QEMU also uses vhost_net, if available.
     if glob.glob(os.path.join(glob.escape(root), "sys/class/net/*/tun_flags")):
         found.append("TUN")
         if os.path.exists(os.path.join(root, "sys/module/vhost_net")):
@@ -95,7 +95,7 @@ def _guest_options(root: str) -> list[str]:
 
 
 def _network_options(root: str) -> list[str]:
-    """Of the network devices of the host. A bridge that nothing is on may be a leftover."""
+    """The build options for the host's network devices. A bridge without ports may be unused."""
     kinds = set()
     for uevent in glob.glob(os.path.join(glob.escape(root), "sys/class/net/*/uevent")):
         kind = re.search(r"^DEVTYPE=(\w+)$", _text(root, uevent), re.MULTILINE)
@@ -105,7 +105,7 @@ def _network_options(root: str) -> list[str]:
 
 
 def _is_held(root: str, module: str) -> bool:
-    """Whether somebody uses a module (Documentation/ABI/testing/sysfs-module, refcnt); one that is built in tells nothing."""
+    """Whether a module is in use (Documentation/ABI/testing/sysfs-module, refcnt). This is unknown for a built-in one."""
     return _text(root, f"sys/module/{module}/refcnt").strip() not in ("", "0")
 
 
@@ -137,19 +137,19 @@ def _text(root: str, path: str) -> str:
 
 
 def folder(release: str, root: str = "/") -> str:
-    """Where the modules of a release are, or would be."""
+    """The folder of a release's modules, also if it does not exist."""
     places = [os.path.join(root, place, release) for place in ("usr/lib/modules", "lib/modules")]
     return next((place for place in places if os.path.isdir(place)), places[0])
 
 
 def absent(config: dict[str, str], release: str, needed: dict, root: str = "/") -> list[str]:
-    """The modules that a kernel with this build configuration needs on this host, and that are not where it looks for them.
+    """The modules that a kernel with this build configuration needs on this host and that are missing in its folder.
 
-    ``needed`` is what :func:`needs` says.
+    ``needed`` is from :func:`needs`.
     """
     place = folder(release, root)
     wanted = [OPTIONS[option] for option in needed["options"] if config.get(option) == "m"]
-    # A kernel without modules has its network cards' drivers built in; others list what is built in beside their modules.
+    # A kernel without modules has its network drivers built in. Other kernels list built-in drivers beside their modules.
     cards = needed["cards"] if config.get("MODULES") == "y" else []
     if not wanted and not cards:
         return []
@@ -158,7 +158,7 @@ def absent(config: dict[str, str], release: str, needed: dict, root: str = "/") 
 
 
 def _listed(place: str) -> set[str]:
-    """The modules that depmod has listed, and that are there."""
+    """The modules that depmod has listed and that exist."""
     paths = [line.partition(":")[0] for line in _text(place, "modules.dep").splitlines()]
     return _names(path for path in paths if os.path.exists(os.path.join(place, path)))
 

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether one kernel can take over what another has preserved, proven before the jump. PRIVATE to the collection.
+"""Prove, before the jump, that one kernel can take over what another has preserved. PRIVATE to the collection.
 
-Source: kernel/liveupdate (kho_populate, luo_early_startup) and mm/memfd_luo.c. The next kernel finds out only when the
-old one is gone, so whatever is not certain here is not proven.
+Source: kernel/liveupdate (kho_populate, luo_early_startup) and mm/memfd_luo.c. The next kernel detects a mismatch only when the old
+kernel is gone. So what is not certain counts as not proven.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _ID_LENGTH = 12
 _PARTS = {
     "kho": (
         "KEXEC_HANDOVER",
-        "boots as if nothing had been preserved, and every guest is lost without a word",
-        "ignores what is handed to it, and every guest is lost without a word",
+        "boots as if nothing was preserved, and every guest is lost without an error",
+        "ignores the preserved memory, and every guest is lost without an error",
     ),
     "luo": (
         "LIVEUPDATE",
         "panics while it boots, and every guest is lost",
-        "boots, but nothing can reach the preserved memory, which stays occupied: every guest is lost",
+        "boots, but nothing can use or free the preserved memory: every guest is lost",
     ),
     "memfd": (
         "LIVEUPDATE_MEMFD",
@@ -39,32 +39,32 @@ _PARTS = {
     ),
 }
 _WITHOUT_OPTION = {
-    "kho=on": "ignores what is handed to it, and every guest is lost",
-    "liveupdate=on": "has no /dev/liveupdate, so that no guest can get its memory back",
+    "kho=on": "ignores the preserved memory, and every guest is lost",
+    "liveupdate=on": "has no /dev/liveupdate, so no guest can get its memory back",
 }
 _NO_GUEST = "no guest can run on it"
 _WITHOUT_DRIVER = {
-    "TUN": "guests with a tap device cannot come back on it",
+    "TUN": "guests with a tap device cannot be restored on it",
     **dict.fromkeys(("KVM", "KVM_AMD", "KVM_INTEL"), _NO_GUEST),
 }
-_IN_USE = "this host uses it now, and guests may not come back or be reached without it"
+_IN_USE = "this host uses the driver now, and without it guests may not be restored or reachable"
 # The states of /sys/kernel/security/lockdown in which an image must be signed.
 _LOCKED = ("integrity", "confidentiality")
-_OTHER_WAY = "or update this host with an ordinary reboot, its guests migrated or shut down"
+_OTHER_WAY = "or migrate or shut down the guests and update this host with an ordinary reboot"
 _PANICS = "the kernel panics while it boots, and every guest is lost"
 _BUILD_INITRD = "update-initramfs -c -k {release}, dracut --kver {release}, or mkinitcpio -P"
-# What kexec_file_load takes on neither architecture, and what to do with it.
+# Kinds of images that kexec_file_load accepts on neither architecture, and the remedy.
 _NOT_LOADABLE = {
-    "vmlinux": "give the bzImage or arm64 Image that was built from it",
-    "uki": "stage the kernel in it ('objcopy -O binary --only-section=.linux FILE KERNEL'), its .initrd likewise, and its command line",
-    "zboot": "stage the arm64 Image in it: the build's arch/arm64/boot/Image",
+    "vmlinux": "use the bzImage or arm64 Image that was built from it",
+    "uki": "extract its kernel ('objcopy -O binary --only-section=.linux FILE KERNEL') and its .initrd, and use these",
+    "zboot": "use the arm64 Image in it, arch/arm64/boot/Image of the kernel build",
 }
 # Both architectures that live update exists for, as the kernel names them.
 _ARCHITECTURES = ("x86_64", "aarch64")
 
 
 def compare(running: dict, target: dict) -> dict:
-    """Whether a live update from the running kernel to the target can work (``there``), and one from the target to the running (``back``).
+    """Whether a live update from the running kernel to the target can work (``there``), and one in the other direction (``back``).
 
     Both are what :func:`_running.read` and :func:`_image.read` give, each with the ``cmdline`` that the kernel runs or is given.
     A target that has ``boot``, what :func:`boot` says, is also held against what this host needs to boot and to run guests.
@@ -83,7 +83,7 @@ def compare(running: dict, target: dict) -> dict:
 
 
 def _build(running: dict) -> str:
-    """What the running kernel is told from all others by: its build id; where it has none, the text that names it."""
+    """What identifies the running kernel: its build id or, if it has none, a digest of its release and version."""
     from hashlib import sha256
 
     name = f"{running.get('release')} {running.get('version')}"
@@ -91,25 +91,25 @@ def _build(running: dict) -> str:
 
 
 def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/", without: bool = False) -> dict:
-    """Hold ``image``, as :func:`_image.read` gives it, against the running kernel and this host: :func:`compare`.
+    """:func:`compare` for ``image``, as :func:`_image.read` gives it, and the running kernel on this host.
 
-    ``without``: it was said that the kernel needs no initial RAM disk.
+    ``without``: the operator says that the kernel needs no initial RAM disk.
     """
     try:
         initrd_size = os.stat(initrd).st_size if initrd else 0
     except OSError as err:
-        raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; give the path of an initial RAM disk on the host") from err
+        raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; use the path of an initial RAM disk on the host") from err
     running = _running.read(root)
     target = {**image, "cmdline": cmdline, "initrd_size": initrd_size, "boot": boot(image, initrd, without, root)}
     return compare(running, target)
 
 
 def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dict:
-    """What decides whether a kernel comes up on this host and runs its guests.
+    """The facts that decide whether a kernel boots on this host and can run its guests.
 
-    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that, ``without`` whether none is wanted, ``came_with_one``
-    whether the running kernel has one; ``needs`` is what the host uses, ``folder`` where the kernel's modules belong, and ``absent``
-    those of them that are not there.
+    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that file, ``without`` whether none is wanted, and
+    ``came_with_one`` whether the running kernel started with one. ``needs`` are the drivers that the host uses, ``folder`` is the folder of
+    the kernel's modules, and ``absent`` are needed modules that are missing there.
     """
     needs = _modules.needs(root)
     return {
@@ -124,7 +124,7 @@ def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dic
 
 
 def objections(proof: dict, accepted: list[str]) -> list[dict]:
-    """What speaks against the jump: all that keeps it from being proven, but for what is unknown of a pair that is ``accepted``. Pure."""
+    """The reasons against the jump: all that keeps it from being proven. What is unknown does not count for an ``accepted`` pair. Pure."""
     there = proof["there"]
     if there["verdict"] == PROVEN or (there["verdict"] == UNKNOWN and proof["pair"] in accepted):
         return []
@@ -133,8 +133,8 @@ def objections(proof: dict, accepted: list[str]) -> list[dict]:
     consent = _reason(
         UNKNOWN,
         "unproven",
-        f"so the jump is not proven for this pair of kernels, {proof['pair']}",
-        "mend the above; or try it on a host without guests, and then accept the pair:"
+        f"the jump is not proven for this pair of kernels, {proof['pair']}",
+        "fix the problems above; or test the jump on a host without guests, and then accept the pair with"
         f" hypervisor_update_accept_unknown: [{proof['pair']}]",
     )
     return [*there["reasons"], consent]
@@ -169,33 +169,27 @@ def _machine(source: dict, source_name: str, target: dict, target_name: str) -> 
     one, other = source.get("arch"), target.get("arch")
     if not one or not other:
         name = target_name if one else source_name
-        found.append(
-            _reason(UNKNOWN, "arch-unread", f"the architecture of {name} is not known", "give a kernel image that was read successfully")
-        )
+        found.append(_reason(UNKNOWN, "arch-unread", f"the architecture of {name} is unknown", "use a kernel image that can be read"))
     elif one != other or other not in _ARCHITECTURES:
-        found.append(
-            _reason(REFUSED, "arch", f"{target_name} is for {other}, {source_name} for {one}", "give a kernel of the same architecture")
-        )
+        found.append(_reason(REFUSED, "arch", f"{target_name} is for {other}, but {source_name} is for {one}", f"use a kernel for {one}"))
     sizes = source.get("page_size"), target.get("page_size")
     if None in sizes:
         name = target_name if sizes[0] else source_name
-        found.append(
-            _reason(UNKNOWN, "page-size-unread", f"the page size of {name} is not known", "give the image that boots, not a vmlinux")
-        )
+        found.append(_reason(UNKNOWN, "page-size-unread", f"the page size of {name} is unknown", "use the bootable image, not a vmlinux"))
     elif sizes[0] != sizes[1]:
         found.append(
             _reason(
                 REFUSED,
                 "page-size",
-                f"{target_name} has pages of {sizes[1]} bytes, {source_name} of {sizes[0]}: what one preserves, the other misreads",
-                "give a kernel with the same page size",
+                f"{target_name} has pages of {sizes[1]} bytes, but {source_name} has pages of {sizes[0]}: it would misread the memory",
+                f"use a kernel with pages of {sizes[0]} bytes",
             )
         )
     return found
 
 
 def _loadable(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
-    """Whether the source's kexec_file_load takes the target."""
+    """Whether the source's kexec_file_load accepts the target."""
     found = []
     config = source.get("config")
     if config and config.get("KEXEC_FILE") != "y":
@@ -203,8 +197,8 @@ def _loadable(source: dict, source_name: str, target: dict, target_name: str) ->
             _reason(
                 REFUSED,
                 "kexec-file-off",
-                f"{source_name} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only way that carries memory over",
-                f"take a kernel with CONFIG_KEXEC_FILE=y, {_OTHER_WAY}",
+                f"{source_name} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only call that carries memory over",
+                f"use a kernel with CONFIG_KEXEC_FILE=y, {_OTHER_WAY}",
             )
         )
     kind = target.get("kind")
@@ -213,13 +207,15 @@ def _loadable(source: dict, source_name: str, target: dict, target_name: str) ->
             _reason(
                 UNKNOWN,
                 "image-unread",
-                f"the image of {target_name} is not known: {_why_unread(target, 'image')}",
+                f"the image of {target_name} cannot be examined: {_why_unread(target, 'image')}",
                 "keep the image of each kernel in /boot while the kernel is in use",
             )
         )
     elif kind in _NOT_LOADABLE:
         found.append(
-            _reason(REFUSED, "image-kind", f"{target_name} is of the kind {kind}, which kexec_file_load does not take", _NOT_LOADABLE[kind])
+            _reason(
+                REFUSED, "image-kind", f"{target_name} is of the kind {kind}, which kexec_file_load does not accept", _NOT_LOADABLE[kind]
+            )
         )
     if target.get("above_4g") is False:
         found.append(
@@ -227,14 +223,14 @@ def _loadable(source: dict, source_name: str, target: dict, target_name: str) ->
                 REFUSED,
                 "not-relocatable",
                 f"{target_name} cannot be loaded above 4 GiB (its boot header says so), so kexec_file_load refuses it",
-                "take a 64-bit kernel with CONFIG_RELOCATABLE=y",
+                "use a 64-bit kernel with CONFIG_RELOCATABLE=y",
             )
         )
     return found
 
 
 def _signature(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
-    """Whether the source's kexec_file_load wants a signature. Whether the one that is there is good, it tells when the image is staged."""
+    """Whether the source's kexec_file_load requires a signature that is missing. Staging tells whether an existing one is valid."""
     config = source.get("config") or {}
     if target.get("signed") is not False or config.get("KEXEC_SIG", "y") != "y":
         return []
@@ -249,13 +245,13 @@ def _signature(source: dict, source_name: str, target: dict, target_name: str) -
             REFUSED,
             "not-signed",
             f"{target_name} has no signature, and {why}: kexec_file_load refuses it",
-            "give a kernel that is signed with a key which the host trusts",
+            "use a kernel that is signed with a key which the host trusts",
         )
     ]
 
 
 def _room(source: dict, target: dict, target_name: str) -> list[dict]:
-    """Whether the source's scratch areas hold what the target needs to start. Where they are not to be seen, staging tells most of it."""
+    """Whether the source's scratch areas have room for what the target needs to start. If they are unknown, staging detects most cases."""
     sizes = source.get("scratch")
     if not sizes:
         return []
@@ -272,9 +268,9 @@ def _room(source: dict, target: dict, target_name: str) -> list[dict]:
         _reason(
             REFUSED,
             "scratch",
-            f"{target_name} has no room to start between the preserved memory: it needs {wanted} MiB, each in one piece, and the scratch"
-            f" areas have {', '.join(map(_mib, sizes))} MiB; no place is left for {' and '.join(missing)}",
-            "set hypervisor_setup_scratch and run the setup playbook: its reboot, a cold one, sets other areas aside; or reserve less with"
+            f"{target_name} has no room for {' and '.join(missing)}: it needs {wanted} MiB, each in one piece, and the scratch areas of KHO"
+            f" have {', '.join(map(_mib, sizes))} MiB",
+            "set a larger hypervisor_setup_scratch and run the playbook kvm.liveupdate.setup, which reboots the host; or reserve less with"
             " crashkernel=",
         )
     ]
@@ -285,16 +281,16 @@ def _mib(size: int) -> str:
 
 
 def _strings(source: dict, source_name: str, target: dict, target_name: str) -> list[dict]:
-    """Whether the two speak the same versions, each of the three."""
+    """Whether both use the same version of each of the three formats."""
     found = []
     off = [_first_off(side) for side in (source, target)]
     if off[0]:
-        found.append(_off(source, source_name, off[0], "preserves nothing"))
+        found.append(_off(source, source_name, off[0], "cannot preserve memory"))
     if off[1]:
         found.append(_off(target, target_name, off[1], _PARTS[off[1]][2]))
     for name in _image.ABI:
         if name in off:
-            break  # the rest stands on this one
+            break  # the other parts need this one
         values = _string(source, name), _string(target, name)
         if values[0] is None:
             found.append(_unread_string(source, source_name, name))
@@ -305,8 +301,9 @@ def _strings(source: dict, source_name: str, target: dict, target_name: str) -> 
                 _reason(
                     REFUSED,
                     f"abi-{name}",
-                    f"{source_name} preserves as {values[0]}, and {target_name} reads {values[1]} only: it {_PARTS[name][1]}",
-                    f"take a kernel with {values[0]}, {_OTHER_WAY}",
+                    f"{source_name} preserves memory in the format {values[0]}, but {target_name} reads only {values[1]}: it"
+                    f" {_PARTS[name][1]}",
+                    f"use a kernel with {values[0]}, {_OTHER_WAY}",
                 )
             )
     return found
@@ -333,12 +330,12 @@ def _looked(side: dict, name: str) -> bool:
 
 def _off(side: dict, side_name: str, name: str, then: str) -> dict:
     option = _PARTS[name][0]
-    seen = f"its configuration has no CONFIG_{option}=y" if side.get("config") else f"there is no string {name}-vN in it"
+    seen = f"its configuration has no CONFIG_{option}=y" if side.get("config") else f"it contains no string {name}-vN"
     return _reason(
         REFUSED,
         f"{option.lower().replace('_', '-')}-off",
         f"{side_name} is built without {option} ({seen}): it {then}",
-        f"take a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {_OTHER_WAY}",
+        f"use a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {_OTHER_WAY}",
     )
 
 
@@ -348,12 +345,12 @@ def _string(side: dict, name: str) -> str | None:
 
 def _unread_string(side: dict, side_name: str, name: str) -> dict:
     option = _PARTS[name][0]
-    why = f"CONFIG_{option} is on, and there is no string {name}-vN in it" if _looked(side, name) else _why_unread(side, name)
+    why = f"CONFIG_{option} is on, but it contains no string {name}-vN" if _looked(side, name) else _why_unread(side, name)
     return _reason(
         UNKNOWN,
         f"abi-{name}-unread",
-        f"which {name}-vN {side_name} speaks is not known: {why}",
-        "keep the image of the running kernel in /boot, mount debugfs, and give an image that holds one string of each kind",
+        f"the {name} format version of {side_name} is unknown: {why}",
+        "keep the image of the running kernel in /boot, mount debugfs, and use an image that contains one string of each kind",
     )
 
 
@@ -366,21 +363,21 @@ def _command_lines(source: dict, source_name: str, target: dict, target_name: st
                 _reason(
                     UNKNOWN,
                     "cmdline-unread",
-                    f"the command line of {side_name} is not known",
-                    "give the command line that it will run with",
+                    f"the command line of {side_name} is unknown",
+                    "give its command line",
                 )
             )
             continue
         for option in _cmdline.missing_options(cmdline):
-            then = _WITHOUT_OPTION[option] if is_target else "cannot preserve anything"
-            remedy = f"add {option} to it; the role hypervisor_setup does so for the kernels that the host boots"
+            then = _WITHOUT_OPTION[option] if is_target else "cannot preserve memory"
+            remedy = f"add {option} to it; the playbook kvm.liveupdate.setup does this for the kernels that the host boots"
             if _cmdline.is_builtin(side.get("config")):
-                remedy = "take a kernel that reads the command line that it is given (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)"
+                remedy = "use a kernel without a fixed command line (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)"
             found.append(
                 _reason(
                     REFUSED,
                     f"cmdline-{option.partition('=')[0]}",
-                    f"the command line of {side_name} lacks {option}: it {then}",
+                    f"the command line of {side_name} lacks {option}: this kernel {then}",
                     remedy,
                 )
             )
@@ -388,14 +385,14 @@ def _command_lines(source: dict, source_name: str, target: dict, target_name: st
 
 
 def _guests(target: dict, target_name: str) -> list[dict]:
-    """What the guests need of the kernel that they come back on."""
+    """Whether the target has what the guests need."""
     config = target.get("config")
     if not config:
         return [
             _reason(
                 UNKNOWN,
                 "config-unread",
-                f"how {target_name} was built is not known: {_why_unread(target, 'config')}",
+                f"the build configuration of {target_name} is unknown: {_why_unread(target, 'config')}",
                 "put its configuration beside it as config-RELEASE, or build it with CONFIG_IKCONFIG=y",
             )
         ]
@@ -405,17 +402,17 @@ def _guests(target: dict, target_name: str) -> list[dict]:
             REFUSED,
             f"{option.lower().replace('_', '-')}-off",
             f"{target_name} is built without CONFIG_{option}: {_WITHOUT_DRIVER.get(option, _IN_USE)}",
-            f"take a kernel with CONFIG_{option}=m or y",
+            f"use a kernel with CONFIG_{option}=m or y",
         )
         for option in wanted
         if config.get(option) not in ("y", "m")
-        # Guests go on without it, slower.
+        # Guests also run without it, slower.
         and option != "VHOST_NET"
     ]
 
 
 def _starts(target: dict, target_name: str) -> list[dict]:
-    """Whether it can mount the root file system: with its initial RAM disk, or alone."""
+    """Whether the kernel can mount the root file system, with its initial RAM disk or alone."""
     facts = target.get("boot")
     if not facts:
         return []
@@ -424,16 +421,16 @@ def _starts(target: dict, target_name: str) -> list[dict]:
             _reason(
                 REFUSED,
                 "initrd-damaged",
-                f"the initial RAM disk {facts['initrd']} of {target_name} is not whole: {facts['fault']}; {_PANICS}",
+                f"the initial RAM disk {facts['initrd']} of {target_name} is damaged or incomplete: {facts['fault']}; {_PANICS}",
                 f"build it again ({_BUILD_INITRD.format(release=target['release'])})",
             )
         ]
     if not facts["initrd"] and not facts["without"]:
         device = _cmdline.value(target.get("cmdline") or "", "root")
         if facts["came_with_one"] is not False:
-            why = "the running kernel came up with one" if facts["came_with_one"] else "whether the running kernel has one cannot be seen"
+            why = "the running kernel started with one" if facts["came_with_one"] else "it is unknown whether the running kernel used one"
         elif not _initrd.kernel_mounts(target.get("cmdline") or ""):
-            why = f"a kernel alone cannot find root={device}" if device else "its command line has no root="
+            why = f"a kernel cannot find root={device} without one" if device else "its command line has no root="
         else:
             why = ""
         if why:
@@ -442,15 +439,15 @@ def _starts(target: dict, target_name: str) -> list[dict]:
                     REFUSED,
                     "initrd-missing",
                     f"no initial RAM disk is found for {target_name}, and {why}: {_PANICS}",
-                    f"build one ({_BUILD_INITRD.format(release=target['release'])}), or give its path as hypervisor_update_initrd;"
-                    " give none there if this kernel needs no initial RAM disk",
+                    f"build one ({_BUILD_INITRD.format(release=target['release'])}), or set hypervisor_update_initrd to its path;"
+                    " if this kernel needs no initial RAM disk, set it to none",
                 )
             ]
     return _root_drivers(target, target_name, facts)
 
 
 def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
-    """Whether the kernel has what the root file system needs: in itself, where no initial RAM disk can bring it."""
+    """Whether the kernel has the drivers that the root file system needs. Without an initial RAM disk they must be built in."""
     config = target.get("config")
     if not config:
         return []
@@ -459,9 +456,9 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
         _reason(
             REFUSED,
             "root-driver",
-            f"{target_name} has CONFIG_{option}={config.get(option, 'n')}{'' if facts['initrd'] else ' and no initial RAM disk'}, and the"
+            f"{target_name} has CONFIG_{option}={config.get(option, 'n')}{'' if facts['initrd'] else ' and no initial RAM disk'}, but the"
             f" root file system of this host needs that driver: {_PANICS}",
-            f"take a kernel with CONFIG_{option}=y" + (" or m" if facts["initrd"] else ", or give it an initial RAM disk"),
+            f"use a kernel with CONFIG_{option}=y" + (" or m" if facts["initrd"] else ", or give it an initial RAM disk"),
         )
         for option in facts["needs"]["root"]
         if config.get(option) not in enough
@@ -469,7 +466,7 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
 
 
 def _has_modules(target: dict, target_name: str) -> list[dict]:
-    """Whether the modules are there without which no guest runs, or none can be reached."""
+    """Whether the modules are installed without which guests cannot run or cannot be reached."""
     facts = target.get("boot")
     if not facts or not facts["absent"]:
         return []
@@ -478,8 +475,8 @@ def _has_modules(target: dict, target_name: str) -> list[dict]:
         _reason(
             REFUSED,
             "modules",
-            f"{target_name} needs the modules {', '.join(facts['absent'])} on this host, and {facts['folder']} does not have them:"
-            " no guest comes back, or none can be reached",
+            f"{target_name} needs the modules {', '.join(facts['absent'])} on this host, but {facts['folder']} does not contain them:"
+            " guests cannot be restored, or cannot be reached",
             f"install the package with the modules of this kernel (Debian: linux-modules-{release}; Ubuntu: also"
             f" linux-modules-extra-{release}; Fedora: kernel-modules), or copy them and run depmod {release}",
         )

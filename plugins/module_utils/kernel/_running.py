@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the running kernel tells about itself. PRIVATE to the collection."""
+"""What is known about the running kernel. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 
 
 def read(root: str = "/", image: str | None = None) -> dict:
-    """The running kernel, as :func:`_proof.compare` wants it: what debugfs, /proc and its own image tell.
+    """The running kernel, as :func:`_proof.compare` expects it, read from debugfs, /proc and its own image.
 
-    ``image`` is where the running kernel came from, if the caller knows; else it is looked for where distributions put it.
-    An image counts only if it is this very build. Never raises for what cannot be found out: ``unread`` says why.
+    ``image`` is the file of the running kernel, if the caller knows it; else this looks where distributions put it. An image counts only
+    if it is exactly this build. What cannot be read raises no error: ``unread`` says why.
     """
     kernel = _this_boot.kernel(root)
     found, why = _own_image(root, kernel, image)
@@ -65,7 +65,7 @@ def _arch(root: str) -> str:
 
 
 def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[dict, str]:
-    """The facts of the running kernel's image, or none and why not."""
+    """The facts of the running kernel's image; or none, and why."""
     release = kernel["release"]
     places = (
         [given] if given else [os.path.join(root, "boot", f"vmlinuz-{release}"), os.path.join(root, "usr/lib/modules", release, "vmlinuz")]
@@ -74,7 +74,7 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
     why = []
     for place in places:
         if not os.path.exists(place):
-            why.append(f"there is no {place}")
+            why.append(f"{place} does not exist")
             continue
         try:
             found = _image.read(place, root=root, keep=_files.IMAGES if root == "/" else "")
@@ -89,7 +89,7 @@ def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[di
         ):
             if running and not running & its:
                 ours, theirs = " or ".join(sorted(running)), " or ".join(sorted(its)) or "none"
-                why.append(f"kernel {place}: another build than the running one: its {what} is {theirs}, the running kernel's {ours}")
+                why.append(f"kernel {place} is another build than the running kernel: its {what} is {theirs}, not {ours}")
                 break
         else:
             return found, ""
@@ -101,7 +101,7 @@ def _notes(root: str) -> list[str]:
 
 
 def _lockdown(root: str) -> str | None:
-    """The state that is marked in e.g. "none [integrity] confidentiality"; None where the kernel has no lockdown."""
+    """The marked state in a text like "none [integrity] confidentiality"; None if the kernel has no lockdown."""
     text = _blob(os.path.join(root, "sys/kernel/security/lockdown")).decode("ascii", "replace")
     return text.partition("[")[2].partition("]")[0] or None
 
@@ -116,9 +116,9 @@ def _blob(path: str) -> bytes:
 
 
 def _debugfs(root: str) -> dict[str, str]:
-    """The strings of the running kernel as its debugfs shows them, where it is mounted and we may read it."""
+    """The running kernel's strings in debugfs, if debugfs is mounted and readable."""
     found = {}
-    # After a jump there is no out/fdt; but then in/fdt is there only if this kernel took it for its own.
+    # After a jump there is no out/fdt. Then in/fdt exists only if this kernel accepted it.
     for name, files in (("kho", ("out/fdt", "in/fdt")), ("luo", ("out/sub_fdts/LUO",))):
         for file in files:
             text = _compatible(_blob(os.path.join(root, _DEBUGFS, file)), f"{name}-v".encode())
@@ -129,7 +129,7 @@ def _debugfs(root: str) -> dict[str, str]:
 
 
 def _compatible(blob: bytes, beginning: bytes) -> str:
-    """The string that begins so: a property of the root node if the blob is a device tree, else what it begins with."""
+    """The string with this beginning: a property of the root node if the blob is a device tree, else the start of the blob."""
     values = _root_values(blob) if blob.startswith(_FDT_MAGIC) else [blob[:64]]
     return next((value.split(b"\0", 1)[0].decode("ascii", "replace") for value in values if value.startswith(beginning)), "")
 
@@ -137,7 +137,7 @@ def _compatible(blob: bytes, beginning: bytes) -> str:
 def _root_values(blob: bytes) -> Iterator[bytes]:
     """The values of the root node's properties in a flattened device tree.
 
-    Not their names: debugfs shows the tree at the size that it had early, without its end, where it keeps the names.
+    Not their names: these are at the end of the tree, and debugfs shows the tree at an earlier, smaller size.
     """
 
     def cell(at: int) -> int:
@@ -153,7 +153,7 @@ def _root_values(blob: bytes) -> Iterator[bytes]:
             length = cell(at)
             yield blob[at + 8 : at + 8 + length]
             at += 8 + (length + 3 & ~3)
-        elif token != 4:  # but for padding, anything else ends the root node's own properties
+        elif token != 4:  # anything but padding ends the root node's own properties
             return
 
 
@@ -162,10 +162,10 @@ def _add_debugfs(side: dict, strings: dict[str, str], has_image: bool) -> None:
         own = side["abi"][name]
         if not _image.is_abi(name, text):
             side["abi"][name] = None
-            side["unread"][name] = f"debugfs says {text}, and what that means is not known here"
+            side["unread"][name] = f"debugfs shows {text}, which this version of the collection does not know"
         elif has_image and own != text:
             side["abi"][name] = None
-            side["unread"][name] = f"debugfs says {text}, and the image {side['path']} {own or 'has no such string'}"
+            side["unread"][name] = f"debugfs shows {text}, but the image {side['path']} has {own or 'no such string'}"
         else:
             side["abi"][name] = text
             side["unread"].pop(name, None)

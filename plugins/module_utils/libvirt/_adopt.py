@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Bringing a running domain onto RAM that can be preserved, without a restart of the guest. PRIVATE to the collection.
+"""Move a running domain onto RAM that can be preserved, without a restart of the guest. PRIVATE to the collection.
 
-It is saved as ever, with all of its RAM, and started again from that. Libvirt keeps the definition in front of the state and leaves room
-there for another one (``virsh managedsave-edit``), but does not let the source of the memory be changed that way. QEMU does not mind:
-what is loaded goes into whatever RAM there is. So the definition is changed in the file.
+Libvirt saves the domain with all of its RAM and starts it again from that save. A save image begins with the domain's definition, followed
+by free space, so that ``virsh managedsave-edit`` can change it. That command does not allow another source of the memory. But QEMU loads
+the saved RAM into any kind of RAM. So this changes the definition in the file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ("adopt", "obstacles", "refuse")
 
 
 def adopt(record: dict) -> dict:
-    """Save the domain and start it on RAM in a shared file; returns what became of its clock (:mod:`_agent`).
+    """Save the domain and start it on RAM in a shared file; returns the result for its clock (:mod:`_agent`).
 
-    Whatever fails, the domain is started again as it was.
+    After any failure the domain is started again as it was.
     """
     refuse(record)
     name, uuid = record["name"], record["uuid"]
@@ -31,14 +31,14 @@ def adopt(record: dict) -> dict:
     start = ("start", uuid, *(() if was_running else ("--paused",)))
     image = os.path.join(_virsh.SAVED, f"{name}.save")
     head, before = f"{image}.head", b""
-    otherwise = f"if 'virsh domstate {name}' says shut off it is saved, and 'virsh start {name}' goes on with it"
+    otherwise = f"if 'virsh domstate {name}' shows 'shut off', the domain is saved; run 'virsh start {name}' to continue it"
     try:
         _virsh.virsh("managedsave", uuid, limit=limit)
     except LiveUpdateError as err:
         raise LiveUpdateError(f"domain {name}: {err}; {otherwise}") from err
     try:
         before = _read_head(image)
-        _saves.put(head, before)  # should the power fail while the image is written to
+        _saves.put(head, before)  # a copy, in case the power fails while the image is changed
         _write_head(image, _save_image.with_xml(before, _definition.with_shared_file))
         _virsh.virsh(*start, limit=limit)
     except (LiveUpdateError, OSError) as err:
@@ -47,10 +47,13 @@ def adopt(record: dict) -> dict:
                 _write_head(image, before)
             _virsh.virsh(*start, limit=limit)
         except (LiveUpdateError, OSError) as worse:
-            message = f"domain {name}: {err}; and as it was: {worse}; {otherwise}. {head}, if it is there, is how its image has to begin"
+            message = (
+                f"domain {name}: {err}. It does not start on its old RAM either: {worse}; {otherwise}. If that fails and {head} exists,"
+                f" write this file over the beginning of {image}"
+            )
             raise LiveUpdateError(message) from err
         _saves.remove(head)
-        raise LiveUpdateError(f"domain {name} runs on as it did: {err}") from err
+        raise LiveUpdateError(f"domain {name} is not moved and continues on its old RAM: {err}") from err
     _saves.remove(head)
     return _agent.correct_clock(name) if was_running else {}
 
@@ -59,7 +62,7 @@ def refuse(record: dict) -> None:
     """Raise when the domain cannot be adopted."""
     problems = obstacles(_guests.inspect(record), _size(record), _room.free(_virsh.SAVED), _room.free(_setup.RAM_DIRECTORY))
     if problems:
-        raise LiveUpdateError(f"domain {record['name']} is left as it runs: {'; '.join(problems)}")
+        raise LiveUpdateError(f"domain {record['name']} is not moved to other RAM: {'; '.join(problems)}")
 
 
 def _size(record: dict) -> int:
@@ -67,15 +70,17 @@ def _size(record: dict) -> int:
 
 
 def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> list[str]:
-    """What keeps a domain's RAM of ``size`` bytes from being saved where ``on_disk`` is free, and loaded where ``in_memory`` is. Pure.
+    """Why RAM of ``size`` bytes cannot be saved with ``on_disk`` bytes free, and loaded with ``in_memory`` bytes free. Pure.
 
-    Reasons against the memory that it has are what is to be mended, and what a boot would not bring is there in this one.
+    Reasons against its present memory do not count, because they are what this fixes. Nor do reasons about the next boot.
     """
     against = [reason for reason in reasons if not reason["code"].startswith("ram-") and reason["code"] not in _needs.OF_A_BOOT]
     found = [told(reason) for reason in against]
     found += _room.shortage(size, on_disk, _virsh.SAVED)
     if in_memory < size:
-        found.append(f"its RAM needs {size >> 20} MiB below {_setup.RAM_DIRECTORY}, which has {in_memory >> 20} - make room there")
+        found.append(
+            f"its RAM needs {size >> 20} MiB below {_setup.RAM_DIRECTORY}, where {in_memory >> 20} MiB are free - free space there"
+        )
     return found
 
 

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Correcting a domain's clock through its guest agent, once it has resumed. PRIVATE to the collection.
+"""Correct a domain's clock through its guest agent, after its resume. PRIVATE to the collection.
 
-A guest's clocks stand still during its pause; its hardware clock, which QEMU keeps, does not. The agent may be missing, hang or
-refuse: everything here has a limit, and the worst outcome is a sentence in the guest's journal.
+A guest's clocks stop during its pause. Its hardware clock, which QEMU emulates, does not stop. The agent may be missing, hang or refuse:
+everything here has a limit, and the worst result is a sentence in the guest's journal.
 
-What peers on the network have to be told (where the guest's MAC address is) QEMU announces by itself at the end of a state load.
+The network needs no help: at the end of a state load QEMU itself announces the guest's MAC address.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RETRY_S = 0.5
 
 
 def correct_clock(name: str) -> dict:
-    """Set the running domain's clock by its hardware clock; what became of that, for the guest's journal. Raises nothing."""
+    """Set the running domain's clock by its hardware clock. Returns the result for the guest's journal. Raises nothing."""
     until = time.monotonic() + LIMIT_S
     thawed = False
     try:
         uuid = _virsh.uuid_of(name)
         if not _is_connected(uuid, until):
             return {"clock": "no agent", "thawed": False}
-        # Before the time: an agent that keeps file systems frozen answers nothing else. Whoever froze them ended with the old kernel.
+        # First this: with frozen file systems the agent refuses other commands. The program that froze them ended with the old kernel.
         thawed = _thaw(uuid, until)
         _ask(until, "domtime", uuid, "--sync")
     except Exception as err:  # pylint: disable=broad-except  # the guest is back whatever its agent does
@@ -45,15 +45,15 @@ def correct_clock(name: str) -> dict:
 
 
 def _ask(until: float, *words: str) -> str:
-    """What virsh says, within the limit of a call and of all calls together."""
+    """The output of virsh, within the limit of one call and of all calls together."""
     left = until - time.monotonic()
     if left <= 0:
-        raise LiveUpdateError(f"no time left for virsh {words[0]}: the agent is given {LIMIT_S:g} s")
+        raise LiveUpdateError(f"virsh {words[0]} was not run, because the limit of {LIMIT_S:g} s for the guest agent is over")
     return _virsh.virsh(*words, limit=min(left, CALL_LIMIT_S))
 
 
 def _is_connected(uuid: str, until: float) -> bool:
-    """Whether the guest's agent is there; waits a little for one that may still come."""
+    """Whether the guest's agent is connected; waits a little for one that is not."""
     patience = time.monotonic() + CONNECT_LIMIT_S
     while True:
         state = channel_state(_ask(until, "dumpxml", uuid))
@@ -75,7 +75,7 @@ def _thaw(uuid: str, until: float) -> bool:
     try:
         answer = _agent(uuid, until, "guest-fsfreeze-status")
     except LiveUpdateError:
-        return False  # not every agent knows of freezing; one that hangs shows in what comes next
+        return False  # not every agent supports freezing; if the agent hangs, the next command fails
     if not is_frozen(answer):
         return False
     _agent(uuid, until, "guest-fsfreeze-thaw")
@@ -87,5 +87,5 @@ def _agent(uuid: str, until: float, command: str) -> str:
 
 
 def is_frozen(answer: str) -> bool:
-    """Whether that is the answer of an agent that keeps file systems frozen. Pure."""
+    """Whether this answer of an agent means that file systems are frozen. Pure."""
     return dict(json.loads(answer)).get("return") == "frozen"

@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Sending libvirt domains away, and bringing them back: managed save, shutdown, live migration. PRIVATE to the collection.
+"""Send libvirt domains away, and bring them back: managed save, shutdown, live migration. PRIVATE to the collection.
 
-A domain is defined on exactly one host at any time: a migration moves its definition along, so that no second one can start it. Both
-ways of a migration are driven from here, by the updated host's own virsh and SSH keys, which speaks to libvirt at both ends; only the
-state itself goes from libvirt to libvirt.
+A domain is defined on exactly one host at any time: a migration moves its definition too, so that no other host can start it. The updated
+host's own virsh drives a migration in both directions, with this host's SSH keys. It talks to libvirt at both ends. Only the state itself
+goes directly between the two libvirts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POLL_S = 0.5
 
 
 def about(record: dict) -> dict:
-    """What of a running domain goes into its record."""
+    """What the record of a running domain contains."""
     return {
         "bytes": sum(backend["size"] for backend in record["backends"]),
         "was_running": _libvirt_virsh.status(record) == "running",
@@ -41,24 +41,27 @@ def about(record: dict) -> dict:
 
 
 def limit_s(away: dict) -> float:
-    """How long it may take to leave or to come back, unless somebody knows better."""
+    """The default limit in seconds to leave or to come back."""
     return SHUTDOWN_LIMIT_S if away["way"] == "shutdown" else _room.limit_s(away["bytes"])
 
 
 def obstacles(away: dict) -> list[str]:
-    """What keeps a running domain from leaving that way; each with its remedy."""
+    """Why a running domain cannot leave that way; each with its remedy."""
     name, found = away["guest"], []
     if not _libvirt_virsh.is_defined(name):
-        found.append(f"libvirt would not know it any more once it has left - 'virsh define' its 'virsh dumpxml {name}'")
+        found.append(
+            "libvirt has no persistent definition of it, so it could not be brought back"
+            f" - define it: virsh dumpxml --inactive --security-info {name} > {name}.xml && virsh define {name}.xml"
+        )
     if away["way"] == "shutdown" and not away["was_running"]:
-        found.append("it is paused and cannot shut down - resume it, or save it instead")
+        found.append("it is paused and cannot shut down - resume it, or use the way save")
     if away["way"] == "save":
         found += _room.shortage(away["bytes"], _room.free(_libvirt_virsh.SAVED), _libvirt_virsh.SAVED)
     return found
 
 
 def leave(away: dict, limit: float) -> None:
-    """Send a running domain away. After a failure it runs on, or is where the message says.
+    """Send a running domain away. After a failure it continues to run, or is where the message says.
 
     The error has the detail ``settled=False`` when the domain may still leave later.
     """
@@ -71,7 +74,7 @@ def is_back(away: dict) -> bool:
 
 
 def come_back(away: dict, limit: float) -> str:
-    """Bring the domain back, or wait for its autostart where that was quicker. Returns what was lost of it, in words; mostly nothing."""
+    """Bring the domain back, or wait for its autostart if that was faster. Returns what was lost, in words; usually nothing."""
     if away["way"] == "migrate":
         _migrate_back(away, limit)
         return ""
@@ -80,11 +83,11 @@ def come_back(away: dict, limit: float) -> str:
         return ""
     if away["was_running"]:
         _agent.correct_clock(away["guest"])
-    return f"its saved state was not below {_libvirt_virsh.SAVED} any more, it started clean" if started and not image else ""
+    return f"its saved state is missing below {_libvirt_virsh.SAVED}, so it started from its disks" if started and not image else ""
 
 
 def _wanted(away: dict) -> str:
-    """A domain that was shut down starts anew, another one goes on as it was."""
+    """The state that the domain gets back. One that was shut down starts; another one continues as it was."""
     return "running" if away["was_running"] or away["way"] == "shutdown" else "paused"
 
 
@@ -95,27 +98,27 @@ def _save(away: dict, limit: float) -> None:
     except LiveUpdateError as err:
         _cancel(HERE, uuid)
         raise LiveUpdateError(
-            f"guest {name}: {err}; it is {_seen(HERE, uuid)} now, 'virsh start {name}' goes on with it if it is off",
+            f"guest {name}: {err}; its state is now {_seen(HERE, uuid)}. If it is shut off, run 'virsh start {name}' to continue it",
             **_may_leave(HERE, uuid),
         ) from err
 
 
 def _shut_down(away: dict, limit: float) -> None:
-    """Through the guest's agent where it has one, else by the power button: libvirt's own choice."""
+    """Libvirt asks the guest's agent if there is one, else it presses the power button."""
     name, uuid = away["guest"], away["uuid"]
     until = time.monotonic() + limit
     try:
         _libvirt_virsh.virsh("shutdown", uuid)
     except LiveUpdateError as err:
-        raise LiveUpdateError(f"guest {name}: {err}; it may have been told to shut down, and may yet go off", settled=False) from err
+        raise LiveUpdateError(f"guest {name}: {err}; the guest may have got the request, and may still power off", settled=False) from err
     while True:
         seen = _seen(HERE, uuid)
         if seen == "shut off":
             return
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {name}: still {seen} {limit:g} s after it was asked to shut down, and left so; it may yet go off. See on its"
-                " console whether it heeds its power button, or give it more time",
+                f"guest {name}: still {seen} {limit:g} s after the request to shut down. It is not killed, and may still power off. Check"
+                " on its console whether it reacts to its power button, or raise the limit",
                 settled=False,
             )
         time.sleep(_POLL_S)
@@ -126,22 +129,22 @@ def _migrate_there(away: dict, limit: float) -> None:
 
 
 def _migrate_back(away: dict, limit: float) -> None:
-    """Never a start here: it may still run there."""
+    """Never start the domain here: it may still run there."""
     name, uuid, there = away["guest"], away["uuid"], away["destination"]
     seen = _seen(there, uuid)
     if seen not in ("running", "paused"):
         raise LiveUpdateError(
-            f"guest {name}: on {there} it is {seen}, here {_seen(HERE, uuid)}; only one that runs migrates back: see to it there, then run"
+            f"guest {name} cannot migrate back: on {there} it is {seen}, here {_seen(HERE, uuid)}. Start or resume it on {there}, then run"
             " this again"
         )
     _migrate(away, (there, HERE), away["back_uri"], limit)
 
 
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
-    """Move the domain with its definition, and see that it starts with its host there if it did here."""
+    """Move the domain with its definition and its autostart setting."""
     name, uuid, (source, target) = away["guest"], away["uuid"], ends
     where = ("--migrateuri", uri) if uri else ()
-    # A virsh that is killed may leave libvirt at work: the migration is cancelled first, and virsh then ends by itself.
+    # Killing virsh might not stop libvirt. So the migration is cancelled first, and virsh then ends by itself.
     cancel = threading.Timer(limit, _cancel, (source, uuid))
     cancel.start()
     try:
@@ -153,16 +156,19 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
         if away["autostart"]:
             _virsh(target, "autostart", uuid)
     except LiveUpdateError as err:
-        message = f"guest {name}: {err}; on {source} it is {_seen(source, uuid)} now, on {target} {_seen(target, uuid)} (limit {limit:g} s)"
+        message = (
+            f"guest {name}: {err}. The limit was {limit:g} s. Its state on {source} is now {_seen(source, uuid)}, and on {target}"
+            f" {_seen(target, uuid)}"
+        )
         raise LiveUpdateError(message, **_may_leave(source, uuid)) from err
     finally:
         cancel.cancel()
 
 
 def portable(xml: str) -> str:
-    """The definition without the labels that the security module of a host made up: another host may have another one. Pure.
+    """The definition without the labels that this host's security module generated: another host may use another module. Pure.
 
-    What its owner asked for has a base label, or is not dynamic.
+    A label that the owner asked for has a base label, or is not dynamic. It stays.
     """
     elements = _definition.spans(xml.encode("utf-8", "surrogateescape"))
     asked_for = [label for label in elements if label.path == ("domain", "seclabel", "baselabel")]
@@ -172,7 +178,7 @@ def portable(xml: str) -> str:
 
 
 def _may_leave(uri: str, uuid: str) -> dict:
-    """Details of an error: libvirt may still be at work on the domain, or does not tell."""
+    """Details of an error: whether libvirt may still be working on the domain, as far as libvirt tells."""
     try:
         at_work = bool(_reasons.job_reasons(_virsh(uri, "domjobinfo", uuid)))
     except LiveUpdateError:
@@ -181,15 +187,15 @@ def _may_leave(uri: str, uuid: str) -> dict:
 
 
 def _cancel(uri: str, uuid: str) -> None:
-    """End what libvirt does to the domain: it runs on."""
+    """Cancel libvirt's job on the domain, so that the domain continues to run."""
     try:
         _virsh(uri, "domjobabort", uuid)
     except LiveUpdateError:
-        return  # there was no job any more
+        return  # the job has already ended
 
 
 def _start(away: dict, limit: float) -> tuple[bool, bool]:
-    """Start the domain until it is as it was; returns whether that took a start, and whether there was a saved state to start from."""
+    """Start the domain and wait until it is as before. Returns whether a start was needed, and whether a saved state existed."""
     name, uuid, until = away["guest"], away["uuid"], time.monotonic() + limit
     started, image, problem = False, False, ""
     while True:
@@ -199,20 +205,20 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
         if seen == "shut off" and problem:
             raise LiveUpdateError(f"guest {name}: {problem}")
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name}: not {_wanted(away)} within {limit:g} s; last seen: {seen}")
+            raise LiveUpdateError(f"guest {name} is not {_wanted(away)} within {limit:g} s; last seen: {seen}")
         if seen == "shut off":
             image = os.path.exists(os.path.join(_libvirt_virsh.SAVED, f"{name}.save"))
             try:
                 _libvirt_virsh.virsh("start", uuid, limit=limit)
                 started = True
             except LiveUpdateError as err:
-                problem = str(err)  # or its autostart was quicker: the next look tells
+                problem = str(err)  # or its autostart was faster; the next look shows this
         else:
             time.sleep(_POLL_S)
 
 
 def _seen(uri: str, uuid: str) -> str:
-    """The domain's state at that libvirt, or why it is not known."""
+    """The domain's state at that libvirt, or why it is unknown."""
     try:
         return _virsh(uri, "domstate", uuid).strip()
     except LiveUpdateError as err:

@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Many commands in one virsh process. PRIVATE to the collection.
+"""Run many commands in one virsh process. PRIVATE to the collection.
 
-The start of virsh and its connection take most of the time of a command, up to seconds on a slow host. Virsh takes several commands in
-one argument, with ``;`` between them. One that fails does not keep it from the next one. Behind each command it is told to print a mark
-to both of its outputs: so each command gets its own output, its own error and the time of its end.
+Most of the time of a virsh command is its start and its connection, up to seconds on a slow host. Virsh accepts several commands in one
+argument, separated by ``;``. After a command that fails it continues with the next one. After each command this lets virsh print a mark
+to both outputs. The marks separate the output and the error of each command, and give the time when it ended.
 
 Source: libvirt tools/vsh.c (vshCommandParse, vshCommandRun, vshPrint and vshError, which flush at once).
 """
@@ -51,9 +51,9 @@ class Answer:  # pylint: disable=too-few-public-methods
 
 
 def ask(commands: t.Sequence[t.Sequence[str]], limit: float, uri: str = HERE) -> list[Answer]:
-    """The answer to each command, within ``limit`` seconds for all of them. Raises only when there is no virsh.
+    """The answer to each command, within ``limit`` seconds for all of them. Raises only if virsh is not installed.
 
-    A command that does not end keeps those behind it from being asked: all of these answers are errors.
+    If a command does not end, the commands after it are not run: all these answers are errors.
     """
     limit = _commands.left(limit)
     until = time.monotonic() + limit
@@ -61,7 +61,7 @@ def ask(commands: t.Sequence[t.Sequence[str]], limit: float, uri: str = HERE) ->
     for group in groups([script(command) for command in commands]):
         if time.monotonic() < until:
             answers += _run(group, until, limit, uri)
-        else:  # virsh might do what it is asked before it is ended
+        else:  # virsh might still run the commands before it is killed
             why = f"not asked, {_commands.no_answer(round(limit, 1))}"
             first = not answers
             answers += [
@@ -102,7 +102,7 @@ def _run(commands: list[str], until: float, limit: float, uri: str) -> list[Answ
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **_WORDS}
         )
     except FileNotFoundError as err:
-        raise LiveUpdateError("virsh: not found on this host; install what provides it") from err
+        raise LiveUpdateError("virsh: not found on this host; install it (Debian: package libvirt-clients)") from err
     try:
         out, errors, ended = _read(virsh, mark.encode(), until)
         in_time = time.monotonic() < until
@@ -116,7 +116,7 @@ def _run(commands: list[str], until: float, limit: float, uri: str) -> list[Answ
 
 
 def _read(virsh: subprocess.Popen[bytes], mark: bytes, until: float) -> tuple[bytes, bytes, list[float]]:
-    """What virsh prints to both outputs until it ends or the time is over, and when each mark came."""
+    """What virsh prints to both outputs until it ends or the limit is over, and when each mark came."""
     import selectors
 
     said = {virsh.stdout: bytearray(), virsh.stderr: bytearray()}
@@ -142,7 +142,7 @@ def _read(virsh: subprocess.Popen[bytes], mark: bytes, until: float) -> tuple[by
 
 
 def answers_of(commands: list[str], mark: str, outputs: tuple[str, str], ended: list[float], why: str) -> list[Answer]:
-    """Each command's own part of virsh's ``outputs``; ``why`` says what kept the last of them from being answered. Pure."""
+    """The part of virsh's ``outputs`` that belongs to each command. ``why`` says why the last commands have no answer. Pure."""
     texts, errors = (output.split(mark) for output in outputs)
     done = min(len(texts), len(errors)) - 1
     answers = []

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A domain's XML: what it tells a policy, and the same with its RAM in a shared file. Pure. PRIVATE to the collection."""
+"""A domain's XML: read the facts for a policy, and set its RAM to a shared file. Pure. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ("NAMESPACE", "Span", "describe", "disk_targets", "spans", "with_shared_file", "without")
 
 NAMESPACE = "https://galaxy.ansible.com/kvm/liveupdate"
-# What tells disks from disks and cards from cards; of the rest the tag says enough.
+# The attributes that distinguish kinds of disks and network cards. For other devices the tag is enough.
 _KINDS = {"disk": ("target", "bus"), "interface": (".", "type")}
 _NO_DEVICE = ("emulator",)
 _YES_NO = {"yes": True, "no": False}
@@ -51,8 +51,8 @@ _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 
 
 class Span:  # pylint: disable=too-few-public-methods
-    """Where an element stands in the text: its start tag from ``start`` to ``inner``, all of it to ``end``, in bytes; ``path`` are the
-    tags down to it."""
+    """The position of an element in the text, in bytes: its start tag from ``start`` to ``inner``, all of it to ``end``. ``path`` has the
+    tags from the root down to the element."""
 
     def __init__(self, path: tuple[str, ...], attributes: dict[str, str], start: int, inner: int) -> None:
         self.path, self.attributes, self.start, self.inner, self.end = path, attributes, start, inner, inner
@@ -71,7 +71,8 @@ def spans(data: bytes) -> list[Span]:
         whole = _TAG.match(data, start)
         if not whole:
             raise LiveUpdateError(
-                f"domain XML: no tag at byte {start}, where the XML parser sees one; report this as a fault of kvm.liveupdate"
+                f"domain XML: the XML parser reports a tag at byte {start}, but none is there; please report this as a bug of"
+                " kvm.liveupdate"
             )
         above = open_now[-1].path if open_now else ()
         open_now.append(Span((*above, tag), attributes, start, whole.end()))
@@ -102,7 +103,7 @@ def without(xml: str, elements: list[Span]) -> str:
 def with_shared_file(xml: str) -> str:
     """The definition (what ``virsh dumpxml --inactive`` prints) with its RAM in a shared file; the same text when it has that already.
 
-    Raises for what contradicts it and is the operator's to decide: huge pages, discard, NUMA cells with private memory.
+    Raises for settings that contradict it, because the operator must decide: huge pages, discard, NUMA cells with private memory.
     """
     from xml.etree import ElementTree  # slow to import
 
@@ -111,7 +112,7 @@ def with_shared_file(xml: str) -> str:
     name = domain.findtext("name", "")
     for path, what in (
         ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
-        ("memoryBacking/discard", "<discard/>: its RAM would be thrown away when QEMU ends"),
+        ("memoryBacking/discard", "<discard/>: its RAM would be discarded when QEMU ends"),
         ("cpu/numa/cell[@memAccess='private']", "a NUMA cell with memAccess='private'"),
     ):
         if domain.find(path) is not None:
@@ -130,7 +131,7 @@ def _first(elements: list[Span], *path: str) -> Span | None:
 
 
 def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | None) -> bytes:
-    """With a <memoryBacking> where there is none, or an empty one."""
+    """Add a <memoryBacking> to a definition that has none, or an empty one."""
     block = b"<memoryBacking>" + b"".join(map(_line, _WANTED)) + b"\n  </memoryBacking>"
     if empty:
         return data[: empty.start] + block + data[empty.end :]
@@ -143,7 +144,7 @@ def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | No
 
 
 def _with_wanted(data: bytes, elements: list[Span], backing: Span) -> bytes:
-    """With what is wanted in the <memoryBacking> that is there; all else in it stays."""
+    """Set what is wanted in an existing <memoryBacking>; the rest of it stays."""
     inside = [element for element in elements if element.path[:-1] == backing.path and backing.start < element.start < backing.end]
     at = inside[-1].end if inside else backing.inner
     missing = [wanted for wanted in _WANTED if wanted[0] not in {element.path[-1] for element in inside}]

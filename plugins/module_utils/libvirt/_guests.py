@@ -4,11 +4,11 @@
 
 """The provider ``libvirt``: domains of an unpatched libvirt and QEMU. PRIVATE to the collection.
 
-Libvirt is spoken to through virsh: it is on every host that has libvirt and fits its daemon, where a Python binding would have to
-fit both the daemon and the interpreter. Who runs is read from the QEMU processes themselves, without the daemon.
+This uses virsh: every libvirt host has it, and it always fits the daemon. A Python binding would have to fit the daemon and the
+interpreter. The list of running domains comes from the QEMU processes themselves, without the daemon.
 
-A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). Its unit is its holder, which after the jump offers the RAM
-to the QEMU that libvirt starts: :mod:`_start`.
+A domain's RAM is a file on a tmpfs (``memory_backing_dir`` in qemu.conf). The domain's unit is its hold unit. After the jump this unit
+offers the RAM to the QEMU that libvirt starts: :mod:`_start`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
 KEPT = (
     "dbus.service",
     "dbus.socket",
-    "libvirt-guests.service",  # stopping it would save or shut down the guests
+    "libvirt-guests.service",  # its stop would save or shut down the guests
     "libvirtd.service",
     "libvirtd.socket",
     "systemd-machined.service",
@@ -61,7 +61,7 @@ def _record(name: str) -> dict:
     except (OSError, ValueError):
         return {}
     uuid = _virsh.uuid_in(_virsh.status_file(name)) or next((value for word, value in zip(argv, argv[1:]) if word == "-uuid"), "")
-    if not uuid or "-uuid" not in argv:  # no QEMU, or one that counts as a stranger
+    if not uuid or "-uuid" not in argv:  # not a QEMU, or a QEMU that no provider knows
         return {}
     try:
         backends = memory_backends(argv)
@@ -81,7 +81,7 @@ def _record(name: str) -> dict:
     }
 
 
-# In place of RAM that cannot be told: a QEMU that was broken into can change its own command line.
+# The kind of RAM if the command line cannot be read: a compromised QEMU can change its own command line.
 _UNREAD = {"kind": "command line that cannot be read", "id": "its RAM", "size": 0, "path": ""}
 
 
@@ -105,7 +105,7 @@ def memory_backends(argv: list[str]) -> list[dict]:
 
 
 def _bytes(size: str) -> int:
-    """A size as an object of QEMU's has it: bytes, or with one letter behind (util/cutils.c, qemu_strtosz)."""
+    """A size in a QEMU object: bytes, or a number with one letter after it (util/cutils.c, qemu_strtosz)."""
     shift = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}.get(size[-1:].upper())
     return int(size) if shift is None else int(size[:-1]) << shift
 
@@ -113,7 +113,7 @@ def _bytes(size: str) -> int:
 def _ram_files(pid: int, backends: list[dict]) -> list[dict]:
     """Which descriptors of the process are its RAM files, in the order of the backends; empty when they are not all found.
 
-    Only what it has mapped is looked at: another file may be on a storage that does not answer.
+    This looks only at files that the process has mapped: another file may be on storage that does not answer.
     """
     mapped, names = set(), set()
     try:
@@ -170,20 +170,20 @@ def inspect(record: dict) -> list[dict]:
     reasons += _reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_setup.APPARMOR_RULE))
     reasons += _reasons.definition_reasons(name, _virsh.is_defined(name))
     if os.path.islink(_virsh.SAVED):
-        message = f"{_virsh.SAVED} is a link, and QEMU's user may make links there: root follows none"
+        message = f"{_virsh.SAVED} is a symbolic link, which QEMU's user may change, so root does not follow it"
         reasons.append(
-            reason("saves-link", message, f"make it a folder, and mount the place that it led to there (mount --bind, {_virsh.SAVED})")
+            reason("saves-link", message, f"replace the link by a folder, and mount its target there (mount --bind TARGET {_virsh.SAVED})")
         )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
-        message = "its RAM file lies on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
-        reasons.append(reason("ram-on-disk", message, "run the setup playbook if that was not done, then restart the domain once"))
+        message = "its RAM file is on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
+        reasons.append(reason("ram-on-disk", message, "run the playbook kvm.liveupdate.setup, then restart the domain"))
     seen = _surveyed(record)
     if "xml" in seen:
         reasons += _reasons.xml_reasons(seen["xml"])
         reasons += _start_reasons(record, seen)
     job = _reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
-        return reasons + job  # while it lasts libvirt lets nobody else at the monitor
+        return reasons + job  # while a job runs, libvirt allows no other monitor commands
     from ..vmm import _now  # not on the boot path
 
     if _now.ignores_shared(seen.get("capabilities")):
@@ -192,7 +192,7 @@ def inspect(record: dict) -> list[dict]:
 
 
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
-    """What libvirt and QEMU would miss when they start the domain after a boot."""
+    """Reasons for what libvirt and QEMU would not find when they start the domain after a boot."""
     from ..vmm import _after_boot, _argv, _reopened
     from . import _needs  # not on the boot path
 
@@ -209,7 +209,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
 
 
 def _volumes(volumes: list[dict]) -> list[dict]:
-    """The files and devices of disks that are volumes of pools. Of a pool that does not run now libvirt tells none."""
+    """The files and devices of disks that are volumes of pools. Libvirt knows these only for running pools."""
     if not volumes:
         return []
     questions = [("vol-path", "--pool", disk["pool"], "--", disk["volume"]) for disk in volumes]
@@ -222,7 +222,7 @@ def _volumes(volumes: list[dict]) -> list[dict]:
 
 
 def warn(record: dict) -> list[dict]:
-    """What does not come over as it was, though the domain can be preserved."""
+    """Warnings: what does not survive the jump unchanged, although the domain can be preserved."""
     from ..vmm import _after_boot, _argv
     from . import _needs  # not on the boot path
 
@@ -235,7 +235,7 @@ def warn(record: dict) -> list[dict]:
 
 
 def describe(record: dict) -> dict:
-    """What a policy may tell domains apart by; when libvirt does not answer only their RAM, which their process tells."""
+    """The facts for a policy. If libvirt does not answer, only the RAM, which comes from the process."""
     from . import _definition  # for the modules only
 
     memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
@@ -245,7 +245,7 @@ def describe(record: dict) -> dict:
 
 
 def confinement(pid: int) -> str:
-    """What a security module says of the process (proc(5), attr/current)."""
+    """The security label of the process (proc(5), attr/current)."""
     try:
         with open(f"/proc/{pid}/attr/current", encoding="utf-8", errors="replace") as label:
             return label.read().strip("\0\n")
@@ -254,7 +254,7 @@ def confinement(pid: int) -> str:
 
 
 def memory(record: dict) -> list[int]:
-    """Descriptors of the domain's RAM; its files lose their names, because the kernel preserves only those without."""
+    """Descriptors of the domain's RAM. This removes the names of its files, because the kernel preserves only files without a name."""
     files: list[int] = []
     try:
         for backend, ram in zip(record["backends"], record["ram"]):
@@ -263,14 +263,14 @@ def memory(record: dict) -> list[int]:
     except (LiveUpdateError, OSError) as err:
         for fd in files:
             os.close(fd)
-        raise LiveUpdateError(f"its RAM cannot be taken: {err}") from err
+        raise LiveUpdateError(f"its RAM cannot be opened: {err}") from err
     return files
 
 
 def ignore_shared_stays(record: dict) -> str:
-    """That QEMU still leaves the domain's RAM out of what it saves, and how to end that."""
+    """The message that QEMU still leaves the domain's RAM out of its saves, with the remedy."""
     command = f"virsh qemu-monitor-command {record['uuid']} --hmp 'migrate_set_capability x-ignore-shared off'"
     return (
-        f"QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM: switch it"
+        f"QEMU's migration option x-ignore-shared is still on, so a later save or migration would not contain the guest's RAM: switch it"
         f" off with {command}"
     )

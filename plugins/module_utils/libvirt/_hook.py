@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt's hook: it gives a domain its RAM when libvirt starts it. It runs inside the pause. PRIVATE to the collection."""
+"""Libvirt's hook: give a domain its preserved RAM when libvirt starts it. It runs during the pause. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ("hook",)
 
 
 def hook(name: str) -> None:
-    """Libvirt asks before it starts the domain: give it its RAM, or refuse. Its answer to an error is not to start the domain."""
+    """Libvirt calls this before it starts a domain: give the domain its RAM, or raise. After an error libvirt does not start it."""
     stand_in = _files.read_json(_files.run_path(name, "stand-in"))
     state = _files.read_json(_files.state_path(name))
     if stand_in:
         _place(name, stand_in, stand_in["memory"])
     elif state:
         _place(name, state, _offered(name, state))
-        _files.write_json(_files.run_path(name, "placed"), {})  # its time is when QEMU started
+        _files.write_json(_files.run_path(name, "placed"), {})  # the time of this file is when QEMU started
 
 
 def _offered(name: str, state: dict) -> list[str]:
-    """Where the RAM is that the saved state belongs to."""
+    """The location of the RAM that belongs to the saved state."""
     offered = _files.read_json(_files.run_path(name, "offer"))
     alive = offered and _processes.start_time(offered["pid"]) == offered["started"]
     if not alive or offered["hold"] != state["hold"] or os.path.exists(_files.run_path(name, "resumed")):
         raise LiveUpdateError(
-            f"guest {name}: it is not started: its saved state belongs to memory that is not offered now; 'systemctl status"
-            f" {_units.hold(name)}' says why. 'kvm-liveupdate discard {name}' gives that state up; then it can be started"
+            f"guest {name} is not started, because its preserved memory is not available now; 'systemctl status {_units.hold(name)}' shows"
+            f" why. To start it from its disks, run 'kvm-liveupdate discard {name}' first, which discards its saved state"
         )
-    if state.get("devices"):  # some come only after the holder has looked
+    if state.get("devices"):  # some appear only after the hold unit has looked
         from ..vmm import _block
 
         _block.verify_devices(name, state["devices"])
@@ -44,9 +44,9 @@ def _offered(name: str, state: dict) -> list[str]:
 
 
 def _place(name: str, places: dict, memory: list[str]) -> None:
-    """Put the RAM where the QEMU that is started now looks for it.
+    """Put the RAM where the QEMU that libvirt starts now looks for it.
 
-    Libvirt gives QEMU's user the directories below memory_backing_dir, so no link in them is followed, and no path is used twice.
+    QEMU's user owns the directories below memory_backing_dir. So this follows no link in them, and resolves no path twice.
     """
     directory = _ram_directory(name, places["directory"], sys.stdin.read())
     try:
@@ -54,13 +54,13 @@ def _place(name: str, places: dict, memory: list[str]) -> None:
             if there.startswith("/proc/"):
                 os.symlink(there, file, dir_fd=directory)
             else:
-                _link(name, there, file, directory)  # AppArmor judges by the path, and this one is the domain's own
+                _link(name, there, file, directory)  # AppArmor checks the path, and this path belongs to the domain
     finally:
         os.close(directory)
 
 
 def _link(name: str, there: str, file: str, directory: int) -> None:
-    """Give the file at ``there`` another name: the very file that was looked at, whatever the path is made to mean meanwhile."""
+    """Give the file at ``there`` another name. It must be the file that was checked, even if another process changes the path."""
     above = _open_directory(os.path.dirname(there))
     try:
         fd = os.open(os.path.basename(there), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
@@ -68,7 +68,9 @@ def _link(name: str, there: str, file: str, directory: int) -> None:
         os.close(above)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise LiveUpdateError(f"guest {name}: {there} is not a file, so it cannot be its RAM")
+            raise LiveUpdateError(
+                f"guest {name}: {there} is not a regular file, so it cannot be its RAM; check memory_backing_dir in qemu.conf"
+            )
         os.link(f"/proc/self/fd/{fd}", file, dst_dir_fd=directory, follow_symlinks=True)
     finally:
         os.close(fd)
@@ -98,7 +100,7 @@ def _ram_directory(name: str, base: str, xml: str) -> int:
     try:
         found = [entry for entry in os.listdir(above) if number and entry.startswith(f"{number}-")]
         if len(found) != 1:
-            raise LiveUpdateError(f"guest {name}: no directory for its RAM below {base} (domain number {number!r}, found {found})")
+            raise LiveUpdateError(f"guest {name}: libvirt made no folder for its RAM below {base} (domain ID {number!r}, found {found})")
         return os.open(found[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     finally:
         os.close(above)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A process of QEMU's user that keeps a domain's RAM open: QEMU opens it through /proc (proc(5)). PRIVATE to the collection."""
+"""A process that runs as QEMU's user and keeps a domain's RAM open, so that QEMU can open it through /proc. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _keep(record: dict, tell: int, files: list[int]) -> None:
         for fd in _processes.fd_links(os.getpid()):
             if fd > 2 and fd not in (tell, *files):
                 with contextlib.suppress(OSError):
-                    os.close(fd)  # above all the session, which is not QEMU's business
+                    os.close(fd)  # above all the session, which QEMU must not have
         os.setgroups([])
         os.setresgid(record["gid"], record["gid"], record["gid"])
         os.setresuid(record["uid"], record["uid"], record["uid"])

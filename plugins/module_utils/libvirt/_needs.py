@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What libvirt needs to start a domain as it runs now, and whether a boot brings that. PRIVATE to the collection.
+"""What libvirt needs to start a domain as it runs now, and whether it exists after a boot. PRIVATE to the collection.
 
-A domain that runs does not show what is missing: QEMU has its files open, its networks are there, its secrets were read. After the jump
-all of it is looked for again.
+A running domain does not show what is missing: QEMU has its files open, its networks exist, and its secrets were read. After the jump
+libvirt and QEMU look for everything again.
 
 Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.html, tmpfiles.d(5).
 """
@@ -28,9 +28,9 @@ OF_A_BOOT = (
     *("pool-unknown", "secret-ephemeral", "socket", "file-volatile"),
 )
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-# Files that QEMU has read whole at its start. Another version of one of them is the business of whoever looks at QEMU's own files.
+# Files that QEMU reads completely at its start. vmm/_reopened.py checks whether they were replaced.
 _READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
-# Elements that name a file in an attribute. The template of firmware variables is not needed once these are there.
+# Elements with an attribute that names a file. The template of firmware variables is not needed once the variables exist.
 _NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
 _WITH_SECRETS = ("devices//secret", "os/nvram//secret")
 _TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
@@ -40,9 +40,9 @@ _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/bac
 def needs(xml: str) -> dict:
     """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files``, ``volumes`` and ``sockets``. Pure.
 
-    A secret is its UUID or its usage, the other one being empty. A file is ``path``, ``what`` it is for, the ``target`` of a disk's
-    medium that can be ejected, and whether QEMU has it ``open``. A volume is ``pool``, ``volume`` and its ``file``, the path of which only
-    libvirt knows. A socket is ``path``, or HOST:PORT, and ``what`` it is for.
+    A secret is a pair of UUID and usage, one of them empty. A file has its ``path``, ``what`` it is for, the ``target`` of a disk whose
+    medium can be ejected, and whether QEMU has it ``open``. A volume has ``pool``, ``volume`` and ``file``, whose path only libvirt knows.
+    A socket has its ``path``, or HOST:PORT, and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 
@@ -92,7 +92,7 @@ def _files(domain: Element) -> t.Iterator[dict]:
 
 
 def _past_libvirt(xml: str) -> list[dict]:
-    """What QEMU reads at its start by the options that the owner gives it past libvirt (fw_cfg and the like)."""
+    """The files that QEMU reads at its start because of options in ``<qemu:commandline>`` (fw_cfg and the like)."""
     from ..vmm import _opens, _options
 
     argv = ["qemu", *command_line(xml)[0]]
@@ -100,7 +100,7 @@ def _past_libvirt(xml: str) -> list[dict]:
 
 
 def _sources(disk: Element) -> list[Element]:
-    """What a disk is made of. With a startup policy libvirt starts the domain without the file."""
+    """The files of a disk. With a startup policy libvirt also starts the domain without the file."""
     return [source for source in disk.iter("source") if source.get("startupPolicy") not in ("optional", "requisite")]
 
 
@@ -119,7 +119,7 @@ def _volumes(disk: Element) -> t.Iterator[dict]:
 
 
 def devices(files: list[dict], wrong: dict[str, str]) -> dict[str, list[str]]:
-    """What says which block devices these are, by their paths; not of those with which something is wrong."""
+    """The identities of the block devices, by their paths; not of those that have a problem."""
     from ..vmm import _block
 
     return {file["path"]: _block.identity(file["path"]) for file in files if file["path"].startswith("/dev/") and file["path"] not in wrong}
@@ -157,7 +157,7 @@ def _peers(domain: Element) -> t.Iterator[tuple[str, str]]:
 
 
 def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
-    """The arguments and the environment that the owner gives QEMU past libvirt (``<qemu:commandline>``). Pure."""
+    """The arguments and the environment that ``<qemu:commandline>`` gives to QEMU. Pure."""
     from xml.etree import ElementTree
 
     found = ElementTree.fromstring(xml).findall(f"{_QEMU}commandline/*")
@@ -166,9 +166,9 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
 
 
 def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], name: str) -> list[dict]:
-    """What of ``needs`` a boot does not bring. Pure.
+    """Reasons for what a domain needs (``wanted``) and a boot does not provide. Pure.
 
-    ``host`` is what a survey saw of it, ``wrong`` what :func:`_after_boot.paths` found and ``served`` what :func:`_after_boot.sockets` did.
+    ``host`` is what a survey saw of the host, ``wrong`` is from :func:`_after_boot.paths` and ``served`` from :func:`_after_boot.sockets`.
     """
     return [
         *_started("network", "net", wanted["networks"], host["networks"], host["problems"].get("networks", "")),
@@ -183,34 +183,34 @@ def _started(kind: str, verb: str, names: list[str], seen: dict, problem: str) -
     found = []
     for name in names:
         if problem:
-            message = f"whether the {kind} {name} starts with the host is not known: {problem}"
-            found.append(reason(f"{kind}-unknown", message, f"see that 'virsh {verb}-list --all' answers, then run this again"))
+            message = f"it is unknown whether the {kind} {name} starts with the host: {problem}"
+            found.append(reason(f"{kind}-unknown", message, f"make sure that 'virsh {verb}-list --all' answers, then run this again"))
         elif name not in seen["persistent"]:
-            message = f"it uses the {kind} {name}, which libvirt has no definition of: it is gone after a boot"
+            message = f"it uses the {kind} {name}, which has no persistent definition, so it does not exist after a boot"
             remedy = f"virsh {verb}-dumpxml {name} > {name}.xml && virsh {verb}-define {name}.xml && virsh {verb}-autostart {name}"
             found.append(reason(f"{kind}-transient", message, remedy))
         elif name not in seen["autostart"]:
-            message = f"it uses the {kind} {name}, which does not start with the host"
+            message = f"it uses the {kind} {name}, which has no autostart, so a boot does not start it"
             found.append(reason(f"{kind}-no-autostart", message, f"virsh {verb}-autostart {name}"))
     return found
 
 
 def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> list[dict]:
-    """Libvirt keeps the value of a secret on disk unless that is ephemeral, also of a private one."""
+    """Libvirt stores the value of a secret on disk unless the secret is ephemeral."""
     found = []
     for uuid, usage in wanted:
         shown = uuid or usage
         known = [secret[0] for secret in seen.get("known", ()) if uuid == secret[0] or (not uuid and secret[2:] == [usage])]
         ephemeral = [secret[0] for secret in seen.get("ephemeral", ())]
         if problem:
-            message = f"whether its secret {shown} is still there is not known: {problem}"
-            found.append(reason("secret-unknown", message, "see that 'virsh secret-list' answers, then run this again"))
+            message = f"it is unknown whether its secret {shown} still exists: {problem}"
+            found.append(reason("secret-unknown", message, "make sure that 'virsh secret-list' answers, then run this again"))
         elif not known:
-            message = f"its secret {shown} is not defined any more: libvirt cannot start it without that"
-            found.append(reason("secret-gone", message, "define it again (virsh secret-define, virsh secret-set-value)"))
+            message = f"its secret {shown} does not exist any more, and libvirt cannot start the domain without it"
+            found.append(reason("secret-gone", message, "define the secret again (virsh secret-define, virsh secret-set-value)"))
         elif known[0] in ephemeral:
-            message = f"its secret {shown} is ephemeral: it is gone after a boot"
-            found.append(reason("secret-ephemeral", message, "define it with ephemeral='no' and set its value again"))
+            message = f"its secret {shown} is ephemeral, so it does not exist after a boot"
+            found.append(reason("secret-ephemeral", message, "define the secret with ephemeral='no' and set its value again"))
     return found
 
 
@@ -218,19 +218,20 @@ def _file_reason(file: dict, wrong: str, name: str) -> dict:
     path, what = file["path"], file["what"]
     eject = f", or eject it: virsh change-media {name} {file['target']} --eject" if file["target"] else ""
     if wrong == "gone":
-        return reason("file-gone", f"{path}, {what}, is not there any more: QEMU cannot open it again", f"put it back{eject}")
+        return reason("file-gone", f"{path}, {what}, does not exist any more, so QEMU cannot open it again", f"restore the file{eject}")
     if wrong == "memory":
-        return reason("file-in-memory", f"{path}, {what}, is gone after a boot", f"move it to a disk and restart the guest{eject}")
+        message = f"{path}, {what}, is in memory or a temporary folder, so it does not exist after a boot"
+        return reason("file-in-memory", message, f"move it to a disk and restart the domain{eject}")
     if wrong == "by-hand":
-        message = f"{path}, {what}, is a loop, NBD or RAM device, which nobody sets up after the jump"
-        return reason("file-volatile", message, f"name the file or a lasting device in the domain, and restart it{eject}")
+        message = f"{path}, {what}, is a loop, NBD or RAM device, which a boot does not set up"
+        return reason("file-volatile", message, f"use the file itself or a permanent device in the XML, and restart the domain{eject}")
     if wrong == "silent":
-        message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
-        return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the domain down")
-    message = f"{path}, {what}, is not the file that QEMU has open: it would go on with another one"
-    return reason("file-replaced", message, f"put the first one back, or restart the guest{eject}")
+        message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s, so QEMU may not be able to open it again"
+        return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the domain down")
+    message = f"{path}, {what}, is not the file that QEMU has open, so the domain would continue with another file"
+    return reason("file-replaced", message, f"restore the first file, or restart the domain{eject}")
 
 
 def _socket_reason(socket: dict) -> dict:
-    message = f"{socket['what']} is served at {socket['path']} by a process that no boot starts"
-    return reason("socket", message, "run that process by an enabled systemd service, or shut the guest down for the update")
+    message = f"{socket['what']} needs {socket['path']}, and no process that a boot starts listens there"
+    return reason("socket", message, "run the process in an enabled systemd service, or shut the domain down for the update")

@@ -4,8 +4,8 @@
 
 """The folder with the RAM files of domains. PRIVATE to the collection.
 
-A QEMU that was broken into can change its own command line, and owns the folder with its RAM file and the one above. So root works on such
-a file only below the folder that libvirt is to use for RAM, and through descriptors of folders that were opened without following links.
+A compromised QEMU can change its own command line, and it owns the folder of its RAM file and the folder above. So root uses such a file
+only below the folder that libvirt uses for RAM, and through descriptors of folders that were opened without following links.
 
 Source: libvirt src/qemu/qemu_conf.c (qemuGetMemoryBackingDomainPath), src/qemu/qemu_driver.c (qemuStateInitialize), openat(2).
 """
@@ -32,7 +32,7 @@ _BELOW = "libvirt/qemu"
 
 
 def directory() -> str:
-    """The folder that libvirt keeps RAM in on this host, and looks for it after the next boot (memory_backing_dir)."""
+    """The folder in which libvirt stores RAM on this host, also after the next boot (memory_backing_dir)."""
     try:
         with open(_CONFIGURATION, encoding="utf-8", errors="surrogateescape") as file:
             found = re.findall(r'^[ \t]*memory_backing_dir[ \t]*=[ \t]*"([^"]+)"', file.read(), re.MULTILINE)
@@ -42,7 +42,7 @@ def directory() -> str:
 
 
 def is_in_place(path: str, place: str) -> bool:
-    """Whether that is the path of a RAM file as libvirt makes them below ``place``: a file in a folder of its domain. Pure."""
+    """Whether this is the path of a RAM file that libvirt makes below ``place``: a file in the folder of its domain. Pure."""
     above, _slash, file = path.rpartition("/")
     above, _slash, domain = above.rpartition("/")
     return above == os.path.join(place.rstrip("/"), _BELOW) and not {file, domain} & {"", ".", ".."}
@@ -50,7 +50,7 @@ def is_in_place(path: str, place: str) -> bool:
 
 @contextlib.contextmanager
 def entry(path: str) -> t.Iterator[int]:
-    """A descriptor of the folder ``path``, whose last part is no link; the folder above it is root's word."""
+    """A descriptor of the folder ``path``. Its last part must not be a link; the rest of the path comes from root."""
     above, name = os.path.split(path)
     handle = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -64,7 +64,7 @@ def entry(path: str) -> t.Iterator[int]:
 
 
 def is_named(path: str, seen: os.stat_result) -> bool:
-    """Whether the RAM file ``seen`` has this name. A QEMU names the path: root looks nowhere but where RAM files lie."""
+    """Whether the RAM file ``seen`` has this name. The path comes from QEMU, so root looks only in the folder of RAM files."""
     if not is_in_place(path, directory()):
         return False
     try:
@@ -76,9 +76,9 @@ def is_named(path: str, seen: os.stat_result) -> bool:
 
 
 def unname(path: str, fd: int) -> None:
-    """Take its name from the RAM file that is open as ``fd``; without effect when it has lost it already. Raises for any other place."""
+    """Remove the name of the RAM file that is open as ``fd``, if it still has one. Raises if the path is in another place."""
     if not is_in_place(path, directory()):
-        raise LiveUpdateError(f"its RAM file {path} is not below {directory()}, where libvirt keeps RAM")
+        raise LiveUpdateError(f"its RAM file {path} is not below {directory()} (memory_backing_dir in qemu.conf); restart the domain")
     opened = os.fstat(fd)
     with contextlib.suppress(FileNotFoundError), entry(os.path.dirname(path)) as folder:
         there = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Why a libvirt domain cannot be preserved, and what its operator has to know when it can. Pure. PRIVATE to the collection.
+"""Reasons why a libvirt domain cannot be preserved, and warnings if it can. Pure. PRIVATE to the collection.
 
-What QEMU itself names as a migration blocker (invtsc, an emulated NVMe controller, virtio-snd and the like) is not looked for here.
+This does not look for what QEMU itself reports as a migration blocker (invtsc, an emulated NVMe controller, virtio-snd and the like).
 
 Source: https://libvirt.org/formatdomain.html.
 """
@@ -31,93 +31,93 @@ __all__ = (
 )
 
 _PREPARE = (
-    "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart it once, or let the setup"
-    " playbook do it without a restart (hypervisor_setup_domains, hypervisor_setup_adopt)"
+    "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart the domain, or let the playbook"
+    " kvm.liveupdate.setup do it without a restart (hypervisor_setup_domains, hypervisor_setup_adopt)"
 )
-_BRIDGE = "move it to a bridge first"
+_BRIDGE = "use a network interface on a bridge instead"
 
-# Code, where it stands in the XML, message, remedy. The message goes on with what was found there.
+# Code, path in the XML, message, remedy. The elements that are found follow the message.
 _REASONS = (
     (
         "hugepages",
         "memoryBacking/hugepages",
         "its RAM is on huge pages, which the kernel cannot preserve",
-        "remove <hugepages/> and restart it",
+        "remove <hugepages/> and restart the domain",
     ),
-    ("discard", "memoryBacking/discard", "its RAM is thrown away when QEMU ends", "remove <discard/> and restart it"),
-    ("launch-security", "launchSecurity", "its memory is encrypted", "shut it down for the update"),
-    ("hostdev", "devices/hostdev", "a device of the host is passed through to it", "detach the device first"),
-    ("hostdev", "devices/interface[@type='hostdev']", "a network card of the host is passed through to it", _BRIDGE),
-    ("vhost-user", "devices/interface[@type='vhostuser']", "its network runs in another process (vhost-user)", _BRIDGE),
+    ("discard", "memoryBacking/discard", "its RAM is discarded when QEMU ends", "remove <discard/> and restart the domain"),
+    ("launch-security", "launchSecurity", "its memory is encrypted", "shut the domain down for the update"),
+    ("hostdev", "devices/hostdev", "it uses a device of the host (passthrough)", "detach the device"),
+    ("hostdev", "devices/interface[@type='hostdev']", "it uses a network card of the host (passthrough)", _BRIDGE),
+    ("vhost-user", "devices/interface[@type='vhostuser']", "another process serves its network (vhost-user)", _BRIDGE),
     ("vdpa", "devices/interface[@type='vdpa']", "its network is a vDPA device of the host", _BRIDGE),
-    ("filesystem", "devices/filesystem", "a file system is shared with it (virtiofs, 9p)", "unmount and detach it first"),
-    ("shmem", "devices/shmem", "memory is shared with it (ivshmem)", "detach it first"),
+    ("filesystem", "devices/filesystem", "it shares a folder of the host (virtiofs, 9p)", "unmount and detach the file system"),
+    ("shmem", "devices/shmem", "it shares memory with other processes (ivshmem)", "detach the device"),
     (
         "memory-device",
         "devices/memory",
-        "it has memory devices (DIMM, virtio-mem, NVDIMM), which are not supported yet",
-        "detach them, or remove them from its XML and restart it",
+        "it has memory devices (DIMM, virtio-mem, NVDIMM), which cannot be preserved yet",
+        "detach them, or remove them from its XML and restart the domain",
     ),
     (
         "cache-unsafe",
         "devices/disk/driver[@cache='unsafe']/..",
-        "its disk has cache='unsafe': writes may be lost",
-        "set another cache mode and restart it",
+        "its disk has cache='unsafe', so writes may be lost at the jump",
+        "set another cache mode and restart the domain",
     ),
     (
         "transient-disk",
         "devices/disk[transient]",
-        "what it wrote to its disk is thrown away when QEMU ends",
-        "remove <transient/> and restart it",
+        "its disk is transient: all writes are discarded when QEMU ends",
+        "remove <transient/> and restart the domain",
     ),
     (
         "disk-nvme",
         "devices/disk[@type='nvme']",
-        "an NVMe controller of the host is passed through to it",
-        "give it the disk as <disk type='block'> and restart it",
+        "it uses an NVMe controller of the host (passthrough)",
+        "use the disk as <disk type='block'> and restart the domain",
     ),
     (
         "disk-vhost-user",
         "devices/disk[@type='vhostuser']",
-        "its disk is served by another process (vhost-user)",
-        "give it the disk as <disk type='block'> or <disk type='file'> and restart it",
+        "another process serves its disk (vhost-user)",
+        "use the disk as <disk type='block'> or <disk type='file'> and restart the domain",
     ),
     (
         "disk-vdpa",
         "devices/disk[@type='vhostvdpa']",
         "its disk is a vDPA device of the host",
-        "give it the disk as <disk type='block'> or <disk type='file'> and restart it",
+        "use the disk as <disk type='block'> or <disk type='file'> and restart the domain",
     ),
     (
         "tpm-passthrough",
         "devices/tpm/backend[@type='passthrough']",
-        "the TPM of the host is passed through to it",
-        "use <backend type='emulator'/>, which starts empty, and restart it",
+        "it uses the TPM of the host (passthrough)",
+        "use <backend type='emulator'/>, which starts empty, and restart the domain",
     ),
 )
 
-_CPU_MESSAGE = "its processor is what the host offers, and a new kernel may offer another"
-_CPU_REMEDY = "name the model with <cpu mode='custom' match='exact'> and restart it"
+_CPU_MESSAGE = "its processor model depends on the host, and a new kernel may change it"
+_CPU_REMEDY = "name a model with <cpu mode='custom' match='exact'> and restart the domain"
 _WARNINGS = (
     (
         "genid",
         "genid",
-        "libvirt gives it a new generation id when it comes back: it will take itself for a clone",
-        "remove <genid/> and restart it, unless nothing in the guest minds",
+        "libvirt gives it a new generation ID after the jump, so software in the guest may treat it as a clone",
+        "if this is a problem, remove <genid/> and restart the domain",
     ),
     ("cpu-host", "cpu[@mode='host-passthrough']", _CPU_MESSAGE, _CPU_REMEDY),
     ("cpu-host", "cpu[@mode='maximum']", _CPU_MESSAGE, _CPU_REMEDY),
-    # Usually the XML of a running domain has the model that libvirt made of it, and that is what the domain comes back with.
+    # Usually the XML of a running domain has a fixed model instead, which libvirt chose at its start and uses again after the jump.
     ("cpu-host", "cpu[@mode='host-model']", _CPU_MESSAGE, _CPU_REMEDY),
-    ("vsock", "devices/vsock", "its vsock connections are reset", "see that both ends connect again"),
+    ("vsock", "devices/vsock", "its vsock connections are reset", "make sure that both ends connect again"),
     (
         "user-network",
         "devices/interface[@type='user']",
         "connections through its user-mode network (slirp, passt) are lost",
-        "move it to a bridge, or see that both ends connect again",
+        "use a network interface on a bridge, or make sure that both ends connect again",
     ),
 )
-# What tells one element from others of its kind, in order.
+# What distinguishes an element from others of its kind, in order.
 _NAMES = (("target", "dev"), ("target", "dir"), ("cid", "address"), ("device", "path"), ("alias", "name"))
 
 
@@ -127,25 +127,31 @@ def reason(code: str, message: str, remedy: str) -> dict:
 
 
 def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
-    """What speaks against the memory of a domain."""
+    """Reasons against a domain in the kind of its memory."""
     if all(backend["kind"] == "memory-backend-ram" for backend in backends):
-        return [reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", _PREPARE)]
+        return [reason("ram-anonymous", "its RAM is anonymous memory, which has no file descriptor", _PREPARE)]
     wrong = [backend for backend in backends if not backend["path"]]
     if wrong:
         kinds = ", ".join(f"{backend['id']} is a {backend['kind']}" for backend in wrong)
-        return [reason("ram-backend", f"its RAM is no shared file that stays when QEMU ends ({kinds})", _PREPARE)]
+        return [reason("ram-backend", f"its RAM is not a shared file that exists after QEMU ends ({kinds})", _PREPARE)]
     if not found:
-        return [reason("ram-gone", "none of QEMU's descriptors is its RAM", "restart it; memory_backing_dir has to be on a tmpfs")]
+        return [
+            reason(
+                "ram-gone",
+                "QEMU has no open file that is its RAM",
+                "set memory_backing_dir in qemu.conf to a folder on a tmpfs and restart the domain",
+            )
+        ]
     return []
 
 
 def place_reasons(backends: list[dict], place: str) -> list[dict]:
-    """Whether its RAM files lie where libvirt keeps RAM on this host: there the RAM is looked for after the jump, and nowhere else."""
+    """Whether the domain's RAM files are in libvirt's folder for RAM on this host: after the jump libvirt looks only there."""
     wrong = [backend["path"] for backend in backends if backend["path"] and not _ram.is_in_place(backend["path"], place)]
     if not wrong:
         return []
-    message = f"its RAM file {', '.join(wrong)} is not below {place}, where libvirt looks for it after the jump (memory_backing_dir)"
-    return [reason("ram-elsewhere", message, "qemu.conf was changed since it started: restart the domain once")]
+    message = f"its RAM file {', '.join(wrong)} is not below {place} (memory_backing_dir), where libvirt looks for it after the jump"
+    return [reason("ram-elsewhere", message, "restart the domain, because qemu.conf has changed since it started")]
 
 
 def is_apparmors(label: str) -> bool:
@@ -154,63 +160,66 @@ def is_apparmors(label: str) -> bool:
 
 
 def confinement_reasons(label: str, ruled: bool) -> list[dict]:
-    """Whether a security module would keep a domain's new QEMU from its memory in another process; ``ruled``: not AppArmor."""
+    """Whether a security module would forbid a domain's new QEMU to open its memory in another process; ``ruled``: AppArmor allows it."""
     if not label or label.startswith("unconfined") or ":unconfined_t:" in label:
         return []
     if not is_apparmors(label):
-        message = f"its QEMU is confined by SELinux ({label}): after the jump it would not be let at its memory"
-        remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd and then the domain'
+        message = f"its QEMU is confined by SELinux ({label}), which would forbid access to its memory after the jump"
+        remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd, then restart the domain'
         return [reason("confined", message, remedy)]
     if ruled:
         return []
-    message = f"its QEMU is confined by AppArmor ({label}), which would not let it at its memory after the jump"
-    return [reason("confined", message, f"run the setup playbook, which writes {_setup.APPARMOR_RULE}")]
+    message = f"its QEMU is confined by AppArmor ({label}), which would forbid access to its memory after the jump"
+    return [reason("confined", message, f"run the playbook kvm.liveupdate.setup, which writes {_setup.APPARMOR_RULE}")]
 
 
 def definition_reasons(name: str, defined: bool) -> list[dict]:
-    """Whether libvirt would know the domain when it does not run; only then it can keep a save of it."""
+    """Whether libvirt has a definition of the domain: without one it cannot store a save."""
     if defined:
         return []
-    message = f"libvirt has no definition of {name} (it is transient): it can neither be saved nor started again"
-    remedy = f"define it as it runs: virsh dumpxml --inactive --security-info {name} > {name}.xml && virsh define {name}.xml"
+    message = f"libvirt has no persistent definition of {name}, so it cannot save the domain or start it again"
+    remedy = f"define it: virsh dumpxml --inactive --security-info {name} > {name}.xml && virsh define {name}.xml"
     return [reason("not-persistent", message, remedy)]
 
 
 def job_reasons(shown: str) -> list[dict]:
-    """Whether libvirt is at work on the domain, from what ``virsh domjobinfo`` shows."""
+    """Whether libvirt runs a job on the domain, from the output of ``virsh domjobinfo``."""
     facts = {key.strip(): value.strip() for key, _colon, value in (line.partition(":") for line in shown.splitlines())}
     kind = facts.get("Job type", "unknown")
     if kind == "None":
         return []
     message = f"libvirt runs a job on it (migration, save, backup): {facts.get('Operation', kind)}"
-    return [reason("libvirt-job", message, "let it finish, or cancel it with virsh domjobabort")]
+    return [reason("libvirt-job", message, "wait for its end, or cancel it with virsh domjobabort")]
 
 
 def monitor_reasons(seen: dict) -> list[dict]:
-    """What QEMU says of itself, from ``seen`` of a survey; that it says nothing is a reason too."""
+    """Reasons that QEMU reports, from ``seen`` of a survey. No answer from QEMU is a reason too."""
     found = [
-        reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in seen.get("blockers", ())
+        reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names")
+        for text in seen.get("blockers", ())
     ]
     if seen.get("block_jobs"):
-        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if seen.get("state", "running") not in ("running", "paused"):
-        found.append(reason("run-state", f"the domain is {seen['state']}", "bring it to running or paused first"))
+        found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))
     unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities"} <= set(seen)
     if seen["problem"] or unasked:
-        message = seen["problem"] or "libvirt was at work on it, and its QEMU was not asked"
+        message = seen["problem"] or "libvirt was busy with the domain, so its QEMU was not asked"
         found.append(
-            reason("monitor", message, "see that 'virsh list' answers, then run this again; restart the guest if only its QEMU hangs")
+            reason(
+                "monitor", message, "make sure that 'virsh list' answers, then run this again; if only its QEMU hangs, restart the domain"
+            )
         )
     return found
 
 
 def xml_reasons(xml: str) -> list[dict]:
-    """What a running domain's XML has that cannot be carried over."""
+    """Reasons in a running domain's XML."""
     return _look(xml, _REASONS)
 
 
 def xml_warnings(xml: str) -> list[dict]:
-    """What a running domain's XML has that does not come over as it was."""
+    """Warnings in a running domain's XML."""
     return _look(xml, _WARNINGS)
 
 
@@ -227,7 +236,7 @@ def _look(xml: str, checks: tuple) -> list[dict]:
 
 
 def _shown(element: Element) -> str:
-    """An element as the operator finds it in the XML: its tag, and its name or text."""
+    """An element as it is in the XML: its tag, and its name or text."""
     tag = element.tag + "".join(f" {key}='{value}'" for key, value in element.items())
     names = (child.get(key) for path, key in _NAMES for child in element.findall(path))
     return f"<{tag}> {next(filter(None, names), (element.text or '').strip())}".strip()

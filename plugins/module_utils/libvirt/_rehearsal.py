@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The rehearsal of a libvirt domain: its saved state, loaded by libvirt into a stand-in. PRIVATE to the collection.
+"""The rehearsal of a libvirt domain: libvirt loads its saved state into a stand-in. PRIVATE to the collection.
 
-The stand-in is a transient domain with the definition of the original, but for what must not be there twice: name and UUID, disks (empty
-files of the same size), networks (interfaces on no bridge), consoles. Its RAM is the original's, mapped privately.
+The stand-in is a transient domain with the definition of the original, except for what must not exist twice. It has another name and UUID,
+empty files of the same size as disks, network interfaces on no bridge, and no consoles. Its RAM is a private mapping of the original's RAM.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ("end", "rehearse")
 
 LOAD_LIMIT_S = _limits.REHEARSAL_LOAD
 LOOK_LIMIT_S = _limits.REHEARSAL_LOOK
-# QEMU's user may look into this folder, but not change it, as it may the one named qemu there; virt-aa-helper takes files below it.
+# QEMU's user can read this folder but not change it, unlike the folder "qemu" in it. virt-aa-helper allows files below it.
 _FOLDERS = "/var/lib/libvirt"
 
 
 def _name_of_stand_in(record: dict) -> str:
-    """A name that no domain of the operator's has: whoever has it is given the original's RAM, and destroyed at the end."""
+    """A name that no domain of the operator has: the domain with this name gets the original's RAM, and is destroyed at the end."""
     return f"kvm-liveupdate-rehearsal-{record['uuid']}"
 
 
 def rehearse(record: dict) -> float:
-    """Pause the domain, load its state into the stand-in; returns when it was paused. :func:`end` has to follow, whatever happens."""
+    """Pause the domain and load its state into the stand-in; returns when it was paused. :func:`end` must follow, also after a failure."""
     name, other = record["name"], _name_of_stand_in(record)
     folder = os.path.join(_FOLDERS, other)
     xml, uuid = _virsh.domain_xml(record), _this_boot.random_uuid()
@@ -64,35 +64,35 @@ def rehearse(record: dict) -> float:
     except LiveUpdateError as err:
         raise LiveUpdateError(f"guest {name}{_stand_in.verdict(str(err))}") from err
     if state != "paused":
-        raise LiveUpdateError(f"guest {name}: what was saved of it loads, but its stand-in is {state} then, not paused")
+        raise LiveUpdateError(f"guest {name}: its saved state loads, but its stand-in is then {state}, not paused")
     return paused
 
 
 def _make_folder(folder: str) -> None:
-    """An empty folder that QEMU's user may enter, and nobody but root may change: it and the one above."""
+    """An empty folder that QEMU's user can enter. Only root can change it and the folder above."""
     above = os.path.dirname(folder)
     seen = os.lstat(above)
     if seen.st_uid != os.geteuid() or seen.st_mode & 0o022 or not stat.S_ISDIR(seen.st_mode):
         raise LiveUpdateError(
-            f"no guest is rehearsed: {above} is a link, or somebody else than root may change it (user {seen.st_uid},"
-            f" mode {stat.S_IMODE(seen.st_mode):o}); chown root {above} && chmod go-w {above}"
+            f"no guest is rehearsed: {above} is a symbolic link, or not only root may write to it (user {seen.st_uid},"
+            f" mode {stat.S_IMODE(seen.st_mode):o}); run chown root {above} && chmod go-w {above}"
         )
-    shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut has ended
+    shutil.rmtree(folder, ignore_errors=True)  # of a rehearsal that a power cut ended
     os.mkdir(folder)
     os.chmod(folder, 0o711)  # whatever the umask
 
 
 def _create(record: dict, path: str) -> int:
-    """The descriptor of a new file that is QEMU's user's own, as libvirt would make it."""
+    """The descriptor of a new file that QEMU's user owns, as libvirt would create it."""
     handle = _files.create(path)
     os.fchown(handle, record["uid"], record["gid"])
     return handle
 
 
 def _copy_opened(record: dict, path: str, copy: str) -> None:
-    """Copy what the domain's QEMU has open at ``path``; nothing when that is not there, or not open.
+    """Copy the file that the domain's QEMU has open at ``path``; nothing if it does not exist or is not open.
 
-    QEMU's user may put a link there. Through QEMU's own descriptor root reads nothing that QEMU could not.
+    QEMU's user may put a link there. Through QEMU's own descriptor root reads only what QEMU can read.
     """
     try:
         wanted = _identity(os.stat(path))
@@ -112,13 +112,13 @@ def _copy_opened(record: dict, path: str, copy: str) -> None:
                     _copy(opened, file)
                 return
         except OSError:
-            continue  # not open for reading: a number of it that is may follow
+            continue  # not open for reading; another descriptor of the same file may be
         finally:
             os.close(opened)
 
 
 def _copy(opened: int, file: t.BinaryIO) -> None:
-    """All of it, without a move of the place where QEMU reads."""
+    """The whole file, without a change of the position at which QEMU reads."""
     at = 0
     while chunk := os.pread(opened, 1 << 20, at):
         file.write(chunk)
@@ -126,7 +126,7 @@ def _copy(opened: int, file: t.BinaryIO) -> None:
 
 
 def _identity(seen: os.stat_result) -> tuple[int, int]:
-    """A device is known by its number: libvirt makes QEMU nodes of its own for them."""
+    """A device is identified by its number, because libvirt makes separate device nodes for QEMU."""
     return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
 
 
@@ -141,7 +141,7 @@ def _make_disks(record: dict, disks: list[str], folder: str) -> None:
 
 
 def _give_memory(record: dict, other: str) -> None:
-    """Tell libvirt's hook where the stand-in finds the RAM: by its name where it has one, else in a process that keeps it open."""
+    """Tell libvirt's hook where the stand-in finds the RAM: at its name if it has one, else in a process that keeps it open."""
     paths = [backend["path"] for backend in record["backends"]]
     if all(os.path.isfile(path) and not os.path.islink(path) for path in paths):
         memory = paths
@@ -154,22 +154,23 @@ def _give_memory(record: dict, other: str) -> None:
 
 
 def _refuse_nameless(record: dict) -> None:
-    """AppArmor judges a file by its name. Only memory that came over a jump, and so lies on no file system that is mounted, needs none."""
+    """AppArmor checks the name of a file. Only memory that came over a jump needs no name, because it is on no mounted file system."""
     if not _reasons.is_apparmors(_guests.confinement(record["pid"])):
         return
     mounted = os.stat(_save.ram_places(record)["directory"]).st_dev
     if any(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev == mounted for ram in record["ram"]):
         raise LiveUpdateError(
-            f"guest {record['name']} cannot be rehearsed: its RAM has no name since it was held for an update that was undone, and AppArmor"
-            " gives no other QEMU what has none; restart the domain once, or leave it out (hypervisor_update_rehearsal_guests)"
+            f"guest {record['name']} cannot be rehearsed: its RAM file has no name since it was preserved for an update that was undone,"
+            " and AppArmor forbids another QEMU to open such a file; restart the domain, or leave it out"
+            " (hypervisor_update_rehearsal_guests)"
         )
 
 
 def end(record: dict, running: bool) -> None:
-    """Let the domain go on, then remove the stand-in and all that is its own."""
+    """Resume the domain, then remove the stand-in and its files."""
     other = _name_of_stand_in(record)
     _save.resume(record, running)
-    with contextlib.suppress(LiveUpdateError):  # it did not come that far
+    with contextlib.suppress(LiveUpdateError):  # the rehearsal failed before that
         _virsh.virsh("destroy", other)
     _files.remove(_files.run_path(other, "stand-in"))
     shutil.rmtree(os.path.join(_FOLDERS, other), ignore_errors=True)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What saving a domain with all of its RAM takes: room on the disk, and time. PRIVATE to the collection."""
+"""What a save of a domain with all of its RAM needs: disk space and time. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .. import _limits
 
 __all__ = ("BESIDE_BYTES", "free", "limit_s", "shortage")
 
-# Of a slow disk or network. A guest that is saved is paused for as long as its RAM is written and read.
+# The speed of a slow disk or network. A guest is paused while its RAM is written and read.
 SLOWEST_MIB_S = 20
 LEAST_LIMIT_S = _limits.LEAVE_LEAST
-# What is in a saved state beside the RAM, with room to spare.
+# More than what a saved state contains besides the RAM.
 BESIDE_BYTES = 256 << 20
 
 
@@ -25,7 +25,7 @@ def limit_s(size: int) -> float:
 
 
 def free(path: str) -> int:
-    """Bytes that may still be written below ``path``; none where there is no such folder."""
+    """Bytes that can still be written below ``path``; 0 if the folder does not exist."""
     try:
         seen = os.statvfs(path)
     except FileNotFoundError:
@@ -38,4 +38,4 @@ def shortage(size: int, on_disk: int, path: str) -> list[str]:
     needed = size + BESIDE_BYTES
     if on_disk >= needed:
         return []
-    return [f"saving it needs {needed >> 20} MiB below {path}, which has {on_disk >> 20} - make room there"]
+    return [f"saving it needs {needed >> 20} MiB below {path}, where {on_disk >> 20} MiB are free - free space there"]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Pausing a domain and saving it without its RAM, and the undo. PRIVATE to the collection."""
+"""Pause a domain and save it without its RAM, and undo that. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SAVES_SLOWLY = True  # several calls of virsh
 SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
 UNDO_LIMIT_S = _limits.UNDO
 UNDO_ANSWER_S = _limits.UNDO_ANSWER
-_LAST_ANSWER_S = 10.0  # of a question that is asked right before the end of UNDO_LIMIT_S
+_LAST_ANSWER_S = 10.0  # the limit of a question that is asked right before UNDO_LIMIT_S is over
 
 
 def save(record: dict, path: str, running: bool) -> dict:
-    """Save the domain without its RAM, as a managed save. ``path`` says so first: libvirt's hook then wants the RAM at its next start."""
+    """Save the domain without its RAM, as a managed save. It writes ``path`` first: then libvirt's hook requires the RAM at a start."""
     name, image = record["name"], _virsh.image_path(record["name"])
     devices = record.get("devices", {})  # what inspect saw, before any guest was paused
     hold = _files.read_json(_files.run_path(name, "held"))["hold"]
@@ -34,18 +34,18 @@ def save(record: dict, path: str, running: bool) -> dict:
         _files.remove(_files.run_path(name, "resumed"))  # of an update before this one that was undone
         _files.write_json(path, {"hold": hold, "devices": devices, **ram_places(record)})
         paused = write_image(record, image, running)
-        digest = _files.digest(image)  # only this one is started from
+        digest = _files.digest(image)  # a restore accepts only this image
     except (LiveUpdateError, OSError) as err:
-        raise LiveUpdateError(f"guest {name}: save: {err}") from err
+        raise LiveUpdateError(f"guest {name} cannot be saved: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
     return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, "devices": devices, **kept}
 
 
 def still_saved(records: list[dict]) -> list[str]:
-    """Which of these domains are not as their save left them: one virsh for all of them.
+    """Sentences about the domains that are not as their save left them. One virsh process asks about all of them.
 
-    QEMU is in ``postmigrate`` then, also if it was paused before. One that ran since and was paused again is in ``paused``
-    (migration/migration.c, migration_iteration_finish; system/cpus.c, do_vm_stop): its old state would go onto newer RAM.
+    After a save QEMU is in ``postmigrate``, also if it was paused before. A QEMU that ran since and was paused again is in ``paused``
+    (migration/migration.c, migration_iteration_finish; system/cpus.c, do_vm_stop). Its old state would be loaded onto newer RAM.
     """
     questions = [("qemu-monitor-command", record["uuid"], json.dumps({"execute": "query-status"})) for record in records]
     listed, *answers = _batch.ask([("list", "--state-paused", "--uuid"), *questions], _limits.COMMAND)
@@ -55,14 +55,14 @@ def still_saved(records: list[dict]) -> list[str]:
         state = _run_state(answer)
         if record["uuid"] not in paused or state != "postmigrate":
             found.append(
-                f"guest {record['name']} was saved and is not paused any more, or ran since (QEMU: {state}): somebody else let it go on;"
-                " keep others away from it, and run the update again"
+                f"guest {record['name']} was saved, but another program has resumed it since (QEMU: {state}). Stop programs that manage"
+                " this guest, and run the update again"
             )
     return found
 
 
 def _run_state(answer: _batch.Answer) -> str:
-    """The run state that QEMU tells through virsh, or why it tells none."""
+    """The run state that QEMU reports through virsh, or why it reports none."""
     try:
         said = json.loads(answer.value())
         return str(said["return"]["status"] if "return" in said else said["error"]["desc"])
@@ -71,21 +71,23 @@ def _run_state(answer: _batch.Answer) -> str:
 
 
 def ram_places(record: dict) -> dict:
-    """Where a QEMU of the domain looks for its RAM: its ``files`` in a directory of its own below ``directory``.
+    """Where a QEMU of the domain looks for its RAM: its ``files`` in its own directory below ``directory``.
 
-    Root makes files there, and a QEMU can change its own command line: any other place is an error.
+    Any other place is an error: root makes files there, and a compromised QEMU can change its own command line.
     """
     for backend in record["backends"]:
         if not _ram.is_in_place(backend["path"], _ram.directory()):
-            raise LiveUpdateError(f"its RAM file {backend['path']} is not below {_ram.directory()}, where libvirt keeps RAM")
+            raise LiveUpdateError(
+                f"its RAM file {backend['path']} is not below {_ram.directory()} (memory_backing_dir in qemu.conf); restart the domain"
+            )
     places = [os.path.split(backend["path"]) for backend in record["backends"]]
     return {"directory": os.path.dirname(places[0][0]), "files": [file for _directory, file in places]}
 
 
 def ignore_shared(uuid: str, state: bool) -> tuple[str, ...]:
-    """Virsh's words that have the domain's QEMU leave its RAM out of what it saves, or not. Pure.
+    """The virsh command that lets the domain's QEMU leave its RAM out of its saves, or not. Pure.
 
-    Left on, a later save or migration would lack the RAM.
+    If this stays on, a later save or migration does not contain the RAM.
     """
     capabilities = [{"capability": "x-ignore-shared", "state": state}]
     request = {"execute": "migrate-set-capabilities", "arguments": {"capabilities": capabilities}}
@@ -100,15 +102,15 @@ def taken(said: str) -> None:
 
 
 def write_image(record: dict, image: str, running: bool) -> float:
-    """Suspend the domain and have libvirt write its save image, durably, as one that an ordinary start loads; returns when it was paused.
+    """Suspend the domain and let libvirt write its save image, durably, so that an ordinary start loads it; returns when it was paused.
 
-    It is the memory part of an external snapshot, which is what a managed save writes, but leaves QEMU where it is: to end it takes
-    the most of a managed save's time, and would make an undo a start.
+    The image is the memory part of an external snapshot. A managed save writes the same, but also ends QEMU. That takes most of the time
+    of a managed save, and an undo would then need a start.
 
-    Two virsh processes, and the guest is paused in the second one only. Were it not suspended, libvirt would let it run on from the
-    snapshot: that is an error like any other.
+    This uses two virsh processes, and only the second one pauses the guest. If the domain is not suspended, libvirt resumes it after the
+    snapshot, which is an error here.
 
-    Libvirt follows links: it writes in a folder of root's. Where libvirt looks for managed saves, QEMU's user could put one.
+    Libvirt follows links, and QEMU's user can create links in the folder of managed saves. So libvirt writes into a folder of root.
     """
     uuid, written = record["uuid"], os.path.join(_files.GUESTS_STATE, f"{record['name']}.image")
     _files.make_directory(_files.GUESTS_STATE)
@@ -139,11 +141,11 @@ def write_image(record: dict, image: str, running: bool) -> float:
 
 
 def resume(record: dict, running: bool) -> None:
-    """Undo :func:`save`: the domain runs on, or stays paused, in the QEMU that it was saved from.
+    """Undo :func:`save`: the domain runs, or stays paused, in the QEMU from which it was saved.
 
-    A domain that is given up stays paused, so each step is repeated for UNDO_LIMIT_S: a job that was told to end may need a moment, and
-    QEMU refuses the rest meanwhile; a daemon may be busy or start anew. Whether the domain runs is what libvirt says in the end, and not
-    what a command returned. An error has the detail ``ended`` when QEMU has ended: nothing can go on then.
+    If this gives up, the domain stays paused. So each step is repeated for UNDO_LIMIT_S: a cancelled job may need a moment to end, and QEMU
+    refuses other commands until then; the daemon may be busy or restart. What counts is the state that libvirt reports in the end, not what
+    a command returned. An error has the detail ``ended`` if QEMU has ended: then nothing can be resumed.
     """
     name, uuid, image = record["name"], record["uuid"], _virsh.image_path(record["name"])
     until = time.monotonic() + UNDO_LIMIT_S
@@ -152,7 +154,7 @@ def resume(record: dict, running: bool) -> None:
         problems: list[str] = []
         state = _undo_step(problems, until, "domstate", uuid)
         if state not in (None, "running"):  # a save may have failed before that
-            _undo_step([], until, "domjobabort", uuid)  # of one that was cut off; as a rule there is none
+            _undo_step([], until, "domjobabort", uuid)  # of a save that was interrupted; usually there is none
         if not whole:
             whole = _is_taken(problems, _undo_step(problems, until, *ignore_shared(uuid, False)))
         if running and state != "running":
@@ -162,19 +164,19 @@ def resume(record: dict, running: bool) -> None:
         if done or not _processes.lives(record) or time.monotonic() > until:
             break
         time.sleep(0.5)
-    if os.path.exists(_files.state_path(name)) and os.path.isfile(image):  # else it is not of a save of ours
+    if os.path.exists(_files.state_path(name)) and os.path.isfile(image):  # else another program saved it
         _saves.remove(image)
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
     if running and state != "running":
-        raise LiveUpdateError(f"the domain is {state or 'in a state that libvirt does not tell'}, for {UNDO_LIMIT_S:g} s: {why}")
+        raise LiveUpdateError(f"the domain is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s: {why}")
     if not whole:
         raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
 
 
 def _undo_step(problems: list[str], until: float, *words: str) -> str | None:
-    """What virsh prints for these words; None when that failed, which is one more of the ``problems``."""
+    """What virsh prints for these words; None after a failure, which is added to ``problems``."""
     try:
         return _virsh.virsh(*words, limit=min(UNDO_ANSWER_S, max(until - time.monotonic(), _LAST_ANSWER_S))).strip()
     except LiveUpdateError as err:
@@ -183,7 +185,7 @@ def _undo_step(problems: list[str], until: float, *words: str) -> str | None:
 
 
 def _is_taken(problems: list[str], said: str | None) -> bool:
-    """Whether QEMU did what it was asked (:func:`taken`); why not is one more of the ``problems``."""
+    """Whether QEMU carried out the command (:func:`taken`). A failure is added to ``problems``."""
     try:
         if said is not None:
             taken(said)
@@ -194,6 +196,6 @@ def _is_taken(problems: list[str], said: str | None) -> bool:
 
 
 def discard(name: str) -> None:
-    """Remove the managed save of a domain that is shut off. Without its RAM no start may find it."""
+    """Remove the managed save of a domain that is shut off. It lacks the RAM, so no start may use it."""
     if _virsh.is_defined(name):
         _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt's save images: one without RAM, turned into one that an ordinary ``virsh start`` loads; one with another definition in it.
+"""Change libvirt's save images: make one without RAM loadable with an ordinary ``virsh start``, or replace the definition in one.
 Pure. PRIVATE to the collection.
 
-QEMU saved with x-ignore-shared wants the same capability on the loading side, and libvirt does not set it. What differs in the
-stream is little: the capability's name in the configuration section, and the address behind each RAM block in the set-up of the
-section "ram". Without both it is the stream of a guest whose pages all happen to be in place.
+A state that QEMU saved with x-ignore-shared needs the same capability when it is loaded, but libvirt does not set it. The stream differs
+in two places: the name of the capability in the configuration section, and the address after each RAM block in the set-up of the section
+"ram". Without these two it is the stream of a guest whose pages are all in place.
 
 Source: libvirt src/qemu/qemu_saveimage.h; QEMU migration/savevm.c, migration/ram.c, docs/devel/migration.
 """
@@ -36,14 +36,14 @@ _FLAGS = 0xFFF
 
 
 class _Reader:
-    """The stream, read forward; what is wrong with it is said with its place."""
+    """The stream, read forward. Errors name the position in it."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self.at = data, at
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):
-            raise LiveUpdateError(f"save image: cut off at byte {len(self.data)}, in the middle of its set-up")
+            raise LiveUpdateError(f"save image: it is cut off at byte {len(self.data)}, before the end of its header")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -59,12 +59,14 @@ class _Reader:
         return self.take(self.number(1))
 
     def unknown(self, what: str) -> LiveUpdateError:
-        return LiveUpdateError(f"save image: {what} at byte {self.at}, which this version does not know; the guest is not carried over")
+        return LiveUpdateError(
+            f"save image: {what} at byte {self.at}, which this version of the collection does not know; the guest cannot be preserved"
+        )
 
 
 def loadable(image: bytes, running: bool) -> bytes:
-    """The image without its traces of x-ignore-shared, of a guest that ``running`` says is to run. Raises for anything that is not as
-    expected: nothing is guessed.
+    """The image without its traces of x-ignore-shared. ``running``: whether the guest runs after the load. Raises for anything that is
+    not as expected: this guesses nothing.
     """
     stream = _Reader(image, stream_start(image))
     if stream.take(4) != _QEMU:
@@ -98,7 +100,7 @@ def loadable(image: bytes, running: bool) -> bytes:
         stream.name()
         left -= stream.number(8)
         out += image[begun : stream.at]
-        stream.take(8)  # the block's address, there with x-ignore-shared only
+        stream.take(8)  # the address of the block, which exists only with x-ignore-shared
     if left:
         raise stream.unknown("RAM blocks that do not sum up")
     struct.pack_into("=I", out, _WAS_RUNNING_OFFSET, running)
@@ -106,31 +108,31 @@ def loadable(image: bytes, running: bool) -> bytes:
 
 
 def with_xml(head: bytes, change: t.Callable[[str], str]) -> bytes:
-    """What stands before QEMU's stream (header, XML, cookie, room for more) with the XML changed; of the same length."""
+    """The part before QEMU's stream (header, XML, cookie, free space) with the XML changed. Its length stays the same."""
     room = stream_start(head) - HEADER
     (cookie_at,) = struct.unpack_from("=I", head, _COOKIE_OFFSET)
     xml, cookie = (head[HEADER + at :].partition(b"\0")[0] for at in (0, cookie_at))
     new = change(xml.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape") + b"\0"
     data = new + (cookie + b"\0" if cookie_at else b"")
     if len(data) > room:
-        raise LiveUpdateError(f"save image: the definition and what belongs to it need {len(data)} bytes, there are {room}")
+        raise LiveUpdateError(f"save image: the definition needs {len(data)} bytes, but there is room for {room}")
     header = bytearray(head[:HEADER])
     struct.pack_into("=I", header, _COOKIE_OFFSET, len(new) if cookie_at else 0)
     return bytes(header) + data + b"\0" * (room - len(data))
 
 
 def stream_start(image: bytes) -> int:
-    """Where QEMU's stream begins behind libvirt's header, XML and cookie."""
+    """Where QEMU's stream begins, after libvirt's header, XML and cookie."""
     if image[:16] != _LIBVIRT or len(image) < HEADER:
-        raise LiveUpdateError(f"save image: it begins with {image[:16]!r}, not with {_LIBVIRT!r}; is it complete?")
+        raise LiveUpdateError(f"save image: it begins with {image[:16]!r}, not with {_LIBVIRT!r}; libvirt has not completed it")
     version, length = struct.unpack_from("<II", image, 16)
     if version != 2:
-        raise LiveUpdateError(f"save image: version {version}; this version knows 2")
+        raise LiveUpdateError(f"save image: version {version}; this version of the collection supports 2")
     return HEADER + int(length)
 
 
 def _subsection(stream: _Reader) -> bytes:
-    """One part of the configuration, without the capability; empty when nothing is left of it."""
+    """One part of the configuration, without the capability; empty if nothing else is in it."""
     begun = stream.at
     stream.take(1)
     name = stream.name()

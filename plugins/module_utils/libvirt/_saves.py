@@ -4,8 +4,8 @@
 
 """Files in the folder of libvirt's managed saves. PRIVATE to the collection.
 
-Libvirt gives that folder and the one above it to QEMU's user (qemu_driver.c, qemuStateInitialize). A QEMU that was broken into can put
-links there, and would lead root to any file of the host. So root works there through a descriptor of the folder, and follows no link.
+QEMU's user owns that folder and the one above it (qemu_driver.c, qemuStateInitialize). A compromised QEMU can create links there that
+lead root to any file of the host. So root works there through a descriptor of the folder, and follows no link.
 
 Source: openat(2), renameat(2).
 """
@@ -23,18 +23,18 @@ __all__ = ("open_existing", "put", "remove")
 
 
 def open_existing(path: str, flags: int) -> int:
-    """The descriptor of an ordinary file that is there, with no other name; close-on-exec. Raises for anything else."""
+    """The descriptor of an existing regular file with one name only; close-on-exec. Raises for anything else."""
     with _ram.entry(os.path.dirname(path)) as folder:
         handle = os.open(os.path.basename(path), flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     seen = os.fstat(handle)
     if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1:
         os.close(handle)
-        raise LiveUpdateError(f"{path} is no ordinary file, or has another name too: see who put it there, and remove it")
+        raise LiveUpdateError(f"{path} is not a regular file, or has a second hard link; find out what created it, and remove it")
     return handle
 
 
 def put(path: str, content: bytes) -> None:
-    """Write a file whole or not at all, readable by root only; durable when this returns. A file or link there is replaced."""
+    """Write a file atomically, readable by root only; durable when this returns. It replaces a file or link of this name."""
     name = os.path.basename(path)
     part = f"{name}.part"
     with _ram.entry(os.path.dirname(path)) as folder:

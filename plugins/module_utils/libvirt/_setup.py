@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a host with libvirt is given: the mount for RAM, the hook, the rule for AppArmor. PRIVATE to the collection."""
+"""What the setup adds to a host with libvirt: the mount for RAM, the hook, the AppArmor rule. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from . import _ram
 
 __all__ = ("APPARMOR_ABSTRACTION", "APPARMOR_RULE", "RAM_DIRECTORY", "RAM_MOUNT", "RAM_OPTIONS", "RAM_SIZE", "has_libvirt")
 
-# What every domain's profile includes, and what that includes in turn (AppArmor 3 and later).
+# A file that every domain's profile includes, and a folder that this file includes (AppArmor 3 and later).
 APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
 APPARMOR_RULE = APPARMOR_ABSTRACTION + ".d/kvm-liveupdate"
 
-# The domains' RAM: on a file system of its own, so that nothing else can fill it up.
+# The domains' RAM has a file system of its own, so that nothing else can fill it.
 RAM_DIRECTORY = _ram.DIRECTORY
 RAM_MOUNT = "run-kvm\\x2dliveupdate\\x2dram.mount"
 RAM_SIZE = f"{_units.FOLDER}/{RAM_MOUNT}.d/50-size.conf"

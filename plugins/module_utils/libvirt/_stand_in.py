@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The definition of a domain's stand-in, which loads its state and never runs. Pure. PRIVATE to the collection."""
+"""The definition of a domain's stand-in, which loads the domain's state and never runs. Pure. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ("LEAVE_OUT", "firmware", "stand_in", "verdict")
 
 LEAVE_OUT = "leave it out (hypervisor_update_rehearsal_guests)"
-# QEMU's own words about a state that it cannot load (migration/savevm.c, migration/migration.c, migration/ram.c).
+# What QEMU prints about a state that it cannot load (migration/savevm.c, migration/migration.c, migration/ram.c).
 _DOES_NOT_LOAD = ("load of migration", "loading state", "savevm section", "Missing section", "Failed to load ", "Size mismatch")
-# What is no device of the guest: its displays, and input devices of the host.
+# Elements that are not devices of the guest: displays, and input devices of the host.
 _LEFT_OUT = (("graphics", "dbus"), ("graphics", "desktop"), ("graphics", "rdp"), ("graphics", "sdl"), ("input", "evdev"))
-# Options of QEMU's command line that name something of the host.
+# Options of QEMU's command line that use something of the host.
 _OF_THE_HOST = (
     *(
         "D",
@@ -55,19 +55,19 @@ _OF_A_NETWORK = (
 def verdict(said: str) -> str:
     """What libvirt's error about the start of a stand-in means for the guest. Pure."""
     if any(words in said for words in _DOES_NOT_LOAD):
-        return f": what was saved of it does not load, nor would it after the jump: {said}"
-    return f" cannot be rehearsed: its stand-in did not start, and whether its state loads is not known: {said}; {LEAVE_OUT}"
+        return f": its saved state does not load, so it would not load after the jump either: {said}"
+    return f" cannot be rehearsed: its stand-in did not start, so it is unknown whether its state loads: {said}; {LEAVE_OUT}"
 
 
 def firmware(xml: str) -> list[tuple[str, str]]:
-    """The files that firmware writes to, and how the copies of the stand-in are called. Pure."""
+    """The files that the firmware writes to, and the names of the stand-in's copies. Pure."""
     from xml.etree import ElementTree
 
     return [(path, copy) for path, copy, _change in _firmware(ElementTree.fromstring(xml)) if path]
 
 
 def _firmware(domain: Element) -> list[tuple[str, str, t.Callable[[str], None]]]:
-    """The same, each with how to put another path in its place."""
+    """The same files, each with a function that sets another path."""
     found: list[tuple[str, str, t.Callable[[str], None]]] = []
     for loader in domain.findall("os/loader[@type='pflash']"):
         if loader.get("readonly") != "yes":
@@ -76,7 +76,7 @@ def _firmware(domain: Element) -> list[tuple[str, str, t.Callable[[str], None]]]
         source = nvram.find("source")
         path = (nvram.text or "").strip() if source is None else source.get("file") or source.get("dev") or ""
         if source is not None and not path:
-            raise LiveUpdateError("its firmware keeps its variables at another host (<nvram> with a network source)")
+            raise LiveUpdateError("its firmware variables are on another host (<nvram> with a network source)")
         found.append((path, "nvram", functools.partial(_set_nvram, nvram)))
     for store in domain.findall("os/varstore"):
         found.append((store.get("path", ""), "varstore", functools.partial(store.set, "path")))
@@ -84,7 +84,7 @@ def _firmware(domain: Element) -> list[tuple[str, str, t.Callable[[str], None]]]
 
 
 def _set_nvram(nvram: Element, path: str) -> None:
-    """A copy of a qcow2 file is one too."""
+    """A copy of a qcow2 file is also a qcow2 file."""
     kept = nvram.get("format")
     nvram.clear()
     nvram.text = path
@@ -95,7 +95,7 @@ def _set_nvram(nvram: Element, path: str) -> None:
 def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
     """The definition of the stand-in, whose disks and other files are in ``folder``. Pure. Source: libvirt.org/formatdomain.html
 
-    Raises for what cannot be there twice.
+    Raises for what cannot exist twice.
     """
     from xml.etree import ElementTree
 
@@ -109,7 +109,7 @@ def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
     _without(domain, "metadata", "seclabel")
     for path, key in (("memoryBacking/access", "mode"), ("cpu/numa/cell[@memAccess]", "memAccess")):
         for found in domain.findall(path):
-            found.set(key, "private")  # what is loaded must not get into the memory of the original
+            found.set(key, "private")  # the load must not change the memory of the original
     for path, copy, change in _firmware(domain):
         if path:
             change(os.path.join(folder, copy))
@@ -123,16 +123,16 @@ def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
 
 
 def _refuse(xml: str) -> None:
-    """Raise for what a stand-in would share with the original."""
+    """Raise for anything that a stand-in would share with the original."""
     from xml.etree import ElementTree
 
     if ElementTree.fromstring(xml).find("devices/tpm/backend[@type='external']") is not None:
-        raise LiveUpdateError("its TPM is a process that libvirt does not start (<backend type='external'>)")
+        raise LiveUpdateError("another program runs its TPM (<backend type='external'>)")
     if ElementTree.fromstring(xml).find("devices/disk[@device='lun']/target[@bus='virtio']") is not None:
-        raise LiveUpdateError("a virtio disk passes SCSI commands on (device='lun'), which an empty file cannot")
+        raise LiveUpdateError("a virtio disk passes SCSI commands through (device='lun'), which a file cannot replace")
     for word in _needs.command_line(xml)[0]:
         if word.lstrip("-") in _OF_THE_HOST or "guest-cid" in word:
-            raise LiveUpdateError(f"<qemu:commandline> has {word}, which cannot be there twice")
+            raise LiveUpdateError(f"<qemu:commandline> has {word}, which cannot be used twice at the same time")
 
 
 def _without(parent: Element, *tags: str) -> None:
@@ -140,7 +140,7 @@ def _without(parent: Element, *tags: str) -> None:
         parent.remove(child)
 
 
-# Open for direct access a file has demands on its file system.
+# Not every file system supports direct access.
 _CACHES = {"none": "writeback", "directsync": "writethrough"}
 
 
@@ -152,7 +152,7 @@ def _disk(device: Element, folder: str) -> None:
     _without(device, "source", "backingStore", "mirror", "auth", "encryption", "seclabel", "reservations", "transient")
     device.set("type", "file")
     if device.get("device") == "lun":
-        device.set("device", "disk")  # only a device of the host can be one; what is saved of both is the same (hw/scsi/scsi-disk.c)
+        device.set("device", "disk")  # only a device of the host can be a lun; the saved state of both is the same (hw/scsi/scsi-disk.c)
     for key in ("rawio", "sgio"):
         device.attrib.pop(key, None)
     driver = device.find("driver")
@@ -169,7 +169,7 @@ def _disk(device: Element, folder: str) -> None:
 def _interface(device: Element, _folder_: str) -> None:
     _without(device, *_OF_A_NETWORK)
     if device.get("type") != "user":
-        device.set("type", "ethernet")  # a tap on no bridge: the same features, and nothing that the network sees
+        device.set("type", "ethernet")  # a tap on no bridge: it has the same features and no connection
 
 
 def _character(device: Element, _folder_: str) -> None:

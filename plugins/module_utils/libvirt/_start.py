@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Bringing a libvirt domain back onto its RAM, and libvirt's hook. PRIVATE to the collection.
+"""Restore a libvirt domain on its preserved RAM. PRIVATE to the collection.
 
-The holder's unit starts early after the jump, takes the RAM out of the session and offers it: a process with exactly QEMU's user and
-group keeps it open, so that QEMU may open it through /proc (proc(5), ptrace(2)). Libvirt's hook puts a link to it where QEMU looks
-for its RAM file. Then the domain is started as ever: its managed save is loaded, and the guest goes on.
+The hold unit starts early after the jump. It retrieves the RAM from the session and offers it: a process with QEMU's user and group keeps
+it open, so that QEMU can open it through /proc (proc(5), ptrace(2)). Libvirt's hook puts a link to it where QEMU looks for its RAM file.
+Then libvirt starts the domain as usual: QEMU loads the managed save, and the guest continues.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ LIBVIRT_LIMIT_S = _limits.LIBVIRT_SOCKET
 STUCK_S = _limits.LIBVIRT_STUCK
 RETRY_S = 0.5
 POLL_S = 0.1
-# Of libvirtd, and of the daemon that hosts without it have for QEMU.
+# The sockets of libvirtd, and of virtqemud on hosts with one daemon for each driver.
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
 
 def _offer(record: dict, hold: str, files: list[int]) -> None:
-    """Keep the RAM open, and record for the hook where it is."""
+    """Keep the RAM open, and record its location for the hook."""
     keeper = _keeper.keep_open(record, files)
     content = {"pid": keeper, "started": _processes.start_time(keeper), "hold": hold, "fds": files}
     _files.write_json(_files.run_path(record["name"], "offer"), content)
 
 
 def restore(name: str, journal: dict) -> None:
-    """What the holder's unit does after a jump: bring the domain back, or let it go as the update asked."""
+    """What the hold unit does after a jump: restore the domain, or do what on_loss says."""
     try:
-        # Memory that is not on huge pages takes its time; a unit that is cut off here would have to be started by hand.
+        # Memory without huge pages takes long. If systemd stopped the unit here, an operator would have to start it again.
         _systemd.notify(f"EXTEND_TIMEOUT_USEC={_return.BACK_LIMIT_S * 1e6:.0f}")
         _restore(name, journal, time.time())
     except BaseException:
@@ -68,7 +68,7 @@ def _restore(name: str, journal: dict, started: float) -> None:
         return
     _session.drop(session, note)
     if state == "shut off":
-        # Without its RAM the image is of no use, and a start from it would be a disaster.
+        # The image is useless without its RAM, and a start from it would destroy the guest's data.
         _virsh.virsh("managedsave-remove", _domain(journal))
         _return.lost(journal, why)
         _virsh.virsh("start", _domain(journal), limit=_return.BACK_LIMIT_S)
@@ -77,21 +77,22 @@ def _restore(name: str, journal: dict, started: float) -> None:
 
 
 def _domain(journal: dict) -> str:
-    """The domain as virsh is told of it: a name may look like the number of another domain, or like an option."""
+    """The domain's UUID, for virsh: a name could look like the ID of another domain, or like an option."""
     uuid: str = journal["uuid"]
     return uuid
 
 
 def _was_back(name: str, journal: dict, session: int | None, state: str) -> None:
-    """The memory was given to a QEMU before this unit ended, and was not started again since: see what became of it."""
+    """An earlier run of this unit gave the memory to a QEMU. Find out whether that QEMU runs, and do what is left."""
     if state == "shut off" and os.path.exists(journal["image"]):
-        # Libvirt takes the image away once the domain runs. Where it could not, nobody knows whether it ran for a moment.
+        # Libvirt removes the image once the domain runs. If the image exists, it is unknown whether the domain ran for a moment.
         raise LiveUpdateError(
-            f"guest {name}: its memory came over and was given to a QEMU that libvirt ended before it counted as started; neither is it"
-            f" brought back from it again nor started clean. 'kvm-liveupdate discard {name}' gives its memory up"
+            f"guest {name}: libvirt gave its preserved memory to a QEMU, but ended that QEMU before its start was complete. The guest may"
+            f" have run, so it is not restored again. To start it from its disks, run 'kvm-liveupdate discard {name}', then 'virsh start"
+            f" {name}'"
         )
     if state in ("paused", "in shutdown") and os.path.exists(journal["image"]):
-        _start(name, journal)  # the start of before goes on in libvirt's daemon, or is being ended
+        _start(name, journal)  # the earlier start still goes on in libvirt's daemon, or is being stopped
     _started(journal["image"])
     _let_go(name, session)
     _record(_journal.as_seen(name, journal))
@@ -105,13 +106,13 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
         _block.verify_devices(name, journal["devices"])
     if not os.access(_virsh.HOOK, os.X_OK):
         raise LiveUpdateError(
-            f"guest {name}: {_virsh.HOOK} is not there or not executable, so libvirt would start it without its memory."
-            f" Its memory is kept. Run the setup playbook, then 'systemctl start {_units.hold(name)}' tries again"
+            f"guest {name}: {_virsh.HOOK} is missing or not executable, so libvirt would start it without its memory."
+            f" Its memory is kept. Run the playbook kvm.liveupdate.setup, then 'systemctl start {_units.hold(name)}' to try again"
         )
     files = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
     _offer({"name": name, **journal}, journal["hold"], files)
-    _systemd.notify("READY=1\nSTATUS=offers the guest's memory")
+    _systemd.notify("READY=1\nSTATUS=Offers the guest's preserved memory to libvirt")
     _wait_for_socket(name)
     times["resumed"] = _start(name, journal)
     try:
@@ -119,14 +120,14 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
         times["loaded"] = os.stat(_files.run_path(name, "resumed")).st_mtime
     except OSError as err:
         raise LiveUpdateError(
-            f"guest {name}: libvirt started it without asking for its memory; is the hook {_virsh.HOOK} executable? ({err})"
+            f"guest {name}: libvirt started it without its preserved memory ({err}); check that the hook {_virsh.HOOK} is executable"
         ) from err
     _let_go(name, session)
     _record(_return.restored(journal, times))
 
 
 def _let_go(name: str, session: int | None) -> None:
-    """End the session of a domain that is back. Each step is for itself: the domain runs, whatever fails."""
+    """End the session of a restored domain. A failure of one step does not prevent the next: the domain runs in any case."""
     for step in (
         *(() if session is None else (lambda: _luo.finish(session),)),
         lambda: _systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={_session.FDNAME}"),
@@ -139,9 +140,9 @@ def _let_go(name: str, session: int | None) -> None:
 
 
 def _record(restored: dict) -> None:
-    """Tell that the domain is back, correct its clock, and do not end before the disk has taken it. A new hold of the domain ends this."""
+    """Report that the domain is restored, correct its clock, and record that until the disk accepts it. A new hold ends this."""
     name, times = restored["guest"], restored["times"]
-    _systemd.log(f"{name}: back, {times['resumed'] - times['paused']:.3f} s after its pause")
+    _systemd.log(f"{name}: restored, {times['resumed'] - times['paused']:.3f} s after its pause")
     recorded = _return.settled(restored)
     if restored["was_running"]:
         restored = _correct_clock(name, restored, recorded)
@@ -150,26 +151,26 @@ def _record(restored: dict) -> None:
 
 
 def _correct_clock(name: str, restored: dict, recorded: bool) -> dict:
-    """The guest runs and its journal says so: nobody waits for this, and a new hold of the domain ends it. Returns its new record."""
+    """Correct the clock of the running guest; nothing waits for this, and a new hold of the domain ends it. Returns the new record."""
     from . import _agent  # not before the guest runs
 
     outcome = _agent.correct_clock(name)
     restored = {**restored, **outcome}
     if recorded:
         _files.write_json(_files.journal_path(name), restored)
-    _systemd.log(f"{name}: clock: {outcome['clock']}{', thawed' if outcome['thawed'] else ''}")
+    _systemd.log(f"{name}: clock: {outcome['clock']}{', file systems thawed' if outcome['thawed'] else ''}")
     return restored
 
 
 def _start(name: str, journal: dict) -> float:
-    """Start the domain, or wait for its autostart where that was quicker; returns when it went on. Its saved image is gone then.
+    """Start the domain, or wait for its autostart if that was faster; returns when it resumed. Its saved image no longer exists then.
 
-    Nobody asks before whether libvirt is there: virsh waits until the daemon answers, and each call takes its time.
-    What the domain needs may not be there yet so early in the boot (a bridge, a storage): until it has run, try again.
+    This does not check before whether libvirt answers: virsh waits for the daemon, and each call costs time. So early in the boot, what
+    the domain needs may not exist yet (a bridge, storage). So this tries again until the domain has run.
     """
     marker, image = _files.run_path(name, "resumed"), journal["image"]
     begun = time.monotonic()
-    why = "its autostart did not end"
+    why = "its autostart did not finish"
     while True:
         has_run = os.path.exists(marker)
         if not has_run:
@@ -180,7 +181,7 @@ def _start(name: str, journal: dict) -> float:
                 why = str(err)
                 _systemd.log(why)
         state = _state(journal)
-        # Libvirt says "paused" of one that it is still starting. It takes the image away when the start is over, and not if it fails.
+        # Libvirt also reports "paused" while it starts a domain. It removes the image at the end of the start, but not after a failure.
         if state == "running" or (has_run and state not in ("shut off", "") and not os.path.exists(image)):
             return _started(image)
         waited = time.monotonic() - begun
@@ -188,15 +189,15 @@ def _start(name: str, journal: dict) -> float:
             _go_on(journal)
         elif (has_run and state == "shut off") or waited > _return.BACK_LIMIT_S:
             raise LiveUpdateError(
-                f"guest {name}: it is {state or 'not known to libvirt'}; {why}", again=not (has_run and state == "shut off")
+                f"guest {name} is {state or 'in an unknown state'}, not running: {why}", again=not (has_run and state == "shut off")
             )
         if state == "shut off":
-            _early.late(name)  # what it lacks may come with the rest of the boot
+            _early.late(name)  # the rest of the boot may bring what it lacks
         time.sleep(RETRY_S)
 
 
 def _go_on(journal: dict) -> None:
-    """Let a domain go on that nobody starts any more. While somebody does, libvirt waits for that, and refuses this in the end."""
+    """Resume a domain whose start is over. If a start still runs, libvirt waits for its end and then refuses this."""
     try:
         _virsh.virsh("resume", _domain(journal))
     except LiveUpdateError as err:
@@ -204,14 +205,14 @@ def _go_on(journal: dict) -> None:
 
 
 def _started(image: str) -> float:
-    """Remove the image of a domain that is back if libvirt did not, or not yet: without its RAM no other start may find it."""
+    """Remove the image of a restored domain if libvirt has not done so. It lacks the RAM, so no other start may use it."""
     went_on = time.time()
     _saves.remove(image)
     return went_on
 
 
 def _state(journal: dict) -> str:
-    """The domain's state in libvirt's words; empty when libvirt does not answer."""
+    """The domain's state as libvirt reports it; empty if libvirt does not answer."""
     try:
         return _virsh.virsh("domstate", _domain(journal)).strip()
     except LiveUpdateError as err:
@@ -220,7 +221,7 @@ def _state(journal: dict) -> str:
 
 
 def _wait_for_answer(name: str, journal: dict) -> str:
-    """Wait until libvirt says in which state the domain is, with a limit."""
+    """Wait, with a limit, until libvirt reports the state of the domain."""
     _wait_for_socket(name)
     until = time.monotonic() + LIBVIRT_LIMIT_S
     while True:
@@ -229,31 +230,31 @@ def _wait_for_answer(name: str, journal: dict) -> str:
             return state
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {name}: libvirt does not say its state within {LIBVIRT_LIMIT_S} s; the lines before tell why: mend that;"
-                " it is tried again by itself, its memory is kept",
+                f"guest {name}: libvirt does not report its state within {LIBVIRT_LIMIT_S} s. The lines above show why; fix that. The"
+                " restore is repeated automatically, and the guest's memory is kept",
                 again=True,
             )
         time.sleep(RETRY_S)
 
 
 def _wait_for_socket(name: str) -> None:
-    """Wait until libvirt's socket listens, with a limit.
+    """Wait, with a limit, until libvirt's socket listens.
 
-    Nothing is run before: what polls here is ahead of the rest of the boot, which the daemon has to wait for.
+    This runs no program: it has priority over the rest of the boot, and would delay what the daemon needs.
     """
     until = time.monotonic() + LIBVIRT_LIMIT_S
     while not any(map(_listens, SOCKETS)):
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {name}: nothing listens at {' or '.join(SOCKETS)} within {LIBVIRT_LIMIT_S} s; start libvirt's daemon:"
-                " it is tried again by itself, its memory is kept",
+                f"guest {name}: no process listens at {' or '.join(SOCKETS)} within {LIBVIRT_LIMIT_S} s; start libvirt's daemon. The"
+                " restore is repeated automatically, and the guest's memory is kept",
                 again=True,
             )
         time.sleep(POLL_S)
 
 
 def _listens(path: str) -> bool:
-    """Whether somebody takes connections there: the daemon, or systemd, which starts it then."""
+    """Whether this socket accepts connections, from the daemon or from systemd, which then starts the daemon."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -266,9 +267,10 @@ def _listens(path: str) -> bool:
 
 
 def awaited(name: str) -> dict:
-    """As a journal: that the host went down after a domain's state was written and before its journal was; empty for any other guest.
+    """A journal for a domain whose host went down after the state was written and before the journal was; empty for any other guest.
 
-    The state alone keeps every start of the domain away. By its empty ``hold`` the journal fits no memory: it may have run on since.
+    While the state exists, the hook refuses every start of the domain. The journal's ``hold`` is empty, so it matches no memory: the guest
+    may have run since.
     """
     update = _files.read_json(_files.UPDATE)
     record = (update.get("records") or {}).get(name, {})

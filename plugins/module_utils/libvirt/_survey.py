@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What libvirt and QEMU say of all domains of a host, asked in one virsh process. PRIVATE to the collection."""
+"""Ask libvirt and QEMU about all domains of a host, in one virsh process. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ("LIMIT_S", "survey")
 ANSWER_LIMIT_S = _limits.LIBVIRT_ANSWER
 LIMIT_S = _limits.LIBVIRT_ANSWERS
 
-# Code words of the answers, and the questions: about the host, about a domain, and about a domain to its QEMU.
+# Keys of the answers, and the questions: about the host, about a domain, and to a domain's QEMU.
 _HOST = (
     ("networks persistent", ("net-list", "--all", "--name", "--persistent")),
     ("networks autostart", ("net-list", "--all", "--name", "--autostart")),
@@ -38,8 +38,8 @@ _MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"), (
 def survey(records: list[dict], busy: t.Callable[[str], bool]) -> None:
     """Put ``seen`` into each record: ``xml``, ``job``, ``state``, ``blockers``, ``block_jobs`` and ``host``, or the ``problem``.
 
-    Nothing is raised: what libvirt does not answer is the ``problem`` of each domain.
-    ``busy`` tells, by its name, whether libvirt is at work on a domain: its monitor would not answer before that is done.
+    This raises nothing: a question that libvirt does not answer is the ``problem`` of each domain. ``busy`` tells whether libvirt runs a
+    job on the domain of this name: then its monitor does not answer before the end of the job.
     """
     if not records:
         return
@@ -54,9 +54,9 @@ def survey(records: list[dict], busy: t.Callable[[str], bool]) -> None:
 
 
 def questions_of(records: list[dict], busy: t.Callable[[str], bool]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Whose question it is (a domain's UUID, or nobody's for the host), its key, and the command.
+    """The questions: the domain's UUID (empty for the host), the key, and the command.
 
-    A monitor may hang, and then keeps all that is asked later from an answer: monitors come last.
+    A monitor that hangs blocks all later questions, so monitors come last.
     """
     asked: list[tuple[str, str, tuple[str, ...]]] = []
     asked += [(record["uuid"], key, (verb, record["uuid"])) for record in records for key, verb in _DOMAIN]
@@ -70,7 +70,7 @@ def questions_of(records: list[dict], busy: t.Callable[[str], bool]) -> list[tup
 
 
 def _answers(questions: list[tuple[str, str, tuple[str, ...]]], limit: float) -> dict[tuple[str, str], _batch.Answer]:
-    """An answer to each question. Whoever does not answer is not asked again; the others are, when anybody answered before."""
+    """An answer to each question. A domain that does not answer is not asked again. The others are, unless no question was answered."""
     found: dict[tuple[str, str], _batch.Answer] = {}
     until = time.monotonic() + max(LIMIT_S, limit)
     left = questions
@@ -88,7 +88,7 @@ def _answers(questions: list[tuple[str, str, tuple[str, ...]]], limit: float) ->
 
 
 def host_facts(answers: dict[str, _batch.Answer]) -> dict:
-    """Names of ``networks`` and ``pools`` by what they are, ``secrets`` as lists of UUID, kind and usage; ``problems`` by kind. Pure."""
+    """Names of ``networks`` and ``pools`` by property, ``secrets`` as lists of UUID, kind and usage; ``problems`` by kind. Pure."""
     found: dict[str, dict] = {"networks": {}, "pools": {}, "secrets": {}, "problems": {}}
     for key, answer in answers.items():
         kind, state = key.split()
@@ -96,7 +96,7 @@ def host_facts(answers: dict[str, _batch.Answer]) -> dict:
         if answer.error:
             found["problems"][kind] = answer.error
         elif kind == "secrets":
-            # Below a head, with a UUID at the beginning of each line.
+            # After a heading, each line begins with a UUID.
             found[kind][state] = [line.split(None, 2) for line in lines if line[:36].count("-") == 4]
         else:
             found[kind][state] = lines
@@ -104,7 +104,7 @@ def host_facts(answers: dict[str, _batch.Answer]) -> dict:
 
 
 def facts(answers: dict[str, _batch.Answer]) -> dict:
-    """What the answers about one domain say; those that failed are missing, and the first of them is the ``problem``. Pure."""
+    """The facts from the answers about one domain. Failed answers are missing, and the first of them is the ``problem``. Pure."""
     seen: dict = {"problem": next((answer.error for answer in answers.values() if answer.error), "")}
     for key, answer in answers.items():
         if answer.error:

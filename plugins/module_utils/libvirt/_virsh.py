@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt, asked through virsh, and where it keeps its files. PRIVATE to the collection."""
+"""Calls of virsh, and the places of libvirt's files. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAVED = "/var/lib/libvirt/qemu/save"
 
 
 def virsh(*words: str, limit: float = _limits.COMMAND) -> str:
-    """What ``virsh`` prints for these words. A domain is named by its UUID: see :func:`uuid_of`."""
+    """The output of ``virsh`` with these words. Name a domain by its UUID: see :func:`uuid_of`."""
     return _commands.run("virsh", "--quiet", "--connect", "qemu:///system", *words, timeout=limit)
 
 
@@ -44,25 +44,25 @@ def is_defined(name: str) -> bool:
 
 
 def uuid_of(name: str) -> str:
-    """The UUID of the domain ``name``, which virsh is to be asked by; for a domain without one its name, when that cannot be mistaken.
+    """The UUID of the domain ``name``, for calls of virsh. If the domain has none: its name, if virsh cannot confuse it.
 
-    Virsh takes a number for an id, then 36 characters for a UUID, and only then a word for a name (tools/virsh-util.c,
-    virshLookupDomainInternal). A domain with the name 1 and another one with the id 1 would be mixed up.
+    Virsh first reads a number as an ID, then 36 characters as a UUID, and only then a word as a name (tools/virsh-util.c,
+    virshLookupDomainInternal). So it would confuse a domain with the name 1 with the domain that has the ID 1.
     """
     uuid = uuid_in(status_file(name)) or uuid_in(_read(os.path.join(DEFINITIONS, f"{name}.xml")))
     if not uuid and (name.strip().lstrip("+").isdigit() or len(name) == 36):
-        raise LiveUpdateError(f"domain {name!r}: libvirt does not know it; 'virsh list --all' shows the domains that it knows")
+        raise LiveUpdateError(f"domain {name!r} does not exist; 'virsh list --all' shows the names of all domains")
     return uuid or name
 
 
 def uuid_in(xml: str) -> str:
-    """The UUID, which libvirt writes behind the name and before all that the owner writes; empty when there is none. Pure."""
+    """The UUID in a domain's XML; empty if there is none. Libvirt writes it right after the name, before any text of the owner. Pure."""
     uuid = xml.partition("</name>")[2].partition("<uuid>")[2].partition("</uuid>")[0]
     return uuid if len(uuid) == 36 else ""
 
 
 def status_file(name: str) -> str:
-    """What libvirt keeps of a domain that runs: what it does to it, then its XML; empty for any other."""
+    """Libvirt's status file of a running domain: the job that runs on it, then its XML; empty for any other domain."""
     return _read(os.path.join(PIDS, f"{name}.xml"))
 
 
@@ -75,7 +75,7 @@ def _read(path: str) -> str:
 
 
 def is_busy(name: str) -> bool:
-    """Whether libvirt is at a job on the domain (migration, save, backup), by its status file (qemuDomainObjPrivateXMLFormatJob)."""
+    """Whether libvirt runs a job on the domain (migration, save, backup), by its status file (qemuDomainObjPrivateXMLFormatJob)."""
     job = status_file(name).partition("<domain ")[0].partition("<job ")[2].partition(">")[0]
     return " async='" in f" {job}" and "async='none'" not in job
 

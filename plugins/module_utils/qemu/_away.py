@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Shutting down guests that systemd units run, and starting them again. PRIVATE to the collection."""
+"""Shut down guests that systemd units run, and start them again. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_S = 0.5
 
 
 def about(record: dict) -> dict:
-    """What of a running guest goes into its record."""
+    """What the record of a running guest contains."""
     return {
         "bytes": sum(ram["size"] for ram in record["ram"]),
         "was_running": _guests.status(record) == "running",
@@ -32,28 +32,28 @@ def about(record: dict) -> dict:
 
 
 def limit_s(away: dict) -> float:  # pylint: disable=unused-argument  # the same for all
-    """How long it may take to leave or to come back, unless somebody knows better."""
+    """The default limit in seconds to leave or to come back."""
     return LIMIT_S
 
 
 def obstacles(away: dict) -> list[str]:
-    """What keeps a running guest from leaving that way; each with its remedy."""
+    """Why a running guest cannot leave that way; each with its remedy."""
     if away["way"] != "shutdown":
-        return [f"libvirt does not run it, and so cannot {away['way']} it - let it be preserved, or shut down"]
-    return [] if away["was_running"] else ["it is not running and cannot shut down - resume it first"]
+        return [f"only libvirt can {away['way']} a guest, and libvirt does not run it - use the way preserve or shutdown"]
+    return [] if away["was_running"] else ["it is paused and cannot shut down - resume it"]
 
 
 def leave(away: dict, limit: float) -> None:
-    """Press the guest's power button, then stop its unit. A guest that does not heed it runs on.
+    """Press the guest's power button, then stop its unit. A guest that ignores the button continues to run.
 
-    After a failure with the detail ``settled`` being False the guest may yet go off.
+    After a failure with the detail ``settled=False`` the guest may still power off.
     """
     pressed = False
     try:
         with _monitor.Monitor(away["monitor"]) as monitor:
-            # QEMU stays once the guest is off: were it to end by itself, its unit might start it again (Restart=).
+            # QEMU stays after the guest is off: if it ended by itself, its unit might start it again (Restart=).
             monitor.execute("set-action", shutdown="pause")
-            pressed = True  # also when QEMU's answer to that is lost
+            pressed = True  # also if QEMU's answer is lost
             monitor.execute("system_powerdown")
             _wait_until_off(monitor, limit)
         _commands.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
@@ -67,10 +67,10 @@ def _wait_until_off(monitor: _monitor.Monitor, limit: float) -> None:
         if time.monotonic() > until:
             monitor.execute("set-action", shutdown="poweroff")
             if monitor.status() == "shutdown":
-                return  # it went off between the two
+                return  # it powered off between the two calls
             raise LiveUpdateError(
-                f"still {seen} {limit:g} s after its power button was pressed, and left so; it may yet go off. See on its"
-                " console whether it heeds the button, or give it more time"
+                f"still {seen} {limit:g} s after its power button was pressed. It is not killed, and may still power off. Check on its"
+                " console whether it reacts to the button, or raise the limit"
             )
         time.sleep(_POLL_S)
 
@@ -81,14 +81,16 @@ def is_back(away: dict) -> bool:
 
 
 def come_back(away: dict, limit: float) -> str:
-    """Start the guest's unit, or wait for it where the boot was quicker. Nothing of a guest is lost that way: returns no words."""
+    """Start the guest's unit, or wait for it if the boot was faster. Returns an empty text, because nothing of the guest is lost."""
     until = time.monotonic() + limit
-    # The QEMU of a guest that is off is still there when its unit could not be stopped. It never starts the guest again.
+    # If its unit could not be stopped, the QEMU of a guest that is off still runs. It never starts the guest again.
     verb = "restart" if _seen(away) == "shutdown" else "start"
     _commands.run("systemctl", verb, away["unit"], timeout=limit)
     while (seen := _seen(away)) != "running":
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {away['guest']}: {seen} {limit:g} s after the start; 'journalctl -b -u {away['unit']}' says why")
+            raise LiveUpdateError(
+                f"guest {away['guest']} is {seen} {limit:g} s after its start; 'journalctl -b -u {away['unit']}' shows why"
+            )
         time.sleep(_POLL_S)
     return ""
 
@@ -98,4 +100,4 @@ def _seen(away: dict) -> str:
     try:
         return _guests.status(here[0]) if here else "not running"
     except LiveUpdateError as err:
-        return f"unknown ({err})"  # its QEMU has just started, or ends
+        return f"unknown ({err})"  # its QEMU is starting or ending

@@ -27,6 +27,7 @@ LOOK_LIMIT_S = _limits.QEMU_LOOK
 KEPT = ()
 DAEMONS = ()
 _UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
+_WRAP = "run it with 'kvm-liveupdate run NAME --' in a systemd unit, or as a libvirt domain"
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
 
 
@@ -45,12 +46,12 @@ def known() -> list[dict]:
 
 
 def _record(name: str) -> dict:
-    """What the wrapper wrote about a guest. One that cannot be read is a guest that cannot be preserved, and nothing about the others."""
+    """The wrapper's record of a guest. If it cannot be read, only this guest cannot be preserved."""
     path = os.path.join(_files.GUESTS_RUN, f"{name}.json")
     try:
         return _files.read_json(path)
     except LiveUpdateError as err:
-        reason = _reason("record-damaged", str(err), f"restart the guest; if it does not run, remove {path}")
+        reason = _reason("record-damaged", str(err), f"restart the guest; if the guest does not run, remove {path}")
         return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": reason}
 
 
@@ -63,14 +64,14 @@ def inspect(record: dict) -> list[dict]:
         known_codes = {why["code"] for why in reasons}
         reasons += [record["reason"]] * (record["reason"]["code"] not in known_codes)
         if not record.get("monitor"):
-            return reasons  # else its QEMU is asked all the same: a plan may still shut it down
+            return reasons  # else its QEMU is asked too: a plan may still shut it down
     reasons += _reopened.replaced(record["pid"], record["argv"])
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
-            reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of QEMU is not its RAM any more", "restart the guest"))
+            reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of its QEMU is no longer its RAM", "restart the guest"))
         if ram["size"] >= _LARGEST:
-            message = f"its RAM is one memory file of {ram['size'] >> 30} GiB; the kernel takes less than 1024 GiB"
-            reasons.append(_reason("ram-size", message, "give it less"))
+            message = f"its RAM is one memory file of {ram['size'] >> 30} GiB, and the kernel preserves less than 1024 GiB in one file"
+            reasons.append(_reason("ram-size", message, "give the guest less RAM"))
     try:
         with _monitor.Monitor(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
             state = monitor.status()
@@ -78,12 +79,14 @@ def inspect(record: dict) -> list[dict]:
             jobs = monitor.execute("query-block-jobs")
             now = _now.ask(monitor)
     except LiveUpdateError as err:
-        return [*reasons, _reason("monitor", str(err), "see the journal of its unit; restart the guest if QEMU hangs")]
+        return [*reasons, _reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
     if state not in ("running", "paused"):
-        reasons.append(_reason("run-state", f"QEMU is in state {state}", "bring the guest to running or paused first"))
-    reasons += [_reason("qemu-blocker", f"QEMU says: {text}", "remove the device or feature that it names") for text in blockers]
+        reasons.append(_reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
+    reasons += [
+        _reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers
+    ]
     if jobs:
-        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "let it finish, or cancel it"))
+        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if now["ignores_shared"]:
         reasons.append(_now.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}
@@ -91,11 +94,11 @@ def inspect(record: dict) -> list[dict]:
 
 
 def survey(records: list[dict]) -> None:
-    """Nothing to ask at once: each guest has a monitor of its own, and no program is started to ask it."""
+    """Nothing to do: each guest has its own monitor, and no program is needed to ask it."""
 
 
 def warn(record: dict) -> list[dict]:
-    """What does not come over as it was, though the guest can be preserved."""
+    """Warnings: what does not survive the jump unchanged, although the guest can be preserved."""
     from ..vmm import _after_boot, _opens, _options  # not on the boot path
 
     peers = _opens.peers(_options.read(record["argv"])[0])
@@ -103,13 +106,13 @@ def warn(record: dict) -> list[dict]:
 
 
 def describe(record: dict) -> dict:
-    """What a policy may tell guests apart by; a command line has no labels."""
+    """The facts for a policy. A command line has no labels."""
     argv = record["argv"]
     return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:
-    """Whether the descriptor is a file of that size without a name, as a memfd is, also one that came over a jump."""
+    """Whether the descriptor is a file of this size without a name. A memfd is one, also after a jump."""
     try:
         seen = os.stat(f"/proc/{pid}/fd/{fd}")
     except OSError:
@@ -118,7 +121,7 @@ def _is_memory_file(pid: int, fd: int, size: int) -> bool:
 
 
 def foreign_reason(pid: int) -> dict:
-    """Why a QEMU that our wrapper did not start cannot be preserved: what backs its largest mapping."""
+    """Why a QEMU that the wrapper did not start cannot be preserved, from the kind of its largest mapping."""
     try:
         with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as smaps:
             backing, page_kib = largest_mapping(smaps)
@@ -126,10 +129,10 @@ def foreign_reason(pid: int) -> dict:
         backing, page_kib = "", 0
     if page_kib > 4:
         message = f"its RAM is on huge pages of {page_kib} KiB ({backing}), which the kernel cannot preserve"
-        return _reason("ram-hugetlb", message, "run it through the wrapper, without them")
+        return _reason("ram-hugetlb", message, f"use RAM without huge pages, and {_WRAP}")
     if not backing:
-        return _reason("ram-anonymous", "its RAM is anonymous memory, which no descriptor names", "run it through the wrapper")
-    return _reason("not-managed", f"its RAM is {backing}, but no monitor is known for it", "run it through the wrapper")
+        return _reason("ram-anonymous", "its RAM is anonymous memory, which has no file descriptor", _WRAP)
+    return _reason("not-managed", f"its RAM is {backing}, but neither the wrapper nor libvirt runs it", _WRAP)
 
 
 def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:
@@ -160,8 +163,8 @@ def status(record: dict) -> str:
 
 
 def ignore_shared_stays(record: dict) -> str:
-    """That QEMU still leaves the guest's RAM out of what it saves, and how to end that."""
+    """The message that QEMU still leaves the guest's RAM out of its saves, with the remedy."""
     return (
-        "QEMU's migration option x-ignore-shared is still on, and a later save or migration would be without the guest's RAM:"
-        f" 'kvm-liveupdate resume {record['name']}' on the host switches it off"
+        "QEMU's migration option x-ignore-shared is still on, so a later save or migration would not contain the guest's RAM:"
+        f" run 'kvm-liveupdate resume {record['name']}' on the host to switch it off"
     )

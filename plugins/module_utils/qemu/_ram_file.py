@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fresh file for a guest's RAM, on huge pages where there are some. PRIVATE to the collection.
+"""Create a new file for a guest's RAM, with huge pages if possible. PRIVATE to the collection.
 
-The kernel's work to preserve and to retrieve memory, and to pass it over, goes by the page (mm/memfd_luo.c): with those of 4 KiB the
-pause grows with the guest. A memfd has larger ones only where the host says so for all memfds (shmem_enabled; "never" by default).
-A tmpfs of the file's own can have them always (huge=within_size, tmpfs(5)); it is attached nowhere and ends with its file (fsmount(2)).
+The kernel preserves, hands over and retrieves memory page by page (mm/memfd_luo.c). With pages of 4 KiB the pause grows with the guest. A
+memfd has larger pages only if the host enables them for all memfds (shmem_enabled; "never" by default). A separate tmpfs can always have
+them (huge=within_size, tmpfs(5)). It is mounted nowhere and ends with its file (fsmount(2)).
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ _OPTIONS = {b"huge": b"within_size", b"size": b"0", b"mode": b"0700"}  # a size 
 
 
 def create(name: str, size: int) -> int:
-    """The descriptor of a file of so many bytes that has no name; close-on-exec."""
+    """The descriptor of a new file of this size without a name; close-on-exec."""
     fd = _on_huge_pages()
     if fd is None:
         remedy = "allow the unit CAP_SYS_ADMIN and SystemCallFilter=@mount, or set the host's shmem_enabled to within_size"
-        _systemd.log(f"{name}: its memory is no tmpfs of its own here; with pages of 4 KiB its pause grows with it: {remedy}")
+        _systemd.log(
+            f"{name}: its RAM is not on a tmpfs of its own, because its unit may not mount one. It has pages of 4 KiB, so its pause"
+            f" grows with its RAM; to avoid this, {remedy}"
+        )
         fd = os.memfd_create(f"kvm-liveupdate:{name}", os.MFD_CLOEXEC)
     os.ftruncate(fd, size)
     return fd
 
 
 def _on_huge_pages() -> int | None:
-    """None where it cannot be had: no privilege, or no such kernel.
+    """None if it is not possible, for lack of privileges or kernel support.
 
-    Another process asks: a unit's SystemCallFilter= may kill who does, and is no reason for the guest not to start.
+    A child process tries it: a unit's SystemCallFilter= may kill the caller, and the guest must start in spite of that.
     """
     import socket
 
@@ -61,7 +64,7 @@ def _on_huge_pages() -> int | None:
 
 
 def _tmpfs_file() -> int:
-    """Raises OSError where the kernel has none or does not give it."""
+    """Raises OSError if the kernel does not support or allow it."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The rehearsal of a guest that our wrapper runs: its saved state, loaded into a stand-in. PRIVATE to the collection.
+"""The rehearsal of a guest that the wrapper runs: load its saved state into a stand-in. PRIVATE to the collection.
 
-The stand-in is a QEMU with the guest's command line, but for what must not be there twice: it writes to no disk, is on no network, and
-has no consoles. Its RAM is the guest's, mapped privately. It waits for the state before the guest is paused.
+The stand-in is a QEMU with the guest's command line, except for what must not exist twice. It writes to no disk, is connected to no
+network, and has no consoles. Its RAM is a private mapping of the guest's RAM. It waits for the state before the guest is paused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ("command", "end", "rehearse")
 
 QUIT_LIMIT_S = _limits.REHEARSAL_QUIT
 
-# Options that a stand-in goes without: consoles, displays, monitors, logs.
+# Options that a stand-in does not get: consoles, displays, monitors, logs.
 _DROPPED_TEXT = """
 D S alt-grab ctrl-grab curses d daemonize dfilter display echr full-screen gdb jitdump mem-prealloc mon monitor no-frame no-quit nographic
 perfmap pidfile portrait qmp qmp-pretty rotate s sdl spice trace vnc
 """
 _DROPPED = frozenset(_DROPPED_TEXT.split())
-# Options that open nothing for writing, and nothing that can be there only once.
+# Options that open nothing for writing, and nothing that can exist only once.
 _KEPT_TEXT = """
 L M accel acpitable action append async-teardown balloon bios boot compat cpu dtb enable-fips enable-kvm fw_cfg g global icount initrd iscsi
 k kernel m machine msg name no-acpi no-fd-bootchk no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-reboot no-shutdown
@@ -38,7 +38,7 @@ no-user-config nodefaults nodefconfig numa old-param only-migratable option-rom 
 semihosting singlestep smbios smp snapshot startdate tb-size tdf usb uuid vga watchdog watchdog-action win2k-hack
 """
 _KEPT = frozenset(_KEPT_TEXT.split())
-# The same of objects, by how their types begin. Others write to files, take the host's devices, or talk to other processes.
+# The same for objects, by the beginning of their types. Other objects write to files, use devices of the host, or talk to other processes.
 _OBJECTS = (
     "authz-",
     "can-bus",
@@ -51,15 +51,15 @@ _OBJECTS = (
     "throttle-group",
     "tls-c",
 )
-# Devices that are there only once, or are not QEMU's alone.
+# Devices that can exist only once, or that QEMU does not serve alone.
 _ONCE = ("vfio-", "usb-host", "usb-mtp", "u2f-passthru", "vhost-user", "vhost-scsi", "vhost-vdpa", "x-pci-proxy", "virtio-9p", "ivshmem")
 _USB = ("tablet", "mouse", "keyboard", "wacom-tablet", "braille")
-# What else -drive may say: none of it names an image.
+# Other keys of -drive that do not name an image.
 _IMAGE = ("filename", "driver")
 
 
 def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
-    """The stand-in's command line. Pure. Raises for what it cannot make harmless."""
+    """The stand-in's command line. Pure. Raises for an option that cannot be made harmless."""
     words = [argv[0]]
     for option, value in _options.split(argv):
         if option in _DROPPED:
@@ -73,8 +73,10 @@ def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
         elif option in _KEPT:
             words += [f"-{option}", value] if value or option in _options.WITH_WORD else [f"-{option}"]
         else:
-            remedy = "a stand-in beside the guest may not have it; use -drive, -netdev, -chardev and -device for what they can say"
-            raise LiveUpdateError(f"it cannot be rehearsed: {shown} on its command line: {remedy}")
+            remedy = (
+                "a second QEMU beside the guest cannot have this option; use -drive, -netdev, -chardev and -device instead where possible"
+            )
+            raise LiveUpdateError(f"it cannot be rehearsed: its command line has {shown}; {remedy}")
     words += ["-monitor", "none", "-display", "none", "-qmp", f"unix:{monitor},server=on,wait=off"]
     words += ["-object", f"memory-backend-file,id={_argv.RAM_ID},size={size},share=off,mem-path={memory}"]
     return [*words, "-machine", f"memory-backend={_argv.RAM_ID}", "-S", "-incoming", "defer"]
@@ -85,14 +87,14 @@ def _quoted(value: str) -> str:
 
 
 def _drive(value: str) -> str:
-    """What it writes goes into a file of its own, and it takes no lock on the guest's. Only files have locks."""
+    """A disk whose writes go into a separate file, and which takes no lock on the guest's image. Only files have locks."""
     given = _options.keys_of("drive", value)
     file = given.get("file", "")
     if "snapshot" in given or any(key.startswith(("file.", "backing", "server")) for key in given) or file.startswith("json:"):
-        raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file= and leave out snapshot=")
+        raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file with file= and remove snapshot=")
     if not file:
         if set(given) & set(_IMAGE):
-            raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file by file=")
+            raise LiveUpdateError(f"it cannot be rehearsed: -drive {value}; name its file with file=")
         return value
     protocol = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", file)
     is_file = protocol is None or protocol.group() == "file"
@@ -100,7 +102,7 @@ def _drive(value: str) -> str:
 
 
 def _netdev(value: str) -> str:
-    """The same backend, for the features that it has, connected to nothing."""
+    """A backend with the same features, connected to nothing."""
     given = _options.keys_of("netdev", value)
     kind = given.get("type", "")
     kept = [f"{key}={_quoted(text)}" for key, text in given.items() if key in ("id", "vhost", "queues", "vnet_hdr", "sndbuf", "restrict")]
@@ -108,7 +110,9 @@ def _netdev(value: str) -> str:
         return ",".join(["tap", *kept, "script=no", "downscript=no"])
     if kind == "user":
         return ",".join(["user", *kept])
-    raise LiveUpdateError(f"it cannot be rehearsed: -netdev {value}; only tap, bridge and user networks can be left unconnected")
+    raise LiveUpdateError(
+        f"it cannot be rehearsed: -netdev {value}; only tap, bridge and user networks can be disconnected in the second QEMU"
+    )
 
 
 def _chardev(value: str) -> str:
@@ -120,31 +124,31 @@ def _audiodev(value: str) -> str:
 
 
 def _device(value: str) -> str:
-    """The same device; a vsock address can be there once only, and is no part of what is saved (hw/virtio/vhost-vsock-common.c)."""
+    """The same device. A vsock address can exist only once, and is not part of the saved state (hw/virtio/vhost-vsock-common.c)."""
     driver = _options.keys_of("device", value).get("driver", "")
     if driver.startswith(_ONCE):
-        raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; there can be only one of this device")
+        raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; the host can have only one such device at a time")
     return re.sub(
         r"""(guest-cid"?\s*[=:]\s*)(0[xX][0-9a-fA-F]+|\d+)""", lambda found: f"{found.group(1)}{_other_cid(found.group(2))}", value
     )
 
 
 def _other_cid(cid: str) -> int:
-    """An address that the operator hardly uses; below 3 and 2**32 - 1 are not for guests (vsock(7))."""
+    """An address that is hardly in use. Those below 3 and 2**32 - 1 are not for guests (vsock(7))."""
     return 3 + (int(cid, 0) + (1 << 30)) % ((1 << 32) - 4)
 
 
 def _null(value: str) -> str:
-    """A serial or parallel port is a device of the guest, and stays one."""
+    """A serial or parallel port is a device of the guest, so the stand-in gets it too."""
     return "none" if value == "none" else "null"
 
 
 def _object(value: str) -> str:
-    """An object that is QEMU's alone."""
+    """An object that only QEMU itself uses."""
     kind = _options.keys_of("object", value).get("qom-type", "")
     if not kind.startswith(_OBJECTS):
         raise LiveUpdateError(
-            f"it cannot be rehearsed: -object {value}; {kind or 'it'} may use something of the host that is there only once"
+            f"it cannot be rehearsed: -object {value}; {kind or 'it'} may use something that exists only once on the host"
         )
     return value
 
@@ -170,12 +174,12 @@ _CHANGED = {
 
 
 def _paths_of(name: str) -> tuple[str, str, str]:
-    """Its monitor, the state that it loads, and what it says."""
+    """The stand-in's monitor, the state that it loads, and its output."""
     return _files.run_path(name, "stand-in.qmp"), _files.run_path(name, "stand-in.state"), _files.run_path(name, "stand-in.log")
 
 
 def rehearse(record: dict) -> float:
-    """Pause the guest, load its state into the stand-in; returns when it was paused. :func:`end` has to follow, whatever happens."""
+    """Pause the guest and load its state into the stand-in; returns when it was paused. :func:`end` must follow, also after a failure."""
     import subprocess
 
     name, (ram,) = record["name"], record["ram"]
@@ -196,16 +200,18 @@ def rehearse(record: dict) -> float:
             try:
                 _monitor.load(other, state)
             except LiveUpdateError as err:
-                raise LiveUpdateError(f"guest {name}: what was saved of it does not load, nor would it after the jump: {err}") from err
+                raise LiveUpdateError(
+                    f"guest {name}: its saved state does not load, so it would not load after the jump either: {err}"
+                ) from err
             return paused
     except LiveUpdateError as err:
         told = f"{err}" if started else f"guest {name} cannot be rehearsed: its stand-in did not start: {err}"
         with open(log, encoding="utf-8", errors="replace") as text:
-            raise LiveUpdateError(f"{told}; its stand-in said: {' '.join(text.read().split()) or 'nothing'}") from err
+            raise LiveUpdateError(f"{told}; the stand-in printed: {' '.join(text.read().split()) or 'nothing'}") from err
 
 
 def end(record: dict, running: bool) -> None:
-    """End the stand-in and let the guest go on, whatever becomes of the stand-in; remove what is its own."""
+    """End the stand-in, resume the guest in any case, and remove the stand-in's files."""
     monitor, state, log = _paths_of(record["name"])
     try:
         _end_stand_in(monitor)
@@ -216,10 +222,10 @@ def end(record: dict, running: bool) -> None:
 
 
 def _end_stand_in(path: str) -> None:
-    """Have it quit, and wait for that for a moment: until then it has the guest's disks open, and the guest stands still."""
+    """Let the stand-in quit, and wait a moment: until then it has the guest's disks open, and the guest is paused."""
     with contextlib.suppress(LiveUpdateError, OSError), _monitor.Monitor(path, answer_s=QUIT_LIMIT_S) as other:
         other.execute("quit")
         until = time.monotonic() + QUIT_LIMIT_S
         while time.monotonic() < until:
-            other.status()  # an error once it has ended, and the connection with it
+            other.status()  # raises when it has ended, because the connection is closed
             time.sleep(0.01)

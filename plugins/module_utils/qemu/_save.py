@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Pausing a guest and saving its devices, and the undo. PRIVATE to the collection."""
+"""Pause a guest and save the state of its devices, and undo that. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _STANDS = ("paused", "postmigrate", "finish-migrate")
 
 
 def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unused-argument  # QEMU's state says it
-    """Pause the guest and write its device state (not its RAM) to ``path``, durably; it stays paused, also on a failure.
+    """Pause the guest and write its device state (not its RAM) to ``path``, durably. It stays paused, also after a failure.
 
-    Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs to know.
+    Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs.
     """
     from ..host import _tcp  # not on the boot path
     from ..vmm import _block, _opens, _options
@@ -46,14 +46,14 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
             os.fsync(file.fileno())
         digest = _files.digest(path)
     except (LiveUpdateError, OSError) as err:
-        raise LiveUpdateError(f"guest {record['name']}: save: {err}") from err
+        raise LiveUpdateError(f"guest {record['name']} cannot be saved: {err}") from err
     times = {"paused": paused, "saved": time.time()}
     needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices}
     return {"times": times, "argv": record["argv"], **needs, "digest": digest}
 
 
 def still_saved(records: list[dict]) -> list[str]:
-    """Which of these guests do not stand still as :func:`save` left them. One that went on and was paused again is only "paused"."""
+    """Sentences about the guests that are not paused as :func:`save` left them. A guest that ran since and was paused again is "paused"."""
     from concurrent.futures import ThreadPoolExecutor  # not on the boot path
 
     with ThreadPoolExecutor(max_workers=max(1, len(records))) as pool:
@@ -65,22 +65,22 @@ def _saved_problem(record: dict) -> str:
         with _monitor.Monitor(record["monitor"]) as monitor:
             limit = time.monotonic() + SETTLE_LIMIT_S
             while monitor.status() == "finish-migrate" and time.monotonic() < limit:
-                time.sleep(0.005)  # what is left to do once the state is written
+                time.sleep(0.005)  # QEMU needs a moment after the state is written
             state = monitor.status()
     except LiveUpdateError as err:
-        return f"guest {record['name']}: whether it still stands still is not known: {err}; run the update again"
+        return f"guest {record['name']}: it is unknown whether it is still paused: {err}; run the update again"
     if state == "postmigrate":
         return ""
     return (
-        f"guest {record['name']} was saved and is {state} now: somebody else let it go on; keep others away from it, and run the update"
-        " again"
+        f"guest {record['name']} was saved and is {state} now: another program has resumed it. Stop programs that manage this guest, and"
+        " run the update again"
     )
 
 
 def resume(record: dict, running: bool) -> None:
-    """Undo :func:`save`: the guest runs on, or stays paused, in the QEMU that it was saved from.
+    """Undo :func:`save`: the guest runs, or stays paused, in the QEMU from which it was saved.
 
-    A guest that is given up stays paused, so this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` when QEMU has ended.
+    If this gives up, the guest stays paused. So this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` if QEMU has ended.
     """
     until = time.monotonic() + UNDO_LIMIT_S
     whole = False  # later saves have its RAM again
@@ -89,7 +89,7 @@ def resume(record: dict, running: bool) -> None:
         state = ""
         try:
             with _monitor.Monitor(record["monitor"]) as monitor:
-                if monitor.status() != "running":  # a save that was cut off may be under way: QEMU refuses the following meanwhile
+                if monitor.status() != "running":  # an interrupted save may still run, and QEMU then refuses the following
                     _tried(problems, monitor.end_migration, SETTLE_LIMIT_S)
                 whole = whole or _tried(problems, monitor.ignore_shared, False)
                 if running and monitor.status() in ("paused", "postmigrate"):
@@ -105,13 +105,13 @@ def resume(record: dict, running: bool) -> None:
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
     if running and stands:
-        raise LiveUpdateError(f"the guest is {state or 'in a state that QEMU does not tell'}, for {UNDO_LIMIT_S:g} s: {why}")
+        raise LiveUpdateError(f"the guest is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s: {why}")
     if not whole:
         raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
 
 
 def _tried(problems: list[str], step: t.Callable[..., object], *arguments: object) -> bool:
-    """Whether the step was done; why not is one more of the ``problems``."""
+    """Whether the step was done. A failure is added to ``problems``."""
     try:
         step(*arguments)
     except LiveUpdateError as err:
@@ -121,4 +121,4 @@ def _tried(problems: list[str], step: t.Callable[..., object], *arguments: objec
 
 
 def discard(name: str) -> None:  # pylint: disable=unused-argument  # as the other provider has it
-    """Nothing of a save is QEMU's own."""
+    """Nothing to do: QEMU itself keeps nothing of a save."""

@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``kvm-liveupdate run NAME -- qemu-system-... ARGUMENTS``: the exec wrapper of a guest's unit. PRIVATE to the collection.
+"""``kvm-liveupdate run NAME -- qemu-system-... ARGUMENTS``: the wrapper in a guest's unit. PRIVATE to the collection.
 
-It gives QEMU its RAM as a file without a name and then *becomes* QEMU. After a jump it finds the session in what systemd hands it,
-takes the RAM out of it (so the pages are charged to the guest's own unit), becomes QEMU waiting for a state, and a child
-loads the state and lets the guest go on. On the boot path: standard library, few imports.
+It gives QEMU its RAM as a file without a name and then *becomes* QEMU (exec). After a jump it gets the session from systemd and retrieves
+the RAM from it, so that the pages are charged to the guest's own unit. It becomes a QEMU that waits for a state. A child process loads the
+state and resumes the guest. This is on the boot path: standard library only, few imports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NETWORKS = "/sys/class/net"
 
 
 def run(name: str, argv: list[str]) -> None:
-    """Become the guest's QEMU. Returns never; raises when the guest must not start."""
+    """Become the guest's QEMU. Never returns; raises if the guest must not start."""
     try:
         _become(name, argv, time.time())
     except BaseException:
@@ -45,7 +45,9 @@ def run(name: str, argv: list[str]) -> None:
 def _become(name: str, argv: list[str], started: float) -> None:
     journal = _journal.recorded(name)
     if not os.path.isdir(_files.STATE):
-        raise LiveUpdateError(f"{_files.STATE} is not there: mount it first, or run the setup playbook; {name} is not started")
+        raise LiveUpdateError(
+            f"{_files.STATE} does not exist, so guest {name} is not started; mount it, or run the playbook kvm.liveupdate.setup"
+        )
     saved = journal.get("state") == "saved"
     back = journal if saved else {"argv": argv}
     lacking = _wait_for_host(name, back["argv"], back.get("interfaces", []))
@@ -61,9 +63,11 @@ def _become(name: str, argv: list[str], started: float) -> None:
     _files.make_directory(_files.GUESTS_RUN)
     if verdict == "restore" and session is not None:
         lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []), journal.get("ports", []))
-        if lacking:  # QEMU might fall back on something else, which is no place for this state
-            remedy = "mount what is missing, writable, or load the kernel module: this is tried again by itself"
-            raise LiveUpdateError(f"guest {name}: its host still has {', '.join(lacking)}: {remedy}; its memory is kept", again=True)
+        if lacking:  # QEMU might use something else instead, where this state must not be loaded
+            remedy = "mount what is missing, writable, or load the kernel module. The start is repeated automatically"
+            raise LiveUpdateError(
+                f"guest {name}: the host still has {', '.join(lacking)}; {remedy}, and the guest's memory is kept", again=True
+            )
         _restore(name, journal, session, started)
     _session.drop(session, note)
     if saved and resumed:
@@ -74,19 +78,19 @@ def _become(name: str, argv: list[str], started: float) -> None:
 
 
 def _settle_or_say(name: str) -> None:
-    """The guest was back before this start of it; /run says so for the rest of this boot where the disk does not."""
+    """Record that the guest was restored before this start. If the disk does not accept it, /run says so for the rest of this boot."""
     try:
         _return.settle_seen(name)
     except (LiveUpdateError, OSError) as err:
-        _systemd.log(f"{name}: that it was brought back cannot be recorded: {err}")
+        _systemd.log(f"{name}: its restore cannot be recorded: {err}")
 
 
 def _start(name: str, argv: list[str]) -> None:
-    """A clean start, on fresh memory."""
+    """Start the guest from its disks, on new memory."""
     _early.late(name)
     unit = _processes.unit_of(os.getpid())
     if unit:
-        _early.not_early(unit)  # where a power cut came before its save, nothing else would take that back
+        _early.not_early(unit)  # after a power cut before its save, nothing else would undo this
         _be_one_of_many(unit)
     reason = _argv.ram_reason(argv)
     ram = None
@@ -120,7 +124,7 @@ def _exec(name: str, argv: list[str], ram: dict | None, reason: dict | None, inc
 
 
 def _own_uuid(name: str) -> str:
-    """A UUID for a guest that was given none, the same at each start on this host."""
+    """A UUID for a guest without one. It is the same at each start on this host."""
     import uuid
 
     with open("/etc/machine-id", encoding="ascii") as file:
@@ -139,7 +143,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     child = os.fork()
     if child == 0:
         if os.fork():
-            os._exit(0)  # what loads the state belongs to PID 1, not to QEMU, which would never reap it
+            os._exit(0)  # so that PID 1 is the parent of the loader: QEMU would never reap it
         _see_it_back(name, journal, session, main, times)
     os.waitpid(child, 0)
     os.close(session)
@@ -149,18 +153,18 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
 def _wait_for_host(
     name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = (), ports: t.Collection[int] = ()
 ) -> list[str]:
-    """Wait for what a host that still boots may lack, and QEMU would not wait for.
+    """Wait for what is still missing on a host that boots, because QEMU would not wait for it.
 
-    That is a root file system to write to, device nodes, networks, ``paths`` of disks, sockets and the like, and somebody who
-    listens at each of its own TCP ``ports`` that QEMU connects to.
+    These are a writable root file system, device nodes, networks, ``paths`` of disks, sockets and the like, and a process that listens at
+    each of the host's own TCP ``ports`` to which QEMU connects.
 
-    Behind the units that see to these a guest would wait longer. Returns what is still amiss at the limit. Networks are not: they may have
-    been made by hand, and a QEMU that cannot do without says so.
+    Ordering the guest after the units that provide these would take longer. Returns what is still missing at the limit, except networks:
+    these may have been made by hand, and if QEMU needs one, it reports the error itself.
     """
     wanted, until = [*_argv.nodes(argv), *paths], time.monotonic() + HOST_LIMIT_S
     while True:
         lacking = [f"no {path}" for path in wanted if not os.path.exists(path)]
-        lacking += [f"nobody who listens at TCP port {port}" for port in _without_listener(ports)]
+        lacking += [f"no process that listens at TCP port {port}" for port in _without_listener(ports)]
         if not os.access(_files.STATE, os.W_OK):
             lacking.append(f"{_files.STATE} read-only")
         networks = [interface for interface in interfaces if not os.path.exists(os.path.join(NETWORKS, interface))]
@@ -168,9 +172,11 @@ def _wait_for_host(
             return []
         if time.monotonic() > until:
             if networks:
-                _systemd.log(f"{name}: goes on after {HOST_LIMIT_S} s without the host's network {', '.join(networks)}")
+                _systemd.log(
+                    f"{name}: starts after {HOST_LIMIT_S} s without the host's network {', '.join(networks)}, which does not exist yet"
+                )
             return lacking
-        _early.late(name)  # what is lacking comes with the rest of the boot
+        _early.late(name)  # the rest of the boot brings what is missing
         time.sleep(0.05)
 
 
@@ -184,7 +190,7 @@ def _without_listener(ports: t.Collection[int]) -> list[int]:
 
 
 def _be_one_of_many(unit: str) -> None:
-    """The guest needs to go ahead of the rest of the boot no more: what others still wait for shall not wait for its processors too."""
+    """End the guest's priority over the rest of the boot: it must not take processor time from what other guests wait for."""
     try:
         _commands.run("systemctl", "set-property", "--runtime", unit, "StartupCPUWeight=", "StartupIOWeight=")
     except LiveUpdateError as err:
@@ -192,7 +198,7 @@ def _be_one_of_many(unit: str) -> None:
 
 
 def _see_it_back(name: str, journal: dict, session: int, main: int, times: dict) -> None:
-    """In a process of its own: have another one load the state, and do what is left where that one does not get to the end."""
+    """In a separate process: start another one that loads the state, and complete its work if it fails."""
     started = _processes.start_time(main)
     loader = os.fork()
     if loader == 0:
@@ -211,13 +217,13 @@ def _see_it_back(name: str, journal: dict, session: int, main: int, times: dict)
             _go_on_at_last(name, journal, session, (main, started))
             os._exit(0)
         _give_up(name, (main, started))
-    except Exception as err:  # pylint: disable=broad-except  # this process must not go on as the wrapper that it was forked from
+    except Exception as err:  # pylint: disable=broad-except  # this process must not continue as the wrapper from which it was forked
         _systemd.log(f"{name}: {err}")
     os._exit(1)
 
 
 def _runs(name: str) -> bool:
-    """Whether QEMU says that the guest runs: somebody else may have let it go on, at a monitor of its own."""
+    """Whether QEMU reports that the guest runs: another program may have resumed it at another monitor."""
     try:
         with _monitor.Monitor(_files.run_path(name, "qmp")) as monitor:
             return monitor.status() == "running"
@@ -227,16 +233,16 @@ def _runs(name: str) -> bool:
 
 
 def _give_up(name: str, main: tuple[int, int]) -> None:
-    """End the QEMU of a guest that has not run, so that its unit counts as failed, and can be started again."""
-    _systemd.log(f"{name}: its memory and state are kept; 'systemctl start' of its unit tries again")
+    """End the QEMU of a guest that has not run, so that its unit fails and can be started again."""
+    _systemd.log(f"{name}: its memory and state are kept; run 'systemctl start' with its unit to try again")
     if _lasts(*main):
         os.kill(main[0], 9)  # SIGKILL; the module that names it is slow to import
 
 
 def _load(name: str, journal: dict, session: int, main: tuple[int, int], times: dict) -> None:
-    """In a process of its own: load the state into the QEMU that the main process becomes, and let the guest go on.
+    """In a separate process: load the state into the QEMU that the main process becomes, and resume the guest.
 
-    ``main`` is that process: its id and start time. These limits only end what hangs: systemd ends this process with QEMU.
+    ``main`` is the ID and start time of the main process. The limits here only end what hangs: systemd ends this process with QEMU.
     """
     wait = _return.BACK_LIMIT_S
     try:
@@ -244,48 +250,48 @@ def _load(name: str, journal: dict, session: int, main: tuple[int, int], times: 
             times["qemu"] = time.time()
             _monitor.load(monitor, _files.state_path(name), wait)
             times["loaded"] = time.time()
-            # While a try lasts the memory may be no longer what the state belongs to. This boot's /run is as lasting as the memory.
+            # From a try to resume on, the memory may no longer match the state. The mark is in /run, which lasts as long as the memory.
             if not journal["was_running"]:
-                _mark(name, main)  # its owner may let it go on at any moment
+                _mark(name, main)  # its owner may resume it at any moment
             elif not _monitor.go_on(monitor, lambda: _mark(name, main), lambda: _refused(name)):
-                raise LiveUpdateError(f"QEMU does not let it run within {_monitor.GO_ON_LIMIT_S:g} s: mend what the line before names")
+                raise LiveUpdateError(f"QEMU did not resume it within {_monitor.GO_ON_LIMIT_S:g} s; fix what the line above names")
             _return.went_on(name)
             times["resumed"] = time.time()
         _let_go(name, session, main)
         _record(_return.restored(journal, times), main)
         os._exit(0)
-    except Exception as err:  # pylint: disable=broad-except  # whatever it is, it is said, and what is left is the other process's
+    except Exception as err:  # pylint: disable=broad-except  # every failure is logged, and the other process does the rest
         _systemd.log(f"{name}: {err}")
         _early.late(name)
         os._exit(1)
 
 
 def _mark(name: str, main: tuple[int, int]) -> None:
-    """Mark, before a try to let the guest go on, that it may have run from here on."""
+    """Mark, before a try to resume the guest, that from now on it may have run."""
     if not _lasts(*main):
-        raise LiveUpdateError("its QEMU has ended; the one that answers is of another start")
+        raise LiveUpdateError("its QEMU has ended; the QEMU that answers is from another start")
     try:
         if os.path.exists(_files.run_path(name, "resumed")):
             raise FileExistsError
         os.close(os.open(_files.run_path(name, "trying"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        _systemd.log(f"{name}: a state was loaded onto memory that has, or may have, run already; this QEMU is ended")
+        _systemd.log(f"{name}: a state was loaded onto memory on which the guest has, or may have, already run; this QEMU is ended")
         _give_up(name, main)
         os._exit(_GIVEN_UP)
 
 
 def _refused(name: str) -> None:
-    """QEMU itself says that the guest has not run. The rest of the boot need not wait for the next tries: it may bring what they need."""
+    """QEMU reports that the guest has not run. The rest of the boot does not wait for the next tries: it may bring what they need."""
     os.unlink(_files.run_path(name, "trying"))
     _early.late(name)
 
 
 def _go_on_at_last(name: str, journal: dict, session: int, main: tuple[int, int]) -> None:
-    """See that a guest goes on that has, or may have: nobody knows that, but QEMU. Neither is it ended, nor loaded once more."""
+    """Resume a guest that has run or may have run; only its QEMU knows. This neither ends that QEMU nor loads the state again."""
     said = ""
     while not os.path.exists(_files.run_path(name, "resumed")):
         if not _lasts(*main):
-            raise LiveUpdateError("its QEMU has ended; the guest may have run, and is not brought back once more")
+            raise LiveUpdateError("its QEMU has ended; the guest may have run, so it is not restored again")
         try:
             with _monitor.Monitor(_files.run_path(name, "qmp"), answer_s=_return.BACK_LIMIT_S) as monitor:
                 if monitor.status() != "paused" or not journal["was_running"] or _monitor.go_on(monitor):
@@ -294,11 +300,11 @@ def _go_on_at_last(name: str, journal: dict, session: int, main: tuple[int, int]
         except LiveUpdateError as err:
             if str(err) != said:
                 said = str(err)
-                _systemd.log(f"{name}: whether it goes on is not known yet: {said}; this is tried until its QEMU ends")
+                _systemd.log(f"{name}: it is not known yet whether it runs: {said}. This is repeated until its QEMU ends")
         time.sleep(AGAIN_S)
     _let_go(name, session, main)
     seen = _journal.of_guest(name)
-    if seen.get("hold") == journal["hold"] and seen.get("state") == "restored":  # else it tells of something newer
+    if seen.get("hold") == journal["hold"] and seen.get("state") == "restored":  # else the record is of something newer
         _record(seen, main)
 
 
@@ -308,7 +314,7 @@ def _lasts(main: int, started: int) -> bool:
 
 
 def _let_go(name: str, session: int, main: tuple[int, int]) -> None:
-    """End the session of a guest that runs. Each step is for itself: the guest runs, whatever fails."""
+    """End the session of a running guest. A failure of one step does not prevent the next: the guest runs in any case."""
     try:
         _luo.finish(session)
     except LiveUpdateError as err:
@@ -320,9 +326,9 @@ def _let_go(name: str, session: int, main: tuple[int, int]) -> None:
 
 
 def _record(restored: dict, main: tuple[int, int]) -> None:
-    """Tell that the guest is back, and take back what it went ahead with."""
+    """Report that the guest is restored, and undo its priority over the boot."""
     times = restored["times"]
-    _systemd.log(f"{restored['guest']}: back, {times['resumed'] - times['paused']:.3f} s after its pause")
+    _systemd.log(f"{restored['guest']}: restored, {times['resumed'] - times['paused']:.3f} s after its pause")
     recorded = _return.settled(restored)
     _be_one_of_many(restored["unit"])
     if not recorded:

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The order in which a host boots after a jump: its guests first, then the rest. PRIVATE to the collection.
+"""The order of the boot after a jump: first the guests, then the rest. PRIVATE to the collection.
 
-Weights alone do not put a guest first: PID 1 loads every unit of the boot, and starts its sockets and mounts, before it starts a service.
-So the kernel that is jumped into is told to boot a target of its own (systemd.unit=, kernel-command-line(7)), which wants the guests and
-little else. A service beside them starts what the next guests need (libvirt's daemon for its domains) and in the end default.target, each
-as soon as the guests before it run, or are late. An ordinary boot knows nothing of this.
+CPU weights alone do not make a guest first: PID 1 loads every unit of the boot, and starts its sockets and mounts, before it starts a
+service. So the jump makes the new kernel boot a special target (systemd.unit=, kernel-command-line(7)), which wants the guests and little
+else. A service in it starts what the next guests need (libvirt's daemon for domains), and finally default.target, each as soon as the
+guests before it run or are late. An ordinary boot is not affected.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ("alone", "plan", "start_rest")
 
 
 def plan(records: list[dict]) -> list[dict]:
-    """The stages of the boot after the jump, and what they need in place; none for guests that all need the ordinary boot.
+    """The stages of the boot after the jump. This also writes what they need. Empty if all guests need the ordinary boot.
 
-    Of each stage ``guests`` are waited for, then ``start`` is started.
+    Each stage waits for its ``guests``, then starts its ``start``.
     """
     units, domains = _ahead(records)
     daemons = _daemons(domains)
@@ -36,14 +36,14 @@ def plan(records: list[dict]) -> list[dict]:
         dropin = f"{_units.FOLDER}/{_units.DAEMONS_TARGET}.d/wants.conf"
         os.makedirs(os.path.dirname(dropin), exist_ok=True)
         _files.write_text(dropin, "[Unit]\n" + "".join(f"Wants={unit}\n" for unit in (*_before(daemons), *daemons)), 0o644)
-    # Where no guest comes before them, nobody has to be told.
+    # If no guest comes before the daemons, the target of the guests starts them directly.
     _early.link(f"{_units.FOLDER}/{_units.TARGET}.wants/{_units.DAEMONS_TARGET}", bool(daemons) and not units)
     return stages
 
 
 def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Which of these guests can come back before the rest of the boot: those that need nothing of it, and those that need daemons."""
-    from ..guests import _providers  # on the way there, not on the way back
+    """The guests that can be restored before the rest of the boot: those that need nothing of it, and those that need daemons."""
+    from ..guests import _providers  # not on the restore path
 
     seen = _systemd.show_each([record["unit"] for record in records], "After")
     able = [record for record in records if alone(seen[record["unit"]].get("After", "").split())]
@@ -52,7 +52,7 @@ def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def _daemons(records: list[dict]) -> list[str]:
-    """The units of the daemons that these guests need, of which those are in use that run."""
+    """The units of the daemons that these guests need. Only daemons that run now count."""
     from ..guests import _providers
 
     known = sorted({unit for record in records for unit in _providers.of(record).daemons})
@@ -60,15 +60,15 @@ def _daemons(records: list[dict]) -> list[str]:
 
 
 def _before(daemons: list[str]) -> list[str]:
-    """What an ordinary boot starts before these: they are to find the same as ever."""
-    called = _systemd.show_each(["default.target", *daemons], "Id")  # by another name: default.target is one of a target
+    """What an ordinary boot starts before these daemons, so that they find the same after a jump."""
+    called = _systemd.show_each(["default.target", *daemons], "Id")  # default.target is only another name of a target
     target, *ordered = (called[unit].get("Id") or unit for unit in called)
     starts, after = _systemd.graph()
     return sorted((reached(after, ordered) & reached(starts, [target])) - {*daemons, *ordered})
 
 
 def reached(dependencies: dict[str, list[str]], units: list[str]) -> set[str]:
-    """These units and all that their dependencies lead to. Pure."""
+    """These units and all their dependencies, direct and indirect. Pure."""
     found: set[str] = set()
     left = list(units)
     while left:
@@ -80,14 +80,14 @@ def reached(dependencies: dict[str, list[str]], units: list[str]) -> set[str]:
 
 
 def alone(after: list[str]) -> bool:
-    """Whether a unit after these waits for nothing of the boot but :data:`_early.BASE`, the root file system and slices. Pure."""
+    """Whether a unit that starts after these needs only :data:`_early.BASE`, the root file system and slices of the boot. Pure."""
     return all(unit in (*_early.BASE, _units.UNCLAIMED_UNIT, "-.mount") or unit.endswith(".slice") for unit in after)
 
 
 def start_rest() -> None:
-    """Carry out the stages of :func:`plan`. Should this fail, its unit's OnFailure= starts the rest of the boot."""
+    """Carry out the stages of :func:`plan`. If this fails, OnFailure= of its unit starts the rest of the boot."""
     until = time.monotonic() + _early.LIMIT_S
-    # Whoever took over the command line of this boot for another one may have an update without stages, or none.
+    # If another boot reuses this boot's command line, there may be an update without stages, or none.
     for stage in _files.read_json(_files.UPDATE).get("stages") or [{"guests": [], "start": "default.target"}]:
         while time.monotonic() < until and not all(map(_early.settled, stage["guests"])):
             time.sleep(_early.POLL_S)

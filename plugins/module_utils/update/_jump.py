@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ("TIMEOUT_S", "commit", "jump", "recover")
 
-# What systemd-shutdown would execute instead of the kexec (src/shutdown/shutdown.c, can_exitrd). It lies on a tmpfs.
+# systemd-shutdown would execute this instead of the kexec (src/shutdown/shutdown.c, can_exitrd). It is on a tmpfs.
 _EXITRD = "/run/initramfs/shutdown"
 _EXITRD_ASIDE = _EXITRD + ".kvm-liveupdate"
 GRACE_S = _limits.COMMIT_ANSWER
@@ -35,22 +35,22 @@ TIMEOUT_S = _limits.UPDATE
 LOCK_LIMIT_S = _limits.LOCK
 PAUSE_LIMIT_S = _limits.PAUSE
 _MANY_FDS = 4096
-# Real-time signal 16: PID 1 does at once what "systemctl --force kexec" asks it for (systemd(1)), and no program has to be started. It
-# stops no units (src/core/manager.c, objective_table): nothing unpacks an exitrd, no service gets 90 s to end.
+# Real-time signal 16: PID 1 does immediately what "systemctl --force kexec" requests (systemd(1)), without a new program. It stops no
+# units (src/core/manager.c, objective_table): nothing unpacks an exitrd, and no service gets 90 s to end.
 _KEXEC_SIGNAL = 16
 
 
 def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S) -> dict:
-    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds, of the whole update."""
+    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds for the whole update."""
     seen = _gate.look()
     problems = _gate.gate(guests, seen)
     problems += _gate.unit_problems(
         keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *_gate.CLUSTERS))), "LoadState", "ActiveState")
     )
     if _lock.busy():
-        problems.append(f"{_units.JUMP} has not ended since the last update; 'systemctl status {_units.JUMP}' shows what it waits for")
+        problems.append(f"{_units.JUMP} of the last update still runs; 'systemctl status {_units.JUMP}' shows what it waits for")
     if problems:
-        raise LiveUpdateError("the jump is refused, nothing was stopped: " + "; ".join(problems), problems=problems)
+        raise LiveUpdateError("the jump is refused, and nothing was stopped: " + "; ".join(problems), problems=problems)
     update = {
         "id": _this_boot.random_uuid(),
         "state": "committed",
@@ -77,48 +77,48 @@ def _advance(update: dict, state: str) -> None:
 
 
 def _end(update: dict, error: str) -> None:
-    """Record that the update was undone, for this boot also where the disk is full: the controller waits for it. Never raises."""
+    """Record that the update was undone; on a full disk at least in /run, because the controller waits for it. Never raises."""
     update["error"] = error
     with contextlib.suppress(OSError):
         _files.write_json(_files.OUTCOME, {"id": update["id"], "state": "aborted", "error": error})
     try:
         _advance(update, "aborted")
     except OSError as err:
-        _systemd.log(f"update {update['id']}: aborted, and {_files.UPDATE} cannot be written: {err}")
+        _systemd.log(f"update {update['id']}: aborted, but {_files.UPDATE} cannot be written: {err}")
 
 
 def jump() -> int:
-    """Carry out the committed update; returns (1) only when it was aborted and undone."""
+    """Carry out the committed update. Returns (1) only if it was aborted and undone."""
     update = _journal.of_update()
     if _journal.outcome(update, _this_boot.boot_id(), "") != "pending" or update["state"] != "committed":
-        raise LiveUpdateError("no committed update waits for a jump; kvm.liveupdate.kexec commits one")
+        raise LiveUpdateError("no update is committed; the module kvm.liveupdate.kexec commits one")
     with contextlib.ExitStack() as locked:
         try:
             locked.enter_context(_lock.Lock(LOCK_LIMIT_S, of_update=True))
         except LiveUpdateError as err:
-            _end(update, f"{err}. Nothing was stopped and the guests run on; then run the update again")
+            _end(update, f"{err}. Nothing was stopped, and the guests continue to run. Then run the update again")
             return 1
         try:
             time.sleep(GRACE_S)
             _carry_out(update)
-        except Exception as err:  # pylint: disable=broad-except  # whatever it is, no guest may stay paused
+        except Exception as err:  # pylint: disable=broad-except  # after any failure, no guest may stay paused
             why = str(err) or repr(err)
             _abort(update, f"{why}{_what_next(update, why)}")
             return 1
 
 
 def _carry_out(update: dict) -> t.NoReturn:
-    """The update up to the jump. Raises when anything is not as it has to be."""
+    """Carry out the update up to the jump. Raises if anything is not as it must be."""
     update["units"] = _services.active_units()
-    _commands.end_by(update["pause_by"], "half of the update's time, until which guests have to be paused,")
+    _commands.end_by(update["pause_by"], "half of the update's time, within which the guests have to be paused,")
     records = _gate.check(update)
     update["stages"] = _boot_order.plan(list(records.values()))
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
     _kexec.try_out(update["loaded"])
-    # What the next stage needs brings its guests' units: in the first one they would only share its processors.
+    # Guests of a later stage are started by that stage: in the first stage they would only take processor time.
     ahead = update["stages"][0]["guests"] if update["stages"] else []
     update["early"] = [record["unit"] for record in records.values()]
-    _journal.record(update)  # also when a guest ends meanwhile
+    _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
     update["clock_ahead"] = _this_boot.ahead()
@@ -131,13 +131,13 @@ def _carry_out(update: dict) -> t.NoReturn:
     _kexec.load(update["loaded"])
     records = _gate.check(update)
     if not _kexec.loaded():
-        raise LiveUpdateError("somebody unloaded the kernel; run the update again")
+        raise LiveUpdateError("another program has unloaded the kernel for the jump; run the update again")
     update["running"] = _meant_to_run(records)
     if _late(update):
-        raise LiveUpdateError("the host took too long until it could have paused its guests")
+        raise LiveUpdateError("the host was too slow: it could not pause its guests in time")
     update["times"]["gate"] = time.time()
-    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the time that guests may be paused ({PAUSE_LIMIT_S:g} s)")
-    for name in records:  # until now somebody else's kexec would bring over memory that no journal tells of
+    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the limit for the pause of the guests ({PAUSE_LIMIT_S:g} s)")
+    for name in records:  # until now another kexec would carry over memory without a journal
         _files.remove(_files.hold_path(name))
     for name in update["running"]:
         _files.write_json(_files.run_path(name, "paused"), _hold.process(records[name]))
@@ -150,7 +150,7 @@ def _carry_out(update: dict) -> t.NoReturn:
         raise LiveUpdateError("; ".join(problems))
     os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
     time.sleep(DOWN_LIMIT_S)
-    raise LiveUpdateError(f"PID 1 was asked for the kexec and has not ended this process within {DOWN_LIMIT_S:g} s")
+    raise LiveUpdateError(f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s")
 
 
 def _late(update: dict) -> bool:
@@ -158,23 +158,23 @@ def _late(update: dict) -> bool:
 
 
 def _what_next(update: dict, why: str) -> str:
-    """What the operator of an update that is undone does, as a sentence after ``why``; empty where that says it."""
+    """What the operator does after the undo, as a sentence to follow ``why``; empty if ``why`` says it."""
     if "gate" in update["times"] or not _late(update):
-        return "" if "run the update again" in why else ". Mend what this says, then run the update again"
+        return "" if "run the update again" in why else ". Fix this, then run the update again"
     return (
-        f". Half of the {update['timeout']:g} s that the update may take are over and no guest was paused: run the update again, or raise"
+        f". Half of hypervisor_update_timeout ({update['timeout']:g} s) is over, and no guest was paused: run the update again, or raise"
         " hypervisor_update_timeout"
     )
 
 
 def _meant_to_run(records: dict[str, dict]) -> list[str]:
-    """Which guests are to run after the jump: those that run, and those that only an undo of ours left paused."""
+    """The guests that run after the jump: those that run now, and those that an undo left paused."""
     states = _gate.at_once(lambda name: _providers.of(records[name]).status(records[name]), list(records))
     return [name for (name, record), state in zip(records.items(), states) if state.result() == "running" or _hold.owes(record)]
 
 
 def _put_exitrd_aside() -> None:
-    """Have the shutdown do the kexec itself. An exitrd would change root and do it, or another reboot, without the sessions."""
+    """Make the shutdown do the kexec itself. An exitrd would change root and do it, or another kind of reboot, without the sessions."""
     with contextlib.suppress(FileNotFoundError):
         os.rename(_EXITRD, _EXITRD_ASIDE)
 
@@ -185,12 +185,12 @@ def _put_exitrd_back() -> None:
 
 
 def _to_load(image: dict, guests_first: bool) -> dict:
-    """What was staged, with the command line for this jump."""
+    """The staged image, with the command line for this jump."""
     return {**image, "cmdline": _cmdline.for_jump(image["cmdline"], guests_first, _this_boot.consoles())}
 
 
 def _write_out(limit_s: float) -> None:
-    """Have the file systems written out: sync(2), which waits for one that does not answer for as long as it likes."""
+    """Write all file systems to disk, in a child process: sync(2) has no limit if a file system does not answer."""
     child = os.fork()
     if child == 0:
         os.closerange(3, _MANY_FDS)  # it may outlive this process
@@ -199,13 +199,13 @@ def _write_out(limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         if time.monotonic() > until:
-            granted = f"within {limit_s:.0f} s" if limit_s >= 1 else "in the time that was left"
-            raise LiveUpdateError(f"the file systems are not written out {granted}; does one of them (NFS?) not answer?")
+            granted = f"within {limit_s:.0f} s" if limit_s >= 1 else "in the remaining time"
+            raise LiveUpdateError(f"the file systems were not written to disk {granted}; check whether all of them answer (NFS?)")
         time.sleep(0.01)
 
 
 def _save_all(update: dict, records: dict[str, dict]) -> None:
-    """Pause and save all guests at once, but those that are quick to save last: they would only wait, paused. Every error counts."""
+    """Pause and save all guests in parallel; those with a fast save last, because they would only wait, paused. Every error counts."""
     slow = [name for name, record in records.items() if _providers.of(record).saves_slowly]
     for names in (slow, [name for name in records if name not in slow]):
         errors = [str(job.exception()) for job in _gate.at_once(lambda name: _save(records[name], update), names) if job.exception()]
@@ -214,12 +214,12 @@ def _save_all(update: dict, records: dict[str, dict]) -> None:
 
 
 def _save(record: dict, update: dict) -> None:
-    """Pause and save one guest, as the gate saw it. Its state counts only if it is that of the QEMU whose memory is held."""
+    """Pause and save one guest, as the gate saw it. The state counts only if it is from the QEMU whose memory is held."""
     name = record["name"]
     hold, was_running = update["holds"][name], name in update["running"]
     saved = _providers.of(record).save(record, _files.state_path(name), was_running)
     if not _hold.is_of(hold, record):
-        raise LiveUpdateError(f"guest {name}: its QEMU or its memory is not the one that is held any more; run the update again")
+        raise LiveUpdateError(f"guest {name}: its QEMU or its memory is no longer the one that is preserved; run the update again")
     journal = {
         **saved,
         "state": "saved",
@@ -240,12 +240,12 @@ def _save(record: dict, update: dict) -> None:
 
 
 def _abort(update: dict, why: str) -> None:
-    """Undo, whatever else fails: the guests first, then the sessions and the image, then what was stopped.
+    """Undo the update, also if single steps fail: first the guests, then the sessions and the image, then what was stopped.
 
-    A guest's journal goes before the guest runs on: were a kexec under way after all, it must not find a state that the
-    memory no longer belongs to. A guest that does not run on keeps its state and its session: its memory may be nowhere else.
+    A guest's journal is removed before the guest is resumed: if a kexec still happens, the new kernel must not find a state that no longer
+    matches the memory. A guest that cannot be resumed keeps its state and its session, because they may be all that is left of it.
     """
-    _systemd.log(f"update {update['id']}: is undone: {why}")
+    _systemd.log(f"update {update['id']}: undoing it: {why}")
     _commands.end_by(None)
     problems = [why]
 
@@ -253,68 +253,68 @@ def _abort(update: dict, why: str) -> None:
         try:
             step(*arguments)
             return True
-        except Exception as err:  # pylint: disable=broad-except  # one step that fails must not keep the others from being done
+        except Exception as err:  # pylint: disable=broad-except  # one failed step must not prevent the others
             problems.append(f"not undone: {what}: {err}")
             return False
 
-    records = dict(update["records"]) if "running" in update else {}  # before the pause guests may have ended, or be others by now
+    records = dict(update["records"]) if "running" in update else {}  # before the pause guests may end or be replaced
     if not records:
-        undo("search for the guests", lambda: records.update(_providers.known()))
+        undo("the search for the guests", lambda: records.update(_providers.known()))
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
     def run_on(name: str) -> bool:
-        undo(f"journal of guest {name}", _files.remove, _files.journal_path(name))
-        if undo(f"save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
+        undo(f"the journal of guest {name}", _files.remove, _files.journal_path(name))
+        if undo(f"the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
             return True
         if not _processes.lives(records[name]):
-            problems.append(f"guest {name} has ended meanwhile, nothing of it is kept; start it as before")
+            problems.append(f"guest {name} has ended during the update, and nothing of it is kept; start it")
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
         if name in update.get("running", ()):
-            undo(f"note that guest {name} is left paused", _hold.note_left_paused, records[name])
+            undo(f"the note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
-            f"guest {name} does not run on; its memory and state are kept. Mend that, then let it go on with kvm.liveupdate.guest"
-            f" (state: running). To give both up end its QEMU first ({_ends(records[name])}),"
-            f" then 'kvm-liveupdate discard {name}'"
+            f"guest {name} is not resumed; its memory and state are kept. Fix this, then resume it with kvm.liveupdate.guest"
+            f" (state: running). To discard memory and state, end its QEMU first ({_ends(records[name])}),"
+            f" then run 'kvm-liveupdate discard {name}'"
         )
         return False
 
     names = list(records)
     back = {name for name, job in zip(names, _gate.at_once(run_on, names)) if job.result()}
-    undo("staged kernel", _kexec.unload)
-    undo(f"renaming of {_EXITRD}", _put_exitrd_back)
+    undo("the staged kernel", _kexec.unload)
+    undo(f"the renaming of {_EXITRD}", _put_exitrd_back)
     for name, record in records.items():
         if name in back:
-            undo(f"state of guest {name}", _files.remove, _files.state_path(name))
-            undo(f"session of guest {name}", _hold.release, record)
+            undo(f"the saved state of guest {name}", _files.remove, _files.state_path(name))
+            undo(f"the session of guest {name}", _hold.release, record)
     for name in update["guests"]:
-        if name not in records:  # it has ended, and its memory would stay taken
-            undo(f"session of guest {name}", _hold.release_ended, name)
+        if name not in records:  # it has ended, and its memory would stay in use
+            undo(f"the session of guest {name}", _hold.release_ended, name)
     for unit in update.get("early", ()):
-        undo(f"early start of {unit}", _early.start_early, unit, False)
+        undo(f"the early start of {unit}", _early.start_early, unit, False)
     for unit in update.get("in_place", ()):
-        undo(f"drop-in of {unit}", _files.remove, _services.in_place(unit))
-    undo("limit of the shutdown", _services.usual_shutdown)
-    if "stopping_from" in update:  # else nothing was stopped, and what has ended has done so by itself
-        undo("stopped services", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+        undo(f"the drop-in of {unit}", _files.remove, _services.in_place(unit))
+    undo("the limit of the shutdown", _services.usual_shutdown)
+    if "stopping_from" in update:  # else the update stopped nothing
+        undo("the stop of services", _services.start_again, update.get("units", []), update["stopping_from"], problems)
     if update.get("ended"):
-        undo("look at logins and containers", _services.tell_ended, update["ended"], problems)
+        undo("the end of logins and containers", _services.tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
 
 
 def _ends(record: dict) -> str:
-    """What ends the QEMU of a guest, for people."""
+    """The command that ends the QEMU of a guest, for a message."""
     return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {record['unit']}'"
 
 
 def recover() -> None:
-    """Undo an update whose process ended before the jump, by a kill or a crash. Without effect on any other."""
+    """Undo an update whose process ended before the jump, by a kill or a crash. No effect on any other update."""
     with _lock.Lock(LOCK_LIMIT_S, of_update=True):
         update = _journal.of_update()
         if _journal.outcome(update, _this_boot.boot_id(), "") != "pending":
             return
         if update["state"] == "jumping":
             time.sleep(RECOVER_S)
-        _abort(update, f"the process that carried it out ended while it was {update['state']}; run the update again")
+        _abort(update, f"the process that carried out the update ended in the step '{update['state']}'; run the update again")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Why no update can start from this host as it runs. PRIVATE to the collection."""
+"""Reasons why no update can start from the running kernel. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -19,27 +19,35 @@ def _reason(code: str, message: str, remedy: str) -> dict:
 
 
 def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict]:
-    """Why no live update can start from the running kernel: reasons with code, message and remedy; none when it can."""
+    """Reasons why no live update can start from the running kernel; none if it can."""
     found = []
     if not os.path.exists(os.path.join(root, "dev/liveupdate")):
         found.append(_no_device(root))
     if not os.path.exists(os.path.join(root, "sys/kernel/kexec_loaded")):
-        found.append(_reason("no-kexec", "this kernel has no kexec", "run a kernel with CONFIG_KEXEC_FILE=y"))
+        found.append(_reason("no-kexec", "the running kernel has no kexec", "run a kernel with CONFIG_KEXEC_FILE=y"))
     elif _this_boot.line(root, "proc/sys/kernel/kexec_load_disabled") != "0":
         found.append(
-            _reason("kexec-disabled", "kernel.kexec_load_disabled is 1, until the next reboot", "remove that sysctl setting and reboot")
+            _reason(
+                "kexec-disabled",
+                "the sysctl kernel.kexec_load_disabled is 1, which only a reboot resets",
+                "remove that sysctl setting and reboot",
+            )
         )
     if systemd_version < _systemd.SURVIVE_VERSION:
         found.append(
             _reason(
                 "systemd",
-                f"systemd {systemd_version} keeps nothing alive through a shutdown",
-                f"systemd {_systemd.SURVIVE_VERSION} or later is needed",
+                f"systemd {systemd_version} cannot carry sessions through a shutdown",
+                f"install systemd {_systemd.SURVIVE_VERSION} or later",
             )
         )
     if not runtime_present:
         found.append(
-            _reason("runtime", "the host runtime is not installed, or is another version", "run the playbook kvm.liveupdate.setup")
+            _reason(
+                "runtime",
+                "the host runtime is not installed, or it is of another version than this collection",
+                "run the playbook kvm.liveupdate.setup",
+            )
         )
     return found
 
@@ -49,11 +57,11 @@ def _no_device(root: str) -> dict:
     if missing:
         return _reason(
             "cmdline",
-            f"there is no /dev/liveupdate: the kernel command line lacks {' and '.join(missing)}",
-            "the role hypervisor_setup adds what is missing, at the price of one ordinary reboot (hypervisor_setup_reboot_ok: true)",
+            f"/dev/liveupdate does not exist, because the kernel command line lacks {' and '.join(missing)}",
+            "run the playbook kvm.liveupdate.setup, which adds this and reboots the host (hypervisor_setup_reboot_ok: true)",
         )
     return _reason(
         "no-device",
-        "there is no /dev/liveupdate although kho=on and liveupdate=on are given",
-        "run a kernel of 7.2 or later with CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may say more",
+        "/dev/liveupdate does not exist, although the kernel command line has kho=on and liveupdate=on",
+        "run kernel 7.2 or later with CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may show more",
     )

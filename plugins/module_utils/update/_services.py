@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The other services of the host: stopped for the pause, started again by an undo. PRIVATE to the collection."""
+"""Stop the other services of the host before the pause, and start them again in an undo. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = (
     "usual_shutdown",
 )
 
-_MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5), read again by a reload
+_MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5); daemon-reload reads it again
 SESSIONS_LIMIT_S = _limits.SESSIONS
 FINAL_KILL_S = _limits.FINAL_KILL
-# Between the stop of a service and the start of its socket, something may ask for the service once more.
+# Between the stop of a service and the start of its socket, something may start the service again.
 SOCKET_ATTEMPTS = 3
 SOCKET_LIMIT_S = _limits.SOCKETS
-# What stops with a unit (systemd.unit(5)).
+# Properties with the units that stop with a unit (systemd.unit(5)).
 _NEEDED_BY = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
-# And what a unit stops with, the other way round; and what it cannot do without, which isolation leaves where the unit stays.
+# Properties with the units whose stop stops a unit; and with the units that it needs, which isolation keeps while the unit stays.
 _STOPS_WITH = ("PartOf", "StopPropagatedFrom")
 _NEEDS = ("Requires", "Requisite", "BindsTo")
-# What the guests reach the world through keeps working until they are paused.
+# Units of the guests' network and storage keep running until the guests are paused.
 KEPT = ("remote-fs.target", "systemd-networkd.service", "NetworkManager.service", "networking.service", "openvswitch-switch.service")
-# Their stop changes what running guests see: rules are flushed, routes withdrawn, addresses and disks go.
+# Running guests notice the stop of these units: it flushes rules, withdraws routes, or removes addresses and disks.
 NOTICED = (
     # packet filters
     "arno-iptables-firewall.service",
@@ -159,7 +159,7 @@ NOTICED = (
 
 
 def active_units(types: str = "service,socket,timer,path,target") -> list[str]:
-    """What runs of these types; by default what isolation may stop: it leaves mounts and swap alone."""
+    """The active units of these types; by default the types that isolation may stop. It does not stop mounts and swap."""
     text = _commands.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", f"--type={types}")
     return _names(text)
 
@@ -169,16 +169,16 @@ def _names(text: str) -> list[str]:
 
 
 def noticed(active: list[str]) -> list[str]:
-    """Which of these units running guests would notice the stop of (:data:`NOTICED`). Pure."""
+    """The units whose stop running guests would notice (:data:`NOTICED`). Pure."""
     from fnmatch import fnmatchcase
 
     return [unit for unit in active if any(fnmatchcase(unit, pattern) for pattern in NOTICED)]
 
 
 def to_be_stopped(running: list[str], guests: list[str]) -> list[str]:
-    """Which of these running services an update stops before it pauses a guest; ``guests`` are the guests' units. Pure.
+    """The running services that an update stops before it pauses a guest; ``guests`` are the guests' units. Pure.
 
-    Not systemd's own. One more may run on because a guest's unit requires it, which only systemd can tell.
+    Services of systemd are left out. A listed service may keep running because a guest's unit requires it, which only systemd knows.
     """
     kept_names = {*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept), *noticed(running), *guests}
     ours = ("systemd-", "kvm-liveupdate", "user@", "user-runtime-dir@")
@@ -186,20 +186,20 @@ def to_be_stopped(running: list[str], guests: list[str]) -> list[str]:
 
 
 def services() -> list[str]:
-    """The services that have a process now."""
+    """The services that have a running process."""
     return _names(_commands.run("systemctl", "list-units", "--plain", "--no-legend", "--state=running", "--type=service"))
 
 
 def stop_the_rest(update: dict) -> None:
-    """Stop every unit that neither the guests nor the early boot need; the guests run on."""
+    """Stop every unit that neither the guests nor the early boot need. The guests keep running."""
     guests = [update["records"][name]["unit"] for name in update["guests"]]
     often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept), *update["keep_units"]]
     seen = _systemd.show_each(list(dict.fromkeys((*often, *noticed(update["units"])))), "ActiveState", "TriggeredBy")
     for unit in update["keep_units"]:
         if seen[unit].get("ActiveState") != "active":
-            _systemd.log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}: nothing of it is kept")
+            _systemd.log(f"{unit} of keep_units is {seen[unit].get('ActiveState')}, so it is not kept running")
     update["kept"] = kept(seen, update["units"])
-    # Not wanted: with that all that it wants itself would be started.
+    # Not with Wants=: that would also start everything that these units want.
     bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
     update["in_place"] = kept(bound, update["units"])
     _journal.record(update)
@@ -213,15 +213,15 @@ def stop_the_rest(update: dict) -> None:
         _files.write_text(path, "[Unit]\nIgnoreOnIsolate=yes\n", 0o644)
     _commands.run("systemctl", "daemon-reload")
     _gate.spare_others(update)
-    update["units"] = active_units()  # what has ended by itself until now is nothing to start again
+    update["units"] = active_units()  # an undo does not start what has ended by itself before
     _journal.record(update)
     _commands.run("systemctl", "isolate", _units.JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
 
 
 def end_sessions(update: dict) -> None:
-    """End logins, containers and whatever else isolation leaves alone, while the guests run on.
+    """End logins, containers and everything else that isolation does not stop, while the guests run.
 
-    In the pause the shutdown would wait for each that does not end by itself (src/shutdown/shutdown.c, broadcast_signal).
+    Otherwise the shutdown would wait for them during the pause (src/shutdown/shutdown.c, broadcast_signal).
     """
     used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
     for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
@@ -231,20 +231,20 @@ def end_sessions(update: dict) -> None:
         _gate.spare_others(update)
         update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
         _journal.record(update)
-        with contextlib.suppress(LiveUpdateError):  # one that has just ended is an error, and the next look tells who is left
+        with contextlib.suppress(LiveUpdateError):  # a unit that has just ended causes an error; the next look shows which units are left
             _commands.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
-    _systemd.log(f"they do not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
+    _systemd.log(f"these units did not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
 
 
 def sessions(active: list[str], used: set[str | None]) -> list[str]:
-    """Which of the active units isolation leaves alone although no guest needs them: scopes, and users' service managers. Pure."""
+    """The active units that isolation does not stop although no guest needs them: scopes, and users' service managers. Pure."""
     return [unit for unit in active if unit.endswith(".scope") or unit.startswith("user@") if unit != "init.scope" and unit not in used]
 
 
 def limit_the_shutdown() -> None:
-    """Have the shutdown, within the pause, wait for nobody for long: PID 1 hands its own default limit on to it (src/core/main.c).
+    """Limit how long the shutdown waits for processes during the pause: it gets the default limit of PID 1 (src/core/main.c).
 
-    Only after isolation: until then it is also the limit of services that have none of their own.
+    Call this only after isolation: before, it is also the limit of services without their own limit.
     """
     os.makedirs(os.path.dirname(_MANAGER), exist_ok=True)
     _files.write_text(_MANAGER, f"[Manager]\nDefaultTimeoutStopSec={FINAL_KILL_S}s\n", 0o644)
@@ -257,12 +257,12 @@ def usual_shutdown() -> None:
 
 
 def in_place(unit: str) -> str:
-    """The drop-in of a unit that isolation passes over, for this boot only."""
+    """The path of the drop-in that excludes a unit from isolation, for this boot only."""
     return f"{_units.RUN_FOLDER}/{unit}.d/40-kvm-liveupdate.conf"
 
 
 def _bound_to(units: list[str]) -> list[str]:
-    """The units whose stop would stop one of these, or one that they require, although nobody stops that itself."""
+    """The units whose stop would also stop one of these units, or a unit that they require."""
     found: list[str] = []
     asked: set[str] = set()
     while units:
@@ -275,9 +275,9 @@ def _bound_to(units: list[str]) -> list[str]:
 
 
 def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
-    """Which units run on beside the guests: of those ``seen`` the active ones (wanting another would start it), and what triggers them.
+    """The units that keep running beside the guests: the active ones in ``seen`` (to want another would start it), and their triggers.
 
-    A socket that was stopped could not be started again while its service runs. Pure.
+    A stopped socket could not be started again while its service runs. Pure.
     """
     running = [unit for unit, properties in seen.items() if properties.get("ActiveState") == "active"]
     triggers = [trigger for unit in running for trigger in seen[unit].get("TriggeredBy", "").split() if trigger in active]
@@ -285,21 +285,21 @@ def kept(seen: dict[str, dict[str, str]], active: list[str]) -> list[str]:
 
 
 def tell_ended(units: list[str], notes: list[str]) -> None:
-    """Which of the logins and containers that were to end do not run: one was to end when the update was cut off, or came back."""
+    """Add a note about the logins and containers that have ended. Some may still run, if the update was interrupted before their end."""
     active = active_units("scope,service")
     gone = [unit for unit in units if unit not in active]
     if gone:
-        notes.append(f"logins and containers were ended, and do not start by themselves: {', '.join(gone)}")
+        notes.append(f"these logins and containers were ended and do not start again by themselves: {', '.join(gone)}")
 
 
 def start_again(units: list[str], since: float | None, notes: list[str]) -> None:
-    """Start what isolation stopped: the sockets first, then the rest one by one, so that one that fails does not keep others down.
+    """Start what isolation stopped: first the sockets, then the rest one by one, so that a failure does not affect the others.
 
-    Units that were made on the fly (systemd-run) are gone with their stop; that goes into ``notes`` and is no failure.
+    Units without a unit file (systemd-run) cannot be started again. This is noted in ``notes`` and is not a failure.
     """
     gone = _gone(stopped(units, active_units()))
     if gone:
-        notes.append(f"these were not defined by a file and ended for good, start them as before: {', '.join(gone)}")
+        notes.append(f"these units have no unit file, so they cannot be started again here; start them as before: {', '.join(gone)}")
     units = [unit for unit in units if unit not in gone]
     problems = _sockets_again(units, since)
     for unit in ("default.target", *stopped(units, active_units())):
@@ -312,14 +312,14 @@ def start_again(units: list[str], since: float | None, notes: list[str]) -> None
 
 
 def _gone(units: list[str]) -> list[str]:
-    """Which of these units systemd does not know any more."""
+    """The units that systemd no longer knows."""
     return [unit for unit, shown in _systemd.show_each(units, "LoadState").items() if shown.get("LoadState") == "not-found"]
 
 
 def _sockets_again(units: list[str], since: float | None) -> list[str]:
-    """Start the sockets that isolation stopped; returns what went wrong.
+    """Start the sockets that isolation stopped; returns the problems.
 
-    systemd refuses the socket of a service that runs. D-Bus or a login may have started one since, so it stops for its socket.
+    systemd refuses to start the socket of a running service. D-Bus or a login may have started a service since, so this stops it first.
     """
     problem, sockets = "", []
     for _attempt in range(SOCKET_ATTEMPTS):
@@ -338,13 +338,16 @@ def _sockets_again(units: list[str], since: float | None) -> list[str]:
             return []
         except LiveUpdateError as err:
             problem = str(err)
-    return [f"{problem}; once nothing needs the services of these sockets, stop those and start the sockets: {', '.join(sockets)}"]
+    return [
+        f"{problem}; these sockets are not started again: {', '.join(sockets)}. Stop their services when nothing needs them, then start"
+        " the sockets"
+    ]
 
 
 def dispensable(seen: dict[str, dict[str, str]], active: list[str], since: float | None) -> list[str]:
-    """Which of the services may stop for a moment: started after ``since`` (seconds, CLOCK_MONOTONIC), and nothing that runs stops with it.
+    """The services that may stop for a moment: those started after ``since`` (CLOCK_MONOTONIC), if no active unit stops with them.
 
-    One that ran all the time may be what a guest needs. ``since`` is None when nothing was stopped. Pure.
+    A guest may need a service that ran all the time. ``since`` is None if nothing was stopped. Pure.
     """
     return [
         service
@@ -356,5 +359,5 @@ def dispensable(seen: dict[str, dict[str, str]], active: list[str], since: float
 
 
 def stopped(before: list[str], now: list[str]) -> list[str]:
-    """What ran before and is to run again. Not users' sessions, which come with a login, and nothing of the update itself. Pure."""
+    """The units that ran before and must run again, except users' sessions, which a login starts, and units of the update. Pure."""
     return [unit for unit in before if unit not in now and not unit.startswith(("user@", "user-runtime-dir@", "kvm-liveupdate"))]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether a boot finds a file or a socket again. For both providers. PRIVATE to the collection."""
+"""Check whether a file or a socket exists again after a boot. For both providers. PRIVATE to the collection."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ("paths", "peer_warnings", "sockets")
 
 _MEMORY = ("ramfs", "tmpfs")
 _ALWAYS_EMPTY = ("/dev/shm/", "/run/")
-# With these a service that a unit file is there for is started by somebody.
+# With these unit file states a boot can start the service.
 _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
 
 
 def peer_warnings(wanted: list[dict], root: str = "/") -> list[dict]:
-    """The TCP peers of a guest on other hosts, whose connections do not come over: a warning each."""
+    """A warning for each TCP peer of a guest on another host: its connection does not survive the jump."""
     return [
         reason(
             "peer-remote",
-            f"its connection to {socket['path']} breaks at the jump and is made again: {socket['what']}",
-            "see that the other end is up then and takes it a second time",
+            f"its connection to {socket['path']} breaks at the jump and is opened again: {socket['what']}",
+            "make sure that the other end then runs and accepts a second connection",
         )
         for socket in wanted
         if not socket["path"].startswith("/") and not _tcp.is_here(socket["path"], root)
@@ -39,10 +39,10 @@ def peer_warnings(wanted: list[dict], root: str = "/") -> list[dict]:
 
 
 def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
-    """What is wrong with each file, by its path.
+    """The problem of each file that has one, by its path.
 
-    It is ``gone``, ``memory`` (a boot forgets it), ``by-hand`` (a block device that nobody sets up after a boot), ``replaced`` (QEMU has
-    another one open) or ``silent`` (its storage does not answer).
+    ``gone``: it does not exist. ``memory``: it does not exist after a boot. ``by-hand``: it is a block device that a boot does not set up.
+    ``replaced``: QEMU has another file open. ``silent``: its storage does not answer.
     """
     if not files:
         return {}
@@ -67,7 +67,7 @@ def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None
             found[file["path"]] = "gone"
             continue
         except OSError:
-            continue  # of a storage that root may not look at (NFS)
+            continue  # on storage that root cannot access (NFS)
         is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
         if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
             found[file["path"]] = "memory"
@@ -79,7 +79,7 @@ def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None
 
 
 def _memory_devices(mounts: str) -> set[int]:
-    """The file systems that lie in memory (proc(5), mountinfo)."""
+    """The file systems that are in memory (proc(5), mountinfo)."""
     found = set()
     with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -91,7 +91,7 @@ def _memory_devices(mounts: str) -> set[int]:
 
 
 def _emptied(root: str = "/") -> tuple[str, ...]:
-    """The folders of files that a boot removes, wherever they lie: /tmp only where tmpfiles.d(5) says so (a line of type D)."""
+    """Folders whose files a boot removes, on any file system: /tmp only if tmpfiles.d(5) says so (a line of type D)."""
     configs: dict[str, str] = {}
     for folder in ("usr/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d"):  # the last one that has a file wins
         path = os.path.join(root, folder)
@@ -109,12 +109,12 @@ def _emptied(root: str = "/") -> tuple[str, ...]:
 
 
 def _identity(seen: os.stat_result) -> tuple[int, int]:
-    """A device is known by its number: libvirt makes QEMU nodes of its own for them."""
+    """A device is identified by its number, because libvirt makes separate device nodes for QEMU."""
     return (-1, seen.st_rdev) if stat.S_ISBLK(seen.st_mode) else (seen.st_dev, seen.st_ino)
 
 
 def _opened(pid: int, say: t.Callable[[str], None]) -> set[tuple[int, int]]:
-    """The files that a process has open; empty when that cannot be seen."""
+    """The files that a process has open; empty if this is unknown."""
     found = set()
     for fd, link in _processes.fd_links(pid).items():
         say(link)
@@ -126,10 +126,10 @@ def _opened(pid: int, say: t.Callable[[str], None]) -> set[tuple[int, int]]:
 
 
 def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()) -> dict[str, str]:
-    """Whose sockets are these: the unit of the process that listens, by path, when a boot starts that unit again; else empty.
+    """The unit of the process that listens at each socket, by path, if a boot starts that unit again; else empty.
 
-    Those of other hosts are theirs ("elsewhere"), and at a TCP port the kernel itself may listen (an iSCSI target).
-    ``brought`` are units that start with the guest, so that they need not be enabled.
+    It is "elsewhere" for a socket of another host, and "kernel" for a TCP port at which the kernel listens (an iSCSI target). ``brought``
+    are units that start with the guest, so they need not be enabled.
     """
     if not wanted:
         return {}
@@ -155,7 +155,7 @@ def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()
 
 
 def _listening(root: str) -> dict[str, str]:
-    """The inode of each UNIX socket that somebody listens at, by its path (proc(5), /proc/net/unix; flag __SO_ACCEPTCON)."""
+    """The inode of each UNIX socket at which a process listens, by its path (proc(5), /proc/net/unix; flag __SO_ACCEPTCON)."""
     with open(os.path.join(root, "proc/net/unix"), encoding="utf-8", errors="surrogateescape") as file:
         rows = [line.rstrip("\n").split(None, 7) for line in file]
     return {os.path.realpath(row[7]): row[6] for row in rows if len(row) == 8 and row[3] == "00010000"}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""QEMU command lines: what one says about the guest's RAM, and the one that we run. PRIVATE to the collection.
+"""QEMU command lines: the reasons and warnings in one, and the command line that we run. PRIVATE to the collection.
 
 Source: qemu(1).
 """
@@ -35,14 +35,14 @@ __all__ = (
     "warnings",
 )
 
-# The RAM's name in the migration stream. QEMU's own default for PC machines, so that other tools know it too.
+# The RAM's name in the migration stream. It is QEMU's default for PC machines, so that other tools know it too.
 RAM_ID = "pc.ram"
 DEFAULT_RAM_BYTES = 128 << 20
 _HUGE_PAGE = 2 << 20
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 # A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
-# Disks that the kernel numbers as it finds them.
+# Disk names that depend on the order in which the kernel finds the disks.
 _NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
 _DISK = ("drive", "blockdev")
@@ -51,7 +51,7 @@ _DESCRIPTORS = ("fd", "fds", "vhostfd", "vhostfds", "sock_fd")
 _DESCRIPTOR_PATHS = ("/dev/fdset/", "/dev/fd/", "/proc/self/fd/")
 _ENCRYPTION = ("sev-guest", "sev-snp-guest", "tdx-guest", "pef-guest", "s390-pv-guest")
 
-# Devices that are not QEMU's alone, by how their names begin, and why that matters.
+# Devices that QEMU does not serve alone, by the beginning of their names, and the code of the reason.
 _DEVICES = (
     (("vfio-", "usb-host", "pci-assign", "kvm-pci-assign"), "hostdev"),
     (("vhost-user-fs", "virtio-9p"), "filesystem"),
@@ -68,46 +68,52 @@ _BLOCK_DRIVERS = {
     "virtio-blk-vhost-vdpa": "disk-vdpa",
 }
 _SAYS = {
-    "hostdev": ("it has a device of the host", "remove the device and restart the guest; use virtio disks and a tap on a bridge"),
-    "filesystem": ("it shares a folder of the host", "remove it and restart the guest"),
-    "vhost-user": (
-        "another process serves one of its devices, and ends with the jump",
-        "use a device of QEMU's own, and restart the guest",
+    "hostdev": (
+        "it uses a device of the host (passthrough)",
+        "remove the device and restart the guest; use virtio disks and a tap on a bridge",
     ),
-    "vdpa": ("it has a vDPA device of the host", "use a tap on a bridge and restart the guest"),
+    "filesystem": ("it shares a folder of the host", "remove the device and restart the guest"),
+    "vhost-user": (
+        "another process serves one of its devices (vhost-user) and ends at the jump",
+        "use a device that QEMU serves itself, and restart the guest",
+    ),
+    "vdpa": ("it uses a vDPA device of the host", "use a tap on a bridge and restart the guest"),
     "shmem": ("it shares memory with another process", "remove the device and restart the guest"),
-    "memory-device": ("it has memory beside its RAM, which is not held", "give it all of its memory by -m and restart the guest"),
-    "disk-nvme": ("it has an NVMe drive of the host as a disk", "use a file or block device and restart the guest"),
+    "memory-device": ("it has memory besides its RAM, which cannot be preserved", "give it all memory with -m and restart the guest"),
+    "disk-nvme": ("one of its disks is an NVMe drive of the host", "use a file or block device and restart the guest"),
     "disk-vhost-user": (
-        "another process serves one of its disks, and ends with the jump",
+        "another process serves one of its disks (vhost-user) and ends at the jump",
         "use a file or block device and restart the guest",
     ),
-    "disk-vdpa": ("it has a vDPA device of the host as a disk", "use a file or block device and restart the guest"),
-    "tpm-passthrough": ("it has the host's TPM", "use an emulated TPM and restart the guest"),
-    "launch-security": ("its memory is encrypted for the processor that it started on", "shut it down for the update"),
-    "transient-disk": ("a disk forgets what was written to it when QEMU ends", "remove snapshot=on or -snapshot and restart the guest"),
+    "disk-vdpa": ("one of its disks is a vDPA device of the host", "use a file or block device and restart the guest"),
+    "tpm-passthrough": ("it uses the TPM of the host (passthrough)", "use an emulated TPM and restart the guest"),
+    "launch-security": ("its memory is encrypted for the processor", "shut the guest down for the update"),
+    "transient-disk": (
+        "one of its disks is transient: all writes are discarded when QEMU ends",
+        "remove snapshot=on or -snapshot and restart the guest",
+    ),
     "cache-unsafe": (
-        "what it writes to a disk may not be on the disk at the jump",
+        "one of its disks has the cache mode unsafe, so writes may be lost at the jump",
         "use another cache mode (cache=none) and restart the guest",
     ),
-    "start-option": ("it has an option with which QEMU cannot take in a saved state", "remove the option and restart the guest"),
+    "start-option": ("with this option QEMU cannot load a saved state", "remove the option and restart the guest"),
     "server-waits": (
-        "QEMU waits at its start until somebody connects, and so would the guest after the jump",
-        "add wait=off to it and restart the guest",
+        "QEMU waits at its start until a client connects, so the guest would wait after the jump",
+        "add wait=off to the option and restart the guest",
     ),
     "privileges": (
-        "QEMU gives up the rights that it needs to write its state",
-        "remove the option and restart the guest; limit QEMU by -sandbox and the settings of its unit instead",
+        "with this option QEMU drops the rights that it needs to write its state",
+        "remove the option and restart the guest; restrict QEMU with -sandbox and settings of its unit instead",
     ),
     "inherited-fd": (
-        "it uses descriptors inherited from its starter, which do not exist after the jump",
+        "it uses file descriptors inherited from its parent process, which do not exist after the jump",
         "name the device instead, e.g. -netdev tap,ifname=tap0,script=no,downscript=no",
     ),
 }
 
 
 def _given(argv: list[str], *names: str) -> list[Option]:
-    """The options of these names, in order. What cannot be read is left out: :func:`reasons` tells it."""
+    """The options with these names, in order. Unreadable ones are left out: :func:`reasons` reports them."""
     return [option for option in _options.read(argv)[0] if option.name in names]
 
 
@@ -120,7 +126,7 @@ def ram_size(argv: list[str]) -> int:
     if size[-1].upper() in _UNITS:
         digits, shift = size[:-1], _UNITS[size[-1].upper()]
     if not digits.isdigit() or not int(digits):
-        raise LiveUpdateError(f"-m {size}: not a size this wrapper understands; use whole numbers with K, M, G or T, e.g. -m 2G")
+        raise LiveUpdateError(f"-m {size} is not a size that the wrapper supports; use a whole number with K, M, G or T, e.g. -m 2G")
     return int(digits) << shift
 
 
@@ -130,7 +136,7 @@ def uuid_of(argv: list[str]) -> str:
 
 
 def nodes(argv: list[str]) -> list[str]:
-    """The device nodes of the host that it opens, as far as they come with a kernel module: ``/dev/kvm`` and the like."""
+    """The device nodes of the host that QEMU opens and that a kernel module provides: ``/dev/kvm`` and the like."""
     options = _options.read(argv)[0]
     nets = [option for option in options if option.name in _NETWORKS]
     wanted = {
@@ -143,29 +149,29 @@ def nodes(argv: list[str]) -> list[str]:
 
 
 def ram_reason(argv: list[str]) -> dict | None:
-    """Why the RAM that this command line asks for cannot be preserved: a reason, or None when it can."""
+    """The reason why the RAM of this command line cannot be preserved; None if it can."""
     for option in _given(argv, "object", "mem-path", "numa", "machine"):
         backend = option.name == "object" and option.get("qom-type").startswith("memory-backend-")
         if option.name == "mem-path" or (backend and option.is_on("hugetlb")):
             return reason(
                 "ram-hugetlb",
-                f"its RAM comes from huge pages or a file of its own, which the kernel cannot preserve: {option.text}",
-                "remove this option: the wrapper gives RAM that transparent huge pages can back",
+                f"its RAM is on huge pages or in another file, which the kernel cannot preserve: {option.text}",
+                "remove this option and restart the guest; the wrapper's RAM uses transparent huge pages",
             )
         if backend or option.get("memdev") or option.get("memory-backend"):
             return reason(
                 "ram-backend",
-                f"it has a RAM backend of its own: {option.text}",
-                "remove -object memory-backend-..., memdev= and memory-backend=: the wrapper adds a backend that can be preserved",
+                f"its command line has another RAM backend than the wrapper's: {option.text}",
+                "remove -object memory-backend-..., memdev= and memory-backend= and restart the guest; the wrapper adds a backend",
             )
     return None
 
 
 def reasons(argv: list[str]) -> list[dict]:
-    """Why a QEMU with this command line, or these words of one, cannot be preserved; none when it can."""
+    """Reasons why a QEMU with this command line, or a part of one, cannot be preserved; none if it can."""
     options, unread = _options.read(argv)
     found = [
-        reason("argv-unread", f"its command line cannot be read: {text}", "mend or remove that option and restart the guest")
+        reason("argv-unread", f"its command line cannot be read: {text}", "fix or remove that option and restart the guest")
         for text in unread
     ]
     ram = ram_reason(argv)
@@ -235,7 +241,7 @@ def is_read_only(disk: Option) -> bool:
 
 
 def local_file(disk: Option, nodes: dict[str, Option]) -> str:
-    """The file or block device of the host that a disk's image is, or empty; ``nodes`` are the ``-blockdev`` by their names."""
+    """The file or block device of the host with a disk's image, or empty. ``nodes`` are the ``-blockdev`` options by their names."""
     for key, value in disk.keys.items():
         last = key.rpartition(".")[2]
         if set(key.split(".")[:-1]) <= {"file"} and last in ("file", "filename"):
@@ -249,7 +255,7 @@ def local_file(disk: Option, nodes: dict[str, Option]) -> str:
 
 
 def _local(name: str) -> str:
-    """A file's name as ``-drive file=`` takes it: it may begin with a protocol (block.c, path_has_protocol), and "json:" is one."""
+    """The file behind a name in ``-drive file=``. It may begin with a protocol (block.c, path_has_protocol), also "json:"."""
     if name.startswith("json:"):
         try:
             return local_file(Option("drive", _options.keys_of("blockdev", name[len("json:") :]), name), {})
@@ -262,20 +268,20 @@ def _local(name: str) -> str:
 
 
 def _waits(option: Option) -> bool:
-    """Whether QEMU waits for a client: by default in its own dialect, not in JSON (qapi/char.json)."""
+    """Whether QEMU waits for a client. That is the default in QEMU's own syntax, but not in JSON (qapi/char.json)."""
     if option.get("backend.type") == "socket":
         return option.is_on("backend.data.wait") and option.get("backend.data.server") != "off"
     return option.get("backend") == "socket" and option.is_on("server") and option.get("wait") != "off"
 
 
 def devices(argv: list[str]) -> list[str]:
-    """The guest's devices in words: ``device:virtio-net-pci`` (its driver), ``disk:virtio``, ``interface:tap``, ``hostdev``, ``tpm``."""
+    """The guest's devices as words: ``device:virtio-net-pci`` (its driver), ``disk:virtio``, ``interface:tap``, ``hostdev``, ``tpm``."""
     found = set()
     for option in _options.read(argv)[0]:
         if option.name == "device":
             found.add("hostdev" if "hostdev" in _codes(option) else f"device:{option.get('driver')}")
         elif option.name == "drive" and option.get("if") != "none":  # else it is the disk of a -device
-            found.add(f"disk:{option.get('if') or 'ide'}")  # but for ARM's virt and the like, whose default is virtio
+            found.add(f"disk:{option.get('if') or 'ide'}")  # except for ARM's virt and the like, where virtio is the default
         elif option.name in ("netdev", "nic") and option.get("type") != "none":
             found.add(f"interface:{option.get('type')}")
         elif option.name == "tpmdev":
@@ -284,12 +290,12 @@ def devices(argv: list[str]) -> list[str]:
 
 
 def name_warnings(paths: t.Iterable[str]) -> list[dict]:
-    """Which of a guest's disks have names that a boot may change: a warning each. Pure."""
+    """A warning for each disk with a name that a boot may change. Pure."""
     return [
         reason(
             "device-name",
-            f"its disk {path} may have another name after the jump, and then it does not come back by itself",
-            "name it by a lasting path (/dev/disk/by-id/, /dev/mapper/) and restart the guest",
+            f"its disk {path} may have another name after the jump, and the guest could then not be restored automatically",
+            "use a permanent path (/dev/disk/by-id/, /dev/mapper/) and restart the guest",
         )
         for path in dict.fromkeys(paths)
         if _NUMBERED.match(path)
@@ -297,7 +303,7 @@ def name_warnings(paths: t.Iterable[str]) -> list[dict]:
 
 
 def warnings(argv: list[str]) -> list[dict]:
-    """What of this command line does not come over as it was, or would not with another QEMU: of the same shape as a reason."""
+    """Warnings: what does not survive the jump unchanged, or would not with another QEMU. They have the same keys as reasons."""
     options, found = _options.read(argv)[0], []
     machine = ([option.get("type") for option in options if option.name == "machine" and option.get("type")] or [""])[-1]
     if not _VERSIONED.search(machine):
@@ -305,39 +311,39 @@ def warnings(argv: list[str]) -> list[dict]:
         found.append(
             reason(
                 "machine-version",
-                f"{seen}: a QEMU that was upgraded since makes another machine of it, which may not take its state",
-                "name it with its version, as -machine help lists it (pc-q35-10.0), and restart the guest;"
-                " where there is none, do not upgrade QEMU together with the update",
+                f"{seen}: a newer QEMU would use a newer machine type, which may not load its state",
+                "use a machine type with a version from '-machine help' (pc-q35-10.0), and restart the guest;"
+                " if there is none, do not upgrade QEMU together with the update",
             )
         )
     processor = ([option for option in options if option.name == "cpu"] or [Option("cpu", {}, "")])[-1]
     if processor.get("model") in ("host", "max"):
-        message = f"its processor is what the host offers, and a new kernel may offer another: {processor.text}"
-        found.append(reason("cpu-host", message, "name the model (-cpu EPYC-Rome, see -cpu help) and restart the guest"))
+        message = f"its processor model depends on the host, and a new kernel may change it: {processor.text}"
+        found.append(reason("cpu-host", message, "name a model (-cpu EPYC-Rome, see '-cpu help') and restart the guest"))
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     disks = [option for option in options if option.name in _DISK]
     found += name_warnings(local_file(disk, nodes) for disk in disks)
     for option in options:
         if option.name == "device" and "vhost-vsock" in option.get("driver"):
-            found.append(reason("vsock", f"its vsock connections are reset: {option.text}", "see that both ends connect again"))
+            found.append(reason("vsock", f"its vsock connections are reset: {option.text}", "make sure that both ends connect again"))
         if option.name == "device" and option.get("driver") == "vmgenid" and option.get("guid") == "auto":
-            message = f"it gets a new generation id when it comes back and will take itself for a clone: {option.text}"
-            found.append(reason("genid", message, "give it a guid of its own (guid=UUID) and restart the guest"))
+            message = f"it gets a new generation ID after the jump, so software in the guest may treat it as a clone: {option.text}"
+            found.append(reason("genid", message, "use a fixed generation ID (guid=UUID) and restart the guest"))
     return found + [
         reason(
             "user-network",
             f"connections through its user-mode network are lost: {text}",
-            "use a tap on a bridge, or see that both ends connect again",
+            "use a tap on a bridge, or make sure that both ends connect again",
         )
         for text in _user_networks(options)
     ]
 
 
 def _user_networks(options: list[Option]) -> list[str]:
-    """The networks that QEMU makes itself, of which it makes one where nothing is said about networks and defaults."""
+    """The networks that QEMU serves itself. It makes one by default if the command line says nothing about networks and defaults."""
     names = {option.name for option in options}
     if not names & {"nodefaults", *_NETWORKS}:
-        return ["QEMU's default, as neither -nodefaults nor -nic none is given"]
+        return ["QEMU's default, because neither -nodefaults nor -nic none is given"]
     own = ("user", "passt")
     return [
         option.text
@@ -347,17 +353,19 @@ def _user_networks(options: list[Option]) -> list[str]:
 
 
 def command(argv: list[str], monitor: str, ram_fd: int | None, size: int, incoming: bool) -> list[str]:
-    """The command line to run: the user's, with our monitor, the RAM behind ``ram_fd``, and waiting for a state or not.
+    """The command line to run: the user's with our monitor, the RAM behind ``ram_fd``, and the option to wait for a state if asked for.
 
-    ``ram_fd`` None leaves the RAM as the user asked for it.
+    With ``ram_fd`` None the RAM stays as the user asked for it.
     """
     for option, _word in _options.split(argv):
         if option in ("daemonize", "incoming"):
-            raise LiveUpdateError(f"-{option} does not go together with live update: remove it, systemd runs QEMU in the foreground")
+            raise LiveUpdateError(
+                f"-{option} is not possible with live update; remove the option, because systemd runs QEMU in the foreground"
+            )
     added = ["-qmp", f"unix:{monitor},server=on,wait=off"]
     if ram_fd is not None:
-        # Only a *named file* that is shared stays out of the migration stream (QEMU's migrate_ram_is_ignored), hence the path.
-        # Aligned, a huge page of the file is one for the processor too, and comes with one fault.
+        # Only a shared file *with a name* stays out of the migration stream (QEMU's migrate_ram_is_ignored), so this gives a path.
+        # With this alignment a huge page of the file is also one for the processor, and needs only one page fault.
         file = f"memory-backend-file,id={RAM_ID},size={size},align={_HUGE_PAGE},share=on,mem-path=/proc/self/fd/{ram_fd}"
         added += ["-object", file]
         added += ["-machine", f"memory-backend={RAM_ID}"]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which block device is behind a name, in words that a boot does not change. On the boot path. PRIVATE to the collection.
+"""Identify the block device behind a name, by facts that a boot does not change. On the boot path. PRIVATE to the collection.
 
 The generic node of a SCSI device (/dev/sgN) counts as one.
 Source: the kernel's Documentation/ABI/stable/sysfs-block, sysfs-block-dm, sysfs-nvme.
@@ -20,15 +20,15 @@ __all__ = ("BY_HAND", "changed", "identity", "is_by_hand", "kernel_name", "verif
 
 _SYSFS = "/sys/dev/block"
 _SYSFS_CHARACTER = "/sys/dev/char"
-# Files below a disk that together say which one it is. The kernel after the jump may know another of them, so all are kept.
+# Files in sysfs that identify a disk. The kernel after the jump may have only some of them, so all are stored.
 _WORDS = (("dm/uuid",), ("md/uuid",), ("wwid",), ("device/wwid",), ("serial",), ("device/serial", "nsid"))
 
-# Block devices that somebody has set up by hand, by the kernel's names.
+# Block devices that an operator sets up by hand, by the kernel's names.
 BY_HAND = re.compile(r"(loop|nbd|ram|zram)\d")
 
 
 def identity(path: str) -> list[str]:
-    """What says which device is at this path, or where a link there leads; empty when nothing does, or when there is none."""
+    """The identity of the device at this path, or where a link there leads; empty if it is unknown or there is no device."""
     try:
         seen = os.stat(path)
         sysfs = _SYSFS if stat.S_ISBLK(seen.st_mode) else _SYSFS_CHARACTER
@@ -57,7 +57,7 @@ def _read(path: str) -> str:
 
 
 def changed(identities: dict[str, list[str]]) -> list[str]:
-    """Which of these paths lead to other block devices than those that had these identities, and to which."""
+    """Sentences about the paths that lead to other block devices than those with these identities."""
     found = []
     for path, before in identities.items():
         now = identity(path)
@@ -67,22 +67,22 @@ def changed(identities: dict[str, list[str]]) -> list[str]:
 
 
 def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
-    """Raise when the name of a block device is another one's after the jump: names like /dev/sdb follow the order of a boot."""
+    """Raise if the name of a block device belongs to another device after the jump: names like /dev/sdb depend on the order of a boot."""
     wrong = changed(devices)
     if wrong:
         raise LiveUpdateError(
-            f"guest {name}: {'; '.join(wrong)}. Nothing is loaded, and its memory is kept: give the device its name back (udev), then"
-            f" 'systemctl start' of its unit tries again; 'kvm-liveupdate discard {name}' gives the memory up"
+            f"guest {name}: {'; '.join(wrong)}. Its state is not loaded, and its memory is kept. Give the device its old name again"
+            f" (udev), then run 'systemctl start' with its unit; or run 'kvm-liveupdate discard {name}' to discard the memory"
         )
 
 
 def is_by_hand(number: int) -> bool:
-    """Whether this is the number of a block device that somebody has set up by hand: loop, NBD, RAM."""
+    """Whether this is the number of a block device that is set up by hand: loop, NBD, RAM."""
     return bool(BY_HAND.match(kernel_name(number)))
 
 
 def kernel_name(number: int) -> str:
-    """What the kernel calls a block device (sysfs); empty when that is not known."""
+    """The kernel's name of a block device (sysfs); empty if it is unknown."""
     try:
         return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
     except OSError:

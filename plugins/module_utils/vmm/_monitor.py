@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A small QMP client for one command at a time. PRIVATE to the collection.
+"""A small client for QEMU's monitor (QMP), for one command at a time. PRIVATE to the collection.
 
 Source: QEMU's docs/interop/qmp-spec.rst and qapi/{migration,run-state}.json. Standard library only: it runs early in the
 boot, between a guest's pause and its resume.
@@ -53,7 +53,7 @@ class Monitor:
         self._socket.close()
 
     def _connect(self, wait_s: float) -> socket.socket:
-        import socket  # slow to import; a guest's QEMU starts meanwhile
+        import socket  # slow to import; the guest's QEMU starts at the same time
 
         limit = time.monotonic() + _commands.left(wait_s)
         while True:
@@ -65,11 +65,11 @@ class Monitor:
             except OSError as err:
                 connection.close()
                 if time.monotonic() >= limit:
-                    raise LiveUpdateError(f"monitor {self._path}: {err.strerror}; is QEMU running?") from err
-            time.sleep(0.03)  # each look costs the processor that QEMU starts on
+                    raise LiveUpdateError(f"monitor {self._path}: {err.strerror}; check that QEMU runs") from err
+            time.sleep(0.03)  # each try takes processor time from the QEMU that starts
 
     def _left(self) -> float:
-        """How long to wait for the next answer; raises when there is no time left."""
+        """The limit for the next answer; raises if no time is left."""
         left = _commands.left(self._answer_s)
         if not left:
             raise LiveUpdateError(f"monitor {self._path}: not asked, {_commands.no_answer(left)}")
@@ -87,9 +87,9 @@ class Monitor:
         return dict(json.loads(line))
 
     def execute(self, command: str, **arguments: object) -> object:
-        """Run one command and return what it returns; events in between are passed over. Underscores become dashes.
+        """Run one command and return its result; this skips events. Underscores become dashes.
 
-        An error that is QEMU's own answer has the detail ``refused``; without it nobody knows what QEMU did.
+        An error has the detail ``refused`` if QEMU answered with it. Without this detail it is unknown what QEMU did.
         """
         message: dict = {"execute": command}
         if arguments:
@@ -116,20 +116,20 @@ class Monitor:
         return str(self.query("query-status")["status"])
 
     def ignore_shared(self, state: bool) -> None:
-        """Leave shared, file-backed RAM out of the migration stream, or not: QEMU's x-ignore-shared."""
+        """Switch QEMU's x-ignore-shared, which leaves shared, file-backed RAM out of the migration stream."""
         self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": state}])
 
     def end_migration(self, limit_s: float) -> None:
-        """See that no migration is under way, and cancel one that is."""
+        """Cancel a running migration, if there is one, and wait for its end."""
         limit = time.monotonic() + _commands.left(limit_s)
         while self.query("query-migrate").get("status", "none") not in _OVER or self.status() == "finish-migrate":
             if time.monotonic() > limit:
-                raise LiveUpdateError(f"monitor {self._path}: a migration does not end within {limit_s:g} s although it was cancelled")
+                raise LiveUpdateError(f"monitor {self._path}: QEMU did not end its migration within {limit_s:g} s after it was cancelled")
             self.execute("migrate_cancel")
             time.sleep(0.05)
 
     def wait_migration(self, limit_s: float) -> dict:
-        """Wait until the migration that was started ends well; anything else is an error with QEMU's own words."""
+        """Wait until the migration completes; anything else is an error with QEMU's message."""
         limit = time.monotonic() + _commands.left(limit_s)
         while True:
             answer = self.query("query-migrate")
@@ -146,7 +146,7 @@ class Monitor:
 def write_state(monitor: Monitor, path: str) -> float:
     """Pause the guest and write its state without its RAM; returns when it was paused.
 
-    QEMU writes into the file that it finds, and this one only root may read: a state has what the guest's processors had.
+    QEMU writes into an existing file, which only root can read: the state contains the registers of the guest's processors.
     """
     os.close(_files.create(path))
     monitor.execute("stop")
@@ -158,10 +158,10 @@ def write_state(monitor: Monitor, path: str) -> float:
 
 
 def go_on(monitor: Monitor, begin: t.Callable[[], None] = lambda: None, refused: t.Callable[[], None] = lambda: None) -> bool:
-    """Let a loaded guest run; False when QEMU refused to, so that it has not run. Any other failure is an error.
+    """Resume a loaded guest. False if QEMU refused, so that the guest has not run. Any other failure is an error.
 
-    Only now QEMU opens the disks for writing, and what locks them may need a moment to let go. ``begin`` is called before each try, and
-    ``refused`` after each one that QEMU refused: between the two nobody knows whether the guest has run.
+    Only now QEMU opens the disks for writing, and their locks may need a moment to be released. This calls ``begin`` before each try, and
+    ``refused`` after each try that QEMU refused. Between the two calls it is unknown whether the guest has run.
     """
     limit = time.monotonic() + GO_ON_LIMIT_S
     while True:
@@ -187,6 +187,6 @@ def load(monitor: Monitor, path: str, limit_s: float = LOAD_LIMIT_S) -> None:
     limit = time.monotonic() + limit_s
     while monitor.status() == "inmigrate":
         if time.monotonic() > limit:
-            raise LiveUpdateError(f"QEMU still takes in {path} after {limit_s:g} s")
+            raise LiveUpdateError(f"QEMU is still loading {path} after {limit_s:g} s")
         time.sleep(0.005)
     monitor.ignore_shared(False)

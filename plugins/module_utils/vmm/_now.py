@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a QEMU has now, and how that differs from the command line that it was started with. PRIVATE to the collection.
+"""How the present disks, devices and networks of a QEMU differ from its command line. PRIVATE to the collection.
 
-After a jump QEMU starts with that command line again. A disk that it then opens must be the one that the guest has, and a saved state
-fits the same devices only. Source: QEMU's qapi/block-core.json, qapi/qom.json, softmmu/qdev-monitor.c (aliases), net/net.c (info network).
+After a jump QEMU starts with that command line again. It must open the disks that the guest has now, and a saved state loads only with the
+same devices. Source: QEMU's qapi/block-core.json, qapi/qom.json, softmmu/qdev-monitor.c (aliases), net/net.c (info network).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _BUSES = ("-pci", "-ccw", "-device", "-s390")
 
 
 def ask(monitor: Monitor) -> dict:
-    """What QEMU has now: its ``disks``, its ``devices`` by id, those of no id (``nameless``), its ``networks``, and how many ``cpus``.
+    """What QEMU has now: ``disks``, ``devices`` by ID, devices without ID (``nameless``), ``networks``, and the number of ``cpus``.
 
-    ``ignores_shared`` is whether it leaves its RAM out of what it saves (:func:`ignores_shared`).
+    ``ignores_shared`` is whether it leaves its RAM out of its saves (:func:`ignores_shared`).
     """
     return {
         "ignores_shared": ignores_shared(monitor.execute("query-migrate-capabilities")),
@@ -43,7 +43,7 @@ def ask(monitor: Monitor) -> dict:
 
 
 def ignores_shared(capabilities: object) -> bool:
-    """Whether x-ignore-shared is on, by what query-migrate-capabilities returned (qapi/migration.json). Pure."""
+    """Whether x-ignore-shared is on, from the result of query-migrate-capabilities (qapi/migration.json). Pure."""
     return any(
         entry.get("capability") == "x-ignore-shared" and entry.get("state") is True
         for entry in (capabilities if isinstance(capabilities, list) else [])
@@ -66,7 +66,7 @@ def _type(entry: dict) -> str:
 
 
 def differences(argv: list[str], now: dict) -> list[dict]:
-    """Why QEMU would not come back as it is, ``now`` being what :func:`ask` returned: reasons. Pure but for ``-readconfig`` files."""
+    """Reasons why QEMU would not start again as it is now. ``now`` is from :func:`ask`. Pure, but it reads ``-readconfig`` files."""
     options = _options.read(argv)[0]
     return _disks(options, now["disks"]) + _devices(options, now) + _networks(options, now["networks"]) + _cpus(options, now["cpus"])
 
@@ -76,10 +76,10 @@ def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
     inserted = [disk["inserted"] for disk in disks if disk.get("inserted")]
     unsafe = [disk["file"] for disk in inserted if disk.get("cache", {}).get("no-flush") and not disk.get("ro")]
     if unsafe:
-        message = f"QEMU does not see to it that what the guest writes is on the disk: {', '.join(unsafe)} is open with cache.no-flush"
+        message = f"QEMU has {', '.join(unsafe)} open with cache.no-flush, so writes may be lost at the jump"
         found.append(reason("cache-unsafe", message, "use another cache mode (cache=none) and restart the guest"))
     if any(option.name == "snapshot" or (option.name == "drive" and option.is_on("snapshot")) for option in options):
-        return found  # which is a reason already, and their files have names that nobody gave
+        return found  # this is a reason already, and the names of their files are generated
     named = _named(options)
     opened = [disk["file"] for disk in inserted]
     for image in named[:]:
@@ -90,17 +90,17 @@ def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
     if named or opened:
         here = ", ".join(opened) or "nothing"
         there = ", ".join(image or text for image, _words, text in named) or "nothing"
-        message = f"its disks are not those of its command line: it has {here} instead of {there}"
+        message = f"its disks differ from its command line: it has {here} instead of {there}"
         remedy = (
-            "undo the change (block-commit merges a live snapshot; blockdev-change-medium puts a medium back),"
-            " or write the disks that it has now into its unit and restart the guest"
+            "undo the change (block-commit merges a live snapshot; blockdev-change-medium changes the medium back),"
+            " or write its present disks into its unit and restart the guest"
         )
         found.append(reason("disk-changed", message, remedy))
     return found
 
 
 def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
-    """The images that the command line attaches: each as its local file or "", all words about it, and the option's text."""
+    """The images on the command line: each as its local file or "", all words about it, and the option's text."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     used = {value for option in options if option.name in ("device", "machine") for value in option.keys.values()}
     found = []
@@ -113,7 +113,7 @@ def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
 
 
 def _words(option: Option, nodes: dict[str, Option]) -> set[str]:
-    """All that is said about an image, also by the nodes below it."""
+    """All words about an image, also those of the nodes below it."""
     found: set[str] = set()
     for value in option.keys.values():
         protocol, _colon, rest = value.partition(":")
@@ -130,7 +130,7 @@ def _parts(text: str) -> set[str]:
 
 
 def _is(opened: str, image: str, words: set[str], _text: str) -> bool:
-    """Whether an open image is the one that the command line means. QEMU writes what is no plain file in words of its own."""
+    """Whether an open image is the one on the command line. QEMU describes an image that is not a plain file in its own words."""
     if opened.startswith("json:"):
         said = dict(_options.keys_of("blockdev", opened[len("json:") :]))
         names = {value for key, value in said.items() if not key.endswith("driver") and value not in ("on", "off") and not value.isdigit()}
@@ -141,11 +141,11 @@ def _is(opened: str, image: str, words: set[str], _text: str) -> bool:
 
 
 def _devices(options: list[Option], now: dict) -> list[dict]:
-    """The guest's devices: those with an id by that, the others by their types."""
+    """The guest's devices: those with an ID by their IDs, the others by their types."""
     named = {option.get("id"): option.get("driver") for option in options if option.name == "device" and option.get("id")}
     nameless = [option.get("driver") for option in options if option.name == "device" and not option.get("id")]
     nameless += ["virtio-blk" for option in options if option.name == "drive" and option.get("if") == "virtio"]
-    # What these make has no name either, or is no device of its own, as the machine will have it.
+    # Depending on the machine, these options create devices without a name, or no separate device.
     perhaps = ["virtio-blk" for option in options if option.name == "drive" and not option.get("if")]
     perhaps += ["virtio-9p" for option in options if option.name == "virtfs"] + [
         option.text for option in options if option.name == "watchdog"
@@ -164,17 +164,17 @@ def _devices(options: list[Option], now: dict) -> list[dict]:
     if not (added or gone):
         return []
     words = [f"{what}: {', '.join(which)}" for what, which in (("added since its start", added), ("removed", gone)) if which]
-    remedy = "undo that (device_del, device_add), or write it into its unit and restart the guest"
-    return [reason("device-changed", f"its devices are not those of its command line; {'; '.join(words)}", remedy)]
+    remedy = "undo the change (device_del, device_add), or write it into its unit and restart the guest"
+    return [reason("device-changed", f"its devices differ from its command line; {'; '.join(words)}", remedy)]
 
 
 def _is_type(kind: str, driver: str) -> bool:
-    """Whether a device is of the type that the command line names, which may leave out the bus or be an alias."""
+    """Whether a device has the type on the command line, which may omit the bus or be an alias."""
     return bool(kind) and kind in (driver, _ALIASES.get(driver), *(driver + bus for bus in _BUSES))
 
 
 def _networks(options: list[Option], info: str) -> list[dict]:
-    """The backends of its cards. One that has no card makes no difference."""
+    """Reasons about the backends of network cards. A backend without a card does not matter."""
     now = dict(re.findall(r"^[ \\]*(?:\S+: )?(\S+): index=\d+,(.*?)\r?$", info, re.MULTILINE))
     changed = []
     for option in options:
@@ -183,14 +183,14 @@ def _networks(options: list[Option], info: str) -> list[dict]:
             tap = option.get("ifname")
             if not said or (tap and "%d" not in tap and "ifname=" in said and f"ifname={tap}," not in f"{said},"):
                 changed.append(f"{option.get('id')} is {said or 'gone'} instead of {option.text}")
-    remedy = "undo that (netdev_add), or write it into its unit and restart the guest"
-    return [reason("network-changed", f"its networks are not those of its command line: {'; '.join(changed)}", remedy)] if changed else []
+    remedy = "undo the change (netdev_add), or write it into its unit and restart the guest"
+    return [reason("network-changed", f"its networks differ from its command line: {'; '.join(changed)}", remedy)] if changed else []
 
 
 def _cpus(options: list[Option], count: int) -> list[dict]:
-    """A processor that was added is a device; one that was taken away shows in their number."""
+    """A reason if processors were removed. One that was added is a device already."""
     wanted = ([option.get("cpus") for option in options if option.name == "smp"] or [""])[-1]
     if not wanted.isdigit() or count >= int(wanted):
         return []
     message = f"it has {count} processors instead of {wanted}"
-    return [reason("device-changed", message, "add them again (device_add), or write -smp anew and restart the guest")]
+    return [reason("device-changed", message, "undo the change (device_add, device_del), or change -smp in its unit and restart the guest")]

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a QEMU opens at its start, by its command line: disks, files, sockets, folders. PRIVATE to the collection.
+"""What a QEMU opens at its start according to its command line: disks, files, sockets, folders. PRIVATE to the collection.
 
-Paths are those that QEMU sees. Nothing here looks at what lies there. Source: qemu(1), QEMU's block/nbd.c and chardev/char.c.
+Paths are as QEMU sees them. This code does not access them. Source: qemu(1), QEMU's block/nbd.c and chardev/char.c.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._options import Option
 
 __all__ = ("READ", "connections", "devices", "images", "is_output", "needed", "outputs", "peers", "pipes", "ports", "read_at_start")
 
-# Options that name a file which QEMU reads at its start, and the keys that do.
+# Options that name a file which QEMU reads at its start, and the keys with the file.
 READ = {
     "bios": ("",),
     "dtb": ("",),
@@ -44,7 +44,7 @@ _NO_FILES = ("/dev/", "/proc/", "/sys/", "/memfd:")
 
 
 def images(options: list[Option], folder: str = "/") -> list[str]:
-    """The files and block devices of the disks; a relative path is one in ``folder``, where QEMU started."""
+    """The files and block devices of the disks. A relative path is relative to ``folder``, where QEMU started."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     disks = [option for option in options if option.name in ("drive", "blockdev")]
     named = dict.fromkeys(_argv.local_file(disk, nodes) for disk in disks)
@@ -52,7 +52,7 @@ def images(options: list[Option], folder: str = "/") -> list[str]:
 
 
 def read_at_start(options: list[Option], argv: list[str]) -> list[str]:
-    """The files that QEMU reads at its start and closes again; names without a folder are looked for in QEMU's own folders."""
+    """The files that QEMU reads at its start and closes again, except names without a folder, which QEMU looks for in its own folders."""
     named = [option.get(key) for option in options for key in READ.get(option.name, ()) if option.get("qom-type") not in _WRITES]
     named += [option.get(key) for option in options if option.name == "device" for key in ("romfile", "file")]
     named += [word for name, word in _options.split(argv) if name == "readconfig"]
@@ -120,7 +120,7 @@ def _disk_peer(option: Option) -> str:
 
 
 def outputs(options: list[Option]) -> list[str]:
-    """The files that QEMU makes or writes at its start, and the sockets at which it listens: their folders have to be there."""
+    """The files that QEMU creates or writes at its start, and the sockets at which it listens: their folders must exist."""
     found = []
     for option in options:
         if option.name in _argv.CHARACTER_DEVICES:
@@ -143,7 +143,7 @@ def outputs(options: list[Option]) -> list[str]:
 
 
 def ports(options: list[Option]) -> list[str]:
-    """The serial ports and terminals of the host that it opens, and its sources of random numbers."""
+    """The serial ports and terminals of the host that QEMU opens, and its sources of random numbers."""
     backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) in _PORTS]
     found = [option.get(key) for option in backed for key in ("path", "backend.data.device")]
     found += [option.get("filename") for option in options if option.name == "object" and option.get("qom-type") == "rng-random"]
@@ -151,7 +151,7 @@ def ports(options: list[Option]) -> list[str]:
 
 
 def pipes(options: list[Option]) -> list[str]:
-    """The pipes that it opens: each is one, or two with ``.in`` and ``.out`` behind its name."""
+    """The pipes that QEMU opens: each is one pipe, or two with ``.in`` and ``.out`` after its name."""
     backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) == "pipe"]
     return [path for option in backed for path in (option.get("path"), option.get("backend.data.device")) if path.startswith("/")]
 
@@ -167,7 +167,7 @@ def _is_server(option: Option) -> bool:
 
 
 def _connects_later(option: Option) -> bool:
-    """Whether QEMU starts without the other end, and tries again."""
+    """Whether QEMU starts without the other end, and connects later."""
     keys = [f"{place}{key}" for place in ("", "backend.data.") for key in ("reconnect", "reconnect-ms")]
     return any(option.get(key, "0") not in ("", "0") for key in keys)
 
@@ -192,9 +192,9 @@ def _disk_socket(option: Option) -> str:
 
 
 def devices(pid: int, argv: list[str]) -> list[str]:
-    """The paths of its disks that may lead to a device: those below /dev, and links elsewhere when QEMU has a disk below /dev open.
+    """The paths of disks that may lead to a device: those below /dev, and links elsewhere if QEMU has a disk below /dev open.
 
-    No other path is looked at by whoever asks what is there: its storage may not answer. ``pid`` is the QEMU that runs.
+    The caller accesses no other paths, because their storage may not answer. ``pid`` is the running QEMU.
     """
     named, opened = images(_options.read(argv)[0], _processes.folder_of(pid)), _processes.open_paths(pid)
     paths = {path for path, _flags in opened.values()}
@@ -210,9 +210,10 @@ def _is_disk(pid: int, fd: int, path: str) -> bool:
 
 
 def needed(pid: int, argv: list[str]) -> list[str]:
-    """The paths that have to be there before a QEMU with this command line starts again; ``pid`` is the one that runs.
+    """The paths that must exist before a QEMU with this command line starts again; ``pid`` is the running QEMU.
 
-    Beside those that it names these are the files that it has open below its disks. None of them is looked at: that may take for ever.
+    These are the paths on the command line and the files that it has open below its disks. This does not access them, because that may
+    never return.
     """
     options = _options.read(argv)[0]
     opened = list(_processes.open_paths(pid).values())
@@ -225,5 +226,5 @@ def needed(pid: int, argv: list[str]) -> list[str]:
 
 
 def is_output(flags: int) -> bool:
-    """Whether what is opened with these flags (open(2)) is only written to: a log or a console, which may be renamed and removed."""
+    """Whether a file that is opened with these flags (open(2)) is only written to: a log or a console, which may be renamed and removed."""
     return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_APPEND)

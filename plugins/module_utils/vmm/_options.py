@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""QEMU command lines, read as QEMU reads them: words, options, keys and values. PRIVATE to the collection.
+"""Read QEMU command lines as QEMU reads them: words, options, keys and values. PRIVATE to the collection.
 
 Source: QEMU's system/vl.c, util/qemu-option.c (implied_opt_name), util/keyval.c, qobject/json-lexer.c, chardev/char.c, qemu-options.hx.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ("WITH_WORD", "Option", "keys_of", "read", "split")
 
-# Options that take no argument, of all versions since 2.0.
+# Options without an argument, of all versions since 2.0.
 _FLAG_TEXT = """
 alt-grab async-teardown audio-help ctrl-grab curses daemonize enable-fips enable-hax enable-kvm enable-sync-profile full-screen h help
 jitdump localtime mem-prealloc no-acpi no-fd-bootchk no-frame no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-quit
@@ -28,7 +28,7 @@ no-reboot no-shutdown no-user-config nodefaults nodefconfig nographic old-param 
 s S sdl semihosting singlestep snapshot tdf usb version win2k-hack xen-attach xen-create xen-domid-restrict
 """
 _FLAGS = frozenset(_FLAG_TEXT.split())
-# Options whose word is whatever follows them, also one that begins with a dash.
+# Options whose argument is the next word, even if that begins with a dash.
 _WITH_WORD_TEXT = """
 accel acpitable action add-fd append audio audiodev balloon bios blockdev boot bt cdrom chardev chroot clock compat cpu d D debugcon
 device dfilter display drive dtb dump-vmstate echr fda fdb fsdev fw_cfg g gdb global hda hdb hdc hdd icount incoming initrd iscsi k
@@ -38,7 +38,7 @@ semihosting-config serial set smbios smp soundhw spice startdate tb-size tpmdev 
 virtfs_synth vnc watchdog watchdog-action writeconfig xen-domid
 """
 WITH_WORD = frozenset(_WITH_WORD_TEXT.split())
-# The key of a first value that has none.
+# The key of a first value without a key.
 _FIRST = {
     "accel": "accel",
     "audio": "driver",
@@ -71,7 +71,7 @@ _FIRST = {
     "virtfs": "fsdriver",
     "vnc": "vnc",
 }
-# Options that say less than another one does, and what they stand for.
+# Short forms of other options, and what they stand for.
 _DISKS = {
     "": {"if": "ide"},
     "cdrom": {"if": "ide", "media": "cdrom"},
@@ -86,7 +86,7 @@ _DISKS = {
     "sd": {"if": "sd"},
 }
 _CHARACTER_DEVICES = ("debugcon", "gdb", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
-# Whose word is no list of keys and values.
+# Options whose argument is not a list of keys and values.
 _PLAIN_TEXT = """
 append bios chroot d D dfilter dtb dump-vmstate echr incoming initrd k kernel L loadvm mem-path pidfile qtest qtest-log readconfig
 rotate runas seed uuid vga watchdog watchdog-action
@@ -115,10 +115,10 @@ class Option:
 
 
 def split(argv: list[str]) -> list[tuple[str, str]]:
-    """The options in order, each as its name without dashes and its word; both may be empty. Pure.
+    """The options in order, each as its name without dashes and its argument; both may be empty. Pure.
 
-    A first word without dash is the program. A word that belongs to no option is a disk, of the name "". An option that is not known takes
-    the next word, unless that is an option.
+    A first word without dash is the program. A word that belongs to no option is a disk, with the name "". An unknown option takes the next
+    word, unless that is an option.
     """
     found, place = [], 1 if argv and not argv[0].startswith("-") else 0
     while place < len(argv):
@@ -137,9 +137,9 @@ def split(argv: list[str]) -> list[tuple[str, str]]:
 
 
 def read(argv: list[str], opens: bool = True) -> tuple[list[Option], list[str]]:
-    """What the command line says, with what its ``-readconfig`` files and ``-set`` options add to it; and what of it cannot be read.
+    """The options of the command line, with those that ``-readconfig`` files and ``-set`` add; and sentences about what cannot be read.
 
-    Without ``opens`` it opens no file. A command line from /proc wants that: a QEMU that was broken into can change its own.
+    Without ``opens`` this opens no file. Use that for a command line from /proc: a compromised QEMU can change its own.
     """
     found: list[Option] = []
     unread: list[str] = []
@@ -167,9 +167,9 @@ def _option(name: str, word: str) -> Option:
 
 
 def keys_of(option: str, word: str) -> dict[str, str]:
-    """The keys and values of an option's word, in either of QEMU's dialects. JSON is flat, as in a.b.0=; switches are on and off. Pure.
+    """The keys and values of an option's argument, in either syntax of QEMU. JSON becomes flat, as in a.b.0=; switches are on or off. Pure.
 
-    Raises ValueError for what is no JSON.
+    Raises ValueError for invalid JSON.
     """
     if word.startswith("{"):
         return dict(_flat("", _json(word)))
@@ -189,12 +189,12 @@ def keys_of(option: str, word: str) -> dict[str, str]:
 
 
 def _parts(word: str) -> list[str]:
-    """What commas part; two of them are one that belongs to a value."""
+    """The parts between commas. A double comma is one comma in a value."""
     return [part.replace("\0", ",") for part in word.replace(",,", "\0").split(",")]
 
 
 def _json(text: str) -> object:
-    """QEMU's JSON: strings may stand in single quotes; a key twice, and what JSON has no word for, is an error."""
+    """Read QEMU's JSON. Strings may have single quotes. A key twice, and a constant such as NaN, is an error."""
 
     def double(match: re.Match[str]) -> str:
         string = match[0]
@@ -205,7 +205,7 @@ def _json(text: str) -> object:
 
     def pairs(found: list[tuple[str, object]]) -> dict[str, object]:
         if len(dict(found)) < len(found):
-            raise ValueError("a key is there twice")
+            raise ValueError("it has a key twice")
         return dict(found)
 
     def constant(word: str) -> object:
@@ -223,7 +223,7 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _character_device(word: str) -> dict[str, str]:
-    """The short form of a character device, as of ``-serial``: what it would be as a ``-chardev``."""
+    """The keys that the short form of a character device, as in ``-serial``, would have in ``-chardev``."""
     kind, colon, rest = word.partition(":")
     if kind == "mon" and colon:
         return _character_device(rest)
@@ -244,11 +244,11 @@ def _character_device(word: str) -> dict[str, str]:
 
 
 def _config(path: str) -> list[Option]:
-    """What a ``-readconfig`` file says (util/qemu-config.c): groups in brackets with an id, and keys with values in quotes."""
+    """Read a ``-readconfig`` file (util/qemu-config.c): groups in brackets with an ID, and keys with values in quotes."""
     with open(_files.open_ordinary(path), encoding="utf-8") as file:
         text = file.read(_LARGEST_CONFIG + 1)
     if len(text) > _LARGEST_CONFIG:
-        raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB, and no file of options has")
+        raise ValueError(f"it is larger than {_LARGEST_CONFIG >> 20} MiB, too large for a file of options")
     lines = text.splitlines()
     found: list[Option] = []
     for line in (line.strip() for line in lines):

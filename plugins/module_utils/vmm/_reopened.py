@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a QEMU has to open again after a jump: whether it is there then, and whether it is the same. PRIVATE to the collection.
+"""Check whether what a QEMU opens again after a jump will exist, and be the same. PRIVATE to the collection.
 
-Paths are those that QEMU sees, in its own mount namespace. Source: proc(5), QEMU's softmmu/datadir.c and the romfile of its devices.
+Paths are as QEMU sees them, in its mount namespace. Source: proc(5), QEMU's softmmu/datadir.c and the romfile of its devices.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ("reasons", "replaced", "silent")
 
 _VOLATILE = ("tmpfs", "ramfs")
-_EMPTIED = "/tmp/"  # by a boot, wherever it lies (tmpfiles.d(5))
+_EMPTIED = "/tmp/"  # by a boot, on any file system (tmpfiles.d(5))
 _CREDENTIALS = "/run/credentials/"  # which systemd gives a unit at each start (systemd.exec(5))
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/seavgabios", "/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/ipxe")
-# The option ROMs that devices load, by how the devices' names begin.
+# The option ROMs that devices load, by the beginning of the devices' names.
 _ROMS = {
     "virtio-net": "efi-virtio.rom",
     "e1000e": "efi-e1000e.rom",
@@ -54,14 +54,14 @@ _VGA = {
     "vmware": "vmware-svga",
     "virtio": "virtio-vga",
 }
-_CARDS = {"virtio": "virtio-net"}  # what -nic and -net call by another name than -device
+_CARDS = {"virtio": "virtio-net"}  # names in -nic and -net that differ from -device
 
 
 def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, brought: t.Collection[str] = ()) -> list[dict]:
-    """What this QEMU has to open again and will not find as it is: reasons.
+    """Reasons for what this QEMU must open again and will not find as it is now.
 
-    ``ram`` are the device and inode of each of its RAM files. ``made_again`` is whether its unit runs something before it, which may make
-    files that are only read. ``brought`` are the services that its unit starts with, itself among them.
+    ``ram`` has the device and inode of each of its RAM files. ``made_again`` is whether its unit runs a command before QEMU, which may
+    create files that QEMU only reads. ``brought`` are the services that start with its unit, and the unit itself.
     """
     try:
         found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
@@ -72,12 +72,12 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
 
 def silent(path: str) -> dict:
     """The reason against a guest with a path that does not answer."""
-    message = f"{path} does not answer within {_apart.PATH_LIMIT_S:g} s; neither would it when QEMU opens it again"
-    return reason("file-silent", message, "see that its storage (NFS?) answers, or shut the guest down")
+    message = f"{path} does not answer within {_apart.PATH_LIMIT_S:g} s, so QEMU may not be able to open it again"
+    return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the guest down")
 
 
 class _Look:
-    """One look at the files of a QEMU; ``say`` is told each path before it is looked at."""
+    """One look at the files of a QEMU. It calls ``say`` with each path before it accesses that path."""
 
     def __init__(self, pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, say: t.Callable[[str], None]) -> None:
         self.pid, self.argv, self.ram, self.made_again, self.say = pid, argv, ram, made_again, say
@@ -96,9 +96,9 @@ class _Look:
             found += self._of_read(path)
         for path in _opens.pipes(self.options):
             if self.stat(path)[1] and self.stat(f"{path}.in")[1]:
-                message = f"{path} is not there any more, a pipe that QEMU opens at its start"
+                message = f"{path} does not exist any more, a pipe that QEMU opens at its start"
                 found.append(
-                    reason("file-gone", message, "make it again (mkfifo), or remove it from the command line and restart the guest")
+                    reason("file-gone", message, "create the pipe again (mkfifo), or remove it from the command line and restart the guest")
                 )
         return found
 
@@ -109,43 +109,47 @@ class _Look:
     def _of_file(self, path: str, seen: os.stat_result, writable: bool) -> list[dict]:
         there, gone = self.stat(path)
         if gone:
-            message = f"{path} is open in QEMU, and is not there any more"
-            return [reason("file-gone", message, "put it back, or eject it or remove it from the command line and restart the guest")]
+            message = f"{path} is open in QEMU, but does not exist any more"
+            return [
+                reason(
+                    "file-gone", message, "restore the file or eject the medium; or remove it from the command line and restart the guest"
+                )
+            ]
         if there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
-            message = f"{path} is another file than the one that QEMU has open under that name"
-            return [reason("file-gone", message, "shut the guest down, see which of the two it needs, and start it")]
+            message = f"{path} is not the file that QEMU has open under this name"
+            return [reason("file-gone", message, "shut the guest down, find out which of the two files it needs, and start it")]
         return [_volatile(path)] if _is_volatile(path, self.mounts) and (writable or not self.made_again) else []
 
     def _of_image(self, path: str, files: set[tuple[int, int]], devices: set[int]) -> list[dict]:
-        """A path of the command line under which QEMU has nothing open: a link, a block device, or what is not there any more."""
+        """Check a path of the command line under which QEMU has nothing open: a link, a block device, or a missing file."""
         there, gone = self.stat(path)
         if gone:
-            message = f"{path} of its command line is not there any more: QEMU opens it at its start"
-            return [reason("file-gone", message, "put it back, or name another path on the command line and restart the guest")]
+            message = f"{path} of its command line does not exist any more, and QEMU opens it at its start"
+            return [reason("file-gone", message, "restore it, or name another path on the command line and restart the guest")]
         if not there:
             return []
         if stat.S_ISBLK(there.st_mode):
             if there.st_rdev not in devices:
                 message = f"{path} of its command line is not a block device that QEMU has open"
-                return [reason("file-gone", message, "shut the guest down, see which device it needs, and start it")]
+                return [reason("file-gone", message, "shut the guest down, find out which device it needs, and start it")]
             name = _block.kernel_name(there.st_rdev)
             if _block.BY_HAND.match(name) and not self.made_again:
-                message = f"{path} is the block device {name}, which nobody sets up after the jump"
-                return [reason("file-volatile", message, "name the file or a lasting device on the command line, and restart the guest")]
+                message = f"{path} is the block device {name}, which a boot does not set up"
+                return [reason("file-volatile", message, "use the file itself or a permanent device, and restart the guest")]
         elif stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) not in files:
             message = f"{path} of its command line is not a file that QEMU has open"
-            return [reason("file-gone", message, "shut the guest down, see which file it needs, and start it")]
+            return [reason("file-gone", message, "shut the guest down, find out which file it needs, and start it")]
         return []
 
     def _of_read(self, path: str) -> list[dict]:
         if self.stat(path)[1]:
-            message = f"{path} is not there any more, and QEMU reads it at its start"
-            return [reason("file-gone", message, "put it back, or name another file on the command line and restart the guest")]
+            message = f"{path} does not exist any more, and QEMU reads it at its start"
+            return [reason("file-gone", message, "restore it, or name another file on the command line and restart the guest")]
         return [_volatile(path)] if _is_volatile(path, self.mounts) and not self.made_again and not path.startswith(_CREDENTIALS) else []
 
     def _opened(self) -> tuple[list[tuple[str, os.stat_result, bool]], set[int]]:
-        """What QEMU has open: ordinary files, but for RAM, output and temporary ones, each as its path, what is open and whether QEMU may
-        write there; and the numbers of block devices."""
+        """What QEMU has open: regular files, each as path, status and whether QEMU can write to it; and the numbers of block devices.
+        RAM, output and temporary files are left out."""
         written = {
             value for option in self.options if option.name not in ("drive", "blockdev", *_opens.READ) for value in option.keys.values()
         }
@@ -172,12 +176,12 @@ class _Look:
 
 
 def _volatile(path: str) -> dict:
-    message = f"{path} is in memory or a temporary folder, which a jump leaves empty"
-    return reason("file-volatile", message, "move it to a disk, name that path on the command line, and restart the guest")
+    message = f"{path} is in memory or a temporary folder, so it does not exist after the jump"
+    return reason("file-volatile", message, "move it to a disk, change the path on the command line, and restart the guest")
 
 
 def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
-    """What is at a path, and whether it is certain that nothing is: a network file system may not let root look."""
+    """The status of a path, and whether it certainly does not exist: a network file system may forbid root to look."""
     try:
         return os.stat(f"/proc/{pid}/root{path}"), False
     except (FileNotFoundError, NotADirectoryError):
@@ -187,7 +191,7 @@ def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
 
 
 def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
-    """The mounts that a process sees, the longest paths first: path, root in the file system, its type and options (proc(5), mountinfo)."""
+    """The mounts that a process sees, longest paths first: path, root in the file system, type and options (proc(5), mountinfo)."""
     found = []
     try:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
@@ -197,12 +201,12 @@ def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
                 found.append((fields[4], fields[3], fields[dash + 1], fields[-1]))
     except (OSError, ValueError):
         return []
-    found.reverse()  # of two on one path the later one covers the other
+    found.reverse()  # of two mounts on one path the later one covers the other
     return sorted(found, key=lambda mount: -len(mount[0]))
 
 
 def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
-    """Whether a boot finds nothing of it: in memory, in a folder that boots empty, or a service's private one."""
+    """Whether the path does not exist after a boot: it is in memory, in a folder that a boot empties, or in a service's private one."""
     if path.startswith(_EMPTIED):
         return True
     for mount, root, kind, options in mounts:
@@ -213,7 +217,7 @@ def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
 
 
 def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
-    """What QEMU connects to on this host at its start, of processes that nothing starts again: a swtpm from a shell, say."""
+    """Reasons for what QEMU connects to on this host if a boot does not start that process again, for example a swtpm from a shell."""
     from . import _after_boot
 
     wanted = {**_opens.connections(options), **_opens.peers(options)}
@@ -221,8 +225,8 @@ def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
     return [
         reason(
             "peer-gone",
-            f"QEMU connects to {path} at its start, and nothing that a boot starts serves it: {text}",
-            "serve it by an enabled service, or by ExecStartPre= of the guest's unit, and restart the guest",
+            f"QEMU connects to {path} at its start, and no process that a boot starts listens there: {text}",
+            "run the process in an enabled service, or in ExecStartPre= of the guest's unit, and restart the guest",
         )
         for path, text in wanted.items()
         if not served.get(path)
@@ -230,9 +234,9 @@ def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
 
 
 def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
-    """The firmware and option ROMs that were replaced since this QEMU started: reasons. Their sizes are part of its state.
+    """Reasons for firmware and option ROMs that were replaced since this QEMU started. Their sizes are part of its state.
 
-    ``opens`` is whether files of options that the command line names are read: :func:`_options.read`.
+    ``opens`` is whether this reads files of options on the command line: :func:`_options.read`.
     """
     started = _processes.started_at(pid)
     if not started:
@@ -241,7 +245,7 @@ def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
         found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
     except _apart.Silent as err:
         return [silent(err.path)]
-    message = "{} was replaced since QEMU started: a state with the old one may not load"
+    message = "{} was replaced since QEMU started: a state that was saved with the old file may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
 
 
@@ -249,14 +253,14 @@ def _newer(pid: int, options: list[Option], started: float, say: t.Callable[[str
     found = []
     for path in _roms(pid, options, say):
         there, _gone = _stat(pid, path)
-        # A package keeps the time when a file was made; when it was put there is the inode's.
+        # A package sets the time when a file was built. The change time of the inode is when the file was installed.
         if there is not None and there.st_ctime > started + 1:
             found.append(path)
     return found
 
 
 def _firmware(options: list[Option], has_flash: bool) -> list[str]:
-    """The firmware that is no flash. With flash a PC has no other (hw/i386/pc_sysfw.c); ``-bios`` is short for ``-machine firmware=``."""
+    """The firmware outside flash. A PC with flash has no other (hw/i386/pc_sysfw.c). ``-bios`` is short for ``-machine firmware=``."""
     named = [option.get("") for option in options if option.name == "bios"]
     machine: dict[str, str] = {}
     for option in options:
@@ -272,14 +276,14 @@ def _firmware(options: list[Option], has_flash: bool) -> list[str]:
 
 
 def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
-    """The paths of the firmware and option ROMs that QEMU has loaded, each that is there."""
+    """The paths of the firmware and option ROMs that QEMU has loaded, if they exist."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     names = [option.get("romfile") for option in options if option.name == "option-rom"]
     names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
     names += _firmware(options, bool(flash))
-    names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other holds the guest's own variables
+    names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other one contains the guest's variables
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]
     drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]
@@ -289,7 +293,7 @@ def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda
     if not given & {"nodefaults", "vga"}:
         drivers.append("VGA")
     if not given & {"nodefaults", "nic", "net", "netdev"}:
-        drivers += ["e1000e", "e1000"]  # one of them, as the machine will have it
+        drivers += ["e1000e", "e1000"]  # one of them, depending on the machine
     names += [option.get("romfile") for option in devices]
     names += [next((rom for starts, rom in _ROMS.items() if driver.startswith(starts)), "") for driver in drivers]
     folders = [option.get("") for option in options if option.name == "L"] + list(_DATA)

@@ -221,7 +221,7 @@ def test_the_jump_is_refused_when_anything_is_missing(controller: Controller, hv
     since = time.monotonic()
     result = controller.ask("hv1", "kexec", guests=["web"])
     assert result["failed"]
-    for problem in ("no kernel is staged", "guest web: its RAM is not held", "guest db runs but is not part of this update"):
+    for problem in ("no kernel is staged", "guest web: its RAM is not preserved", "guest db runs but is not part of this update"):
         assert problem in result["msg"]
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
@@ -270,7 +270,7 @@ def test_a_rehearsal_finds_what_would_not_come_back(controller: Controller, hv1:
         result = controller.ask("hv1", "guest_rehearsal", names=["web"])
     finally:
         hv1.ssh("mv /usr/bin/runs /usr/bin/qemu-system-x86_64")
-    assert result["failed"] and "guest web: what was saved of it does not load" in result["msg"], result
+    assert result["failed"] and "guest web: its saved state does not load" in result["msg"], result
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
 
 
@@ -285,7 +285,7 @@ def test_a_killed_holder_is_noticed(controller: Controller, hv2: Host) -> None:
     hv2.ssh(f"kill -9 {holder}")
     assert not sessions(hv2)
     refused = controller.ask("hv2", "kexec", guests=["web", "db"])
-    assert refused["failed"] and "guest web: its RAM is not held" in refused["msg"]
+    assert refused["failed"] and "guest web: its RAM is not preserved" in refused["msg"]
     assert controller.ask("hv2", "guest", names=["web"], state="preserved")["changed"]
     assert controller.ask("hv2", "guest", names=["web"], state="running")["changed"]
     assert not sessions(hv2)
@@ -302,7 +302,7 @@ def test_a_guest_that_cannot_be_saved_undoes_the_update(controller: Controller, 
     finally:
         hv1.ssh("rm -r /var/lib/kvm-liveupdate/guests/web.state")
     assert play.code != 0
-    assert "undone before the jump" in play.output and "guest web: save" in play.output
+    assert "undone before the jump" in play.output and "guest web cannot be saved" in play.output
     assert boot_of(hv1) == before
     assert all(verdict.survived for verdict in ticking(hv1, since).values())
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
@@ -327,7 +327,7 @@ def test_killing_what_carries_out_the_update_loses_nothing(controller: Controlle
     killer = "until systemctl is-active kvm-liveupdate-jump; do sleep 0.1; done; systemctl kill --signal=KILL kvm-liveupdate-jump"
     hv1.ssh(f"systemd-run --unit killer sh -c '{killer}'")
     result = controller.ask("hv1", "kexec", guests=[guest.name for guest in GUESTS])
-    assert result["failed"] and "undone before the jump" in result["msg"] and "ended while it was committed" in result["msg"]
+    assert result["failed"] and "undone before the jump" in result["msg"] and "ended in the step 'committed'" in result["msg"]
     assert boot_of(hv1) == before
     assert not sessions(hv1)
     assert hv1.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
@@ -458,10 +458,10 @@ def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, 
         hypervisor_update_restore_timeout=5,
     )
     assert play.code != 0
-    assert "not back within 5 s: its QEMU does not run" in play.output and "tries again" in play.output
+    assert "not restored within 5 s: its QEMU does not run" in play.output and "To try again" in play.output
     assert boot_of(hv2).kernel == kernels[1]
     play = controller.play(f"{MODULES}.update", "--limit", "hv2", hypervisor_update_kernel=f"/boot/vmlinuz-{kernels[1]}")
-    assert play.code != 0 and "guest web was saved by an update and does not run; its memory may still be kept" in play.output
+    assert play.code != 0 and "an update saved guest web and has not restored it" in play.output
     hv2.ssh("chmod +x /usr/bin/qemu-system-x86_64; systemctl start web.service db.service")
     assert all(verdict.survived for verdict in ticking(hv2, since).values())
     for guest in GUESTS:
@@ -493,10 +493,10 @@ def test_a_power_cut_after_the_save_never_resumes_stale_state(hv2: Host) -> None
     hv2.reboot_hard()
     wait_until("the guest's clean start", lambda: (hv2.heartbeat(WEB.port)[-1].boot_id != boot_before, "its old boot id"))
     journal = json.loads(hv2.ssh("cat /var/lib/kvm-liveupdate/guests/web.json").stdout)
-    assert journal["state"] == "lost" and "did not come over" in journal["why"]
+    assert journal["state"] == "lost" and "did not survive" in journal["why"]
     assert hv2.ssh("ls /var/lib/kvm-liveupdate/guests/web.state").returncode != 0
-    assert "web: cold: its memory did not come over the reboot; it starts clean" in hv2.ssh("journalctl -b -u web.service").stdout
+    assert "web: cold: its memory did not survive the reboot; it starts from its disks" in hv2.ssh("journalctl -b -u web.service").stdout
     assert hv2.ssh("systemctl is-active db.service").stdout.strip() == "failed"
-    assert "it stays down as the update asked" in hv2.ssh("journalctl -b -u db.service").stdout
+    assert "it stays off, as on_loss=stop says" in hv2.ssh("journalctl -b -u db.service").stdout
     assert hv2.ssh("kvm-liveupdate discard db && systemctl start db.service").returncode == 0
     wait_alive(hv2, DB)

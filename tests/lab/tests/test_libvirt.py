@@ -187,7 +187,7 @@ def test_a_hold_is_idempotent_and_undone(controller: Controller, host: Host) -> 
     assert controller.ask(host.name, "guest", names=[PLAIN.name], state="running")["changed"]
     assert not controller.ask(host.name, "guest", names=[PLAIN.name], state="running")["changed"]
     nameless = controller.ask(host.name, "guest_rehearsal", names=[PLAIN.name])
-    assert nameless["failed"] and "its RAM has no name since it was held" in nameless["msg"], nameless
+    assert nameless["failed"] and "its RAM file has no name" in nameless["msg"], nameless
     assert not left_behind(host)
     assert final_verdict(host, PLAIN, since).survived
 
@@ -202,7 +202,7 @@ def test_saved_domains_come_back_when_the_update_is_undone(controller: Controlle
         play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_kernel=f"/boot/vmlinuz-{kernel}")
     finally:
         host.ssh(f"rmdir {obstacle}")
-    assert play.code != 0 and f"guest {PLAIN.name}: save" in play.output
+    assert play.code != 0 and f"guest {PLAIN.name} cannot be saved" in play.output
     assert "not undone" not in play.output
     assert boot_of(host) == before
     for guest in DOMAINS:
@@ -331,9 +331,9 @@ def test_a_power_cut_after_the_save_never_starts_a_domain_on_other_memory(hosts:
     host.reboot_hard()
     wait_until("the clean start", lambda: (host.heartbeat(PLAIN.port)[-1].boot_id != boot_before, "its old boot id"))
     journal = json.loads(host.ssh(f"cat /var/lib/kvm-liveupdate/guests/{PLAIN.name}.json").stdout)
-    assert journal["state"] == "lost" and "did not come over" in journal["why"]
+    assert journal["state"] == "lost" and "did not survive" in journal["why"]
     refused = host.ssh(f"virsh start {DISK.name}")
-    assert refused.returncode != 0 and "memory that is not here" in refused.stderr
+    assert refused.returncode != 0 and "its preserved memory is not available now" in refused.stderr
     assert host.ssh(f"kvm-liveupdate discard {DISK.name} && virsh start {DISK.name}").returncode == 0
     assert not left_behind(host)
     wait_alive(host, PLAIN)

@@ -219,7 +219,7 @@ def test_somebody_elses_kexec_leaves_no_memory_reserved(controller: Controller, 
     kexec_by_somebody(at, boot_of(at).kernel)
     said = at.ssh("journalctl --boot --no-pager --unit kvm-liveupdate-unclaimed").stdout
     for guest in guests:
-        assert f"{guest.name}: the host was rebooted by a kexec that was no live update" in said, said
+        assert f"{guest.name}: the host was rebooted by a kexec that was not a live update" in said, said
     assert not at.ssh(f"ls {notes}").stdout
     at.ssh("cat > /root/sessions.py", stdin=SESSIONS)
     assert json.loads(at.ssh(f"python3 /root/sessions.py {' '.join(sessions)}").stdout) == dict.fromkeys(sessions, "gone")

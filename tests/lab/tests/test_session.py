@@ -83,7 +83,7 @@ def test_a_services_memory_is_preserved_and_given_up(controller: Controller, hv1
     assert not controller.ask("hv1", "session", **arguments)["changed"]
     assert hv1.ssh(f"systemd-analyze fdstore {service}").stdout.count("luo_session] cache") == 1
     wrong = controller.ask("hv1", "session", name="cache", unit=service, state="finished")
-    assert wrong["failed"] and "use absent" in wrong["msg"]
+    assert wrong["failed"] and "use state absent" in wrong["msg"]
     assert controller.ask("hv1", "session", name="cache", unit=service, state="absent")["changed"]
     assert not controller.ask("hv1", "session", name="cache", unit=service, state="absent")["changed"]
 
@@ -92,8 +92,8 @@ def test_a_services_memory_is_preserved_and_given_up(controller: Controller, hv1
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"name": "x" * 39, "memfds": ["index"]}, "39 bytes: use 1 to 38"),
-        ({"name": "cache", "memfds": ["nothing"]}, "no memory file named nothing; it has: index, pages"),
+        ({"name": "x" * 39, "memfds": ["index"]}, "39 bytes; use 1 to 38"),
+        ({"name": "cache", "memfds": ["nothing"]}, "no memory file named nothing; use these names: index, pages"),
     ],
 )
 def test_what_cannot_be_preserved_is_refused(controller: Controller, service: str, arguments: dict[str, object], says: str) -> None:

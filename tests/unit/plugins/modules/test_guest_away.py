@@ -220,7 +220,7 @@ def test_a_guest_that_shuts_down_after_its_limit_is_started_again(slow):
 def test_a_guest_that_may_yet_go_off_stays_on_record(slow):
     predicted = run("back", check_mode=True)
     found = run("back")
-    assert found == predicted and not found["changed"] and "may yet go off" in found["msg"]
+    assert found == predicted and not found["changed"] and "may still end it" in found["msg"]
     assert (only(found)["left"], only(found)["where"]) == ("", "here") and slow.now == pytest.approx(1078, abs=1)
     assert _away.read("app")["state"] == "leaving"
     slow.here.remove("app")  # between two runs
@@ -238,7 +238,7 @@ def test_a_guest_that_runs_on_for_long_stays(slow, monkeypatch, over):
         slow.records["app"]["started"] += 1
     before = slow.now
     found = only(run("back"))
-    assert (found["where"], found["msg"]) == ("here", "guest app runs, it has not left") and slow.now == before
+    assert (found["where"], found["msg"]) == ("here", "guest app runs here, it did not leave") and slow.now == before
     assert not _away.records()
 
 
@@ -262,8 +262,8 @@ def test_what_speaks_against_it_is_said_before_anybody_leaves(guest, monkeypatch
     monkeypatch.setattr(_hold, "held_each", lambda records: {"db": {"session": "s"}})
     err = fails(away, "save", "app", "db", check_mode=check_mode)
     assert err.message == (
-        "guest db cannot leave by way of save: no room - make some; its RAM is held for an update"
-        " - let go of it with kvm.liveupdate.guest, state: running"
+        "guest db: save is not possible: no room - make some; its RAM is preserved for an update"
+        " - release it with kvm.liveupdate.guest, state: running"
     )
     assert [each["failed"] for each in err.details["guests"]] == [False, True]
     assert not _away.records() and guest.here == ["app", "db"]
@@ -275,7 +275,7 @@ def test_room_that_another_guest_has_taken_is_missed(guest):
         guest.problems = {"db": ["no room - make some"]}
 
     guest.leave = leave
-    assert fails(away, "save", "app", "db").message == "guest db cannot leave by way of save: no room - make some"
+    assert fails(away, "save", "app", "db").message == "guest db: save is not possible: no room - make some"
     assert guest.here == ["db"] and [record["guest"] for record in _away.records()] == ["app"]
 
 

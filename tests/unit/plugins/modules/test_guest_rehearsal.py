@@ -41,7 +41,7 @@ def test_each_guest_is_rehearsed_but_one_that_is_held(paused):
     done = ask("web", "held", "db", "web")
     assert paused == ["web", "db"] and not done["changed"]
     assert told(done["guests"]) == [("web", True, 0.25, False), ("held", False, None, False), ("db", True, 0.25, False)]
-    assert done["msg"].startswith("guest web: its state loads; it stood still for 0.25 s; guest held is held for an update already")
+    assert done["msg"].startswith("guest web: its state loads. The guest was paused for 0.25 s; guest held is not rehearsed")
 
 
 def test_nobody_is_paused_after_one_whose_state_does_not_load(paused):
@@ -55,7 +55,7 @@ def test_nobody_is_paused_after_one_whose_state_does_not_load(paused):
 def test_nobody_is_paused(paused, names, check_mode):
     """In check mode, when one of them does not run, and when nobody is named."""
     if "nobody" in names:
-        with pytest.raises(LiveUpdateError, match="guest 'nobody': no such guest"):
+        with pytest.raises(LiveUpdateError, match="guest 'nobody' does not run on this host"):
             ask(*names)
     else:
         assert [guest["name"] for guest in ask(*names, check_mode=check_mode)["guests"]] == list(names)

@@ -37,6 +37,6 @@ def test_a_commit_is_given_all_that_was_asked_for(committed):
 
 
 def test_nothing_is_committed_under_another_operation(committed):
-    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run()
     assert committed == []

@@ -67,7 +67,7 @@ def test_a_proven_kernel_is_staged_once(host):
 @pytest.mark.parametrize(("verdict", "accepted"), [("refused", ["a-b"]), ("unknown", []), ("unknown", ["a-c"])])
 def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, check_mode):
     host.verdict = verdict
-    with pytest.raises(LiveUpdateError, match=r"^/boot/vmlinuz is not staged: which luo-vN .* - mount debugfs") as caught:
+    with pytest.raises(LiveUpdateError, match=r"^kernel /boot/vmlinuz is not staged: which luo-vN .* - mount debugfs") as caught:
         run(accepted, check_mode=check_mode)
     assert host.done == ["prove"]
     assert ("a-b" in caught.value.message) == (verdict == "unknown")
@@ -76,7 +76,7 @@ def test_a_kernel_that_is_not_proven_is_not_staged(host, verdict, accepted, chec
 @pytest.mark.parametrize("state", ["staged", "unloaded"])
 def test_nothing_is_staged_or_unloaded_under_an_update(host, state):
     host.staged = {} if state == "staged" else IMAGE
-    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run(state=state)
     assert not {"stage", "unload"} & set(host.done)
 

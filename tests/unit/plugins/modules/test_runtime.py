@@ -70,7 +70,7 @@ def test_a_runtime_that_a_guest_needs_to_come_back_is_not_removed(host, monkeypa
     run()
     saved = {"web": {"state": "saved", "unit": "web.service"}}
     monkeypatch.setattr(_journal, "of_guests", lambda: saved)
-    with pytest.raises(LiveUpdateError, match=r"guest web was saved by an update .* 'kvm-liveupdate discard web'"):
+    with pytest.raises(LiveUpdateError, match=r"an update saved guest web .* 'kvm-liveupdate discard web'"):
         run(state="absent")
     monkeypatch.setattr(_journal, "of_guests", dict)
     assert run(state="absent")["changed"] and not os.path.exists(host.unit)

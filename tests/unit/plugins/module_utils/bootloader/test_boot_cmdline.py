@@ -81,8 +81,8 @@ def test_a_later_file_that_wins_is_named(host):
     with pytest.raises(LiveUpdateError) as caught:
         _boot_cmdline.change(WORDS, False)
     assert caught.value.message == (
-        f'the next boot starts "new" without kho=on liveupdate=on (GRUB\'s menu {host.folder}/grub.cfg): {host.settings}/serial.cfg sets'
-        f' GRUB_CMDLINE_LINUX anew after {host.settings}/kvm-liveupdate.cfg; write GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ..." in'
+        f'the next boot would start "new" without kho=on liveupdate=on (GRUB\'s menu {host.folder}/grub.cfg): {host.settings}/serial.cfg'
+        f' overwrites GRUB_CMDLINE_LINUX after {host.settings}/kvm-liveupdate.cfg; write GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ..." in'
         f" {host.settings}/serial.cfg, and run this again"
     )
     (host.settings / "serial.cfg").write_text('GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX console=ttyS0,115200n8"\n')
@@ -93,18 +93,22 @@ def test_a_later_file_that_wins_is_named(host):
 @pytest.mark.parametrize("remembered", ["next_entry=own", "next_entry=1"])
 def test_an_entry_of_the_next_boot_that_update_grub_does_not_make(host, remembered):
     (host.folder / "grubenv").write_text(f"# GRUB Environment Block\n{remembered}\n")
-    with pytest.raises(LiveUpdateError, match=r'the next boot starts "own" without kho=on liveupdate=on .* has no effect on it; choose'):
+    with pytest.raises(
+        LiveUpdateError,
+        match=r'the next boot would start "own" without kho=on liveupdate=on .* does not affect this'
+        r" entry; choose",
+    ):
         _boot_cmdline.change(WORDS, False)
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_host_that_grub_does_not_boot_is_told_at_once(host, monkeypatch, check_mode):
-    monkeypatch.setattr(_grub, "not_in_charge", lambda: "systemd-boot 257.2 has started it")
+    monkeypatch.setattr(_grub, "not_in_charge", lambda: "systemd-boot 257.2 started it")
     with pytest.raises(
-        LiveUpdateError, match=r'^this host does not boot by .*: systemd-boot 257.2 has started it; add "kho=on liveupdate=on" to'
+        LiveUpdateError, match=r'^this host does not boot with .*: systemd-boot 257.2 started it; add "kho=on liveupdate=on" to'
     ):
         _boot_cmdline.change(WORDS, check_mode)
     (host.folder / "update-grub").unlink()
-    with pytest.raises(LiveUpdateError, match=r'^there is no .*update-grub on this host: add "kho=on liveupdate=on" to'):
+    with pytest.raises(LiveUpdateError, match=r'^.*update-grub does not exist on this host; add "kho=on liveupdate=on" to'):
         _boot_cmdline.change(WORDS, check_mode)
     assert host.runs == 0 and not (host.settings / "kvm-liveupdate.cfg").exists()

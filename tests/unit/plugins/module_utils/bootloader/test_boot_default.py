@@ -98,7 +98,9 @@ def test_an_image_that_no_package_brought_is_listed_first(debian):
 
 
 def test_an_image_that_grub_does_not_list_is_refused(debian):
-    with pytest.raises(LiveUpdateError, match=r"no entry for kernel 7\.9\.9: /root/vmlinuz-7\.9\.9 has to be /boot/vmlinuz-7\.9\.9"):
+    with pytest.raises(
+        LiveUpdateError, match=r"no entry for kernel 7\.9\.9 \(/root/vmlinuz-7\.9\.9\); install the kernel as /boot/vmlinuz-7\.9\.9"
+    ):
         _boot_default.change("/root/vmlinuz-7.9.9", False)
     assert not debian.setting.exists()
     before, after = _boot_default.change("/root/vmlinuz-7.9.9", True)
@@ -124,8 +126,8 @@ def test_a_later_file_that_wins_is_named(debian, programs):
     with pytest.raises(LiveUpdateError) as caught:
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
     assert caught.value.message == (
-        f"a cold boot would start the entry {NEW}, not {OLD} (GRUB's menu {debian.path}), although {debian.setting} asks for it: {pin} sets"
-        f" GRUB_DEFAULT after it; take GRUB_DEFAULT out of {pin}, and run this again"
+        f"a cold boot would start the entry {NEW}, not {OLD} (GRUB's menu {debian.path}), although {debian.setting} sets it: {pin} sets"
+        f" GRUB_DEFAULT after it; remove GRUB_DEFAULT from {pin}, and run this again"
     )
     assert _boot_default.kept() == ""
     pin.unlink()
@@ -146,7 +148,7 @@ def test_a_default_that_was_lost_since_is_seen(debian, programs):
 def test_an_entry_that_is_gone_is_no_default(debian):
     """GRUB starts the first entry then."""
     debian.boot.remove("7.2.13")
-    with pytest.raises(LiveUpdateError, match=r"something else writes the default into the menu; look for 'set default' in "):
+    with pytest.raises(LiveUpdateError, match=r"another script writes the default into the menu; search for 'set default' in "):
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
     assert _boot_default.kept() == ""
 
@@ -160,9 +162,9 @@ def test_the_setting_is_durable(debian, monkeypatch):
 
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_host_that_grub_does_not_boot_says_so(debian, monkeypatch, check_mode):
-    monkeypatch.setattr(_grub, "not_in_charge", lambda: "systemd-boot 257.2 has started it")
+    monkeypatch.setattr(_grub, "not_in_charge", lambda: "systemd-boot 257.2 started it")
     with pytest.raises(
-        LiveUpdateError, match=r"^this host does not boot by GRUB's menu .*: systemd-boot 257.2 has started it; keep the kernel"
+        LiveUpdateError, match=r"^this host does not boot with GRUB's menu .*: systemd-boot 257.2 started it; make the running kernel"
     ):
         _boot_default.change("/boot/vmlinuz-7.2.13", check_mode)
     assert debian.runs == 0 and not debian.setting.exists()
@@ -176,7 +178,7 @@ def test_a_host_without_grubs_menu_says_so(debian):
 
 
 def test_an_unknown_boot_loader_is_the_operators(programs):
-    with pytest.raises(LiveUpdateError, match=r"neither .* nor .* is on this host"):
+    with pytest.raises(LiveUpdateError, match=r"neither .* nor .* exists on this host"):
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
 
 
@@ -204,8 +206,6 @@ def test_with_grubby_the_former_default_comes_back(programs, monkeypatch):
 def test_a_default_that_grubby_does_not_take_is_an_error(programs, monkeypatch):
     (programs / "grubby").touch()
     monkeypatch.setattr(_commands, "run", lambda *_command, **_limit: "/boot/vmlinuz-other\n")
-    with pytest.raises(
-        LiveUpdateError, match=r"^a cold boot would start /boot/vmlinuz-other, although grubby was asked for /boot/vmlinuz-7\.2\.13"
-    ):
+    with pytest.raises(LiveUpdateError, match=r"^a cold boot would start /boot/vmlinuz-other, although grubby set /boot/vmlinuz-7\.2\.13"):
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
     assert _boot_default.kept() == ""

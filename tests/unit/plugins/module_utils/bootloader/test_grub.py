@@ -143,7 +143,7 @@ def params(kind):
         ({"sys/kernel/boot_params/data": params(0x21)}, "its kernel command line has no BOOT_IMAGE=, the word that GRUB adds"),
         (
             {"proc/cmdline": b"BOOT_IMAGE=vmlinuz\n", "sys/kernel/boot_params/data": params(0x32)},
-            "another boot loader has started it (type 0x32 in /sys/kernel/boot_params/data)",
+            "another boot loader started it (type 0x32 in /sys/kernel/boot_params/data)",
         ),
         # GRUB by way of the kernel's EFI stub.
         ({"proc/cmdline": b"BOOT_IMAGE=/boot/vmlinuz root=x\n", "sys/kernel/boot_params/data": params(0x21)}, ""),
@@ -152,12 +152,12 @@ def params(kind):
         ({}, ""),
         (
             {_grub._LOADER_INFO: b"\7\0\0\0" + "systemd-boot 257.2\0".encode("utf-16-le"), "sys/kernel/boot_params/data": params(0xD0)},
-            "systemd-boot 257.2 has started it",
+            "systemd-boot 257.2 started it",
         ),
         ({_grub._LOADER_INFO: b"\7\0\0\0" + "GRUB 2.12\0".encode("utf-16-le"), "sys/kernel/boot_params/data": params(0xD0)}, ""),
         (
             {"proc/cmdline": b"BOOT_IMAGE=/x\n", "etc/kernel/proxmox-boot-uuids": b"AB-CD\n"},
-            "proxmox-boot-tool keeps copies of the menu or of the kernels on partitions of its own (/etc/kernel/proxmox-boot-uuids)",
+            "proxmox-boot-tool boots from copies of the menu or of the kernels on other partitions (/etc/kernel/proxmox-boot-uuids)",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_record_is_kept_by_name_until_the_guest_is_back(folder):
 def test_a_damaged_record_is_not_taken_for_a_guest_that_is_here(folder):
     folder.mkdir()
     (folder / "web.json").write_text("{")
-    with pytest.raises(LiveUpdateError, match=r"away/web\.json: .*remove it if"):
+    with pytest.raises(LiveUpdateError, match=r"away/web\.json is damaged: .*remove it if"):
         _away.records()
 
 
@@ -56,7 +56,7 @@ def test_the_operator_sees_who_is_away(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("size", "on_disk", "fits"), [(GIB, 2 * GIB, True), (GIB, GIB + (256 << 20), True), (GIB, GIB, False)])
 def test_a_save_needs_room_for_the_ram_and_some_more(size, on_disk, fits):
     found = _room.shortage(size, on_disk, "/somewhere")
-    assert found == ([] if fits else ["saving it needs 1280 MiB below /somewhere, which has 1024 - make room there"])
+    assert found == ([] if fits else ["saving it needs 1280 MiB below /somewhere, where 1024 MiB are free - free space there"])
 
 
 def test_free_room_is_what_the_file_system_says(tmp_path):

@@ -193,7 +193,7 @@ def test_a_hold_that_nobody_has_is_an_error_and_given_up(held, monkeypatch):
     monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
     monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     _files.remove(_files.run_path("web 1", "held"))
-    with pytest.raises(LiveUpdateError, match=r"guest web 1: web\.service does not hold its session"):
+    with pytest.raises(LiveUpdateError, match=r"guest web 1: web\.service did not keep its session"):
         _hold.hold({**held, "uuid": "1-2"})
     assert released == ["web 1"]
 
@@ -204,7 +204,7 @@ def test_a_guest_that_is_still_being_brought_back_is_not_held(tmp_path, monkeypa
     monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [] for unit in units})
     monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
     (tmp_path / "web 1.json").write_text('{"state": "saved"}')
-    with pytest.raises(LiveUpdateError, match=r"guest web 1: the last update has not brought it back yet.*web\.service"):
+    with pytest.raises(LiveUpdateError, match=r"guest web 1: the last update has not restored it yet.*web\.service"):
         _hold.hold(RECORD)
 
 
@@ -304,13 +304,13 @@ def test_guests_are_held_and_it_is_proven_for_all_at_once(holding):
     assert list(found) == ["web", "old", "db"] and holding.asked == ["fdstore", "held"]
     assert {name: err.message for name, err in problems.items()} == {
         "bad": "guest bad: no room",
-        "gone": "guest gone: gone.service does not hold its session; 'journalctl -u gone.service' may say why",
+        "gone": "guest gone: gone.service did not keep its session; 'journalctl -u gone.service' may show why",
     }
     assert holding.released == ["old", "gone"]
 
 
 def test_a_hold_that_fails_is_an_error(holding):
-    with pytest.raises(LiveUpdateError, match=r"guest gone: gone\.service does not hold its session"):
+    with pytest.raises(LiveUpdateError, match=r"guest gone: gone\.service did not keep its session"):
         _hold.hold({**RECORD, "name": "gone", "unit": "gone.service"})
     assert _hold.hold({**RECORD, "name": "web", "unit": "web.service"}) == {"hold": "h"}
 
@@ -334,9 +334,9 @@ def test_a_holder_without_its_guest_tells_systemd_why(monkeypatch):
     monkeypatch.setattr(_providers, "known", dict)
     monkeypatch.setattr(_systemd, "notify", told.append)
     monkeypatch.setattr("signal.pthread_sigmask", lambda how, mask: set())
-    with pytest.raises(LiveUpdateError, match="no such guest"):
+    with pytest.raises(LiveUpdateError, match="does not run on this host"):
         _hold.serve("web")
-    assert told and told[0].startswith("STATUS=") and "no such guest" in told[0]
+    assert told and told[0].startswith("STATUS=") and "does not run on this host" in told[0]
 
 
 @pytest.mark.parametrize("version", [262, 257])

@@ -110,8 +110,8 @@ def test_a_limit_below_the_ram():
     assert _guests_memory.limit_reasons(64 * MIB, {"a.service": 63 * MIB, "x.slice": 65 * MIB}) == [
         {
             "code": "memory-limit",
-            "message": "its 64 MiB of RAM are charged to a.service when it is taken back after the jump, and its MemoryMax= or"
-            " StartupMemoryMax= is 63 MiB: the kernel would refuse, once and for all",
+            "message": "its 64 MiB of RAM are charged to a.service at the restore, but its MemoryMax= or"
+            " StartupMemoryMax= is 63 MiB: the restore would fail, and could not be repeated",
             "remedy": "raise or remove the limit of a.service",
         }
     ]
@@ -125,7 +125,7 @@ def test_a_limit_that_guests_share():
     }
     (reason,) = _guests_memory.shared_limit_reasons(guests)
     assert reason["code"] == "memory-limit"
-    assert reason["message"].startswith("the 128 MiB of RAM of a, b are charged to x.slice when it is taken back after the jump, and its")
+    assert reason["message"].startswith("the 128 MiB of RAM of a, b are charged to x.slice at the restore, but its")
     assert reason["remedy"] == "raise or remove the limit of x.slice"
     assert _guests_memory.shared_limit_reasons({"a": guests["a"], "c": guests["c"]}) == []
     # One that is too large by itself has that as its own reason.

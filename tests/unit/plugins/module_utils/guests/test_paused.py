@@ -118,14 +118,14 @@ def test_what_is_held_of_a_guest_that_has_ended_is_given_up(machine, monkeypatch
     """Its memory would stay taken. That it does not run is a failure all the same."""
 
     def find(name, running):
-        raise LiveUpdateError(f"guest {name!r}: no such guest runs")
+        raise LiveUpdateError(f"guest {name!r} does not run")
 
     monkeypatch.setattr(_providers, "known", dict)
     monkeypatch.setattr(_providers, "find", find)
     _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
     (done,) = guest.run_free(["web"], timeout=1, check_mode=check_mode)
-    assert done["failed"] and "no such guest runs" in done["msg"]
-    assert done["changed"] and "is given up" in done["msg"]
+    assert done["failed"] and "does not run." in done["msg"]
+    assert done["changed"] and "is released" in done["msg"]
     assert [record["unit"] for record in machine.released] == ([] if check_mode else ["web.service"])
 
 

@@ -163,15 +163,15 @@ def test_a_qemu_that_does_not_see_where_its_state_goes_is_refused(looked, tmp_pa
     looked.setattr(_files, "GUESTS_STATE", str(tmp_path))
     assert _unit.rights_reasons("web.service", os.getpid()) == []
     (reason,) = _unit.rights_reasons("web.service", 1 << 30)  # of a process that is gone nothing is seen
-    assert reason["code"] == "unit" and f"does not see {tmp_path}" in reason["message"] and "RootDirectory=" in reason["message"]
+    assert reason["code"] == "unit" and f"cannot see {tmp_path}" in reason["message"] and "RootDirectory=" in reason["message"]
     looked.setattr(_files, "GUESTS_STATE", "/sys/kernel")
     looked.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_flag=os.ST_RDONLY))
     (reason,) = _unit.rights_reasons("web.service", os.getpid())
-    assert "may not write to /sys/kernel" in reason["message"]
+    assert "cannot write to /sys/kernel" in reason["message"]
     looked.setattr(_files, "GUESTS_STATE", "/never/made")
     looked.setattr(_luo, "DEVICE", str(tmp_path))
     (reason,) = _unit.rights_reasons("web.service", 1 << 30)
-    assert f"does not see {tmp_path} (PrivateDevices=" in reason["message"]
+    assert f"cannot see {tmp_path} (PrivateDevices=" in reason["message"]
 
 
 def program(path, *words):
@@ -202,8 +202,8 @@ def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
     assert _reasons.warn(dict(WEB)) == []
     gone = ["/run/systemd/system/web.service.d/override.conf", "/run/systemd/system.control/web.service.d/50-MemoryMax.conf"]
     looked.setitem(SHOWN, "DropInPaths", " ".join([*lasting, *gone]))
-    assert [(warning["code"], warning["message"].split()[1]) for warning in _reasons.warn(dict(WEB))] == [
-        ("unit-runtime", path) for path in gone
+    assert [(warning["code"], warning["message"]) for warning in _reasons.warn(dict(WEB))] == [
+        ("unit-runtime", f"its unit web.service has the drop-in {path}, which does not exist after the jump") for path in gone
     ]
     looked.setattr(_processes, "fd_links", lambda _pid: {})
     assert codes(dict(WEB)) == []
@@ -215,9 +215,12 @@ def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
         ({}, ""),
         ({"FragmentPath": "/run/systemd/generator/web.service"}, ""),
         ({"FragmentPath": "/usr/lib/systemd/system/web@.service"}, ""),
-        ({"FragmentPath": "/run/systemd/transient/web.service"}, "gone after a boot: its file is /run/systemd/transient/web.service"),
-        ({"FragmentPath": "/run/systemd/system/web.service"}, "gone after a boot"),
-        ({"FragmentPath": ""}, "gone after a boot: its file is not there"),
+        (
+            {"FragmentPath": "/run/systemd/transient/web.service"},
+            "does not exist after a boot: its file is /run/systemd/transient/web.service",
+        ),
+        ({"FragmentPath": "/run/systemd/system/web.service"}, "does not exist after a boot"),
+        ({"FragmentPath": ""}, "does not exist after a boot: its file is missing"),
         (
             {"ExecStart": program("/usr/local/sbin/kvm-liveupdate", "run", "other", "--", "qemu")},
             "'kvm-liveupdate run other', not 'run web'",
@@ -231,7 +234,7 @@ def test_the_unit_is_looked_at_as_the_boot_will_find_it(looked, changed, told):
     for key, value in changed.items():
         looked.setitem(SHOWN, key, value)
     found = _unit.file_reasons("web.service", "web", SHOWN)
-    code = "unit-gone" if "gone after a boot" in told else "unit-other"
+    code = "unit-gone" if "does not exist after a boot" in told else "unit-other"
     assert [reason["code"] for reason in found] == ([code] if told else [])
     assert all(told in reason["message"] and reason["remedy"] for reason in found)
     looked.setattr(_processes, "fd_links", lambda _pid: {})

@@ -24,7 +24,7 @@ class Provider:
 
     def rehearse(self, record):
         self.state = "paused"
-        with pytest.raises(LiveUpdateError, match="another live update operation is under way"):
+        with pytest.raises(LiveUpdateError, match="another live update operation runs"):
             _lock.Lock().__enter__()
         self.locked = True
         if self.failure:
@@ -75,15 +75,15 @@ def test_the_guest_goes_on_when_its_state_does_not_load(host):
 def test_no_guest_is_touched_while_the_host_is_locked(host):
     provider = Provider()
     said = host(provider)
-    with _lock.Lock(), pytest.raises(LiveUpdateError, match="under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         _rehearsal.run("web")
-    assert provider.state == "running" and not provider.locked and "under way" in said[0]
+    assert provider.state == "running" and not provider.locked and "another live update operation runs" in said[0]
 
 
 def test_an_answer_that_somebody_else_took_is_said(host, monkeypatch):
     host(Provider())
     monkeypatch.setattr(_commands, "run", lambda *command, timeout: "")
-    with pytest.raises(LiveUpdateError, match=r"guest web: somebody else had it rehearsed .* rehearse it again"):
+    with pytest.raises(LiveUpdateError, match=r"guest web: another rehearsal of it ran .* rehearse it again"):
         _rehearsal.rehearse("web")
 
 
@@ -102,7 +102,7 @@ def test_a_guest_that_a_rehearsal_left_paused_is_not_taken_for_one_that_its_owne
     provider = Hung()
     host(provider)
     for attempt in (_rehearsal.run, _rehearsal.end_cut_off):  # the unit's ExecStart=, then its ExecStopPost=
-        with pytest.raises(LiveUpdateError, match="guest web may stand still: 'kvm-liveupdate resume web' lets it go on"):
+        with pytest.raises(LiveUpdateError, match="guest web may still be paused: run 'kvm-liveupdate resume web'"):
             attempt("web")
     assert provider.state == "paused"
     provider.hung = False
@@ -129,7 +129,7 @@ def test_a_rehearsal_is_not_ended_in_the_middle_of_another_operation(host, monke
     _rehearsal.end_cut_off("web")  # nothing to end, nothing to wait for
     _files.write_json(_files.run_path("web", "rehearsal"), {"running": True, "pid": 7, "started": 70})
     provider.state = "paused"
-    with _lock.Lock(), pytest.raises(LiveUpdateError, match="under way"):
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         _rehearsal.end_cut_off("web")
     assert provider.state == "paused"
     _rehearsal.end_cut_off("web")

@@ -53,7 +53,7 @@ def test_memory_that_nobody_takes_is_given_up(host, capsys):
     _unclaimed.give_up()
     assert len(host.finished) == 1 and f"/memfd:{SESSION}" in host.closed
     assert _session.recorded_holds() == [] and not host.forgotten
-    assert "web: the host was rebooted by a kexec that was no live update" in capsys.readouterr().err
+    assert "web: the host was rebooted by a kexec that was not a live update" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unit", ["web.service", "kvm-liveupdate-hold@web.service"])
@@ -107,7 +107,7 @@ def test_one_guest_does_not_keep_another_from_it(host, capsys):
     _unclaimed.give_up()
     assert len(host.finished) == 1 and _session.recorded_holds() == ["a", "b"]
     said = capsys.readouterr().err
-    assert said.count("memory that an earlier kernel held for this guest may still be reserved") == 2
+    assert said.count("memory that an earlier kernel preserved for this guest may still be reserved") == 2
     assert said.count("An ordinary reboot frees it") == 2
 
 

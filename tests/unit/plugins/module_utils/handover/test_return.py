@@ -25,24 +25,24 @@ SAVED = {"state": "saved", "on_loss": "start", **IDENTITY}
 @pytest.mark.parametrize(
     ("journal", "note", "resumed", "verdict", "why"),
     [
-        ({}, None, False, "cold", "no update left it"),
-        ({}, IDENTITY, False, "cold", "no update left it"),
-        (SAVED, IDENTITY, False, "restore", "came over"),
+        ({}, None, False, "cold", "no update has saved it"),
+        ({}, IDENTITY, False, "cold", "no update has saved it"),
+        (SAVED, IDENTITY, False, "restore", "its memory is preserved"),
         (SAVED, IDENTITY, True, "cold", "has run since"),
-        (SAVED, {**IDENTITY, "hold": "h2"}, False, "cold", "not its own"),
+        (SAVED, {**IDENTITY, "hold": "h2"}, False, "cold", "belongs to another save"),
         (SAVED, {**IDENTITY, "uuid": "u2"}, False, "refuse", "uuid 'u2', not 'u1'"),
         (SAVED, {**IDENTITY, "sizes": [4096, 4096]}, False, "refuse", "discard web1"),
         (SAVED, {**IDENTITY, "guest": "db1"}, False, "refuse", "guest 'db1', not 'web1'"),
-        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 1]}, False, "restore", "came over"),
+        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 1]}, False, "restore", "its memory is preserved"),
         ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 2]}, False, "refuse", "qemu [7, 2], not [7, 1]"),
-        ({**SAVED, "qemu": [7, 1]}, IDENTITY, False, "restore", "came over"),
-        (SAVED, {}, False, "cold", "not its own"),
-        (SAVED, None, False, "cold", "did not come over"),
+        ({**SAVED, "qemu": [7, 1]}, IDENTITY, False, "restore", "its memory is preserved"),
+        (SAVED, {}, False, "cold", "belongs to another save"),
+        (SAVED, None, False, "cold", "did not survive the reboot"),
         ({**SAVED, "on_loss": "stop"}, None, False, "refuse", "discard web1"),
         ({**SAVED, "on_loss": "stop"}, {"hold": "h2"}, False, "refuse", "discard web1"),
-        ({**SAVED, "on_loss": "stop"}, IDENTITY, False, "restore", "came over"),
-        ({**SAVED, "state": "restored"}, IDENTITY, False, "cold", "no update left it"),
-        ({**SAVED, "state": "lost"}, IDENTITY, False, "cold", "no update left it"),
+        ({**SAVED, "on_loss": "stop"}, IDENTITY, False, "restore", "its memory is preserved"),
+        ({**SAVED, "state": "restored"}, IDENTITY, False, "cold", "no update has saved it"),
+        ({**SAVED, "state": "lost"}, IDENTITY, False, "cold", "no update has saved it"),
     ],
 )
 def test_decide(journal, note, resumed, verdict, why):
@@ -67,7 +67,8 @@ def test_memory_that_nobody_could_look_for_is_not_taken_for_lost(monkeypatch, co
     if lost:
         assert _handover_session.incoming(journal) is None
     else:
-        with pytest.raises(LiveUpdateError, match=rf"guest web1: .*\({code}\).* tr.* again.*its memory is kept") as told:
+        how = "repeated automatically" if code == "EBUSY" else "'systemctl start web1.service' to try again"
+        with pytest.raises(LiveUpdateError, match=rf"guest web1: .*\({code}\).*{how}.*Its memory is kept") as told:
             _handover_session.incoming(journal)
         assert told.value.details["again"] is (code == "EBUSY")
 
@@ -126,7 +127,7 @@ def test_the_size_of_every_memory_file_is_compared(monkeypatch, sizes, fits):
     if fits:
         assert _handover_session.take(journal, 7) == list(came.values())
     else:
-        with pytest.raises(LiveUpdateError, match=r"has \[.*\] bytes, not \[4096, 8192\]; 'kvm-liveupdate discard web1'"):
+        with pytest.raises(LiveUpdateError, match=r"has \[.*\] bytes, not \[4096, 8192\]\. .*'kvm-liveupdate discard web1'"):
             _handover_session.take(journal, 7)
     for fd in came.values():
         os.close(fd)

@@ -41,7 +41,7 @@ def test_a_record_that_may_not_be_read_names_who_may(monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("builtins.open", refused)
-    with pytest.raises(LiveUpdateError, match=r"^record /r/web.json: Permission denied; only root may read it: .* without User= and Dyn"):
+    with pytest.raises(LiveUpdateError, match=r"^record /r/web.json: Permission denied; only root may read it.* without User= and Dyn"):
         _files.read_json("/r/web.json")
 
 

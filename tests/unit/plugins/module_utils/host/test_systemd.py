@@ -82,7 +82,7 @@ def test_an_fd_store_that_is_not_told_is_an_error(monkeypatch):
     """Else the next unit's would be taken for it."""
     host = Stores({"web.service": ["a"], "db.service": ["b"]})
     monkeypatch.setattr(_commands, "run", lambda *words: host.run(*words) if words[0] == "systemctl" else '[{"fdname": "b"}]\n')
-    with pytest.raises(LiveUpdateError, match="1 answers about 2 units"):
+    with pytest.raises(LiveUpdateError, match="1 answers for 2 units"):
         _systemd.fdstore_each(["web.service", "db.service"])
 
 

@@ -91,9 +91,9 @@ def test_damage_of_any_kind_is_an_error_with_a_sentence(compression):
     whole = COMPRESSED[compression]
     with pytest.raises(LiveUpdateError, match=f"^kernel K: the {compression} data in it is cut off or damaged: .*; copy the file again$"):
         unpack(compression, whole[:-20])
-    with pytest.raises(LiveUpdateError, match="unpacks to 1291 bytes and says 1292"):
+    with pytest.raises(LiveUpdateError, match="unpacks to 1291 bytes, but its header says 1292"):
         unpack(compression, whole, len(TEXT) + 1)
-    with pytest.raises(LiveUpdateError, match="unpacks to more than the 1290 bytes that it says"):
+    with pytest.raises(LiveUpdateError, match="unpacks to more than the 1290 bytes that its header says"):
         unpack(compression, whole, len(TEXT) - 1)
 
 
@@ -151,7 +151,7 @@ def test_xz_and_lzma_with_a_huge_window_are_refused():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "does not begin as it should"),
+        (b"", "it has a wrong beginning"),
         (LZ4[:4] + b"\xff\xff\xff\x7f", "a block of 2147483647 bytes is too large"),
         (LZ4[:4] + b"\x01\0", "it ends early"),
         (LZ4[:4] + b"\x05\0\0\0\x10", "it ends early"),
@@ -175,7 +175,7 @@ def test_lz4_blocks_and_frames_may_follow_one_another():
 def test_a_missing_tool_is_named(compression, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     name = TOOLS[compression]
-    with pytest.raises(LiveUpdateError, match=f"compressed with {name}, and .* does not start on this host .*; install the package {name}"):
+    with pytest.raises(LiveUpdateError, match=f"compressed with {name}, but .* does not start on this host .*; install the package {name}"):
         unpack(compression, COMPRESSED[compression])
 
 
@@ -201,7 +201,7 @@ def test_a_tool_that_gives_too_much_is_stopped(tool):
 def test_a_tool_that_hangs_is_stopped(tool, monkeypatch):
     monkeypatch.setattr(_decompress, "_TOOL_SECONDS", 0.2)
     tool("lzop", "exec sleep 60")
-    with pytest.raises(LiveUpdateError, match=r"'lzop -dc' was not done after 0\.2 s"):
+    with pytest.raises(LiveUpdateError, match=r"'lzop -dc' did not end within 0\.2 s"):
         unpack("lzo", TEXT)
 
 
@@ -210,5 +210,5 @@ def test_a_file_that_cannot_be_read_on(tool):
         raise LiveUpdateError("gone")
 
     tool("lzop", "exec cat")
-    with pytest.raises(LiveUpdateError, match="unpacks to 0 bytes and says 5"):
+    with pytest.raises(LiveUpdateError, match="unpacks to 0 bytes, but its header says 5"):
         b"".join(_decompress.stream("lzo", source, 5, "kernel K"))

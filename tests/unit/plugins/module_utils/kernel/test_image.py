@@ -312,14 +312,14 @@ def test_which_strings_count(read, abi, expected):
 def test_several_strings_of_a_kind_are_not_guessed_between(read):
     found = read(bzimage(kernel(abi=("luo-v6", "luo-v5", "kho-v4", "memfd-v2"))))
     assert found["abi"] == {**ABI, "luo": None}
-    assert found["unread"] == {"luo": "several strings luo-vN are in it: luo-v5, luo-v6"}
+    assert found["unread"] == {"luo": "it contains several strings luo-vN: luo-v5, luo-v6"}
 
 
 @pytest.mark.parametrize("text", ["luo-v5+radix-v1", "luo-v5;luo-v6", "luo-v5-sealed", "luo-v5,"])
 def test_a_string_that_says_more_than_one_version_is_not_understood(read, text):
     found = read(bzimage(kernel(abi=("kho-v4", text, "memfd-v2"))))
     assert found["abi"] == {**ABI, "luo": None}
-    assert found["unread"] == {"luo": f"it says {text}, and what that means is not known here"}
+    assert found["unread"] == {"luo": f"it contains {text}, which this version of the collection does not know"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 1023, 1024, 1025, 4096])
@@ -382,12 +382,12 @@ def test_a_given_configuration(read, tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "No such file or directory; give the file that belongs"),
-        (b"hello", "not a kernel configuration"),
-        (b"", "not a kernel configuration"),
-        (CONFIG + bytes(5 << 20), "not a kernel configuration"),
-        (gzip.compress(CONFIG)[:-9], "not a kernel configuration"),
-        (gzip.compress(CONFIG + bytes(5 << 20)), "not a kernel configuration"),
+        (None, "No such file or directory; use the configuration file"),
+        (b"hello", "the file is not a kernel configuration"),
+        (b"", "the file is not a kernel configuration"),
+        (CONFIG + bytes(5 << 20), "the file is not a kernel configuration"),
+        (gzip.compress(CONFIG)[:-9], "the file is not a kernel configuration"),
+        (gzip.compress(CONFIG + bytes(5 << 20)), "the file is not a kernel configuration"),
     ],
 )
 def test_a_given_configuration_that_is_none(read, tmp_path, content, says):
@@ -402,8 +402,8 @@ def test_no_configuration_anywhere(read, tmp_path):
     found = read(bzimage(kernel(config=None)))
     assert (found["config"], found["config_source"]) == (None, None)
     assert found["unread"] == {
-        "config": f"it holds none (CONFIG_IKCONFIG), and there is no {tmp_path}/config-7.3.4 nor {tmp_path}/root/boot/config-7.3.4"
-        f" nor {tmp_path}/root/usr/lib/modules/7.3.4/config"
+        "config": f"it contains none (CONFIG_IKCONFIG), and there is no file {tmp_path}/config-7.3.4 or {tmp_path}/root/boot/config-7.3.4"
+        f" or {tmp_path}/root/usr/lib/modules/7.3.4/config"
     }
 
 
@@ -412,7 +412,7 @@ def test_a_release_cannot_lead_out_of_its_directory(read, tmp_path):
     (tmp_path / "secret").write_bytes(CONFIG)
     found = read(bzimage(kernel(config=None, banner=BANNER.replace(b"7.3.4", b"/../secret"))))
     assert (found["release"], found["config"]) == ("/../secret", None)
-    assert found["unread"]["config"].endswith("there is no file for such a release")
+    assert found["unread"]["config"].endswith("there is no file for its release")
 
 
 BAD_SECTION = bytearray(uki())
@@ -424,27 +424,27 @@ LONG = b"\x7fELF\x02\x01" + bytes(58)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not a kernel image but 0 bytes that begin with nothing; give a bzImage"),
+        (b"", "not a kernel image but 0 bytes that begin with nothing; use a bzImage"),
         (b"#!/bin/sh\n", "not a kernel image but 10 bytes that begin with 23212f62;"),
         (gzip.compress(b"x" * 900), "not a kernel image but a file compressed with gzip"),
         (bzimage()[:0x210], "not a kernel image"),
-        (bzimage()[:-1], "cut off or damaged: its kernel lies at 2560 to .*; copy the file again"),
-        (bzimage(protocol=0x20B), r"boot protocol 2\.11, and kexec_file_load needs 2\.12"),
+        (bzimage()[:-1], "cut off or damaged: its kernel is at 2560 to .*; copy the file again"),
+        (bzimage(protocol=0x20B), r"boot protocol 2\.11, but kexec_file_load needs 2\.12"),
         (bzimage(says=5), "the gzip data in it is cut off or damaged: .*; copy the file again"),
-        (bzimage(compression="xz", says=5), "it unpacks to more than the 5 bytes that it says"),
-        (bzimage(compression="xz", says=1 << 31), "says to have 2147483648 bytes, and none has more than 536870912"),
-        (bzimage(b"no kernel"), "there is no Linux kernel in it"),
-        (bzimage(kernel(banner=DRAFT)), "there is no Linux kernel in it"),
-        (arm64(b"nothing"), "there is no Linux kernel in it"),
-        (zboot(kernel()), "no arm64 Image"),
-        (zboot()[:0x500], "its compressed kernel lies at 1024 to"),
-        (vmlinux(machine=3), r"an ELF file of another machine \(3\)"),
-        (vmlinux(beyond=100000), "its segment lies at"),
+        (bzimage(compression="xz", says=5), "it unpacks to more than the 5 bytes that its header says"),
+        (bzimage(compression="xz", says=1 << 31), "claims 2147483648 bytes, more than any kernel has"),
+        (bzimage(b"no kernel"), "it contains no Linux kernel"),
+        (bzimage(kernel(banner=DRAFT)), "it contains no Linux kernel"),
+        (arm64(b"nothing"), "it contains no Linux kernel"),
+        (zboot(kernel()), "not an arm64 Image"),
+        (zboot()[:0x500], "its compressed kernel is at 1024 to"),
+        (vmlinux(machine=3), r"an ELF file for another machine \(3\)"),
+        (vmlinux(beyond=100000), "its segment is at"),
         (LONG, r"another machine \(0\)"),
-        (vmlinux()[:100], "its program header table lies at 64 to 176, and there are 100 bytes"),
-        (uki(vmlinux()), "its section .linux holds a vmlinux"),
+        (vmlinux()[:100], "its program header table is at 64 to 176, but there are only 100 bytes"),
+        (uki(vmlinux()), "its section .linux contains a vmlinux"),
         (uki(b"nothing"), "not a kernel image but 7 bytes"),
-        (bytes(BAD_SECTION), "its section .linux lies at 2147483648 to"),
+        (bytes(BAD_SECTION), "its section .linux is at 2147483648 to"),
         (NO_SECTION, "not a kernel image but .* that begin with 4d5a0000"),
     ],
 )
@@ -460,7 +460,7 @@ def unknown_compression():
 
 
 def test_an_unknown_compression(read):
-    with pytest.raises(LiveUpdateError, match=r"compressed in no known way \(it begins with 4e4f5045"):
+    with pytest.raises(LiveUpdateError, match=r"the compression of the kernel in it is unknown \(it begins with 4e4f5045"):
         read(unknown_compression())
 
 
@@ -476,7 +476,7 @@ def test_segments_that_lie_on_one_another_are_limited(read, monkeypatch):
 
 
 def test_files_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(LiveUpdateError, match="No such file or directory; give the path"):
+    with pytest.raises(LiveUpdateError, match="No such file or directory; use the path"):
         _image.read(str(tmp_path / "none"))
     with pytest.raises(LiveUpdateError, match="embedded null"):
         _image.read("a\0b")
@@ -487,7 +487,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
         _image.read(str(tmp_path / "fifo"))
     with open(tmp_path / "large", "wb") as file:
         file.truncate(3 << 30)
-    with pytest.raises(LiveUpdateError, match="3221225472 bytes, and no kernel has more than"):
+    with pytest.raises(LiveUpdateError, match="3221225472 bytes, more than any kernel has"):
         _image.read(str(tmp_path / "large"))
 
 

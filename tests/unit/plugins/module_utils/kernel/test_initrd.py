@@ -245,7 +245,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_not(judge, packed):
     whole = MICROCODE + packed
     for left in (len(MICROCODE) + 3, len(MICROCODE) + 200, len(whole) - len(packed) // 2, len(whole) - 5):
         assert judge(whole[:left])
-    assert judge(MICROCODE) == judge(MICROCODE[:-300]) == "there is no init in it"
+    assert judge(MICROCODE) == judge(MICROCODE[:-300]) == "it contains no init"
     assert judge(MICROCODE[:3000]) == judge(MICROCODE[:50]) == "it is cut off"
 
 
@@ -253,20 +253,20 @@ def test_an_archive_that_is_cut_off_anywhere_is_not(judge, packed):
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (bytes(9000), "there is no init in it"),
-        (b"<html>not found</html>" * 300, "from byte 0 of 6600 on it is neither an archive nor compressed (it goes on with 3c68746d)"),
+        (bytes(9000), "it contains no init"),
+        (b"<html>not found</html>" * 300, "from byte 0 of 6600 on, it is neither an archive nor compressed (the next bytes are 3c68746d)"),
         (
             MAIN + b"garbage",
-            f"from byte {len(MAIN)} of {len(MAIN) + 7} on it is neither an archive nor compressed (it goes on with 67617262)",
+            f"from byte {len(MAIN)} of {len(MAIN) + 7} on, it is neither an archive nor compressed (the next bytes are 67617262)",
         ),
         (
             PACKED["gzip"] + b"garbage",
-            f"from byte {len(PACKED['gzip'])} of {len(PACKED['gzip']) + 7} on it is neither an archive nor compressed (it goes on with"
-            " 67617262)",
+            f"from byte {len(PACKED['gzip'])} of {len(PACKED['gzip']) + 7} on, it is neither an archive nor compressed (the next"
+            " bytes are 67617262)",
         ),
-        (cpio("etc/passwd"), "there is no init in it"),
+        (cpio("etc/passwd"), "it contains no init"),
         (MAIN.replace(b"070701", b"07070x", 2).replace(b"07070x", b"070701", 1), "it is damaged"),
-        (cpio("init", size=9), "what it has beside microcode are 249 bytes, too few for an init"),
+        (cpio("init", size=9), "besides microcode it has only 249 bytes, too few for an init"),
         (
             gzip.compress(MAIN)[:-8] + b"\1" * 8,
             "the gzip data in it is cut off or damaged: Error -3 while decompressing data: incorrect data check",
@@ -279,6 +279,6 @@ def test_what_is_no_initial_ram_disk(judge, content, says):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(
-        LiveUpdateError, match=r"^initrd .*/none: No such file or directory; give the path of an initial RAM disk on the host$"
+        LiveUpdateError, match=r"^initrd .*/none: No such file or directory; use the path of an initial RAM disk on the host$"
     ):
         _initrd.fault(f"{tmp_path}/none")

@@ -46,11 +46,11 @@ def test_describe(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "No such file or directory; give the path"),
+        (None, "No such file or directory; use the path"),
         (b"", "not an x86 bzImage"),
         (b"\x7fELF" + bytes(5000), "not an x86 bzImage"),
         (bzimage()[:0x210], "not an x86 bzImage"),
-        (bzimage()[:-1], "cut off: its header says 6656 bytes, the file has 6655"),
+        (bzimage()[:-1], "is cut off: its header says 6656 bytes, but the file has 6655"),
         (bzimage(flags=0), "CONFIG_RELOCATABLE=y"),
         (bzimage(protocol=0x20B), "CONFIG_RELOCATABLE=y"),
     ],
@@ -110,7 +110,7 @@ def test_only_what_was_examined_is_loaded(kernel, name):
     image = image_of(folder, "initrd")
     (folder / "new").write_bytes(bzimage(b"7.3.4 (a@b) #2 other"))
     os.replace(folder / "new", folder / name)  # as a package manager does
-    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined; stage it again"):
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} has changed since it was staged; stage it again"):
         _kexec.stage(image)
     assert calls == [] and _kexec.record() == {}
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_written_to_while_it_is_loaded_does_not_stay_loaded(kerne
         (folder / name).write_bytes(b"in place")
 
     monkeypatch.setattr(_kexec, "_kexec_file_load", load)
-    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} changed since it was examined"):
+    with pytest.raises(LiveUpdateError, match=f"{folder}/{name} has changed since it was staged"):
         _kexec.stage(image)
     assert flags == [0, 1] and _kexec.record() == {}
 
@@ -153,13 +153,13 @@ def test_the_digests_are_of_what_the_kernel_is_given_to_read(kernel, monkeypatch
             errno.EPERM,
             "only root may load a kernel, kernel.kexec_load_disabled must be 0, and under lockdown the image must be signed (EPERM)",
         ),
-        (errno.ENOEXEC, "the running kernel does not take this image; 'dmesg | grep kexec' says why (ENOEXEC)"),
+        (errno.ENOEXEC, "the running kernel does not accept this image; 'dmesg | grep kexec' shows why (ENOEXEC)"),
         (
             errno.EADDRNOTAVAIL,
-            "no room in the scratch memory that KHO set aside at the cold boot: more is needed, hypervisor_setup_scratch (EADDRNOTAVAIL)",
+            "no room in the scratch memory that KHO reserved at the cold boot; set a larger hypervisor_setup_scratch (EADDRNOTAVAIL)",
         ),
-        (errno.EBUSY, "another kexec operation is under way (EBUSY)"),
-        (errno.ENOMEM, "not enough memory for the image (ENOMEM)"),
+        (errno.EBUSY, "another kexec operation is running; wait for its end (EBUSY)"),
+        (errno.ENOMEM, "not enough memory for the image; free some (ENOMEM)"),
         (errno.EKEYREJECTED, "Key was rejected by service (EKEYREJECTED)"),
     ],
 )
@@ -171,9 +171,9 @@ def test_a_kernel_that_is_not_taken(kernel, monkeypatch, code, remedy):
     path = str(kernel[0] / "vmlinuz")
     with pytest.raises(LiveUpdateError) as caught:
         _kexec.stage(image_of(kernel[0]))
-    assert caught.value.message == f"load {path}: {remedy}; nothing new is staged"
+    assert caught.value.message == f"kernel {path} cannot be loaded: {remedy}. It is not staged"
     assert not os.path.exists(_files.IMAGE_RECORD)
-    with pytest.raises(LiveUpdateError, match=f"^unload the kernel: {os.strerror(code)}$"):
+    with pytest.raises(LiveUpdateError, match=f"^the staged kernel cannot be unloaded: {os.strerror(code)}; see 'dmesg | grep kexec'$"):
         _kexec.unload()
 
 
@@ -186,7 +186,7 @@ def test_an_initrd_that_is_not_there(kernel):
 
 def test_a_machine_without_live_update(monkeypatch):
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", "7.3", "#1", "riscv64")))
-    with pytest.raises(LiveUpdateError, match=r"^machine riscv64: live update exists for x86_64 and aarch64 only$"):
+    with pytest.raises(LiveUpdateError, match=r"^machine riscv64: live update supports x86_64 and aarch64 only$"):
         _kexec._kexec_file_load(-1, -1, b"", 1)
 
 

@@ -91,7 +91,7 @@ def test_is_incoming(kernel, code, incoming):
 
 @pytest.mark.parametrize(
     ("code", "says"),
-    [(errno.ENOENT, "only memfds and unlinked tmpfs files"), (errno.EBUSY, "preserved already"), (errno.EIO, "EIO")],
+    [(errno.ENOENT, "only memfds and unlinked tmpfs files"), (errno.EBUSY, "already preserved"), (errno.EIO, "EIO")],
 )
 def test_errno_becomes_a_sentence(kernel, code, says):
     def answer(request, argument):

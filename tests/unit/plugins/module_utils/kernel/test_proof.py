@@ -50,9 +50,7 @@ TARGET = {
 PAIR = "000102030405-abababababab"
 # debugfs of a 7.2.13 kernel: kho/out/fdt, cut off at the size that the tree had early, and kho/out/sub_fdts/LUO.
 FDT = bytes.fromhex(
-    "d00dfeed0000011d00000038000000e40000002800000011000000100000000000000039000000ac0000000000000000000000000000000000000001"
-    "00000000000000030000000700000015"
-    "6b686f2d763400000000000300000008000000000000a0090100000000000000000000014c554f00000000030000000800"
+    "d00dfeed0000011d00000038000000e40000002800000011000000100000000000000039000000ac0000000000000000000000000000000000000001000000000000000300000007000000156b686f2d763400000000000300000008000000000000a0090100000000000000000000014c554f00000000030000000800"
 )
 LUO = bytes.fromhex("6c756f2d7635000001000000000000000000000000000000006081810100000000")
 
@@ -88,10 +86,10 @@ def test_two_kernels_that_speak_the_same_are_proven_both_ways():
 
 
 HERE, THERE = "the running kernel 7.2.13", "kernel /boot/vmlinuz-7.3.4"
-REBOOT = "or update this host with an ordinary reboot, its guests migrated or shut down"
-NEEDED = f"take a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {REBOOT}"
-CMDLINE = "to it; the role hypervisor_setup does so for the kernels that the host boots"
-KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give an image that holds one string of each kind"
+REBOOT = "or migrate or shut down the guests and update this host with an ordinary reboot"
+NEEDED = f"use a kernel with CONFIG_KEXEC_HANDOVER=y, CONFIG_LIVEUPDATE=y and CONFIG_LIVEUPDATE_MEMFD=y, {REBOOT}"
+CMDLINE = "to it; the playbook kvm.liveupdate.setup does this for the kernels that the host boots"
+KEEP = "keep the image of the running kernel in /boot, mount debugfs, and use an image that contains one string of each kind"
 
 
 @pytest.mark.parametrize(
@@ -102,14 +100,14 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "abi-kho",
-                f"{HERE} preserves as kho-v4, and {THERE} reads kho-v5 only: it boots as if nothing had been preserved, and every guest"
-                f" is lost without a word -> take a kernel with kho-v4, {REBOOT}",
+                f"{HERE} preserves memory in the format kho-v4, but {THERE} reads only kho-v5: it boots as if nothing was preserved, and"
+                f" every guest is lost without an error -> use a kernel with kho-v4, {REBOOT}",
             ),
             (
                 "refused",
                 "abi-kho",
-                f"{THERE} preserves as kho-v5, and {HERE} reads kho-v4 only: it boots as if nothing had been preserved, and every guest"
-                f" is lost without a word -> take a kernel with kho-v5, {REBOOT}",
+                f"{THERE} preserves memory in the format kho-v5, but {HERE} reads only kho-v4: it boots as if nothing was preserved, and"
+                f" every guest is lost without an error -> use a kernel with kho-v5, {REBOOT}",
             ),
         ),
         (
@@ -117,14 +115,14 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "abi-luo",
-                f"{HERE} preserves as luo-v5, and {THERE} reads luo-v6 only: it panics while it boots, and every guest is lost"
-                f" -> take a kernel with luo-v5, {REBOOT}",
+                f"{HERE} preserves memory in the format luo-v5, but {THERE} reads only luo-v6: it panics while it boots, and every guest"
+                f" is lost -> use a kernel with luo-v5, {REBOOT}",
             ),
             (
                 "refused",
                 "abi-luo",
-                f"{THERE} preserves as luo-v6, and {HERE} reads luo-v5 only: it panics while it boots, and every guest is lost"
-                f" -> take a kernel with luo-v6, {REBOOT}",
+                f"{THERE} preserves memory in the format luo-v6, but {HERE} reads only luo-v5: it panics while it boots, and every guest"
+                f" is lost -> use a kernel with luo-v6, {REBOOT}",
             ),
         ),
         (
@@ -132,14 +130,14 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "abi-memfd",
-                f"{HERE} preserves as memfd-v2, and {THERE} reads memfd-v3 only: it boots, but every open of /dev/liveupdate fails with"
-                f" EIO: no guest can get its memory back -> take a kernel with memfd-v2, {REBOOT}",
+                f"{HERE} preserves memory in the format memfd-v2, but {THERE} reads only memfd-v3: it boots, but every open of"
+                f" /dev/liveupdate fails with EIO: no guest can get its memory back -> use a kernel with memfd-v2, {REBOOT}",
             ),
             (
                 "refused",
                 "abi-memfd",
-                f"{THERE} preserves as memfd-v3, and {HERE} reads memfd-v2 only: it boots, but every open of /dev/liveupdate fails with"
-                f" EIO: no guest can get its memory back -> take a kernel with memfd-v3, {REBOOT}",
+                f"{THERE} preserves memory in the format memfd-v3, but {HERE} reads only memfd-v2: it boots, but every open of"
+                f" /dev/liveupdate fails with EIO: no guest can get its memory back -> use a kernel with memfd-v3, {REBOOT}",
             ),
         ),
         (
@@ -147,13 +145,13 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "kexec-handover-off",
-                f"{THERE} is built without KEXEC_HANDOVER (its configuration has no CONFIG_KEXEC_HANDOVER=y): it ignores what is handed"
-                f" to it, and every guest is lost without a word -> {NEEDED}",
+                f"{THERE} is built without KEXEC_HANDOVER (its configuration has no CONFIG_KEXEC_HANDOVER=y): it ignores the preserved"
+                f" memory, and every guest is lost without an error -> {NEEDED}",
             ),
             (
                 "refused",
                 "kexec-handover-off",
-                f"{THERE} is built without KEXEC_HANDOVER (its configuration has no CONFIG_KEXEC_HANDOVER=y): it preserves nothing"
+                f"{THERE} is built without KEXEC_HANDOVER (its configuration has no CONFIG_KEXEC_HANDOVER=y): it cannot preserve memory"
                 f" -> {NEEDED}",
             ),
         ),
@@ -162,13 +160,14 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "liveupdate-off",
-                f"{THERE} is built without LIVEUPDATE (its configuration has no CONFIG_LIVEUPDATE=y): it boots, but nothing can reach the"
-                f" preserved memory, which stays occupied: every guest is lost -> {NEEDED}",
+                f"{THERE} is built without LIVEUPDATE (its configuration has no CONFIG_LIVEUPDATE=y): it boots, but nothing can use or"
+                f" free the preserved memory: every guest is lost -> {NEEDED}",
             ),
             (
                 "refused",
                 "liveupdate-off",
-                f"{THERE} is built without LIVEUPDATE (its configuration has no CONFIG_LIVEUPDATE=y): it preserves nothing -> {NEEDED}",
+                f"{THERE} is built without LIVEUPDATE (its configuration has no CONFIG_LIVEUPDATE=y): it cannot preserve memory ->"
+                f" {NEEDED}",
             ),
         ),
         (
@@ -176,14 +175,14 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "liveupdate-memfd-off",
-                f"{THERE} is built without LIVEUPDATE_MEMFD (its configuration has no CONFIG_LIVEUPDATE_MEMFD=y): it boots, but every open"
-                f" of /dev/liveupdate fails with EIO: no guest can get its memory back -> {NEEDED}",
+                f"{THERE} is built without LIVEUPDATE_MEMFD (its configuration has no CONFIG_LIVEUPDATE_MEMFD=y): it boots, but every"
+                f" open of /dev/liveupdate fails with EIO: no guest can get its memory back -> {NEEDED}",
             ),
             (
                 "refused",
                 "liveupdate-memfd-off",
-                f"{THERE} is built without LIVEUPDATE_MEMFD (its configuration has no CONFIG_LIVEUPDATE_MEMFD=y): it preserves nothing"
-                f" -> {NEEDED}",
+                f"{THERE} is built without LIVEUPDATE_MEMFD (its configuration has no CONFIG_LIVEUPDATE_MEMFD=y): it cannot preserve"
+                f" memory -> {NEEDED}",
             ),
         ),
         # The first kernels with live update had no option of its own for memfd.
@@ -198,7 +197,7 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "unknown",
                 "abi-luo-unread",
-                f"which luo-vN {THERE} speaks is not known: CONFIG_LIVEUPDATE is on, and there is no string luo-vN in it -> {KEEP}",
+                f"the luo format version of {THERE} is unknown: CONFIG_LIVEUPDATE is on, but it contains no string luo-vN -> {KEEP}",
             ),
             ("unknown", "abi-luo-unread", None),
         ),
@@ -207,7 +206,7 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "unknown",
                 "abi-kho-unread",
-                f"which kho-vN {THERE} speaks is not known: several strings kho-vN are in it: kho-v3, kho-v4 -> {KEEP}",
+                f"the kho format version of {THERE} is unknown: several strings kho-vN are in it: kho-v3, kho-v4 -> {KEEP}",
             ),
             ("unknown", "abi-kho-unread", None),
         ),
@@ -216,13 +215,13 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "cmdline-kho",
-                f"the command line of {THERE} lacks kho=on: it ignores what is handed to it, and every guest is lost"
-                f" -> add kho=on {CMDLINE}",
+                f"the command line of {THERE} lacks kho=on: this kernel ignores the preserved memory, and every guest is lost -> add"
+                f" kho=on {CMDLINE}",
             ),
             (
                 "refused",
                 "cmdline-kho",
-                f"the command line of {THERE} lacks kho=on: it cannot preserve anything -> add kho=on {CMDLINE}",
+                f"the command line of {THERE} lacks kho=on: this kernel cannot preserve memory -> add kho=on {CMDLINE}",
             ),
         ),
         (
@@ -230,8 +229,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "cmdline-liveupdate",
-                f"the command line of {THERE} lacks liveupdate=on: it has no /dev/liveupdate, so that no guest can get its memory back"
-                f" -> add liveupdate=on {CMDLINE}",
+                f"the command line of {THERE} lacks liveupdate=on: this kernel has no /dev/liveupdate, so no guest can get its memory"
+                f" back -> add liveupdate=on {CMDLINE}",
             ),
             ("refused", "cmdline-liveupdate", None),
         ),
@@ -240,8 +239,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "cmdline-kho",
-                f"the command line of {THERE} lacks kho=on: it ignores what is handed to it, and every guest is lost -> take a kernel that"
-                " reads the command line that it is given (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)",
+                f"the command line of {THERE} lacks kho=on: this kernel ignores the preserved memory, and every guest is lost -> use a"
+                " kernel without a fixed command line (CONFIG_CMDLINE_OVERRIDE, CONFIG_CMDLINE_FORCE)",
             ),
             ("refused", "cmdline-kho", None),
         ),
@@ -252,33 +251,33 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "unknown",
                 "cmdline-unread",
-                f"the command line of {THERE} is not known -> give the command line that it will run with",
+                f"the command line of {THERE} is unknown -> give its command line",
             ),
             ("unknown", "cmdline-unread", None),
         ),
         (
             {"arch": "aarch64"},
-            ("refused", "arch", f"{THERE} is for aarch64, {HERE} for x86_64 -> give a kernel of the same architecture"),
-            ("refused", "arch", f"{HERE} is for x86_64, {THERE} for aarch64 -> give a kernel of the same architecture"),
+            ("refused", "arch", f"{THERE} is for aarch64, but {HERE} is for x86_64 -> use a kernel for x86_64"),
+            ("refused", "arch", f"{HERE} is for x86_64, but {THERE} is for aarch64 -> use a kernel for aarch64"),
         ),
         (
             {"arch": None},
-            ("unknown", "arch-unread", f"the architecture of {THERE} is not known -> give a kernel image that was read successfully"),
-            ("unknown", "arch-unread", f"the architecture of {THERE} is not known -> give a kernel image that was read successfully"),
+            ("unknown", "arch-unread", f"the architecture of {THERE} is unknown -> use a kernel image that can be read"),
+            ("unknown", "arch-unread", f"the architecture of {THERE} is unknown -> use a kernel image that can be read"),
         ),
         (
             {"page_size": 65536},
             (
                 "refused",
                 "page-size",
-                f"{THERE} has pages of 65536 bytes, {HERE} of 4096: what one preserves, the other misreads -> give a kernel with the same"
-                " page size",
+                f"{THERE} has pages of 65536 bytes, but {HERE} has pages of 4096: it would misread the memory -> use a kernel with pages"
+                " of 4096 bytes",
             ),
             ("refused", "page-size", None),
         ),
         (
             {"page_size": None},
-            ("unknown", "page-size-unread", f"the page size of {THERE} is not known -> give the image that boots, not a vmlinux"),
+            ("unknown", "page-size-unread", f"the page size of {THERE} is unknown -> use the bootable image, not a vmlinux"),
             ("unknown", "page-size-unread", None),
         ),
         (
@@ -286,8 +285,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "not-relocatable",
-                f"{THERE} cannot be loaded above 4 GiB (its boot header says so), so kexec_file_load refuses it"
-                " -> take a 64-bit kernel with CONFIG_RELOCATABLE=y",
+                f"{THERE} cannot be loaded above 4 GiB (its boot header says so), so kexec_file_load refuses it -> use a 64-bit kernel"
+                " with CONFIG_RELOCATABLE=y",
             ),
             None,
         ),
@@ -296,7 +295,7 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "image-kind",
-                f"{THERE} is of the kind vmlinux, which kexec_file_load does not take -> give the bzImage or arm64 Image that was built"
+                f"{THERE} is of the kind vmlinux, which kexec_file_load does not accept -> use the bzImage or arm64 Image that was built"
                 " from it",
             ),
             None,
@@ -306,8 +305,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "image-kind",
-                f"{THERE} is of the kind uki, which kexec_file_load does not take -> stage the kernel in it ('objcopy -O binary"
-                " --only-section=.linux FILE KERNEL'), its .initrd likewise, and its command line",
+                f"{THERE} is of the kind uki, which kexec_file_load does not accept -> extract its kernel ('objcopy -O binary"
+                " --only-section=.linux FILE KERNEL') and its .initrd, and use these",
             ),
             None,
         ),
@@ -316,8 +315,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "image-kind",
-                f"{THERE} is of the kind zboot, which kexec_file_load does not take -> stage the arm64 Image in it: the build's"
-                " arch/arm64/boot/Image",
+                f"{THERE} is of the kind zboot, which kexec_file_load does not accept -> use the arm64 Image in it,"
+                " arch/arm64/boot/Image of the kernel build",
             ),
             None,
         ),
@@ -327,8 +326,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "kexec-file-off",
-                f"{THERE} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only way that carries memory over"
-                f" -> take a kernel with CONFIG_KEXEC_FILE=y, {REBOOT}",
+                f"{THERE} is built without CONFIG_KEXEC_FILE: it has no kexec_file_load, the only call that carries memory over -> use a"
+                f" kernel with CONFIG_KEXEC_FILE=y, {REBOOT}",
             ),
         ),
         (
@@ -336,10 +335,9 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "scratch",
-                f"{THERE} has no room to start between the preserved memory: it needs the kernel 100, its initrd 30, crashkernel 192 MiB,"
-                " each in one piece, and the scratch areas have 96, 64 MiB; no place is left for crashkernel and the kernel -> set"
-                " hypervisor_setup_scratch and run the setup playbook: its reboot, a cold one, sets other areas aside; or reserve less"
-                " with crashkernel=",
+                f"{THERE} has no room for crashkernel and the kernel: it needs the kernel 100, its initrd 30, crashkernel 192 MiB, each"
+                " in one piece, and the scratch areas of KHO have 96, 64 MiB -> set a larger hypervisor_setup_scratch and run the"
+                " playbook kvm.liveupdate.setup, which reboots the host; or reserve less with crashkernel=",
             ),
             None,
         ),
@@ -348,7 +346,7 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "refused",
                 "kvm-off",
-                f"{THERE} is built without CONFIG_KVM: no guest can run on it -> take a kernel with CONFIG_KVM=m or y",
+                f"{THERE} is built without CONFIG_KVM: no guest can run on it -> use a kernel with CONFIG_KVM=m or y",
             ),
             None,
         ),
@@ -357,8 +355,8 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and give a
             (
                 "unknown",
                 "config-unread",
-                f"how {THERE} was built is not known: it holds none -> put its configuration beside it as config-RELEASE, or build it with"
-                " CONFIG_IKCONFIG=y",
+                f"the build configuration of {THERE} is unknown: it holds none -> put its configuration beside it as config-RELEASE, or"
+                " build it with CONFIG_IKCONFIG=y",
             ),
             None,
         ),
@@ -387,7 +385,7 @@ BOOT = {
 }
 LOST = "the kernel panics while it boots, and every guest is lost"
 BUILD = "update-initramfs -c -k 7.3.4, dracut --kver 7.3.4, or mkinitcpio -P"
-GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give none there if this kernel needs no initial RAM disk"
+GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if this kernel needs no initial RAM disk, set it to none"
 
 
 @pytest.mark.parametrize(
@@ -398,19 +396,19 @@ GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give
             {"initrd": None},
             "root=/dev/vda1",
             "initrd-missing",
-            f"no initial RAM disk is found for {THERE}, and the running kernel came up with one: {LOST} -> {GIVE}",
+            f"no initial RAM disk is found for {THERE}, and the running kernel started with one: {LOST} -> {GIVE}",
         ),
         (
             {"initrd": None, "came_with_one": None},
             "root=/dev/vda1",
             "initrd-missing",
-            f"no initial RAM disk is found for {THERE}, and whether the running kernel has one cannot be seen: {LOST} -> {GIVE}",
+            f"no initial RAM disk is found for {THERE}, and it is unknown whether the running kernel used one: {LOST} -> {GIVE}",
         ),
         (
             {"initrd": None, "came_with_one": False},
             "root=UUID=1",
             "initrd-missing",
-            f"no initial RAM disk is found for {THERE}, and a kernel alone cannot find root=UUID=1: {LOST} -> {GIVE}",
+            f"no initial RAM disk is found for {THERE}, and a kernel cannot find root=UUID=1 without one: {LOST} -> {GIVE}",
         ),
         (
             {"initrd": None, "came_with_one": False},
@@ -424,21 +422,22 @@ GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give
             {"fault": "it is cut off"},
             "root=UUID=1",
             "initrd-damaged",
-            f"the initial RAM disk /boot/initrd.img-7.3.4 of {THERE} is not whole: it is cut off; {LOST} -> build it again ({BUILD})",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 of {THERE} is damaged or incomplete: it is cut off; {LOST} -> build it again"
+            f" ({BUILD})",
         ),
         (
             {"absent": ["kvm", "e1000"]},
             "root=UUID=1",
             "modules",
-            f"{THERE} needs the modules kvm, e1000 on this host, and /usr/lib/modules/7.3.4 does not have them: no guest comes back, or"
-            " none can be reached -> install the package with the modules of this kernel (Debian: linux-modules-7.3.4; Ubuntu: also"
-            " linux-modules-extra-7.3.4; Fedora: kernel-modules), or copy them and run depmod 7.3.4",
+            f"{THERE} needs the modules kvm, e1000 on this host, but /usr/lib/modules/7.3.4 does not contain them: guests cannot be"
+            " restored, or cannot be reached -> install the package with the modules of this kernel (Debian: linux-modules-7.3.4;"
+            " Ubuntu: also linux-modules-extra-7.3.4; Fedora: kernel-modules), or copy them and run depmod 7.3.4",
         ),
         (
             {"needs": {**NEEDS, "root": ["EXT4_FS"]}},
             "root=UUID=1",
             "root-driver",
-            f"{THERE} has CONFIG_EXT4_FS=n, and the root file system of this host needs that driver: {LOST} -> take a kernel with"
+            f"{THERE} has CONFIG_EXT4_FS=n, but the root file system of this host needs that driver: {LOST} -> use a kernel with"
             " CONFIG_EXT4_FS=y or m",
         ),
         ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}}, "root=UUID=1", None, None),
@@ -446,28 +445,29 @@ GIVE = f"build one ({BUILD}), or give its path as hypervisor_update_initrd; give
             {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "initrd": None, "without": True},
             "root=/dev/vda1",
             "root-driver",
-            f"{THERE} has CONFIG_VIRTIO_BLK=m and no initial RAM disk, and the root file system of this host needs that driver: {LOST}"
-            " -> take a kernel with CONFIG_VIRTIO_BLK=y, or give it an initial RAM disk",
+            f"{THERE} has CONFIG_VIRTIO_BLK=m and no initial RAM disk, but the root file system of this host needs that driver: {LOST}"
+            " -> use a kernel with CONFIG_VIRTIO_BLK=y, or give it an initial RAM disk",
         ),
         ({"needs": {**NEEDS, "root": ["BLK_DEV_SD"]}, "initrd": None, "without": True}, "root=/dev/sda1", None, None),
         (
             {"needs": {**NEEDS, "options": ["KVM", "KVM_AMD", "VHOST_NET"]}},
             "root=UUID=1",
             "kvm-amd-off",
-            f"{THERE} is built without CONFIG_KVM_AMD: no guest can run on it -> take a kernel with CONFIG_KVM_AMD=m or y",
+            f"{THERE} is built without CONFIG_KVM_AMD: no guest can run on it -> use a kernel with CONFIG_KVM_AMD=m or y",
         ),
         (
             {"needs": {**NEEDS, "options": ["KVM", "TUN"]}},
             "root=UUID=1",
             "tun-off",
-            f"{THERE} is built without CONFIG_TUN: guests with a tap device cannot come back on it -> take a kernel with CONFIG_TUN=m or y",
+            f"{THERE} is built without CONFIG_TUN: guests with a tap device cannot be restored on it -> use a kernel with CONFIG_TUN=m"
+            " or y",
         ),
         (
             {"needs": {**NEEDS, "options": ["KVM", "VHOST_VSOCK"]}},
             "root=UUID=1",
             "vhost-vsock-off",
-            f"{THERE} is built without CONFIG_VHOST_VSOCK: this host uses it now, and guests may not come back or be reached without it ->"
-            " take a kernel with CONFIG_VHOST_VSOCK=m or y",
+            f"{THERE} is built without CONFIG_VHOST_VSOCK: this host uses the driver now, and without it guests may not be restored or"
+            " reachable -> use a kernel with CONFIG_VHOST_VSOCK=m or y",
         ),
     ],
 )
@@ -482,7 +482,7 @@ def test_a_string_that_is_not_there_settles_it_without_a_configuration():
     bare = change(TARGET, abi=dict.fromkeys(ABI), config=None, unread={"config": "none"})
     verdicts = _proof.compare(RUNNING, bare)
     assert outcome(verdicts["there"]) == ("refused", ["kexec-handover-off", "config-unread"])
-    assert "(there is no string kho-vN in it)" in message(verdicts["there"], "kexec-handover-off")
+    assert "(it contains no string kho-vN)" in message(verdicts["there"], "kexec-handover-off")
     assert outcome(verdicts["back"]) == ("refused", ["kexec-handover-off"])
 
 
@@ -492,7 +492,7 @@ def test_a_running_kernel_whose_image_is_gone():
     assert outcome(verdicts["there"]) == ("unknown", ["abi-memfd-unread"])
     assert outcome(verdicts["back"]) == ("unknown", ["image-unread", "abi-memfd-unread"])
     assert message(verdicts["back"], "image-unread") == (
-        f"the image of {HERE} is not known: there is no /b -> keep the image of each kernel in /boot while the kernel is in use"
+        f"the image of {HERE} cannot be examined: there is no /b -> keep the image of each kernel in /boot while the kernel is in use"
     )
 
 
@@ -500,7 +500,7 @@ def test_what_the_running_kernel_lacks():
     here = change(RUNNING, cmdline="quiet", config={"KEXEC_FILE": "n", "LIVEUPDATE": "n"})
     verdicts = _proof.compare(here, TARGET)
     assert outcome(verdicts["there"]) == ("refused", ["kexec-file-off", "liveupdate-off", "cmdline-kho", "cmdline-liveupdate"])
-    assert f"the command line of {HERE} lacks kho=on: it cannot preserve anything" in message(verdicts["there"], "cmdline-kho")
+    assert f"the command line of {HERE} lacks kho=on: this kernel cannot preserve memory" in message(verdicts["there"], "cmdline-kho")
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_a_kernel_without_the_signature_that_is_wanted(here, signed, why):
         return
     assert outcome(way) == ("refused", ["not-signed"])
     assert message(way, "not-signed") == (
-        f"{THERE} has no signature, and {why}: kexec_file_load refuses it -> give a kernel that is signed with a key which the host trusts"
+        f"{THERE} has no signature, and {why}: kexec_file_load refuses it -> use a kernel that is signed with a key which the host trusts"
     )
 
 
@@ -554,8 +554,8 @@ def test_only_what_is_unknown_can_be_accepted_and_only_for_this_pair():
         assert [reason["code"] for reason in _proof.objections(refused, accepted)] == ["abi-luo", "cmdline-unread"]
     consent = _proof.objections(unknown, [])[-1]
     assert f"{consent['message']} -> {consent['remedy']}" == (
-        f"so the jump is not proven for this pair of kernels, {PAIR} -> mend the above; or try it on a host without guests, and then accept"
-        f" the pair: hypervisor_update_accept_unknown: [{PAIR}]"
+        f"the jump is not proven for this pair of kernels, {PAIR} -> fix the problems above; or test the jump on a host without guests,"
+        f" and then accept the pair with hypervisor_update_accept_unknown: [{PAIR}]"
     )
 
 
@@ -654,7 +654,7 @@ def test_running_side_with_everything_to_see(host):
 def test_running_side_by_debugfs_alone(host):
     host("sys/kernel/debug/kho/out/fdt", FDT)
     host("sys/kernel/debug/kho/out/sub_fdts/LUO", LUO)
-    why = f"there is no {host.root}/boot/vmlinuz-7.2.13; there is no {host.root}/usr/lib/modules/7.2.13/vmlinuz"
+    why = f"{host.root}/boot/vmlinuz-7.2.13 does not exist; {host.root}/usr/lib/modules/7.2.13/vmlinuz does not exist"
     side = _running.read(host.root)
     assert (side["kind"], side["config"], side["abi"]) == (None, None, {**ABI, "memfd": None})
     assert side["unread"] == {"image": why, "config": why, "memfd": why}
@@ -716,7 +716,7 @@ def test_prove_counts_the_initrd_in(prove, host, tmp_path):
     assert outcome(prove(whole)) == ("proven", [])
     assert outcome(prove(whole + bytes(97 << 20))) == ("refused", ["scratch"])
     assert outcome(prove(cmdline="root=/dev/vda1 kho=on")) == ("refused", ["cmdline-liveupdate"])
-    with pytest.raises(LiveUpdateError, match=f"^initrd {tmp_path}/none: No such file or directory; give the path"):
+    with pytest.raises(LiveUpdateError, match=f"^initrd {tmp_path}/none: No such file or directory; use the path"):
         _proof.prove(TARGET, "", f"{tmp_path}/none", host.root)
 
 
@@ -735,7 +735,7 @@ def test_an_image_of_debugfs_that_says_more_than_one_version(host):
     host("sys/kernel/debug/kho/out/sub_fdts/LUO", b"luo-v5+x\0")
     side = _running.read(host.root)
     assert side["abi"]["luo"] is None
-    assert side["unread"] == {"luo": "debugfs says luo-v5+x, and what that means is not known here"}
+    assert side["unread"] == {"luo": "debugfs shows luo-v5+x, which this version of the collection does not know"}
 
 
 def test_an_image_that_contradicts_debugfs(host):
@@ -743,30 +743,32 @@ def test_an_image_that_contradicts_debugfs(host):
     host("sys/kernel/debug/kho/out/sub_fdts/LUO", LUO)
     side = _running.read(host.root)
     assert side["abi"]["luo"] is None
-    assert side["unread"] == {"luo": f"debugfs says luo-v5, and the image {host.root}/boot/vmlinuz-7.2.13 luo-v4"}
+    assert side["unread"] == {"luo": f"debugfs shows luo-v5, but the image {host.root}/boot/vmlinuz-7.2.13 has luo-v4"}
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"release": "7.2.14"}, "its release is 7.2.14, the running kernel's 7.2.13"),
-        ({"version": "#2 SMP"}, "its version is #2 SMP, the running kernel's #1 SMP PREEMPT Thu"),
-        ({"build_ids": ["ff" * 20]}, f"its build id is {'ff' * 20}, the running kernel's {BUILD_ID.hex()}"),
-        ({"build_ids": []}, f"its build id is none, the running kernel's {BUILD_ID.hex()}"),
+        ({"release": "7.2.14"}, "its release is 7.2.14, not 7.2.13"),
+        ({"version": "#2 SMP"}, "its version is #2 SMP, not #1 SMP PREEMPT Thu"),
+        ({"build_ids": ["ff" * 20]}, f"its build id is {'ff' * 20}, not {BUILD_ID.hex()}"),
+        ({"build_ids": []}, f"its build id is none, not {BUILD_ID.hex()}"),
     ],
 )
 def test_an_image_of_another_build_does_not_count(host, changes, says):
     host.image("boot/vmlinuz-7.2.13", **changes)
     side = _running.read(host.root)
     assert side["kind"] is None
-    assert side["unread"]["image"].startswith(f"kernel {host.root}/boot/vmlinuz-7.2.13: another build than the running one: {says}; there")
+    assert side["unread"]["image"].startswith(
+        f"kernel {host.root}/boot/vmlinuz-7.2.13 is another build than the running kernel: {says}; {host.root}/usr"
+    )
     host.image("usr/lib/modules/7.2.13/vmlinuz")
     assert _running.read(host.root)["path"] == f"{host.root}/usr/lib/modules/7.2.13/vmlinuz"
 
 
 def test_an_image_that_cannot_be_read_does_not_count(host):
     host.image("boot/vmlinuz-7.2.13", error="kernel /boot/vmlinuz-7.2.13: cut off")
-    assert _running.read(host.root)["unread"]["memfd"].startswith("kernel /boot/vmlinuz-7.2.13: cut off; there is no")
+    assert _running.read(host.root)["unread"]["memfd"].startswith("kernel /boot/vmlinuz-7.2.13: cut off; " + host.root)
 
 
 def test_an_image_that_the_caller_knows(host):

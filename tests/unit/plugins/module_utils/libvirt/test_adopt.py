@@ -70,7 +70,7 @@ def test_a_paused_domain_stays_paused_and_its_clock_alone(host, monkeypatch):
 
 def test_what_cannot_be_started_goes_on_as_it_was(host):
     host.faults = 1
-    with pytest.raises(LiveUpdateError, match="app runs on as it did: no room"):
+    with pytest.raises(LiveUpdateError, match="app is not moved and continues on its old RAM: no room"):
         _adopt.adopt(RECORD)
     changed, as_it_was = host.started
     assert changed != as_it_was and XML.encode() in as_it_was and as_it_was.endswith(STREAM)
@@ -78,7 +78,7 @@ def test_what_cannot_be_started_goes_on_as_it_was(host):
 
 def test_what_does_not_start_at_all_stays_saved_and_the_operator_knows(host):
     host.faults = 2
-    with pytest.raises(LiveUpdateError, match=r"it is saved, and 'virsh start app' goes on with it.*app\.save\.head"):
+    with pytest.raises(LiveUpdateError, match=r"the domain is saved; run 'virsh start app' to continue it.*app\.save\.head"):
         _adopt.adopt(RECORD)
     assert XML.encode() in host.image.read_bytes() and XML.encode() in host.head.read_bytes()
 
@@ -93,7 +93,11 @@ def test_an_image_that_cannot_be_written_back_keeps_its_beginning_beside_it(host
         write(path, head)
 
     monkeypatch.setattr(_adopt, "_write_head", failing)
-    with pytest.raises(LiveUpdateError, match=r"Input/output error.*app\.save\.head, if it is there, is how its image has to begin"):
+    with pytest.raises(
+        LiveUpdateError,
+        match=r"Input/output error.*app\.save\.head exists, write this file over the beginning of"
+        r" .*/app\.save",
+    ):
         _adopt.adopt(RECORD)
     assert len(images) == 2 and not host.started and XML.encode() in host.head.read_bytes()
 
@@ -103,7 +107,7 @@ def test_a_save_that_fails_tells_where_the_domain_may_be(host, monkeypatch):
         raise LiveUpdateError(f"virsh {words[0]}: no answer within 300 s")
 
     monkeypatch.setattr(_virsh, "virsh", virsh)
-    with pytest.raises(LiveUpdateError, match="no answer within 300 s; if 'virsh domstate app' says shut off it is saved"):
+    with pytest.raises(LiveUpdateError, match="no answer within 300 s; if 'virsh domstate app' shows 'shut off', the domain is saved"):
         _adopt.adopt(RECORD)
 
 
@@ -112,14 +116,14 @@ def test_an_image_of_another_kind_is_started_as_it_is(host, monkeypatch):
         raise LiveUpdateError("version 3")
 
     monkeypatch.setattr(_adopt, "_read_head", read)
-    with pytest.raises(LiveUpdateError, match="runs on as it did: version 3"):
+    with pytest.raises(LiveUpdateError, match=r"continues on its old RAM: .*version 3"):
         _adopt.adopt(RECORD)
     assert len(host.started) == 1
 
 
 def test_nothing_is_saved_that_could_not_be_brought_back(host, monkeypatch):
     monkeypatch.setattr(_guests, "inspect", lambda record: [reason("hostdev", "a device", "detach it")])
-    with pytest.raises(LiveUpdateError, match="left as it runs: a device - detach it"):
+    with pytest.raises(LiveUpdateError, match="is not moved to other RAM: a device - detach it"):
         _adopt.adopt(RECORD)
     assert not host.calls
 
@@ -131,7 +135,7 @@ def test_nothing_is_saved_that_could_not_be_brought_back(host, monkeypatch):
 def test_there_has_to_be_room(on_disk, in_memory, says):
     found = _adopt.obstacles([], 512 << 20, on_disk, in_memory)
     assert len(found) == len(says)
-    assert all(text in sentence and "which has 100" in sentence for text, sentence in zip(says, found, strict=True))
+    assert all(text in sentence and "where 100 MiB are free" in sentence for text, sentence in zip(says, found, strict=True))
 
 
 def test_what_a_boot_would_not_bring_is_no_obstacle_within_this_one():
@@ -152,6 +156,6 @@ def test_no_link_that_qemus_user_puts_in_place_of_an_image_is_followed(host, mon
         return ""
 
     monkeypatch.setattr(_virsh, "virsh", virsh)
-    with pytest.raises(LiveUpdateError, match=r"Too many levels of symbolic links|has another name too"):
+    with pytest.raises(LiveUpdateError, match=r"Too many levels of symbolic links|has a second hard link"):
         _adopt.adopt(RECORD)
     assert roots.read_bytes() == b"root's"

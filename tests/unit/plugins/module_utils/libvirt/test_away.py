@@ -111,11 +111,11 @@ def test_what_is_kept_of_a_domain(monkeypatch, tmp_path):
     [
         ("save", True, 2 * GIB, True, []),
         ("save", False, 2 * GIB, True, []),
-        ("save", True, GIB, True, ["saving it needs 1280 MiB below .*, which has 1024"]),
+        ("save", True, GIB, True, ["saving it needs 1280 MiB below .*, where 1024 MiB are free"]),
         ("shutdown", True, 0, True, []),
         ("shutdown", False, 0, True, ["paused and cannot shut down"]),
         ("migrate", False, 0, True, []),
-        ("shutdown", False, 0, False, ["would not know it any more .*virsh define", "paused"]),
+        ("shutdown", False, 0, False, ["has no persistent definition of it, .*virsh define", "paused"]),
     ],
 )
 def test_what_keeps_a_domain_from_leaving(hosts, monkeypatch, way, was_running, free, defined, says):
@@ -137,7 +137,7 @@ def test_a_saved_domain_goes_on_with_its_clock_corrected(hosts):
 
 def test_a_save_that_takes_too_long_is_cancelled_and_the_domain_runs_on(hosts):
     hosts.faults["managedsave"] = fail("virsh managedsave: no answer within 5 s")
-    with pytest.raises(LiveUpdateError, match="guest app: virsh managedsave: no answer within 5 s; it is running now"):
+    with pytest.raises(LiveUpdateError, match="guest app: virsh managedsave: no answer within 5 s; its state is now running"):
         _away.leave(AWAY, 5)
     assert hosts.released.is_set() and hosts.state == {_away.HERE: "running"}
 
@@ -145,7 +145,7 @@ def test_a_save_that_takes_too_long_is_cancelled_and_the_domain_runs_on(hosts):
 def test_a_lost_saved_state_is_told(hosts):
     _away.leave(AWAY, 5)
     hosts.image.unlink()
-    assert "started clean" in _away.come_back(AWAY, 5)
+    assert "started from its disks" in _away.come_back(AWAY, 5)
 
 
 def test_a_domain_whose_autostart_was_quicker_is_not_started_again(hosts):
@@ -193,7 +193,7 @@ def test_a_domain_that_shuts_down_is_started_again(hosts):
 
 def test_a_domain_that_does_not_shut_down_is_never_killed(hosts):
     hosts.heeds_the_button = False
-    with pytest.raises(LiveUpdateError, match=r"still running 0.01 s after it was asked to shut down, and left so.*more time") as caught:
+    with pytest.raises(LiveUpdateError, match=r"still running 0.01 s after the request to shut down.*raise the limit") as caught:
         _away.leave({**AWAY, "way": "shutdown"}, 0.01)
     assert caught.value.details == {"settled": False}  # it may yet go off: its record is still needed
     assert hosts.asked() == [("shutdown", _away.HERE)]
@@ -220,7 +220,9 @@ def test_a_migration_that_takes_too_long_is_cancelled_before_virsh_is(hosts):
 
     hosts.faults["migrate"] = long
     with pytest.raises(
-        LiveUpdateError, match=r"canceled by client; on qemu:///system it is running now, on qemu\+ssh.*unknown.*limit 0.01 s"
+        LiveUpdateError,
+        match=r"canceled by client. The limit was 0.01 s. Its state on qemu:///system is now running, and on"
+        r" qemu\+ssh.*unknown",
     ):
         _away.leave({**AWAY, "way": "migrate"}, 0.01)
     assert hosts.state == {_away.HERE: "running"}
@@ -228,7 +230,7 @@ def test_a_migration_that_takes_too_long_is_cancelled_before_virsh_is(hosts):
 
 def test_an_order_to_shut_down_that_may_have_been_given_stands(hosts):
     hosts.faults["shutdown"] = fail("virsh shutdown: no answer within 60 s")
-    with pytest.raises(LiveUpdateError, match="no answer within 60 s; it may have been told to shut down") as caught:
+    with pytest.raises(LiveUpdateError, match="no answer within 60 s; the guest may have got the request") as caught:
         _away.leave({**AWAY, "way": "shutdown"}, 5)
     assert caught.value.details == {"settled": False}
 
@@ -252,7 +254,7 @@ def test_a_domain_that_libvirt_is_still_at_work_on_may_yet_leave(hosts, way, ver
 
 def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
     hosts.faults |= {"managedsave": fail("no room"), "domjobabort": fail("no job is active")}
-    with pytest.raises(LiveUpdateError, match="guest app: no room; it is running now"):
+    with pytest.raises(LiveUpdateError, match="guest app: no room; its state is now running"):
         _away.leave(AWAY, 5)
 
 
@@ -260,7 +262,7 @@ def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
 def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts, there):
     """It may be there after all, and its disks are in use."""
     hosts.state = {THERE: there} if there else {}
-    with pytest.raises(LiveUpdateError, match=r"on qemu\+ssh://hv2/system it is (shut off|unknown).*see to it there"):
+    with pytest.raises(LiveUpdateError, match=r"on qemu\+ssh://hv2/system it is (shut off|unknown).*Start or resume it on qemu"):
         _away.come_back({**AWAY, "way": "migrate"}, 5)
     assert not hosts.asked()
 

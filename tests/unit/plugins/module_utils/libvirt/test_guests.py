@@ -139,7 +139,7 @@ def test_a_domain_is_asked_for_by_what_cannot_be_mistaken(libvirt):
     assert _virsh.uuid_of("1") == one["uuid"]
     (libvirt.folder / "etc" / "1.xml").unlink()
     for name in ("1", "+1", " 01", "x" * 36):
-        with pytest.raises(LiveUpdateError, match="libvirt does not know it"):
+        with pytest.raises(LiveUpdateError, match="does not exist"):
             _virsh.uuid_of(name)
     assert _virsh.uuid_of("app") == "app"
 
@@ -296,7 +296,7 @@ def test_a_domain_that_libvirt_does_not_let_go_on_at_once_is_told_again(libvirt,
 def test_a_domain_that_never_goes_on_is_given_up_at_the_limit(libvirt, saved, record, monkeypatch):
     state_is(libvirt, "paused")
     told = goes_on(libvirt, monkeypatch, refused=99)
-    with pytest.raises(LiveUpdateError, match=r"the domain is paused, for 300 s: .*cannot acquire state change lock"):
+    with pytest.raises(LiveUpdateError, match=r"the domain is still paused after 300 s: .*cannot acquire state change lock"):
         _save.resume(record, running=True)
     assert 300 < told[-1][1] < 400
 
@@ -316,7 +316,7 @@ def test_what_libvirt_says_in_the_end_counts_and_no_exit_code(libvirt, saved, re
     monkeypatch.setattr(_virsh, "virsh", virsh)
     _save.resume(record, running=True)
     answers["resume"], said[:] = str, ["paused", "paused"]
-    with pytest.raises(LiveUpdateError, match="the domain is paused, for -1 s: no command failed"):
+    with pytest.raises(LiveUpdateError, match="the domain is still paused after -1 s: no command failed"):
         _save.resume(record, running=True)
 
 
@@ -374,7 +374,7 @@ def test_a_save_that_fails_says_so(libvirt, saved, record, tmp_path, verb, said,
     """A guest whose RAM would be written too, or that would run on, is not suspended, or not taken for saved."""
     libvirt.domains[0]["says"][verb] = said
     libvirt.keep()
-    with pytest.raises(LiveUpdateError, match=r"guest app: save: .*no answer"):
+    with pytest.raises(LiveUpdateError, match=r"guest app cannot be saved: .*no answer"):
         _save.save(record, str(tmp_path / "app.state"), running=False)
     assert libvirt.asked()[-1] == last
     assert not saved.exists()

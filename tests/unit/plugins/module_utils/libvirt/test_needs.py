@@ -102,7 +102,12 @@ def told(host, **wanted):
     [
         ({"persistent": [], "autostart": []}, {}, "transient", DEFINE),
         ({"persistent": ["lab"], "autostart": ["lab2"]}, {}, "no-autostart", "virsh {0}-autostart lab"),
-        ({}, {"networks": "no answer", "pools": "no answer"}, "unknown", "see that 'virsh {0}-list --all' answers, then run this again"),
+        (
+            {},
+            {"networks": "no answer", "pools": "no answer"},
+            "unknown",
+            "make sure that 'virsh {0}-list --all' answers, then run this again",
+        ),
     ],
 )
 def test_a_network_or_pool_that_a_boot_does_not_bring(kind, verb, seen, problems, code, remedy):

@@ -107,5 +107,5 @@ def test_another_definition_takes_of_the_room_behind_it(cookie):
 
 
 def test_a_definition_that_does_not_fit_is_refused():
-    with pytest.raises(LiveUpdateError, match="need 201 bytes, there are 74"):
+    with pytest.raises(LiveUpdateError, match="needs 201 bytes, but there is room for 74"):
         _save_image.with_xml(head(b"<domain/>"), lambda xml: "x" * 200)

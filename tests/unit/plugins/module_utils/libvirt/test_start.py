@@ -132,19 +132,21 @@ def test_a_start_that_libvirt_took_back_after_the_memory_was_given_is_the_operat
     domain.states = ["shut off*"]
     domain.marker.touch()
     Path(domain.image).touch()
-    with pytest.raises(LiveUpdateError, match=r"guest app: its memory came over .*'kvm-liveupdate discard app'"):
+    with pytest.raises(LiveUpdateError, match=r"guest app: libvirt gave its preserved memory to a QEMU.*'kvm-liveupdate discard app'"):
         _start.restore("app", domain.saved)
     assert not dropped and not domain.starts and Path(domain.image).exists()
 
 
 def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain):
     domain.states, domain.errors = ["shut off"], ["QEMU crashed*"]
-    with pytest.raises(LiveUpdateError, match="app: it is shut off; QEMU crashed"):
+    with pytest.raises(LiveUpdateError, match="app is shut off, not running: QEMU crashed"):
         _start._start("app", domain.saved)
     assert domain.starts == 1
 
 
-@pytest.mark.parametrize(("state", "said"), [("paused", "it is paused; no"), (LiveUpdateError("gone"), "it is not known to libvirt; no")])
+@pytest.mark.parametrize(
+    ("state", "said"), [("paused", "app is paused, not running: no"), (LiveUpdateError("gone"), "is in an unknown state, not running: no")]
+)
 def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
     domain.states, domain.errors = [state], ["no"] * 2
     monkeypatch.setattr(_return, "BACK_LIMIT_S", -1)
@@ -157,11 +159,11 @@ def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):
     path = str(tmp_path / "libvirt-sock")
     monkeypatch.setattr(_start, "SOCKETS", (str(tmp_path / "virtqemud-sock"), path))
     monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", -1)
-    with pytest.raises(LiveUpdateError, match=r"nothing listens at .*virtqemud-sock or .*libvirt-sock"):
+    with pytest.raises(LiveUpdateError, match=r"no process listens at .*virtqemud-sock or .*libvirt-sock"):
         _start._wait_for_socket("app")
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind(path)
-        with pytest.raises(LiveUpdateError, match="nothing listens"):
+        with pytest.raises(LiveUpdateError, match="no process listens"):
             _start._wait_for_socket("app")
         daemon.listen()
         _start._wait_for_socket("app")
@@ -174,7 +176,7 @@ def test_an_answer_of_libvirt_is_waited_for(domain, monkeypatch):
     assert _start._wait_for_answer("app", domain.saved) == "shut off"
     monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", -1)
     domain.states = [LiveUpdateError("no connection")]
-    with pytest.raises(LiveUpdateError, match="does not say its state within -1 s"):
+    with pytest.raises(LiveUpdateError, match="does not report its state within -1 s"):
         _start._wait_for_answer("app", domain.saved)
 
 
@@ -183,7 +185,7 @@ def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(t
     monkeypatch.setattr(_systemd, "notify", lambda state: None)
     monkeypatch.setattr(_handover_session, "incoming", lambda journal: None)
     saved = {**SAVED, "on_loss": "stop"}
-    with pytest.raises(LiveUpdateError, match="its memory did not come over"):
+    with pytest.raises(LiveUpdateError, match="its memory did not survive the reboot"):
         _start.restore("app", saved)
     assert os.path.exists(_host_files.run_path("app", "late"))
     monkeypatch.setattr(_handover_session, "incoming", lambda journal: 1 // 0)
@@ -314,7 +316,7 @@ def test_a_start_that_is_being_ended_is_not_taken_for_one_that_is_over(way, tmp_
     journal, way.state = way.journal(), "in shutdown"
     way.marker.touch()
     monkeypatch.setattr(time, "sleep", lambda _s: setattr(way, "state", "shut off"))
-    with pytest.raises(LiveUpdateError, match="it is shut off"):
+    with pytest.raises(LiveUpdateError, match="app is shut off, not running"):
         _start.restore("app", journal)
     assert way.done == [] and {"save", "state"} <= left(tmp_path)
 
@@ -427,7 +429,7 @@ DEVICES = {"devices": {"/dev/sdb": ["wwid a"]}}
 def test_memory_of_another_hold_or_process_or_that_has_run_is_refused(offered, memfd, tmp_path, wrong):
     if wrong == "has run":
         (tmp_path / "app.resumed").touch()
-    with pytest.raises(LiveUpdateError, match=r"memory that is not offered now.*discard app"):
+    with pytest.raises(LiveUpdateError, match=r"its preserved memory is not available now.*discard app"):
         offered(memfd, **(wrong if isinstance(wrong, dict) else {}))
     assert not (tmp_path / "ram/libvirt/qemu/7-app/pc.ram").is_symlink()
 
@@ -452,7 +454,7 @@ def test_a_stand_in_gets_the_file_and_never_what_a_link_names(offered, memfd, tm
     (there / "pc.ram").unlink()
     (tmp_path / "secret").touch()
     (there / "pc.ram").symlink_to(tmp_path / "secret")
-    with pytest.raises(LiveUpdateError, match="is not a file, so it cannot be its RAM"):
+    with pytest.raises(LiveUpdateError, match="is not a regular file, so it cannot be its RAM"):
         offered(memfd, memory=str(there / "pc.ram"))
 
 
@@ -471,5 +473,5 @@ def test_a_domain_is_started_from_the_very_image_that_was_saved(tmp_path, monkey
     saved = {**SAVED, **_save.save(record, str(tmp_path / "app.state"), True)}
     _return.verify(saved, saved["image"])
     image.write_text("imagE")
-    with pytest.raises(LiveUpdateError, match=r"app\.save is not what was saved"):
+    with pytest.raises(LiveUpdateError, match=r"app\.save is not the state that was saved"):
         _return.verify(saved, saved["image"])

@@ -132,7 +132,7 @@ def test_a_guest_that_never_goes_on_is_given_up_at_the_limit(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda _seconds: now.append(now.pop() + 40))
     machine = Machine(query_status=[PAUSED], cont=[REFUSED])
-    with pytest.raises(LiveUpdateError, match='the guest is paused, for 300 s: cont: Failed to get "write" lock'):
+    with pytest.raises(LiveUpdateError, match='the guest is still paused after 300 s: cont: Failed to get "write" lock'):
         resumed(monkeypatch, machine)
     assert 300 < now[0] < 400
 
@@ -144,7 +144,7 @@ def test_a_guest_whose_qemu_has_ended_is_not_waited_for(monkeypatch):
 
 
 def test_a_migration_that_does_not_end_is_told():
-    with pytest.raises(LiveUpdateError, match="does not end within -1 s"):
+    with pytest.raises(LiveUpdateError, match="did not end its migration within -1 s"):
         Machine(query_migrate=[{"status": "active"}]).end_migration(-1)
 
 
@@ -180,7 +180,7 @@ def test_a_guest_that_went_on_after_its_save_is_seen(monkeypatch, states, says):
 
 def test_a_qemu_that_does_not_answer_is_a_problem(tmp_path):
     (problem,) = _save.still_saved([{"name": "web", "monitor": str(tmp_path / "none")}])
-    assert problem.startswith("guest web: whether it still stands still is not known")
+    assert problem.startswith("guest web: it is unknown whether it is still paused")
 
 
 def test_what_the_command_line_says_is_told_once():

@@ -57,6 +57,6 @@ def test_where_there_can_be_none_it_is_a_memfd_and_the_guest_starts(answer, monk
     try:
         assert os.readlink(f"/proc/self/fd/{fd}") == "/memfd:kvm-liveupdate:web (deleted)"
         assert (os.fstat(fd).st_size, os.get_inheritable(fd)) == (HUGE, False)
-        assert "web: its memory is no tmpfs of its own here" in capsys.readouterr().err
+        assert "web: its RAM is not on a tmpfs of its own" in capsys.readouterr().err
     finally:
         os.close(fd)

@@ -96,7 +96,7 @@ def test_a_guest_waits_until_somebody_listens_where_its_qemu_connects_to(booting
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        assert _start._wait_for_host("web", [], [], [], [port]) == [f"nobody who listens at TCP port {port}"]
+        assert _start._wait_for_host("web", [], [], [], [port]) == [f"no process that listens at TCP port {port}"]
         listener.listen()
         assert _start._wait_for_host("web", [], [], [], [port]) == []
 
@@ -109,14 +109,14 @@ def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(
     assert os.path.exists(_files.run_path("web", "late"))
     monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
     assert _start._wait_for_host("web", [], ["kvm", "br7"]) == []
-    assert "web: goes on after -1 s without the host's network br7" in capsys.readouterr().err
+    assert "web: starts after -1 s without the host's network br7" in capsys.readouterr().err
 
 
 def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "STATE", str(tmp_path / "nowhere"))
     monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
-    with pytest.raises(LiveUpdateError, match="is not there: mount it first"):
+    with pytest.raises(LiveUpdateError, match="does not exist, so guest web is not started"):
         _start.run("web", KVM_GUEST)
     assert os.path.exists(_files.run_path("web", "late"))
 
@@ -147,7 +147,9 @@ def test_memory_that_came_over_is_kept_where_something_is_amiss_and_a_clean_star
     monkeypatch.setattr(_start, "_restore", lambda *guest: done.append("restored"))
     monkeypatch.setattr(_start, "_start", lambda *guest: done.append("started"))
     if verdict == "restore":
-        with pytest.raises(LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only: .* its memory is kept") as told:
+        with pytest.raises(
+            LiveUpdateError, match=r"guest web: .* still has no .*/kvm, .* read-only; .* the guest's memory is kept"
+        ) as told:
             _start.run("web", ["qemu-system-x86_64"])
         assert told.value.details["again"]  # systemd starts the unit once more
     else:
@@ -176,7 +178,7 @@ def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_
     if verdict == "restore":
         booting.kvm.unlink()
         monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
-        with pytest.raises(LiveUpdateError, match=f"guest web: its host still has no {booting.kvm}: .* its memory is kept") as told:
+        with pytest.raises(LiveUpdateError, match=f"guest web: the host still has no {booting.kvm}; .* the guest's memory is kept") as told:
             _start.run("web", ["qemu"])
         assert told.value.details["again"] and done == ["restored"]
 
@@ -402,7 +404,7 @@ def test_a_guest_whose_qemu_ends_in_a_try_is_neither_loaded_once_more_nor_starte
     monkeypatch.setattr(_start, "_restore", lambda *_guest: 1 // 0)
     monkeypatch.setattr(_start, "_start", lambda *_guest: 1 // 0)
     _files.write_json(_files.journal_path("web"), {**SAVED, "argv": []})
-    with pytest.raises(LiveUpdateError, match=r"guest web: .* nobody knows whether it ran; .*'kvm-liveupdate discard web'"):
+    with pytest.raises(LiveUpdateError, match=r"guest web: .* it is unknown whether the guest ran; .*'kvm-liveupdate discard web'"):
         _start.run("web", [])
     assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
 
@@ -515,7 +517,11 @@ def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monk
         (tmp_path / "web.state").write_text(found)
     else:
         (tmp_path / "web.state").unlink()
-    with pytest.raises(LiveUpdateError, match=r"guest web: .*/web\.state is not what was saved: .* kept: 'kvm-liveupdate discard web'"):
+    with pytest.raises(
+        LiveUpdateError,
+        match=r"guest web: .*/web\.state is not the state that was saved: .* kept\. .*'kvm-liveupdate"
+        r" discard web'",
+    ):
         _start._restore("web", journal, 5, 0.0)
 
 

@@ -192,7 +192,7 @@ def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
     host.at["kill"] = at_the_kexec
     ended = update(host)
     assert host.done("kill") == [ASKED]
-    undone(host, ended, "PID 1 was asked for the kexec")
+    undone(host, ended, "PID 1 got the request for the kexec")
     assert (host.root / "shutdown").exists() and not (host.root / "system.conf.d/limit.conf").exists()
     assert sorted(host.done("release")) == ["app.service", "web.service"]
 
@@ -247,12 +247,12 @@ def restaged(host) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (another_qemu, "guest app: its RAM is not held"),
-        (other_memory, "guest web: its RAM is not held"),
-        (stranger, "process 7) runs a virtual machine that would be lost: nobody knows it"),
-        (replaced_kernel, "vmlinuz changed since it was examined; stage it again"),
+        (another_qemu, "guest app: its RAM is not preserved"),
+        (other_memory, "guest web: its RAM is not preserved"),
+        (stranger, "process 7) is a virtual machine that would be lost: nobody knows it"),
+        (replaced_kernel, "vmlinuz has changed since it was staged; stage it again"),
         (reason, "guest web: a block job is running - let it finish"),
-        (restaged, "is not what is staged any more"),
+        (restaged, "is no longer staged as it was committed"),
     ],
 )
 def test_what_changed_while_services_were_stopped_is_seen_before_a_guest_is_paused(host, what, says):
@@ -268,20 +268,20 @@ def test_no_state_is_kept_of_another_qemu_or_other_memory_than_was_held(host, wh
     host.at["save", "web"] = lambda: what(host)  # guests are saved at the same time: not in another one's save
     host.at["resume"] = lambda: journals.extend(os.listdir(_files.GUESTS_STATE))
     ended = update(host)
-    undone(host, ended, "guest web: its QEMU or its memory is not the one that is held any more")
+    undone(host, ended, "guest web: its QEMU or its memory is no longer the one that is preserved")
     assert "web.json" not in journals and not host.done("kill")
 
 
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (another_qemu, "guest web: its QEMU or its memory is not the one that was saved any more"),
-        (other_memory, "guest web: its QEMU or its memory is not the one that was saved any more"),
-        (stranger, "process 7 (stranger.service) runs a virtual machine that was started meanwhile"),
-        (no_session, "guest web: nothing keeps its session open any more"),
+        (another_qemu, "guest web: its QEMU or its memory is no longer the one that was saved"),
+        (other_memory, "guest web: its QEMU or its memory is no longer the one that was saved"),
+        (stranger, "process 7 (stranger.service) is a virtual machine that was started during the update"),
+        (no_session, "guest web: no process has its session open any more"),
         (goes_on, "web goes on"),
-        (unloaded, "the kernel that was loaded for the jump is not there any more"),
-        (restaged, "the kernel that was loaded for the jump is not there any more"),
+        (unloaded, "the kernel for the jump is no longer loaded"),
+        (restaged, "the kernel for the jump is no longer loaded"),
     ],
 )
 def test_the_last_look_sees_what_changed_in_the_pause(host, monkeypatch, what, says):
@@ -355,7 +355,7 @@ def test_only_an_update_that_was_committed_in_this_boot_is_carried_out(host, mon
         _files.write_json(_files.UPDATE, {**committed, **change})
     monkeypatch.setattr(_this_boot, "boot_id", lambda: boot_id)
     host.did.clear()
-    with pytest.raises(LiveUpdateError, match="no committed update waits"):
+    with pytest.raises(LiveUpdateError, match="no update is committed"):
         _jump.jump()
     assert host.did == []
 
@@ -369,7 +369,7 @@ def test_a_commit_is_refused_by_the_gate(host):
 
 def test_a_commit_is_refused_for_a_unit_that_is_not_there(host, monkeypatch):
     monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {"LoadState": "not-found"} for unit in units})
-    with pytest.raises(LiveUpdateError, match=r"there is no unit icsid\.service on this host"):
+    with pytest.raises(LiveUpdateError, match=r"unit icsid\.service does not exist on this host"):
         _jump.commit(list(host.records), ["icsid.service"], "start")
     assert not host.done("start")
 
@@ -382,7 +382,7 @@ def test_nobody_else_gets_the_lock_between_the_commit_and_the_end(host, monkeypa
     monkeypatch.setattr(_systemd, "show", lambda unit, *names: dict(busy))
     for state in ("activating", "active", "deactivating", "inactive"):
         busy["ActiveState"] = state
-        with pytest.raises(LiveUpdateError, match="a live update of this host is under way"), _lock.Lock():
+        with pytest.raises(LiveUpdateError, match="a live update of this host is running"), _lock.Lock():
             pass
     with _lock.Lock(of_update=True):
         pass
@@ -396,7 +396,8 @@ def test_an_update_that_does_not_get_the_lock_says_so(host):
     with _lock.Lock():
         assert _jump.jump() == 1
     ended = _journal.of_update()
-    assert ended["state"] == "aborted" and "another live update operation" in ended["error"] and "the guests run on" in ended["error"]
+    assert ended["state"] == "aborted" and "another live update operation" in ended["error"]
+    assert "the guests continue to run" in ended["error"]
     assert set(host.state.values()) == {"running"}
 
 
@@ -443,7 +444,7 @@ def test_the_undo_of_a_process_that_was_killed_waits_for_a_kexec_that_is_under_w
     monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds) if not host.did else None)
     _jump.recover()
     assert slept == waits and host.state == {"app": "running", "web": "paused"}
-    assert f"ended while it was {state}" in _journal.of_update()["error"]
+    assert f"ended in the step '{state}'" in _journal.of_update()["error"]
 
 
 def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(host, monkeypatch):
@@ -456,10 +457,10 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     real = host.resume
     host.resume = hangs
     ended = update(host)
-    assert "guest web does not run on" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
+    assert "guest web is not resumed" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
     host.state = dict.fromkeys(host.state, "paused")
     host.resume = real
-    assert "end its QEMU first ('systemctl stop web.service'), then 'kvm-liveupdate discard web'" in ended["error"]
+    assert "end its QEMU first ('systemctl stop web.service'), then run 'kvm-liveupdate discard web'" in ended["error"]
     assert _jump._meant_to_run(host.records) == ["web"]
     real_time = _processes.guest_time
     monkeypatch.setattr(_processes, "guest_time", lambda pid: 9)  # it ran, and its owner paused it again
@@ -488,9 +489,9 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
 
     host.at["isolate"] = ends
     ended = update(host)
-    undone(host, ended, "guest web does not run any more; run the update again")
+    undone(host, ended, "guest web no longer runs; run the update again")
     assert ended["error"].count("run the update again") == 1
-    assert "does not run on" not in ended["error"] and host.done("resume") == ["app"]
+    assert "is not resumed" not in ended["error"] and host.done("resume") == ["app"]
     assert sorted(host.done("release")) == ["app.service", "web.service"]  # its memory would stay taken until a reboot
     assert not os.path.exists(_files.run_path("web", "held"))
 
@@ -503,8 +504,8 @@ def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
 
     host.resume = resume
     error = update(host)["error"]
-    assert "guest web has ended meanwhile, nothing of it is kept; start it as before" in error
-    assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+    assert "guest web has ended during the update, and nothing of it is kept; start it" in error
+    assert "is not resumed" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
     assert not os.path.exists(_files.state_path("web"))
 
 
@@ -512,7 +513,7 @@ def test_a_host_that_is_too_slow_pauses_nobody(host):
     _jump.commit(list(host.records), [], "start", timeout=0)
     assert _jump.jump() == 1
     ended = _journal.of_update()
-    undone(host, ended, "Half of the 0 s that the update may take are over and no guest was paused: run the update again, or raise")
+    undone(host, ended, "Half of hypervisor_update_timeout (0 s) is over, and no guest was paused: run the update again, or raise")
     assert not host.done("save")
 
 
@@ -522,7 +523,9 @@ def test_a_host_that_gets_late_just_before_the_pause_pauses_nobody(host, monkeyp
     _jump.commit(list(host.records), [], "start", timeout=0)
     assert _jump.jump() == 1
     assert granted == [0.0]
-    undone(host, _journal.of_update(), "the host took too long until it could have paused its guests. Half of the 0 s")
+    undone(
+        host, _journal.of_update(), "the host was too slow: it could not pause its guests in time. Half of hypervisor_update_timeout (0 s)"
+    )
     assert not host.done("save")
 
 
@@ -553,7 +556,7 @@ def test_an_undo_before_the_pause_leaves_guests_alone_that_started_meanwhile(hos
 
     host.at["isolate"] = starts
     ended = update(host)
-    undone(host, ended, "guest new runs but is not part of this update and would be lost")
+    undone(host, ended, "guest new runs but is not part of this update, so it would be lost")
     assert sorted(host.done("resume")) == ["app", "web"] and "new.service" not in host.done("release")
 
 
@@ -562,7 +565,7 @@ def test_pid_1_has_time_to_end_the_process_that_asked_for_the_kexec(host, monkey
     monkeypatch.setattr(_jump, "DOWN_LIMIT_S", 77)
     monkeypatch.setattr(time, "sleep", slept.append)
     host.at["kill"] = slept.clear
-    assert "has not ended this process within 77 s" in update(host)["error"]
+    assert "did not carry it out within 77 s" in update(host)["error"]
     assert slept[0] == 77
 
 
@@ -573,7 +576,7 @@ def test_logins_end_before_a_guest_is_paused(host, monkeypatch):
     ended = update(host)
     steps = [step[0] for step in host.did]
     assert host.done("stop") == ["session-3.scope"] and steps.index("isolate") < steps.index("stop") < steps.index("save")
-    assert "logins and containers were ended, and do not start by themselves: session-3.scope" in ended["error"]
+    assert "these logins and containers were ended and do not start again by themselves: session-3.scope" in ended["error"]
 
 
 def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host, monkeypatch):
@@ -585,7 +588,7 @@ def test_commands_before_the_pause_share_one_limit_and_those_in_it_another(host,
     before, pause, undo = moments
     assert now + 1990 < before < now + 2100 and undo is None
     assert now + _jump.PAUSE_LIMIT_S <= pause < now + _jump.PAUSE_LIMIT_S + 60
-    assert "half of the update's time" in told[0] and "guests may be paused (180 s)" in told[1] and not told[2]
+    assert "half of the update's time" in told[0] and "the pause of the guests (180 s)" in told[1] and not told[2]
 
 
 def test_guests_that_are_quick_to_save_are_paused_last(tmp_path, monkeypatch):
@@ -643,7 +646,7 @@ def test_a_virtual_machine_that_somebody_started_meanwhile_is_not_stopped(host, 
     a_login(host, monkeypatch)
     host.at[before] = lambda: stranger(host)
     ended = update(host)
-    undone(host, ended, "process 7 (session-3.scope) runs a virtual machine that was started meanwhile and would be lost")
+    undone(host, ended, "process 7 (session-3.scope) is a virtual machine that was started during the update and would be lost")
     assert [step[0] for step in host.did if step[0] in ("isolate", "stop", "kill")] == stopped
     assert not host.done("save") and "logins and containers were ended" not in ended["error"]
 
@@ -683,7 +686,7 @@ def test_what_a_process_that_is_killed_has_ended_is_told(host, monkeypatch, done
     if done:
         host.did.append(("stop", "session-3.scope"))
     _jump.recover()
-    assert ("do not start by themselves: session-3.scope" in _journal.of_update()["error"]) is done
+    assert ("do not start again by themselves: session-3.scope" in _journal.of_update()["error"]) is done
 
 
 def test_what_ended_by_itself_before_anything_was_stopped_is_neither_started_nor_told(host, monkeypatch):
@@ -705,7 +708,7 @@ def test_one_that_is_started_in_a_login_that_does_not_end_is_not_killed(host, mo
     a_login(host, monkeypatch)
     monkeypatch.setattr(_services, "active_units", lambda types="": ["session-3.scope"] if "scope" in types else [])
     host.at["stop"] = lambda: stranger(host)
-    assert "process 7 (session-3.scope) runs a virtual machine" in update(host)["error"]
+    assert "process 7 (session-3.scope) is a virtual machine" in update(host)["error"]
     assert host.done("stop") == ["session-3.scope"] and not host.done("kill")
 
 
@@ -754,7 +757,7 @@ def test_a_commit_starts_the_jump(host):
 
 def test_a_commit_is_refused_while_the_last_update_has_not_ended(host, monkeypatch):
     monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "deactivating", "Job": "0"})
-    with pytest.raises(LiveUpdateError, match=r"kvm-liveupdate-jump\.service has not ended since the last update"):
+    with pytest.raises(LiveUpdateError, match=r"kvm-liveupdate-jump\.service of the last update still runs"):
         _jump.commit(list(host.records), [], "start")
     assert not host.done("start")
 
@@ -818,7 +821,7 @@ def test_holds_are_on_record_until_guests_are_saved(host, monkeypatch):
 def test_a_kernel_that_somebody_unloads_before_the_pause_pauses_nobody(host, monkeypatch):
     load = _kexec.load
     monkeypatch.setattr(_kexec, "load", lambda image: (load(image), unloaded(host)))
-    undone(host, update(host), "somebody unloaded the kernel")
+    undone(host, update(host), "another program has unloaded the kernel")
     assert not host.done("save")
 
 
@@ -827,7 +830,7 @@ def test_a_failure_without_words_is_named(host):
         raise KeyError
 
     host.at["isolate"] = fails
-    undone(host, update(host), "KeyError(). Mend what this says, then run the update again")
+    undone(host, update(host), "KeyError(). Fix this, then run the update again")
 
 
 def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, monkeypatch):
@@ -841,7 +844,7 @@ def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, 
     ended = update(host)
     undone(host, ended, goes_wrong)
     assert "hypervisor_update_timeout" not in ended["error"]
-    assert f"{goes_wrong}. Mend what this says, then run the update again" in ended["error"]
+    assert f"{goes_wrong}. Fix this, then run the update again" in ended["error"]
 
 
 def test_a_guests_own_virtual_machine_is_no_strangers(host):
@@ -880,7 +883,7 @@ def test_what_cannot_be_written_to_the_journals_daemon_is_no_failure(host, monke
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    undone(host, update(host), "PID 1 was asked for the kexec")
+    undone(host, update(host), "PID 1 got the request for the kexec")
 
 
 def test_an_outcome_that_run_does_not_take_is_on_the_disk(host, monkeypatch):
@@ -904,7 +907,7 @@ def test_sessions_that_cannot_be_stopped_do_not_end_the_update(host, monkeypatch
     monkeypatch.setattr(_commands, "run", refuses)
     monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
     _services.end_sessions({"records": host.records, "kept": [], "in_place": []})
-    assert "they do not end, not even by SIGKILL" in capsys.readouterr().err
+    assert "these units did not end, not even by SIGKILL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("most", "at_once"), [(0, 6), (2, 2)])
@@ -933,7 +936,7 @@ def test_a_guest_that_cannot_be_asked_is_told_as_one_that_does_not_run_on(host):
     host.at["kill"] = lambda: setattr(host, "status", hangs)
     host.resume = hangs
     error = update(host)["error"]
-    assert "guest app does not run on" in error and "guest web does not run on" in error
+    assert "guest app is not resumed" in error and "guest web is not resumed" in error
     assert not host.done("release") and os.path.exists(_files.state_path("web"))
 
 
@@ -946,7 +949,7 @@ def test_a_guest_that_runs_after_all_is_no_failure_to_it(host):
 
     host.resume = late
     error = update(host)["error"]
-    assert "does not run on" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+    assert "is not resumed" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
 
 
 def test_an_undo_after_a_crash_waits_for_the_lock_and_needs_no_leave(host, monkeypatch):
@@ -968,7 +971,7 @@ def test_units_to_keep_that_do_not_run_are_said(host, monkeypatch, capsys):
     _jump.commit(list(host.records), ["a.service", "b.service"], "start")
     assert _jump.jump() == 1
     said = capsys.readouterr().err
-    assert "b.service of keep_units is failed: nothing of it is kept" in said and "a.service of keep_units" not in said
+    assert "b.service of keep_units is failed, so it is not kept running" in said and "a.service of keep_units" not in said
     assert "Wants=a.service\n" in (host.root / f"units/{_units.JUMP_TARGET}.d/kept.conf").read_text()
     assert "Wants=b.service\n" not in (host.root / f"units/{_units.JUMP_TARGET}.d/kept.conf").read_text()
 

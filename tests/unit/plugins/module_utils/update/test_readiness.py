@@ -36,7 +36,7 @@ def test_a_capable_host_has_no_reasons(host):
     assert _readiness.reasons(host(), 262, True) == []
 
 
-REBOOT = "the role hypervisor_setup adds what is missing, at the price of one ordinary reboot (hypervisor_setup_reboot_ok: true)"
+REBOOT = "run the playbook kvm.liveupdate.setup, which adds this and reboots the host (hypervisor_setup_reboot_ok: true)"
 
 
 @pytest.mark.parametrize(
@@ -47,51 +47,51 @@ REBOOT = "the role hypervisor_setup adds what is missing, at the price of one or
             262,
             True,
             "no-device",
-            "there is no /dev/liveupdate although kho=on and liveupdate=on are given -> run a kernel of 7.2 or later with"
-            " CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may say more",
+            "/dev/liveupdate does not exist, although the kernel command line has kho=on and liveupdate=on -> run kernel 7.2 or later with"
+            " CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may show more",
         ),
         (
             {"dev/liveupdate": None, "proc/cmdline": "liveupdate=on"},
             262,
             True,
             "cmdline",
-            f"there is no /dev/liveupdate: the kernel command line lacks kho=on -> {REBOOT}",
+            f"/dev/liveupdate does not exist, because the kernel command line lacks kho=on -> {REBOOT}",
         ),
         (
             {"dev/liveupdate": None, "proc/cmdline": "kho=on"},
             262,
             True,
             "cmdline",
-            f"there is no /dev/liveupdate: the kernel command line lacks liveupdate=on -> {REBOOT}",
+            f"/dev/liveupdate does not exist, because the kernel command line lacks liveupdate=on -> {REBOOT}",
         ),
         (
             {"dev/liveupdate": None, "proc/cmdline": ""},
             262,
             True,
             "cmdline",
-            f"there is no /dev/liveupdate: the kernel command line lacks kho=on and liveupdate=on -> {REBOOT}",
+            f"/dev/liveupdate does not exist, because the kernel command line lacks kho=on and liveupdate=on -> {REBOOT}",
         ),
         (
             {"sys/kernel/kexec_loaded": None},
             262,
             True,
             "no-kexec",
-            "this kernel has no kexec -> run a kernel with CONFIG_KEXEC_FILE=y",
+            "the running kernel has no kexec -> run a kernel with CONFIG_KEXEC_FILE=y",
         ),
         (
             {"proc/sys/kernel/kexec_load_disabled": "1\n"},
             262,
             True,
             "kexec-disabled",
-            "kernel.kexec_load_disabled is 1, until the next reboot -> remove that sysctl setting and reboot",
+            "the sysctl kernel.kexec_load_disabled is 1, which only a reboot resets -> remove that sysctl setting and reboot",
         ),
-        ({}, 254, True, "systemd", "systemd 254 keeps nothing alive through a shutdown -> systemd 255 or later is needed"),
+        ({}, 254, True, "systemd", "systemd 254 cannot carry sessions through a shutdown -> install systemd 255 or later"),
         (
             {},
             262,
             False,
             "runtime",
-            "the host runtime is not installed, or is another version -> run the playbook kvm.liveupdate.setup",
+            "the host runtime is not installed, or it is of another version than this collection -> run the playbook kvm.liveupdate.setup",
         ),
     ],
 )

@@ -45,10 +45,10 @@ STRANGER = {"name": "pid-7", "pid": 7, "reasons": [{"code": "not-managed", "mess
     [
         (["web"], {}, ""),
         (["web"], {"image": {}}, "no kernel is staged in this boot"),
-        (["web", "db"], {}, "guest db does not run any more"),
+        (["web", "db"], {}, "guest db no longer runs"),
         ([], {}, "guest web runs but is not part of this update"),
-        (["web"], {"holds": {}}, "guest web: its RAM is not held"),
-        (["web"], {"strangers": [STRANGER]}, "pid-7 (process 7) runs a virtual machine that would be lost: no monitor is known"),
+        (["web"], {"holds": {}}, "guest web: its RAM is not preserved"),
+        (["web"], {"strangers": [STRANGER]}, "pid-7 (process 7) is a virtual machine that would be lost: no monitor is known"),
         (["web"], {"not_back": [{"code": "not-back", "message": "app was saved", "remedy": "start it"}]}, "app was saved - start it"),
     ],
 )
@@ -64,9 +64,9 @@ CALM = {unit: {"ActiveState": "inactive"} for unit in _gate.CLUSTERS}
     ("keep", "shown", "says"),
     [
         (["iscsid.service"], {"iscsid.service": {"LoadState": "loaded"}}, ""),
-        (["iscsid"], {"iscsid": {"LoadState": "loaded"}}, "'iscsid' is not the name of a unit; write for example iscsid.service"),
-        (["icsid.service"], {"icsid.service": {"LoadState": "not-found"}}, "there is no unit icsid.service on this host"),
-        ([], {"pacemaker.service": {"ActiveState": "active"}}, "pacemaker.service runs: its stop would stop the guests"),
+        (["iscsid"], {"iscsid": {"LoadState": "loaded"}}, "'iscsid' is not a full unit name; write for example iscsid.service"),
+        (["icsid.service"], {"icsid.service": {"LoadState": "not-found"}}, "unit icsid.service does not exist on this host"),
+        ([], {"pacemaker.service": {"ActiveState": "active"}}, "the cluster manager pacemaker.service runs"),
         (["pacemaker.service"], {"pacemaker.service": {"LoadState": "loaded", "ActiveState": "active"}}, ""),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_unit_that_was_made_on_the_fly_is_told_and_is_no_failure(monkeypatch):
     _services.start_again(list(known), 1.0, notes)
     assert started == ["default.target", "ssh.service"]
     (note,) = notes
-    assert "ended for good" in note and note.endswith(": run-u1.service")
+    assert "have no unit file" in note and note.endswith(": run-u1.service")
 
 
 ISOLATED = 100.0
@@ -196,7 +196,11 @@ def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monk
 def test_a_socket_that_stays_down_is_said(monkeypatch):
     host = Sockets(awakenings=100)
     monkeypatch.setattr(_commands, "run", host.run)
-    with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy; .* start the sockets: logind\.socket"):
+    with pytest.raises(
+        LiveUpdateError,
+        match=r"logind\.socket: Device or resource busy; .* sockets are not started again:"
+        r" logind\.socket\..*start the sockets",
+    ):
         _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
     assert host.stops == _services.SOCKET_ATTEMPTS
 
@@ -235,9 +239,9 @@ def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
 def test_file_systems_that_do_not_answer_do_not_keep_a_host_down(monkeypatch):
     _jump._write_out(30.0)
     monkeypatch.setattr(os, "sync", lambda: time.sleep(2))
-    with pytest.raises(LiveUpdateError, match=r"not written out in the time that was left"):
+    with pytest.raises(LiveUpdateError, match=r"not written to disk in the remaining time"):
         _jump._write_out(0.1)
-    with pytest.raises(LiveUpdateError, match=r"not written out within 1 s"):
+    with pytest.raises(LiveUpdateError, match=r"not written to disk within 1 s"):
         _jump._write_out(1.0)
 
 
@@ -335,8 +339,8 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     error = _files.read_json(_files.UPDATE)["error"]
     assert (
         "db cannot be saved" in error
-        and "not undone: save of guest web: no bridge br0" in error
-        and "guest web does not run on" not in error
+        and "not undone: the save of guest web: no bridge br0" in error
+        and "guest web is not resumed" not in error
         and "'kvm-liveupdate discard app'" in error
     )
 

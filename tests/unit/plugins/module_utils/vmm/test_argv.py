@@ -84,14 +84,14 @@ def test_a_plain_command_line_has_no_warnings(argv):
         (["-machine", "q35"], "machine-version", "machine type 'q35' has no version", "pc-q35-10.0"),
         (["-M", "pc,accel=kvm"], "machine-version", "machine type 'pc' has no version", "pc-q35-10.0"),
         (["--machine", "accel=kvm,type=q35"], "machine-version", "machine type 'q35' has no version", "pc-q35-10.0"),
-        (["-cpu", "host,+x2apic"], "cpu-host", "-cpu host,+x2apic", "name the model"),
-        (["-cpu", "max"], "cpu-host", "-cpu max", "name the model"),
+        (["-cpu", "host,+x2apic"], "cpu-host", "-cpu host,+x2apic", "name a model"),
+        (["-cpu", "max"], "cpu-host", "-cpu max", "name a model"),
         (["-device", "vhost-vsock-pci,guest-cid=3"], "vsock", "reset: -device vhost-vsock-pci,guest-cid=3", "connect again"),
-        (["-device", "vmgenid,guid=auto"], "genid", "clone: -device vmgenid,guid=auto", "guid of its own"),
+        (["-device", "vmgenid,guid=auto"], "genid", "clone: -device vmgenid,guid=auto", "fixed generation ID"),
         (["-machine", "microvm"], "machine-version", "machine type 'microvm' has no version", "do not upgrade QEMU"),
         (["-machine", "type=q35+pve0"], "machine-version", "machine type 'q35+pve0' has no version", "pc-q35-10.0"),
         (["-machine", "ubuntu-q35"], "machine-version", "machine type 'ubuntu-q35' has no version", "pc-q35-10.0"),
-        (["-device", "{'guid':'auto','driver':'vmgenid'}"], "genid", "clone: -device {'guid'", "guid of its own"),
+        (["-device", "{'guid':'auto','driver':'vmgenid'}"], "genid", "clone: -device {'guid'", "fixed generation ID"),
         (["-netdev", "user,id=u"], "user-network", "are lost: -netdev user,id=u", "tap on a bridge"),
         (["-netdev", "id=u,type=user"], "user-network", "are lost: -netdev id=u,type=user", "tap on a bridge"),
         (["-netdev", '{"type":"user","id":"u"}'], "user-network", "are lost: -netdev {", "tap on a bridge"),
@@ -238,7 +238,7 @@ def test_a_file_of_options_has_a_limit(tmp_path):
     assert _argv.reasons(["qemu", "-readconfig", str(tmp_path / "big")]) == []
     (tmp_path / "big").write_text("#" * ((1 << 20) + 1))
     (reason,) = _argv.reasons(["qemu", "-readconfig", str(tmp_path / "big")])
-    assert reason["code"] == "argv-unread" and "more than 1 MiB" in reason["message"]
+    assert reason["code"] == "argv-unread" and "larger than 1 MiB" in reason["message"]
 
 
 def test_a_line_that_cannot_be_read_has_devices_and_warnings_as_far_as_it_can():
@@ -265,7 +265,7 @@ def test_ram_that_cannot_be_preserved_is_left_as_the_user_asked():
 
 @pytest.mark.parametrize("option", ["-daemonize", "-incoming", "--incoming"])
 def test_options_that_do_not_go_together_are_refused(option):
-    with pytest.raises(LiveUpdateError, match="does not go together"):
+    with pytest.raises(LiveUpdateError, match="is not possible with live update"):
         _argv.command(["qemu", option, "defer"], "/run/m", 5, MIB, incoming=False)
 
 

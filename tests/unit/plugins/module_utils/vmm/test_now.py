@@ -30,7 +30,7 @@ old 2 -
 old 3 disk-changed: has nothing instead of /d.iso
 old 4 -
 old 5 device-changed: added since its start: k (usb-kbd)
-odd 0 cache-unsafe: /b.qcow2 is open with cache.no-flush
+odd 0 cache-unsafe: QEMU has /b.qcow2 open with cache.no-flush
 """
 
 
