@@ -172,11 +172,12 @@ class ActionModule(ActionBase):
                 f"the host did not jump within {timeout:g} s: it answers and still runs {there}. Wait until {JUMP_UNIT} has ended on the"
                 f" host: it jumps, or undoes the update. 'journalctl -u {JUMP_UNIT}' shows what it waits for. Then run the update again",
             )
-        return _failure(
+        told = _failure(
             "gone",
             f"the host did not come back within {timeout:g} s; last seen: {seen}. Look at its console. If it runs the staged kernel, the"
             " guests are restored by themselves. After a cold boot they start from their disks",
         )
+        return {**told, "lost": True}
 
     def _look(self) -> Look | None:
         mark = secrets.token_hex(8)

@@ -98,7 +98,7 @@ def _host(name: str, host: dict[str, t.Any]) -> dict[str, t.Any]:
             name,
             OUTCOMES.get(host["outcome"], host["outcome"]) + (", pause too long" if over else ""),
             host["kernel_before"],
-            host["kernel_after"],
+            host["kernel_after"] or "unknown",
             str(len(host["guests"])),
             _seconds(host.get("expected_pause")),
             _seconds(host.get("blackout_max") or None),

@@ -95,6 +95,7 @@ def result(
     pauses = {name: pause for name, fate in fates.items() if (pause := blackout(fate)) is not None}
     over = paused_too_long(pauses, blackout_max) if pauses else plan.get("over_budget", "")
     end = outcome(host, plan, jump, why, check_mode, left_out, step, lost, undo)
+    silent = end == "lost" and jump.get("outcome") in ("lost", "gone")  # which kernel runs now is unknown
     why = why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
     if undo and undo != why:
         why = f"{why}; not everything was undone: {undo}"
@@ -113,9 +114,9 @@ def result(
         "expected_pause": plan.get("expected_pause"),
         "update_id": update_id,
         "kernel_before": kernel,
-        "kernel_after": jump.get("kernel_after", kernel),
+        "kernel_after": jump.get("kernel_after", "" if silent else kernel),
         "boot_id_before": boot_id,
-        "boot_id_after": jump.get("boot_id_after", boot_id),
+        "boot_id_after": jump.get("boot_id_after", "" if silent else boot_id),
         "times": jump.get("times") or {},
         "guests": _with_away(fates, away),
     }

@@ -199,13 +199,14 @@ BACK = HEAD.replace(BOOT, NEXT)
 def test_a_look_that_hangs_does_not_outlast_the_timeout(monkeypatch):
     found, took = waited(monkeypatch, 1.0, 60)
     assert found["outcome"] == "gone" and "last seen: a connection without an answer" in found["msg"] and took < 5
+    assert found["lost"] is True
 
 
 @pytest.mark.parametrize("last", [[], [60]], ids=["answers", "has no time for the last look"])
 def test_a_host_that_answers_with_its_old_kernel_has_not_jumped(monkeypatch, last):
     found, _took = waited(monkeypatch, 2.0, *[OLD % "saving" + "m ActiveState=active\n"] * (3 if last else 1), *last)
     assert found["outcome"] == "gone" and found["msg"].startswith("the host did not jump within 2 s: it answers")
-    assert "update saving" in found["msg"] and "console" not in found["msg"]
+    assert "update saving" in found["msg"] and "console" not in found["msg"] and "lost" not in found
 
 
 def test_a_host_that_does_not_answer_any_more_may_have_jumped(monkeypatch):

@@ -82,6 +82,7 @@ def test_an_update_that_had_begun_is_never_called_examined(host, jump, lost, und
         ({}, STEP, "The update had begun, but its guests were not paused yet"),
         ({}, "", "The update had not begun"),
         ({"outcome": "lost"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
+        ({"outcome": "gone"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
         (JUMP, STEP, "The host came back with kernel 7.3.4, and its guests come back by themselves"),
     ],
 )
@@ -89,6 +90,22 @@ def test_a_lost_host_says_where_its_guests_may_be(jump, step, told):
     found = result(HOST, GO, jump, why="hv1 cannot be reached", step=step, lost=True)
     assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Check its console" in found["why"]
     assert found["guests"]["web"]["why"] == "unknown, the host was lost; planned: stays in memory"
+
+
+@pytest.mark.parametrize(
+    ("jump", "lost", "after"),
+    [
+        ({"outcome": "lost"}, True, ("", "")),
+        ({"outcome": "gone"}, True, ("", "")),
+        ({"outcome": "gone"}, False, ("7.2.13", "b1")),
+        ({}, True, ("7.2.13", "b1")),
+        (JUMP, True, ("7.3.4", "b2")),
+    ],
+)
+def test_the_kernel_of_a_host_that_may_have_jumped_is_unknown(jump, lost, after):
+    found = result(HOST, GO, jump, why="no", step=STEP, lost=lost)
+    assert (found["kernel_after"], found["boot_id_after"]) == after
+    assert ("unknown" in figures({"hv1": found})["hosts"][0]["cells"]) is (after[0] == "")
 
 
 def test_what_is_known_of_a_guest_of_a_lost_host_stays():
