@@ -37,6 +37,7 @@ class Host:
         self.root = root
         self.did: list = []
         self.calls: list = []
+        self.limits: dict = {}  # of the last command with each verb
         self.state = dict.fromkeys(names, "running")
         self.reasons: dict = {}
         self.at: dict = {}  # what happens at a step: the word in ``did``, or the word and of whom -> a function
@@ -88,7 +89,8 @@ class Host:
 
     # as a host
 
-    def run(self, *command, **_limit) -> str:
+    def run(self, *command, **limit) -> str:
+        self.limits[command[1]] = limit.get("timeout")
         if command[1] == "show":
             return "\n".join(f"Id={unit}\n" for unit in command[command.index("--") + 1 :])
         self.note(command[1], command[-1])
@@ -522,7 +524,7 @@ def test_a_host_that_gets_late_just_before_the_pause_pauses_nobody(host, monkeyp
     monkeypatch.setattr(_jump, "_write_out", granted.append)
     _jump.commit(list(host.records), [], "start", timeout=0)
     assert _jump.jump() == 1
-    assert granted == [0.0]
+    assert granted == [0.0] and host.limits["isolate"] == 0.0
     undone(
         host, _journal.of_update(), "the host was too slow: it could not pause its guests in time. Half of hypervisor_update_timeout (0 s)"
     )
@@ -536,7 +538,7 @@ def test_the_file_systems_are_written_out_between_the_last_stop_and_the_pause(ho
     assert _jump.jump() == 1
     steps = [step[0] for step in host.did]
     assert steps.index("isolate") < steps.index("write out") < steps.index("save")
-    assert 1900 < host.done("write out")[0] <= 2000
+    assert 1900 < host.done("write out")[0] <= 2000 and 1900 < host.limits["isolate"] <= 2000
 
 
 def test_whoever_undoes_an_update_knows_which_guests_it_paused(host):

@@ -189,8 +189,33 @@ class Sockets:
 def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monkeypatch, awakenings):
     host = Sockets(awakenings)
     monkeypatch.setattr(_commands, "run", host.run)
-    _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+    notes: list = []
+    _services.start_again(["logind.service", "logind.socket"], ISOLATED, notes)
     assert host.active == {"default.target", "logind.service", "logind.socket", "web.service"}
+    assert notes == []
+
+
+@pytest.mark.parametrize(("link", "stops"), [(_processes.VM_LINK, 0), ("anon_inode:[eventfd]", 1)])
+def test_a_service_that_runs_a_virtual_machine_is_not_stopped_for_its_socket(monkeypatch, link, stops):
+    host = Sockets()
+    monkeypatch.setattr(_commands, "run", host.run)
+    monkeypatch.setattr(_gate, "others", lambda ours: {7: [link]})
+    monkeypatch.setattr(_processes, "unit_of", {7: "logind.service"}.get)
+    if stops:
+        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+    else:
+        with pytest.raises(LiveUpdateError, match=r"logind\.socket"):
+            _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+    assert host.stops == stops
+
+
+def test_nothing_is_told_of_logins_that_run_again(monkeypatch):
+    monkeypatch.setattr(_services, "active_units", lambda types: ["session-3.scope"])
+    notes: list = []
+    _services.tell_ended(["session-3.scope"], notes)
+    assert notes == []
+    _services.tell_ended(["session-3.scope", "session-4.scope"], notes)
+    assert len(notes) == 1 and notes[0].endswith("session-4.scope")
 
 
 def test_a_socket_that_stays_down_is_said(monkeypatch):
@@ -251,6 +276,7 @@ def test_what_a_guests_unit_stops_with_is_kept(monkeypatch):
         "web.service": {"PartOf": "vms.target", "Requires": "-.mount net.service", "StopPropagatedFrom": ""},
         "net.service": {"BindsTo": "card.device", "StopPropagatedFrom": "switch.service"},
         "vms.target": {"PartOf": "site.target"},
+        "site.target": {"Requires": "vms.target web.service"},  # and round again
     }
     asked = []
 
