@@ -25,7 +25,7 @@ options:
     required: true
   adopt:
     description:
-      - Save a domain that runs on other RAM to disk (C(virsh managedsave)) and start it again from there on its new RAM.
+      - Save a domain that runs with other RAM to disk (C(virsh managedsave)) and start it again from there on its new RAM.
       - The guest continues where it was. It is paused while its RAM is written and read. The save needs as much free space below
         C(/var/lib/libvirt/qemu/save) as the guest has RAM.
       - Afterwards the module corrects the guest's clock through its guest agent, if it has one.
@@ -62,7 +62,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restart_needed:
-  description: Whether the domain runs on RAM of another kind than its definition now has, so that it needs a restart.
+  description: Whether the domain must be restarted, because its RAM is not of the kind that its definition now has.
   returned: success
   type: bool
   sample: true
