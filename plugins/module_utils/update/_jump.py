@@ -64,7 +64,7 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: floa
         "pause_by": time.monotonic() + timeout / 2,
         "times": {"committed": time.time()},
     }
-    _files.write_json(_files.UPDATE, update)
+    _journal.record(update)
     _commands.run("systemctl", "start", "--no-block", _units.JUMP)
     return update
 
@@ -72,7 +72,7 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: floa
 def _advance(update: dict, state: str) -> None:
     update["state"] = state
     update["times"][state] = time.time()
-    _files.write_json(_files.UPDATE, update)
+    _journal.record(update)
     _systemd.log(f"update {update['id']}: {state}")
 
 
