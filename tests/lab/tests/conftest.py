@@ -22,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every", action="store_true", help="run the tests beyond the night that CI runs, too")
 
 
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does, so that no emulated host outlives it, whichever lab a test uses."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --every those marked "beyond" are left out, and named at the end."""
     left_out = [] if config.getoption("every") else [item for item in items if item.get_closest_marker("beyond")]
@@ -52,7 +57,6 @@ def running_lab() -> Iterator[Lab]:
     With KVM_LIVEUPDATE_KEEP_LAB set they stay, and are taken as they are the next time: for work on the tests.
     """
     keep = bool(os.environ.get("KVM_LIVEUPDATE_KEEP_LAB"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     lab = Lab(cache.root() / "lab-tests")
     if not keep:
         lab.down()
