@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
@@ -337,6 +339,146 @@ def test_a_holder_without_its_guest_tells_systemd_why(monkeypatch):
     with pytest.raises(LiveUpdateError, match="does not run on this host"):
         _hold.serve("web")
     assert told and told[0].startswith("STATUS=") and "does not run on this host" in told[0]
+
+
+@pytest.fixture(name="serving")
+def process_of_a_hold_unit(monkeypatch):
+    """All that the process of a hold unit does, in order."""
+    did = []
+    session = os.memfd_create("session")
+    monkeypatch.setattr(_providers, "find", lambda name: {"name": name})
+    monkeypatch.setattr(_this_boot, "random_uuid", lambda: "h1")
+    monkeypatch.setattr(_hold, "_preserve", lambda record, hold: did.append(("preserve", record["name"], hold)) or session)
+    monkeypatch.setattr(_systemd, "notify", lambda text, fds=(): did.append((text, fds)))
+    monkeypatch.setattr(_early, "not_early", lambda unit: did.append(("not early", unit)))
+    monkeypatch.setattr("signal.pthread_sigmask", lambda how, mask: did.append((how, mask)))
+    monkeypatch.setattr("signal.sigwait", lambda signals: did.append(("wait", signals, os.readlink(f"/proc/self/fd/{session}"))))
+    return did, session
+
+
+@pytest.mark.parametrize("version", [260, 261, 262])
+def test_the_process_of_a_hold_unit_keeps_the_session_open_until_it_is_told_to_end(serving, monkeypatch, version):
+    """SIGTERM is blocked first: it may come at any moment. From systemd 261 on, PID 1 gets the session, too."""
+    did, session = serving
+    monkeypatch.setattr(_systemd, "version", lambda: version)
+    _hold.serve("web")
+    stored = [(f"FDSTORE=1\nFDPOLL=0\nFDNAME={_handover_session.FDNAME}", (session,))]
+    assert did == [
+        (signal.SIG_BLOCK, (signal.SIGTERM,)),
+        ("preserve", "web", "h1"),
+        *(stored if version >= 261 else []),
+        ("READY=1\nSTATUS=Preserves the guest's memory", ()),
+        ("wait", (signal.SIGTERM,), "/memfd:session (deleted)"),
+    ]
+    with pytest.raises(OSError):
+        os.fstat(session)
+
+
+@pytest.mark.parametrize("error", [LiveUpdateError("no room"), OSError("no room")])
+def test_a_hold_unit_that_cannot_preserve_says_why_and_is_not_started_early_again(serving, monkeypatch, error):
+    def fail(*_what):
+        raise error
+
+    monkeypatch.setattr(_hold, "_preserve", fail)
+    with pytest.raises(type(error), match="no room"):
+        _hold.serve("web")
+    assert serving[0][1:] == [("STATUS=no room", ()), ("not early", _units.hold("web"))]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"), [("guest web 1: no room", "^guest web 1: no room$"), ("", "web 1: it timed out; 'journalctl")]
+)
+def test_a_hold_unit_that_does_not_start_is_told_as_it_says_itself(held, monkeypatch, said, message):
+    unit, left = _units.hold("web 1"), []
+
+    def run(*_words, **_limit):
+        raise LiveUpdateError("it timed out")
+
+    monkeypatch.setattr(_systemd, "version", lambda: 257)
+    monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {name: [] for name in units})
+    monkeypatch.setattr(_systemd, "show", lambda name, _what: {"StatusText": said} if name == unit else {})
+    monkeypatch.setattr(_hold, "release", lambda record: left.append(record["name"]))
+    monkeypatch.setattr(_commands, "run", run)
+    with pytest.raises(LiveUpdateError, match=message):
+        _hold.hold(held)
+    assert left == ["web 1"]  # what an older hold left, before the new one
+
+
+def test_each_part_of_the_memory_has_its_number(held, monkeypatch, tmp_path):
+    """The restore asks for them in the order of the command line."""
+    kernel = Preserving(monkeypatch)
+    with open(tmp_path / "more", "wb") as more:
+        monkeypatch.setattr(kernel, "memory", lambda record: [os.dup(held["ram"][0]["fd"]), os.dup(more.fileno())])
+        seen = []
+        monkeypatch.setattr(
+            _luo, "preserve_fd", lambda _session, fd, token: seen.append((token, os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2]))
+        )
+        guest = {**held, "uuid": "1-2", "ram": [{"fd": held["ram"][0]["fd"], "size": 5}, {"fd": more.fileno(), "size": 6}]}
+        os.close(_hold._preserve(guest, "h2"))
+        assert seen == [(_handover_session.META_TOKEN, "memfd:kvm-liveupdate-note (deleted)"), (1, "ram"), (2, "more")]
+        recorded = _files.read_json(_files.run_path("web 1", "held"))
+        assert recorded["hold"] == "h2" and recorded["sizes"] == [5, 6] and recorded["files"] == _hold._ram_files(guest)
+
+
+@pytest.mark.parametrize("session", [0, 4])
+def test_a_session_that_is_not_there_is_not_closed(held, monkeypatch, session):
+    kernel, closed = Preserving(monkeypatch), []
+    monkeypatch.setattr(os, "close", closed.append)
+    monkeypatch.setattr(_handover_session, "record_hold", lambda record: None)
+    monkeypatch.setattr(kernel, "memory", lambda record: [])
+    monkeypatch.setattr(_hold, "_note", lambda content: 99)
+
+    def fail(*_what):
+        raise LiveUpdateError("no room")
+
+    monkeypatch.setattr(_luo, "create_session", fail)
+    with pytest.raises(LiveUpdateError, match="guest web 1: no room"):
+        _hold._preserve({**held, "uuid": "1-2"}, "h2")
+    assert closed == [99]
+    monkeypatch.setattr(_luo, "create_session", lambda name: session)
+    monkeypatch.setattr(_luo, "preserve_fd", fail)
+    with pytest.raises(LiveUpdateError, match="guest web 1: no room"):
+        _hold._preserve({**held, "uuid": "1-2"}, "h2")
+    assert closed == [99, session, 99]
+
+
+def test_a_record_of_another_process_is_of_another_hold(held):
+    hold = _hold.held(held)
+    assert not _hold.is_of({**hold, "pid": hold["pid"] + 1}, held)
+
+
+@pytest.mark.parametrize(("active", "found"), [("active", True), ("deactivating", True), ("inactive", False), ("failed", False)])
+def test_it_is_known_whether_a_hold_unit_ran(ended, monkeypatch, active, found):
+    """A descriptor in its store is given up as nobody's: the process ends with its unit."""
+    unit = _units.hold("db")
+    monkeypatch.setattr(_systemd, "show", lambda unit, name: {"ActiveState": active})
+    domain = {"name": "db", "unit": unit, "pid": 7, "started": 70}
+    assert _hold.release(domain) is found
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [_handover_session.FDNAME])
+    assert _hold.release(domain) is True
+    assert ended == [("stop", unit), ("stop", unit), (unit, 0)]
+
+
+@pytest.mark.parametrize("main", ["9", ""])
+def test_a_unit_without_a_process_is_told_by_nobody(ended, monkeypatch, main):
+    monkeypatch.setattr(_systemd, "show", lambda unit, name: {"MainPID": main})
+    assert _hold.release({"name": "web", "unit": "web.service", "pid": 7, "started": 70})
+    assert ended == [("web.service", int(main or 0))]
+
+
+def test_the_unit_of_a_hold_without_one_on_record_is_its_hold_unit(ended):
+    _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1"})
+    _files.remove(_files.hold_path("web"))
+    assert _hold.outlives("web") == _units.hold("web")
+    assert not ended
+
+
+def test_a_guest_that_has_ended_has_no_process(ended, monkeypatch):
+    """Process 0 is nobody: a real number may be another process by now."""
+    seen = []
+    monkeypatch.setattr(_hold, "release", lambda record: seen.append((record["pid"], record["started"])) or True)
+    assert _hold.release_ended("web")
+    assert seen == [(0, 0)] and not ended
 
 
 @pytest.mark.parametrize("version", [262, 257])
