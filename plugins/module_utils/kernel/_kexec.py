@@ -56,7 +56,7 @@ def describe(path: str) -> dict:
             " kexec_file_load refuses it; use a kernel with CONFIG_RELOCATABLE=y"
         )
     start = struct.unpack_from("<H", data, 0x20E)[0] + 0x200
-    text = data[start : data.find(b"\0", start, start + 512)].decode(errors="replace") if start > 0x200 else ""
+    text = data[start : start + 512].partition(b"\0")[0].decode(errors="replace") if start > 0x200 else ""
     release, _space, rest = text.partition(" ")
     return {
         "path": path,
@@ -88,10 +88,8 @@ def _kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int) -> No
     if number is None:
         raise LiveUpdateError(f"machine {os.uname().machine}: live update supports x86_64 and aarch64 only")
     libc = ctypes.CDLL(None, use_errno=True)
-    length = len(cmdline) if cmdline else 0
-    result = libc.syscall(
-        ctypes.c_long(number), kernel, initrd, ctypes.c_ulong(length), ctypes.c_char_p(cmdline or None), ctypes.c_ulong(flags)
-    )
+    length, text = ctypes.c_ulong(len(cmdline)), ctypes.c_char_p(cmdline or None)
+    result = libc.syscall(ctypes.c_long(number), kernel, initrd, length, text, ctypes.c_ulong(flags))
     if result:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
