@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: guest
 short_description: Preserve the RAM of guests for a live update, or release it
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - With O(state=preserved) the kernel preserves the RAM of each guest in a live update session. The guest continues to run.
   - PID 1 keeps the session in the fd store of the guest's unit. Where systemd is older than 261, the unit C(kvm-liveupdate-hold@GUEST)

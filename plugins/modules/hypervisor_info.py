@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: hypervisor_info
 short_description: Report whether a hypervisor can be updated live, and why not
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module examines the running kernel, systemd, the host runtime, the staged kernel, and every virtual machine of the host.
   - It changes nothing. Each reason against a live update comes with its remedy.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kexec
 short_description: Jump into the staged kernel and restore the preserved guests
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module first checks that M(kvm.liveupdate.kexec_image) has staged a kernel, and that M(kvm.liveupdate.guest) has preserved every
     virtual machine of the host. Otherwise it refuses the jump.

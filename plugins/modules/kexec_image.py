@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kexec_image
 short_description: Stage the kernel that the host jumps into
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module checks that the running kernel can load the image with C(kexec_file_load(2)), the only call that carries preserved memory
     over. It unloads the image again and records it for this boot.

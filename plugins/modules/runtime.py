@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: runtime
 short_description: Install the host side of live updates
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
   - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. It does not touch running guests. The fd store of a guest's unit exists from

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: session
 short_description: Preserve the memory files of any service across a live update
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module gives other services than guests direct access to the kernel's Live Update Orchestrator.
   - It preserves memory files (memfds) of the service's main process in a session. PID 1 keeps the session in the fd store of the unit.
