@@ -427,7 +427,7 @@ examined_at:
 import os
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _memory, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
@@ -485,10 +485,7 @@ def update_facts(boot_id: str, release: str) -> dict:
 
 def refusals(reasons: list, guests: list) -> list:
     """All reasons as sentences. Pure."""
-    sentences = [f"{reason['message']} - {reason['remedy']}" for reason in reasons]
-    return sentences + [
-        f"guest {guest['name']}: {reason['message']} - {reason['remedy']}" for guest in guests for reason in guest["reasons"]
-    ]
+    return [told(why) for why in reasons] + [f"guest {guest['name']}: {told(why)}" for guest in guests for why in guest["reasons"]]
 
 
 def examine(module):

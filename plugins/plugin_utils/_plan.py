@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 
 from ._budget import expected_too_long
@@ -114,8 +115,8 @@ def plan(
 
 def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
-    told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
-    return told + ([over] if over else [])
+    found = [told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    return found + ([over] if over else [])
 
 
 def _who_is_away(host: dict[str, t.Any]) -> list[str]:
@@ -162,7 +163,7 @@ def _guest(facts: dict[str, t.Any], policy: Policy, room: dict[str, t.Any]) -> d
         "passed_over": passed,
         "destination": rung.to,
         "back": rung.back,
-        "warnings": [_told(warning) for warning in facts.get("warnings") or []],
+        "warnings": [told(warning) for warning in facts.get("warnings") or []],
     }
 
 
@@ -199,12 +200,8 @@ def _shortage(room: dict[str, t.Any], size: int, what: str, remedy: str) -> str:
     return "" if left is None or size <= max(left, 0) else f"{what.format(size)}, but only {max(left, 0)} MiB are free - {remedy}"
 
 
-def _told(reason: dict[str, str]) -> str:
-    return f"{reason['message']} - {reason['remedy']}"
-
-
 def _all_told(reasons: t.Iterable[dict[str, str]]) -> str:
-    return "; ".join(map(_told, reasons))
+    return "; ".join(map(told, reasons))
 
 
 def _what(rung: Rung) -> str:
