@@ -41,7 +41,7 @@ options:
   accept_unknown:
     description:
       - Pairs of kernels, as RV(proof.pair) names them, that are accepted although something about them is unknown.
-      - What is known to fail is refused all the same.
+      - A kernel that is known to fail is refused in any case.
     type: list
     elements: str
     default: []
@@ -180,8 +180,8 @@ guests:
       type: int
     fill_mib:
       description:
-        - How much more memory the host needs to preserve its RAM, in MiB. The kernel allocates all of it, also what the guest has not used
-          so far.
+        - How much more memory the host needs to preserve its RAM, in MiB. The kernel allocates all of the RAM, also the part that the guest
+          has not used yet.
       returned: for guests that can be managed
       type: int
     devices:
@@ -270,8 +270,8 @@ services_to_stop:
   description:
     - The services that run now and that an update stops before it pauses the guests.
     - Services of systemd itself are not listed, nor services that keep running because guests would notice their stop.
-    - The list does not consider O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires. These keep
-      running but are listed.
+    - Services in O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires, are listed although they keep
+      running.
   returned: success
   type: list
   elements: str
