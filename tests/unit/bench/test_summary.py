@@ -24,7 +24,9 @@ def results(scenario: str, **seconds: list[float]) -> list[Result]:
 
 OURS = results("ours-qemu", pause=[9.0, 8.0, 13.0], floor=[5.0, 4.0, 6.0], controller=[7.0, 6.0, 8.0], retrieve=[0.25, 0.5, 0.125])
 PEERS = results("save-reboot", pause=[50.0, 40.0, 45.0], controller=[3.0, 3.0, 3.0])
-MEMORY = results("preserve-1g-thp", preserve=[0.02]) + results("ours-qemu-2g", pause=[10.0], retrieve=[1.0], **{"part: save the state": [0.5]})
+MEMORY = results("preserve-1g-thp", preserve=[0.02]) + results(
+    "ours-qemu-2g", pause=[10.0], retrieve=[1.0], **{"part: save the state": [0.5]}
+)
 
 
 @pytest.mark.parametrize(
