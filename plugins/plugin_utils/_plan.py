@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told as _told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 
 from ._budget import expected_too_long
@@ -115,8 +115,8 @@ def plan(
 
 def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
-    found = [told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
-    return found + ([over] if over else [])
+    told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    return told + ([over] if over else [])
 
 
 def _who_is_away(host: dict[str, t.Any]) -> list[str]:
@@ -163,7 +163,7 @@ def _guest(facts: dict[str, t.Any], policy: Policy, room: dict[str, t.Any]) -> d
         "passed_over": passed,
         "destination": rung.to,
         "back": rung.back,
-        "warnings": [told(warning) for warning in facts.get("warnings") or []],
+        "warnings": [_told(warning) for warning in facts.get("warnings") or []],
     }
 
 
@@ -201,7 +201,7 @@ def _shortage(room: dict[str, t.Any], size: int, what: str, remedy: str) -> str:
 
 
 def _all_told(reasons: t.Iterable[dict[str, str]]) -> str:
-    return "; ".join(map(told, reasons))
+    return "; ".join(map(_told, reasons))
 
 
 def _what(rung: Rung) -> str:
