@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kexec
 short_description: Jump into the staged kernel and restore the preserved guests
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module first checks that M(kvm.liveupdate.kexec_image) has staged a kernel, and that M(kvm.liveupdate.guest) has preserved every
     virtual machine of the host. Otherwise it refuses the jump.
@@ -23,14 +23,14 @@ extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
   check_mode:
     support: full
-    details: Check mode predicts the jump. It does not check what earlier tasks only predicted.
+    details: In check mode earlier tasks stage and preserve nothing, so the module does not check for that.
   diff_mode:
     support: none
   idempotent:
     support: none
     details: The module always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only if the host runs another kernel.
   action:
-    description: Has an action plugin on the controller.
+    description: An action plugin on the controller does a part of the work.
     support: full
 options:
   guests:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told as _told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 
 from ._budget import expected_too_long
@@ -197,10 +198,6 @@ def _shortage(room: dict[str, t.Any], size: int, what: str, remedy: str) -> str:
     """Why there is no room for so many MiB. Empty if there is, or if the free space is unknown."""
     left = None if room["free_mib"] is None else room["free_mib"] - room["needed_mib"]
     return "" if left is None or size <= max(left, 0) else f"{what.format(size)}, but only {max(left, 0)} MiB are free - {remedy}"
-
-
-def _told(reason: dict[str, str]) -> str:
-    return f"{reason['message']} - {reason['remedy']}"
 
 
 def _all_told(reasons: t.Iterable[dict[str, str]]) -> str:

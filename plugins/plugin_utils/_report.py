@@ -26,8 +26,8 @@ _LONGEST_LABEL = 26
 _HOST_STEPS = (
     ("stop", "stop other services", "stopping", "saving"),
     ("save", "save the guests", "saving", "jumping"),
-    ("leave", "old kernel ends", "jumping", "kernel"),
-    ("kernel", "new kernel", "kernel", "userspace"),
+    ("leave", "stop the old system", "jumping", "kernel"),
+    ("kernel", "start the new kernel", "kernel", "userspace"),
 )
 _SECONDS_A_TICK = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 3600, 86400)
 
