@@ -16,7 +16,7 @@ description:
 positional: _input
 options:
   _input:
-    description: The results of P(kvm.liveupdate._update_result#filter) by host name, as in C(liveupdate_report).
+    description: The results of P(kvm.liveupdate._update_result#filter) by host name.
     type: dict
     required: true
 """
@@ -24,7 +24,7 @@ options:
 EXAMPLES = r"""
 - name: Show the main figures
   ansible.builtin.debug:
-    msg: "{{ (liveupdate_report | kvm.liveupdate._report_figures).tiles }}"
+    msg: "{{ (results | kvm.liveupdate._report_figures).tiles }}"
 """
 
 RETURN = r"""

@@ -75,7 +75,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The result of the host, as in C(liveupdate_report). The role P(kvm.liveupdate.hypervisor_update#role) describes it.
+  description: The result of the host. The role P(kvm.liveupdate.hypervisor_update#role) describes it.
   type: dict
 """
 

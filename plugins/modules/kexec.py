@@ -62,6 +62,12 @@ options:
       - The host must have paused its guests within half of this time. Otherwise it undoes the update and its guests continue to run.
     type: int
     default: 1800
+  until:
+    description:
+      - The end of a maintenance window, a date and a time with the offset from UTC, for example V(2026-12-01T04:00+01:00). After it, by the
+        clock of the host, the module commits no jump. Empty means no end.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -185,9 +191,11 @@ elapsed:
   sample: 41.2
 """
 
+import time
+
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _window
 
 
 def commit(module):
@@ -195,6 +203,7 @@ def commit(module):
     if module.check_mode:
         return {"changed": True}
     with _lock.Lock():
+        _window.refuse_after(module.params["until"], time.time())
         asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 
@@ -208,6 +217,7 @@ def main():
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
             "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
+            "until": {"type": "str", "default": ""},
         },
     )
 

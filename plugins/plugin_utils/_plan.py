@@ -16,6 +16,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 
 from ._budget import expected_too_long
+from ._patterns import matching
 from ._policy import Policy, PolicyError, Rung
 
 __all__ = ("chosen", "plan")
@@ -58,11 +59,16 @@ def plan(
     rehearsal_guests: dict[str, t.Any] | None = None,
     keep_units: t.Sequence[str] = (),
     blackout_max: float = 0.0,
+    labels: dict[str, dict[str, t.Any]] | None = None,
+    paused_max: dict[str, int] | None = None,
+    essential: t.Sequence[str] = (),
 ) -> dict[str, t.Any]:
     """The plan of one host.
 
     ``host`` is what hypervisor_info returned. ``keep_units`` are the units that the update does not stop. ``blackout_max`` is the longest
-    pause that is allowed, in seconds, 0 for any. The rest is as for :func:`chosen`. The plan has:
+    pause that is allowed, in seconds, 0 for any. ``labels`` are more labels of guests, by name. ``paused_max`` says for each label how many
+    guests with the same value may be paused at once. ``essential`` are names and patterns of guests that the run itself depends on. The
+    rest is as for :func:`chosen`. The plan has:
 
     ``verdict``      ``go``, ``refuse``, or ``current`` (the host runs the kernel already and all guests are back)
     ``refusals``     why the host is refused: sentences with their remedies
@@ -76,19 +82,23 @@ def plan(
     ``steps``        what is done, in order; none unless the verdict is ``go``
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None if unknown)
     ``expected_pause``  seconds, the longest pause of the preserved guests in their last update; None if unknown
+    ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
+    ``essential``    the names of the essential guests of this host
     ``table``        all of it for people, as lines
     """
     if not isinstance(host, dict) or not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
         raise PolicyError("this is not what hypervisor_info returns: guests or reasons are missing")
     free = host.get("free") or {}
     room = {name: {"needed_mib": 0, "free_mib": free.get(f"{name}_mib")} for name in ("memory", "saves")}
+    host = {**host, "guests": [_labelled(facts, labels or {}) for facts in host["guests"]]}
     guests = [_guest(facts, policy, room) for facts in host["guests"]]
     staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
     pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
     expected = max((pause for pause in pauses if pause is not None), default=None)
     current = bool((host.get("target") or {}).get("current"))
     over = "" if current else expected_too_long(expected, blackout_max)
-    against = _against_the_host(host, current, over)
+    members = {} if current else _members(host["guests"], guests, paused_max or {})
+    against = _against_the_host(host, current, over) + _too_many(members, paused_max or {})
     refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
     verdict = "refuse" if refusals else "current" if current else "go"
     rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
@@ -109,6 +119,8 @@ def plan(
         "steps": _steps(host, guests, rehearse, keep_units) if verdict == "go" else [],
         "room": room,
         "expected_pause": expected,
+        "members": members,
+        "essential": _essential(guests, essential),
     }
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 
@@ -117,6 +129,42 @@ def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
     told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
     return told + ([over] if over else [])
+
+
+def _labelled(facts: dict[str, t.Any], labels: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
+    """The facts of a guest with its labels from the inventory. These take precedence over those in its metadata."""
+    more = labels.get(facts["name"]) or {}
+    if not isinstance(more, dict):
+        where = f"hypervisor_update_labels, {facts['name']}"
+        raise PolicyError(f"{where}: {more!r} is not right; write labels with values, e.g. cluster: sales")
+    return {**facts, "labels": {**(facts.get("labels") or {}), **{str(label): str(value) for label, value in more.items()}}}
+
+
+def _members(facts: list[dict[str, t.Any]], guests: list[dict[str, t.Any]], paused_max: dict[str, int]) -> dict[str, t.Any]:
+    """For each label with a limit the guests that stand still during the update, by the value of the label. Migrated guests run on."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for known, guest in zip(facts, guests):
+        for label, value in known["labels"].items():
+            if label in paused_max and guest["way"] != "migrate":
+                found.setdefault(label, {}).setdefault(str(value), []).append(guest["name"])
+    return found
+
+
+def _too_many(members: dict[str, t.Any], paused_max: dict[str, int]) -> list[str]:
+    """Why the host is refused: it alone has too many guests that belong apart."""
+    return [
+        f"hypervisor_update_paused_max allows {paused_max[label]} paused guests with {label}={value}, and this host runs {len(names)}:"
+        f" {_few(names)} - move some to other hosts, give them the way migrate (hypervisor_update_guests), or raise the limit"
+        for label, values in members.items()
+        for value, names in values.items()
+        if len(names) > paused_max[label]
+    ]
+
+
+def _essential(guests: list[dict[str, t.Any]], wanted: t.Sequence[str]) -> list[str]:
+    names = [guest["name"] for guest in guests]
+    meant = matching(wanted, names)["names"]
+    return [name for name in names if name in meant]
 
 
 def _who_is_away(host: dict[str, t.Any]) -> list[str]:
@@ -265,6 +313,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         *lines,
         *(f"{number}. {step}" for number, step in enumerate(made["steps"], start=1)),
         *_needs(made["room"]),
+        *([f"Essential guests: {_few(made['essential'])}. This host is updated last, alone."] if made["essential"] else []),
         _pause(made["expected_pause"], blackout_max),
     ]
 

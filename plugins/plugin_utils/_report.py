@@ -4,7 +4,7 @@
 
 """The figures of one run, for the HTML page and the metrics (roles/hypervisor_update/templates). Pure. PRIVATE to the collection.
 
-``hosts`` is what the role hypervisor_update reports (``liveupdate_report``): the results (:func:`_result.result`) by host name.
+``hosts`` are the results (:func:`_result.result`) by host name.
 """
 
 from __future__ import annotations

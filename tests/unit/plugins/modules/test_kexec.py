@@ -13,7 +13,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec
 
-PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200}
+PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200, "until": ""}
 
 
 @pytest.fixture(name="committed")
@@ -26,8 +26,8 @@ def commits(tmp_path, monkeypatch):
     return asked
 
 
-def run(check_mode=False):
-    return kexec.commit(types.SimpleNamespace(params=PARAMS, check_mode=check_mode))
+def run(check_mode=False, **given):
+    return kexec.commit(types.SimpleNamespace(params={**PARAMS, **given}, check_mode=check_mode))
 
 
 def test_a_commit_is_given_all_that_was_asked_for(committed):
@@ -40,3 +40,11 @@ def test_nothing_is_committed_under_another_operation(committed):
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run()
     assert committed == []
+
+
+def test_nothing_is_committed_after_the_window_has_closed(committed):
+    with pytest.raises(LiveUpdateError, match=r"hypervisor_update_until \(2020-01-01T04:00\+01:00\) has passed"):
+        run(until="2020-01-01T04:00+01:00")
+    assert committed == []
+    run(until="2999-01-01T04:00Z")
+    assert len(committed) == 1

@@ -482,3 +482,39 @@ def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():
         {"name": "big", "way": "migrate", "destination": URI, "back": False},
     ]
     assert made["steps"][1] == "rehearse db: pause each for a moment and try to load its state"
+
+
+CLUSTER = [guest("a", labels={"cluster": "sales"}), guest("b"), guest("c", labels={"cluster": "other"}), guest("d")]
+
+
+def test_a_host_with_too_many_guests_that_belong_apart_is_refused():
+    made = plan(host(*CLUSTER), Policy(), labels={"b": {"cluster": "sales"}, "c": {"cluster": "hr"}}, paused_max={"cluster": 1})
+    assert made["members"] == {"cluster": {"sales": ["a", "b"], "hr": ["c"]}} and made["verdict"] == "refuse"
+    assert made["refusals"] == [
+        "hypervisor_update_paused_max allows 1 paused guests with cluster=sales, and this host runs 2: a, b - move some to other hosts,"
+        " give them the way migrate (hypervisor_update_guests), or raise the limit"
+    ]
+
+
+def test_guests_that_migrate_and_hosts_that_are_not_updated_pause_none():
+    ways = Policy(guests={"a": [{"migrate": {"to": URI}}]})
+    labels = {"b": {"cluster": "sales"}}
+    assert plan(host(*CLUSTER), ways, labels=labels, paused_max={"cluster": 1})["members"]["cluster"]["sales"] == ["b"]
+    current = host(*CLUSTER, target={"release": "7.3.4", "current": True})
+    assert plan(current, Policy(), labels=labels, paused_max={"cluster": 1})["members"] == {}
+    assert plan(host(*CLUSTER), Policy(), labels=labels)["members"] == {}
+
+
+def test_labels_of_the_inventory_count_in_rules():
+    pytest.importorskip("jmespath")
+    rules = Policy([{"match": "labels.cluster == 'sales'", "ladder": ["save"]}])
+    made = plan(host(guest("a"), guest("b")), rules, labels={"b": {"cluster": "sales"}})
+    assert [found["way"] for found in made["guests"]] == ["preserve", "save"]
+    with pytest.raises(PolicyError, match="write labels with values, e.g. cluster: sales"):
+        plan(host(guest("a")), Policy(), labels={"a": "sales"})
+
+
+def test_essential_guests_are_found_by_name_and_pattern_and_shown():
+    made = plan(host(*CLUSTER), Policy(), essential=["a", "[cx]*", "elsewhere"])
+    assert made["essential"] == ["a", "c"] and "Essential guests: a, c. This host is updated last, alone." in made["table"]
+    assert plan(host(*CLUSTER), Policy())["essential"] == []
