@@ -103,7 +103,8 @@ class Stage:
     def play(self, playbook: str, **extra: object) -> tuple[int, str]:
         """Run a playbook of the collection; its exit code and what it printed."""
         environment = {**os.environ, "STAGE": str(self.path), "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": ""}
-        extra = {"hypervisor_update_report": f"{self.path}/page.html", **extra}
+        paths = {"hypervisor_update_report": f"{self.path}/page.html", "__hypervisor_update_records": f"{self.path}/$HOST.records"}
+        extra = {**paths, **extra}
         environment |= {"ANSIBLE_HOME": str(self.path), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SHOW_CUSTOM_STATS": "1"}
         done = subprocess.run(
             ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), playbook],
@@ -175,7 +176,7 @@ def test_every_host_is_updated_and_examined_once_where_that_is_fresh(tmp_path):
         "failed": [],
     }
     first, _second = output.split("PLAY [Update")[1:]
-    assert first.count("\nTASK [") <= 23, first
+    assert first.count("\nTASK [") <= 25, first
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,24 @@ def test_a_host_that_is_left_out_takes_no_place_in_a_batch(tmp_path):
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_leave_out=True, hypervisor_update_serial=[1, 2])
     assert code != 0 and stage.calls("kexec_image") == ["hv2"], output
     assert outcomes(stage) == {"hv1": "left_out", "hv2": "undone", "hv3": "checked"}
+
+
+def test_each_host_keeps_records_of_its_updates_and_a_playbook_collects_them(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": "fail"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=1, awx_user_name="alice", awx_job_id=7)
+    assert code != 0 and (tmp_path / "hv1.records").stat().st_mode & 0o777 == 0o600, output
+    (tmp_path / "hv3.records").unlink()
+    code, output = stage.play("kvm.liveupdate.records", hypervisor_update_records=f"{tmp_path}/all.json")
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert code == 0 and {name: [one["outcome"] for one in some] for name, some in found.items()} == {
+        "hv1": ["undone"],
+        "hv2": ["updated"],
+        "hv3": [],
+    }, output
+    (one,) = found["hv2"]
+    assert (one["by"]["awx_user"], one["by"]["awx_job"], one["update_id"]) == ("alice", "7", "u1")
+    assert one["image"]["release"] == os.uname().release and one["guests"]["web"]["way"] == "preserve"
+    assert one["guests"]["web"]["pause"] == pytest.approx(8.6)
 
 
 def batches(output: str) -> list[list[str]]:

@@ -86,6 +86,7 @@ class Fleet:
         (self.folder / "hosts").write_text(INVENTORY)
         (self.folder / "play.yml").write_text(PLAYBOOK)
         given = {"hypervisor_update_kernel": "/boot/k", "hypervisor_update_report": str(self.folder / "page.html")}
+        given["__hypervisor_update_records"] = str(self.folder / "records")
         done = subprocess.run(
             ["ansible-playbook", "play.yml", "-i", "hosts", "-e", json.dumps({**given, **extra}), *options],
             cwd=self.folder,
