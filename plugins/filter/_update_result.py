@@ -61,6 +61,10 @@ options:
     description: The message of an undo that failed.
     type: str
     default: ""
+  taken_over:
+    description: Whose lease this run took over, from M(kvm.liveupdate.update_lease).
+    type: str
+    default: ""
   left_out:
     description: Whether the run skips this host.
     type: bool

@@ -417,6 +417,44 @@ last_update:
     state: jumping
     outcome: jumped
     guests: [db1, web1]
+lease:
+  description: Which run updates this host, from M(kvm.liveupdate.update_lease). Empty if none does, and if all runs ended normally.
+  returned: success
+  type: dict
+  contains:
+    run:
+      description: The identifier of the run.
+      returned: when there is a lease
+      type: str
+    by:
+      description: Who started it.
+      returned: when there is a lease
+      type: str
+    since:
+      description: When it took the lease or renewed it, in seconds since the epoch.
+      returned: when there is a lease
+      type: float
+    seconds:
+      description: How long the lease lasts.
+      returned: when there is a lease
+      type: int
+    until:
+      description: When it expires, by the clock of the host.
+      returned: when there is a lease
+      type: str
+    left:
+      description: The seconds that are left of it. V(0) if it has expired.
+      returned: when there is a lease
+      type: float
+    own:
+      description: Whether this run has it.
+      returned: when there is a lease
+      type: bool
+    ended:
+      description: Whether the controller knows that the process of the run has ended.
+      returned: when there is a lease
+      type: bool
+  sample: {}
 examined_at:
   description: When the controller started this examination, by its own clock, in seconds since the epoch.
   returned: always
@@ -425,6 +463,7 @@ examined_at:
 """
 
 import os
+import time
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason, told
@@ -435,7 +474,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files,
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _memory as _host_memory
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room, _virsh
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness, _services
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease, _readiness, _services
 
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
@@ -516,6 +555,7 @@ def examine(module):
         "systemd": version,
         "image": _kexec.record() if os.path.exists("/sys/kernel/kexec_loaded") else {},
         "last_update": update_facts(boot_id, kernel["release"]),
+        "lease": _lease.seen(_lease.read(), time.time()),
     }
     if module.params["kernel"]:
         image, cmdline = _image.read(module.params["kernel"], keep=_files.IMAGES), module.params["cmdline"]

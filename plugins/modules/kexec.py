@@ -68,6 +68,12 @@ options:
         clock of the host, the module commits no jump. Empty means no end.
     type: str
     default: ""
+  run:
+    description:
+      - The identifier of the run, as in M(kvm.liveupdate.update_lease). If another run has the lease of the host, the jump is refused. A
+        lease of this run is renewed.
+      - The default is made from the process of C(ansible-playbook).
+    type: str
 """
 
 EXAMPLES = r"""
@@ -195,7 +201,7 @@ import time
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _window
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease, _window
 
 
 def commit(module):
@@ -203,7 +209,9 @@ def commit(module):
     if module.check_mode:
         return {"changed": True}
     with _lock.Lock():
-        _window.refuse_after(module.params["until"], time.time())
+        now = time.time()
+        _window.refuse_after(module.params["until"], now)
+        _lease.renew(module.params["run"] or "", now)
         asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 
@@ -218,6 +226,7 @@ def main():
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
             "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
             "until": {"type": "str", "default": ""},
+            "run": {"type": "str"},
         },
     )
 

@@ -14,6 +14,7 @@ import typing as t
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told as _told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
 from ._budget import expected_too_long
 from ._patterns import matching
@@ -76,12 +77,13 @@ def plan(
     ``kernel``       the release of the new kernel
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (the setting that gave the ladder), ``passed_over`` (``way``
                      and ``why`` of the skipped ways), ``destination`` and ``back`` of a migration, ``warnings`` (sentences)
-    ``staying``      the names of the guests that stay in memory
+    ``staying``      the names of the guests that stay in memory, or did in the update that is ``unfinished``
     ``rehearse``     the names of those that are rehearsed
     ``leaving``      ``name``, ``way``, ``destination`` and ``back`` of the guests that leave, as guest_away takes them
     ``steps``        what is done, in order; none unless the verdict is ``go``
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None if unknown)
     ``expected_pause``  seconds, the longest pause of the preserved guests in their last update; None if unknown
+    ``unfinished``   the update that jumped and whose run ended before it verified the host, as kexec returns it; empty for none
     ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
     ``essential``    the names of the essential guests of this host
     ``table``        all of it for people, as lines
@@ -93,6 +95,7 @@ def plan(
     host = {**host, "guests": [_labelled(facts, labels or {}) for facts in host["guests"]]}
     guests = [_guest(facts, policy, room) for facts in host["guests"]]
     staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
+    unfinished = _unfinished(host)
     pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
     expected = max((pause for pause in pauses if pause is not None), default=None)
     current = bool((host.get("target") or {}).get("current"))
@@ -109,7 +112,7 @@ def plan(
         "over_budget": over,
         "kernel": (host.get("target") or {}).get("release") or "",
         "guests": guests,
-        "staying": staying,
+        "staying": unfinished["journal"]["guests"] if unfinished else staying,
         "rehearse": rehearse,
         "leaving": [
             {key: guest[key] for key in ("name", "way", "destination", "back")}
@@ -119,6 +122,7 @@ def plan(
         "steps": _steps(host, guests, rehearse, keep_units) if verdict == "go" else [],
         "room": room,
         "expected_pause": expected,
+        "unfinished": unfinished,
         "members": members,
         "essential": _essential(guests, essential),
     }
@@ -128,7 +132,29 @@ def plan(
 def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
     told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    lease = host.get("lease") or {}
+    if lease.get("left") and not lease.get("own") and not lease.get("ended"):
+        told.append(_lease.refusal(lease))
     return told + ([over] if over else [])
+
+
+def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there."""
+    lease, update = host.get("lease") or {}, host.get("last_update") or {}
+    times = update.get("times") or {}
+    if not lease or not (host.get("target") or {}).get("current") or update.get("outcome") != "jumped":
+        return {}
+    if lease["since"] > times.get("committed", 0):
+        return {}
+    return {
+        "outcome": "jumped",
+        "journal": update,
+        "times": times,
+        "kernel_before": update["kernel"]["release"],
+        "kernel_after": host["kernel"]["release"],
+        "boot_id_before": update["boot_id"],
+        "boot_id_after": host["boot_id"],
+    }
 
 
 def _labelled(facts: dict[str, t.Any], labels: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
@@ -299,7 +325,8 @@ def _few(names: list[str], shown: int = _SHOWN) -> str:
 def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], blackout_max: float) -> list[str]:
     """The plan for people. ``against`` is why the host itself is refused."""
     if made["verdict"] == "current":
-        return [f"The host runs {_kernel(host)} already."]
+        unfinished = ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."]
+        return [f"The host runs {_kernel(host)} already.", *(unfinished if made["unfinished"] else [])]
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]

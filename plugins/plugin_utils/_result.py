@@ -55,7 +55,7 @@ def outcome(
         if lost:
             return "lost"
         return "undone" if step and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
-    if plan["verdict"] == "current":
+    if plan["verdict"] == "current" and not jump:
         return "current"
     return "checked" if check_mode or not jump else "updated"
 
@@ -73,6 +73,7 @@ def result(
     step: str = "",
     lost: bool = False,
     undo: str = "",
+    taken_over: str = "",
 ) -> dict[str, t.Any]:
     """The result of one host. The update may have ended anywhere, so each argument may be empty.
 
@@ -85,6 +86,7 @@ def result(
     ``step``      the step that failed; empty if none did, or if the update had not begun
     ``lost``      whether the host did not answer then
     ``undo``      the message of an undo that failed
+    ``taken_over``  whose lease this run took over
     ``left_out``  whether the run skips this host
     ``blackout_max``  the longest pause that is allowed, in seconds, 0 for any
     """
@@ -119,9 +121,10 @@ def result(
         "blackout_max": blackout_max,
         "expected_pause": plan.get("expected_pause"),
         "update_id": update_id,
-        "kernel_before": kernel,
+        "taken_over": taken_over,
+        "kernel_before": jump.get("kernel_before", kernel),
         "kernel_after": jump.get("kernel_after", "" if silent else kernel),
-        "boot_id_before": boot_id,
+        "boot_id_before": jump.get("boot_id_before", boot_id),
         "boot_id_after": jump.get("boot_id_after", "" if silent else boot_id),
         "times": jump.get("times") or {},
         "guests": _with_away(fates, away),

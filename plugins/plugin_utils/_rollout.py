@@ -67,7 +67,7 @@ def _domains(apart: t.Any) -> set[str]:
 def _sizes(serial: t.Any, total: int) -> list[int]:
     """The sizes of the batches. A survey of AWX gives a text such as ``1,2,10%``."""
     given = serial.strip("[] ").split(",") if isinstance(serial, str) else serial
-    texts = [str(item).strip("\"' ") for item in (given if isinstance(given, (list, tuple)) else [given])]
+    texts = [str(item).strip("\"' ") for item in (given if isinstance(given, (list, tuple)) else [given]) if item is not None]
     sizes = []
     for text in [text for text in texts if text] or ["1"]:
         number, percent = text.removesuffix("%"), text.endswith("%")

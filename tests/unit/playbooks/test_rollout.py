@@ -38,8 +38,8 @@ MODULE = '''#!/usr/bin/python
 import json, os
 from ansible.module_utils.basic import AnsibleModule
 
-WORDS = ("accept_unknown", "back", "back_uri", "cmdline", "destination", "guests", "initrd", "keep_units", "kernel", "migrate_uri", "name",
-         "names", "on_loss", "only_kept", "state", "timeout", "timeouts", "until", "way")
+WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "destination", "ended", "guests", "initrd", "keep_units", "kernel",
+         "migrate_uri", "name", "names", "on_loss", "only_kept", "run", "seconds", "state", "timeout", "timeouts", "until", "way")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
@@ -60,6 +60,7 @@ answers = {
         "guests": [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}],
     },
     "kexec": {"journal": update},
+    "update_lease": {"taken_over": ""},
     "guest": {"last_update": last, "guests": [{"name": "web", "changed": False, "failed": False, "msg": "", "last_update": last}]},
 }
 module.exit_json(changed=name not in ("hypervisor_info", "boot_default"), **answers.get(name, {}))
@@ -131,7 +132,7 @@ class Stage:
 
     def hook(self, name: str, *more: str) -> str:
         """A task file that logs its name, where it runs and how the host ended; ``more`` are lines of more tasks."""
-        says = "${HOST:-controller} {{ inventory_hostname }} %s {{ hypervisor_update_result.outcome }}" % name
+        says = f"${{HOST:-controller}} {{{{ inventory_hostname }}}} {name} {{{{ hypervisor_update_result.outcome }}}}"
         lines = ["- name: Log", f"  ansible.builtin.shell: echo {says} >>{self.path}/log", "  changed_when: true"]
         (self.path / f"{name}.yml").write_text("\n".join([*lines, *more]) + "\n")
         return str(self.path / f"{name}.yml")

@@ -4,23 +4,24 @@
 
 from __future__ import annotations
 
+import time
 import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec
 
-PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200, "until": ""}
+PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200, "until": "", "run": "mine"}
 
 
 @pytest.fixture(name="committed")
 def commits(tmp_path, monkeypatch):
     """What was committed."""
     asked: list = []
-    for name in ("RUN", "LOCK", "UPDATE", "OUTCOME"):
+    for name in ("RUN", "LOCK", "UPDATE", "OUTCOME", "LEASE"):
         monkeypatch.setattr(_files, name, str(tmp_path / name))
     monkeypatch.setattr(_jump, "commit", lambda *given: asked.append(given) or {"id": "u"})
     return asked
@@ -48,3 +49,13 @@ def test_nothing_is_committed_after_the_window_has_closed(committed):
     assert committed == []
     run(until="2999-01-01T04:00Z")
     assert len(committed) == 1
+
+
+def test_the_jump_of_a_run_is_not_committed_while_another_run_has_the_lease(committed):
+    _lease.take("other", "alice on ctl", 60, time.time())
+    with pytest.raises(LiveUpdateError, match="another run updates this host: alice on ctl"):
+        run()
+    assert committed == []
+    _lease.take("mine", "bob on ctl", 60, time.time() - 59)
+    run()
+    assert len(committed) == 1 and _lease.seen(_lease.read(), time.time())["left"] > 50

@@ -322,3 +322,13 @@ def test_the_statistic_of_a_run(hosts, check_mode, end):
 def test_the_statistic_is_small_for_many_hosts():
     told = summary({f"hv{number}": {**UNDONE, "why": "x" * 999, "kernel_after": f"7.{number}"} for number in range(500)})["brief"]
     assert len(str(told)) < 1500 and told["hosts"] == {"undone": 500} and len(told["failed"]) == len(told["kernels"]) == 20
+
+
+def test_an_update_that_a_later_run_finishes_is_updated():
+    host = {**HOST, "kernel": {"release": "7.3.4"}, "boot_id": "b2"}
+    jump = {**JUMP, "kernel_before": "7.2.13", "boot_id_before": "b1"}
+    found = result(host, CURRENT, jump, [{"name": "web", "last_update": RESTORED}], taken_over="alice on ctl; its process has ended")
+    assert found["outcome"] == "updated" and found["guests"]["web"]["state"] == "restored"
+    assert (found["kernel_before"], found["boot_id_before"], found["kernel_after"]) == ("7.2.13", "b1", "7.3.4")
+    assert found["taken_over"] == "alice on ctl; its process has ended"
+    assert result(host, CURRENT, jump, [], "it runs without its memory", step=CHECK_MEMORY)["guests_lost"] == ["web"]
