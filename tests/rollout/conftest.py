@@ -58,7 +58,10 @@ def an_sshd() -> Path:
     if not (cache / "complete").exists():
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir(parents=True)
-        subprocess.run(["apt-get", "-q", "download", "openssh-server", "libwrap0"], cwd=cache, check=True, timeout=LIMIT_S)
+        download = ["apt-get", "-q", "download", "openssh-server", "libwrap0"]
+        if subprocess.run(download, cwd=cache, check=False, timeout=LIMIT_S).returncode != 0:
+            subprocess.run(["apt-get", "-q", "update"], check=True, timeout=LIMIT_S)
+            subprocess.run(download, cwd=cache, check=True, timeout=LIMIT_S)
         for package in cache.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(cache)], check=True, timeout=LIMIT_S)
         (cache / "complete").touch()
