@@ -36,8 +36,12 @@ options:
     description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_until).
     type: str
     default: ""
-  asked:
-    description: Who asked to stop. Empty if nobody did.
+  request:
+    description: The return value of M(ansible.builtin.stat) for the file that stops the run. Skipped if there is no such file.
+    type: dict
+    default: {skipped: true}
+  file:
+    description: The place of that file, for messages.
     type: str
     default: ""
   gone:
@@ -65,7 +69,7 @@ import time
 import typing as t
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _window
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import gate
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import asked, gate
 
 
 def update_gate(
@@ -74,12 +78,14 @@ def update_gate(
     undone_max: t.Any = 0,
     lost_max: t.Any = 0,
     until: t.Any = "",
-    asked: str = "",
+    request: t.Any = None,
+    file: str = "",
     gone: t.Sequence[str] = (),
 ) -> dict[str, t.Any]:
     """Whether the next batch may begin, at this moment."""
     closes = _window.closes(str(until)) if str(until or "") else None
-    return gate(before, hosts, int(undone_max or 0), int(lost_max or 0), closes, time.time(), asked.strip(), gone)
+    who = asked(request or {"skipped": True}, file)
+    return gate(before, hosts, int(undone_max or 0), int(lost_max or 0), closes, time.time(), who, gone)
 
 
 class FilterModule:

@@ -10,7 +10,7 @@ import typing as t
 
 from ._result import CHECK_MEMORY
 
-__all__ = ("RolloutError", "batches", "gate", "read_paused_max")
+__all__ = ("RolloutError", "asked", "batches", "gate", "read_paused_max")
 
 _SHOWN = 5
 
@@ -130,6 +130,19 @@ def gate(
     elif asked:
         why, on_request = asked, True
     return {"undone": undone, "lost": lost, "stop": why, "on_request": on_request}
+
+
+def asked(request: dict[str, t.Any], file: str) -> str:
+    """Who asked to stop; empty for nobody. ``request`` is what the look for the file returned, and ``file`` says where it would be.
+
+    An answer that is missing counts as a request: nobody knows whether the run should stop.
+    """
+    exists = (request.get("stat") or {}).get("exists")
+    if request.get("skipped") or exists is False:
+        return ""
+    if exists:
+        return f"the file {file} exists. Remove it, then repeat the command"
+    return f"the file {file} cannot be looked for. Make that host reachable, then repeat the command"
 
 
 # A host that is still "checked" after its batch did not finish: one of its tasks found it unreachable.

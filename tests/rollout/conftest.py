@@ -122,19 +122,26 @@ class Host:
         (self.folder / "boot_id").write_text(str(uuid.uuid4()) + "\n")
         spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--mount-proc"]
         command = [HERE / "host/boot.sh", self.name, f"{self.address}.2", self.folder, self.fleet.sshd]
-        with (self.folder / "console").open("ab") as console:
+        with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen([*spaces, *map(str, command)], stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         own = os.stat("/proc/self/ns/net").st_ino
         until("a network namespace", lambda: os.stat(f"/proc/{self.process.pid}/ns/net").st_ino != own)
         self.fleet.network(f"link add {self.name} type veth peer name eth0 netns {self.process.pid}")
         self.fleet.network(f"address add {self.address}.1/24 dev {self.name}")
         self.fleet.network(f"link set {self.name} up")
+        until(f"the sshd of {self.name}", self.is_up)
+
+    def is_up(self) -> bool:
+        """Whether it answers, and does not jump."""
+        console = self.folder / "console"
+        return console.exists() and "listening" in console.read_text() and not (self.folder / "jump").exists()
 
     def _off(self) -> None:
         if self.process is None:
             return
         self.process.kill()
         self.process.wait()
+        (self.folder / "console").unlink(missing_ok=True)
         with contextlib.suppress(subprocess.CalledProcessError):  # it goes with the host's namespace, but not at once
             self.fleet.network(f"link delete {self.name}")
 
@@ -191,8 +198,6 @@ class Fleet:
         lines = ["[hypervisors]", *(f"{host.name} ansible_host={host.address}.2" for host in self.hosts), "[hypervisors:vars]"]
         (path / "hosts").write_text("\n".join([*lines, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
         (path / "host_vars").mkdir()
-        for host in self.hosts:
-            until(f"the sshd of {host.name}", lambda host=host: "listening" in (host.folder / "console").read_text())
 
     def _ready_the_collection(self) -> None:
         root = self.path / "ansible_collections/kvm/liveupdate"

@@ -105,7 +105,7 @@ def test_a_killed_run_is_continued_by_the_same_command(fleet, place):
     (fleet.path / "there").touch()
     if host.waits():
         host.go_on()
-    until("hv1 is up", lambda: not (host.folder / "jump").exists())
+    until("hv1 is up", host.is_up)
 
     code, output = fleet.play(**hooks)
     assert code == 0 and said(output) == [f"hv1: {KEPT}"], output

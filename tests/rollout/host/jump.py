@@ -30,9 +30,9 @@ def commit(guests: list, keep_units: list, on_loss: str, timeout: float) -> dict
         "times": {"committed": time.time()},
     }
     _journal.record(update)
-    with open(f"{os.environ['STAGE']}/log", "a", encoding="utf-8") as log:
-        log.write(f"{os.environ['HOST']} kexec\n")
     # Locked until this module has ended: its answer must leave the host before the host jumps.
     mark = os.open(f"{os.environ['STAGE']}/{os.environ['HOST']}/jump", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(mark, fcntl.LOCK_EX)
+    with open(f"{os.environ['STAGE']}/log", "a", encoding="utf-8") as log:
+        log.write(f"{os.environ['HOST']} kexec\n")
     return update

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _result
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import RolloutError, batches, gate, read_paused_max
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import RolloutError, asked, batches, gate, read_paused_max
 
 
 def hosts(number, **apart):
@@ -131,3 +131,16 @@ def test_the_run_stops_when_the_operator_wants_it(now, asked, why):
 def test_the_step_that_only_guests_fail_is_a_task_of_the_role():
     verify = Path(_result.__file__).parents[2] / "roles/hypervisor_update/tasks/verify.yml"
     assert f"- name: {_result.CHECK_MEMORY}\n" in verify.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"skipped": True}, ""),
+        ({"stat": {"exists": False}}, ""),
+        ({"stat": {"exists": True}}, "the file /stop on ctl exists. Remove it, then repeat the command"),
+        ({"unreachable": True}, "the file /stop on ctl cannot be looked for. Make that host reachable, then repeat the command"),
+    ],
+)
+def test_a_request_to_stop_that_cannot_be_looked_for_counts_as_one(answer, why):
+    assert asked(answer, "/stop on ctl") == why
