@@ -26,6 +26,8 @@ import pytest
 HERE = Path(__file__).parent
 COLLECTION = HERE.parents[1]
 REAL = ("kexec", "update_lease")
+# Whatever happens to this process, what it starts ends with it.
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
 OLD, NEW = "7.2.13", "7.3.4"
 LIMIT_S = 1200  # this ends what hangs; a machine may be slow
 SSHD = """Port 22
@@ -120,7 +122,7 @@ class Host:
         """Switch it on, with this kernel."""
         (self.folder / "osrelease").write_text(release + "\n")
         (self.folder / "boot_id").write_text(str(uuid.uuid4()) + "\n")
-        spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--mount-proc"]
+        spaces = [*WITH_US, "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--mount-proc"]
         command = [HERE / "host/boot.sh", self.name, f"{self.address}.2", self.folder, self.fleet.sshd]
         with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen([*spaces, *map(str, command)], stdin=subprocess.DEVNULL, stdout=console, stderr=console)
@@ -170,7 +172,7 @@ class Fleet:
 
     def __init__(self, path: Path, sshd: Path) -> None:
         self.path, self.sshd, self.hosts = path, sshd, []
-        self.controller = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.controller = subprocess.Popen([*WITH_US, "unshare", "--net", "sleep", "infinity"])
 
     def begin(self, hosts: int) -> None:
         """Make so many hosts, and the inventory."""
@@ -192,7 +194,7 @@ class Fleet:
             "ansible_pipelining": "true",
             "ansible_python_interpreter": sys.executable,
             "hypervisor_update_kernel": "/boot/vmlinuz-7.3.4",
-            "hypervisor_update_timeout": 20,
+            "hypervisor_update_timeout": 600,
             "hypervisor_update_restore_timeout": 1,
         }
         lines = ["[hypervisors]", *(f"{host.name} ansible_host={host.address}.2" for host in self.hosts), "[hypervisors:vars]"]
@@ -222,7 +224,7 @@ class Fleet:
         environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": "", "ANSIBLE_HOME": str(self.path)}
         environment |= {"LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false"}
         command = ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), "kvm.liveupdate.update"]
-        return Run([*self._inside(), *before, *command], environment, self.path / f"output-{time.monotonic_ns()}")
+        return Run([*WITH_US, *self._inside(), *before, *command], environment, self.path / f"output-{time.monotonic_ns()}")
 
     def play(self, **extra: object) -> tuple[int, str]:
         """Update all hosts; the exit code and what was printed."""

@@ -37,7 +37,7 @@ def test_one_fails_one_is_lost_and_the_same_command_finishes(fleet):
     hooks = {f"hypervisor_update_{when}": [fleet.hook(when)] for when in ("before", "after")}
     first.plan({"guest preserved": "fail"})
     second.comes_back = False
-    code, output = fleet.play(hypervisor_update_undone_max=1, **hooks)
+    code, output = fleet.play(hypervisor_update_undone_max=1, hypervisor_update_timeout=20, **hooks)
     assert code != 0 and fleet.outcomes() == {"hv1": "undone", "hv2": "lost", "hv3": "checked"}, output
     assert said(output)[2] == "hv3: not touched, the run stopped before this host: hv2 was lost", output
     hooked = [*("hv1 hv1 before checked", "hv1 hv1 after undone"), *("hv2 hv2 before checked", "controller hv2 after lost")]
