@@ -18,9 +18,10 @@ AWAY = [{"name": "db", "left": "saved", "where": "here", "msg": "is back"}]
 
 
 def test_a_record_says_who_what_and_how():
-    done = result(HOST, PLAN, JUMP, [{"last_update": BACK}], away=AWAY)
+    done = result(HOST, PLAN, JUMP, [{"last_update": BACK}], away=AWAY, taken_over="bob on ctl; its process has ended")
     told = record(done, JUMP, {"user": "alice", "awx_user": "", "awx_job": 7}, 0.0)
     assert told["at"] == "1970-01-01T00:00:00+00:00" and told["by"] == {"user": "alice", "awx_job": "7"}
+    assert told["taken_over"] == "bob on ctl; its process has ended"
     assert (told["outcome"], told["kernel_before"], told["kernel_after"], told["update_id"]) == ("updated", "7.2.13", "7.3.4", "u1")
     assert told["image"] == {"path": "/boot/k", "release": "7.3.4", "version": "#1", "sha256": "aa", "initrd_sha256": None}
     assert told["guests"] == {
