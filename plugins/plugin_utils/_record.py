@@ -20,8 +20,8 @@ def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any],
     """The record of one update.
 
     ``host`` is the result (:func:`_result.result`), ``jump`` what kexec returned, ``by`` who started the run, and ``now`` the time since
-    the epoch. The record has ``at``, ``by`` (without what is empty), whose lease was taken over, how the update ended, both kernels with the
-    digests of the new one, and of each guest its way, how it ended and its pause.
+    the epoch. The record has ``at``, ``by`` (without what is empty), whose lease was taken over, how the update ended, both kernels with
+    the digests of the new one, and of each guest its way, how it ended and its pause.
     """
     journal = jump.get("journal") or {}
     image, ways = journal.get("image") or {}, {guest["name"]: guest["way"] for guest in (host.get("plan") or {}).get("guests") or []}
