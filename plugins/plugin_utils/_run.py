@@ -45,7 +45,7 @@ def by(variables: dict[str, t.Any], environment: t.Mapping[str, str]) -> str:
     if variables.get("awx_job_id"):
         template = variables.get("awx_job_template_name") or "a template without a name"
         return f"AWX job {variables['awx_job_id']} ({template}), started by {variables.get('awx_user_name') or 'a schedule'}"
-    return f"{environment.get('USER') or os.geteuid()} on {socket.gethostname()}"
+    return f"{environment.get('USER') or f'uid {os.geteuid()}'} on {socket.gethostname()}"
 
 
 def _space() -> str:

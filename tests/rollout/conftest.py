@@ -222,6 +222,7 @@ class Fleet:
         """Start an update of all hosts. The words in ``before`` run ansible-playbook."""
         extra = {"hypervisor_update_report": f"{self.path}/page.html", **extra}
         environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": "", "ANSIBLE_HOME": str(self.path)}
+        environment["ANSIBLE_SSH_CONTROL_PATH_DIR"] = f"{self.path}/cp"  # hosts of another test have the same addresses
         environment |= {"LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false"}
         command = ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), "kvm.liveupdate.update"]
         return Run([*WITH_US, *self._inside(), *before, *command], environment, self.path / f"output-{time.monotonic_ns()}")

@@ -47,6 +47,7 @@ def test_a_process_of_another_user_is_not_taken_for_ended(monkeypatch):
 
 def test_who_started_a_run():
     assert _run.by({}, {"USER": "alice"}).startswith("alice on ")
+    assert _run.by({}, {}).startswith(f"uid {os.geteuid()} on ")
     job = {"awx_job_id": 7, "awx_job_template_name": "update", "awx_user_name": "bob"}
     assert _run.by(job, {}) == "AWX job 7 (update), started by bob"
     assert _run.by({"awx_job_id": 7}, {}) == "AWX job 7 (a template without a name), started by a schedule"
