@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: update_lease
 short_description: Let only one run at a time update a hypervisor
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - A lease is a record on the host that says which run of Ansible updates it. Another run cannot take the lease before it expires, and
     M(kvm.liveupdate.kexec) refuses to commit the jump of another run.
