@@ -32,8 +32,8 @@ NOTIFICATION = {
 DATA = {
     "liveupdate_awx_organization": "Operations",
     "liveupdate_awx_project_url": "https://git.example.org/kvm.liveupdate.git",
-    "liveupdate_awx_project_branch": "0.1.0",
-    "liveupdate_awx_image": "registry.example.org/liveupdate:0.1.0",
+    "liveupdate_awx_project_branch": "0.2.0",
+    "liveupdate_awx_image": "registry.example.org/liveupdate:0.2.0",
     "liveupdate_awx_credential": "hypervisors",
     "liveupdate_awx_check_kernel": "/boot/vmlinuz-7.3.4",
     "liveupdate_awx_notifications": [NOTIFICATION, {"name": "pager"}],
