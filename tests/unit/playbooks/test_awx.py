@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 DEFINED = yaml.safe_load((ROOT / "playbooks/vars/awx.yml").read_text())
 QUESTIONS = DEFINED["__questions"]
 # The types of a survey that an answer to an option may have. Without choices a text may be any string.
-TYPES = {"str": {"text"}, "path": {"text"}, "int": {"integer"}, "raw": {"integer"}, "bool": {"multiplechoice"}}
+TYPES = {"str": {"text"}, "path": {"text"}, "int": {"integer"}, "raw": {"text"}, "bool": {"multiplechoice"}}
 # awx/main/utils/ansible.py: a project's playbooks are the YAML files outside of these folders with such a line.
 PLAYBOOK = re.compile(r"^\s*?-?\s*?(?:hosts|include|import_playbook):\s*?.*?$", re.MULTILINE)
 NOT_IN = {"roles", "tasks", "group_vars", "host_vars"}
@@ -47,7 +47,7 @@ def test_a_question_agrees_with_the_option_of_the_role(name):
     if question["type"] == "text":
         assert question["required"] is option.get("required", False)
         assert question["min"] == int(question["required"])
-        assert question["default"] == (default or "")
+        assert question["default"] == ("" if default is None else str(default))
     else:
         # An empty answer arrives as "", which is no number and no choice.
         assert question["required"] is True
