@@ -47,7 +47,7 @@ def test_one_fails_one_is_lost_and_the_same_command_finishes(fleet):
     second.comes_back = True
     code, output = fleet.play(hypervisor_update_serial=[1, 2], **hooks)
     assert code == 0 and said(output) == [f"hv{number}: {KEPT}" for number in (1, 2, 3)], output
-    assert re.search(r"hv2: this run takes over the lease of .*; its process has ended", output), output
+    assert "hv2: this run takes over the lease of " in output, output  # it has expired, or the process of the first run has ended
     assert batches(output) == [["hv1"], ["hv3"]] and fleet.calls("kexec") == ["hv2", "hv1", "hv3"], output  # hv2 jumped once
     hooked = logged(fleet, "before", "after")[4:]
     assert hooked[:2] == ["hv1 hv1 before checked", "hv1 hv1 after updated"], output
