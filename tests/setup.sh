@@ -175,9 +175,9 @@ ensure_venv() {
     export VENV PATH ANSIBLE_COLLECTIONS_PATH
 }
 
-# The package that tests/awx.txt names holds a hundred collections. Only awx.awx is kept.
+# The package that tests/awx/requirements.txt names holds a hundred collections. Only awx.awx is kept.
 ensure_awx() {
-    local requirements=$REPO/tests/awx.txt
+    local requirements=$REPO/tests/awx/requirements.txt
     AWX_COLLECTIONS=$CACHE/awx/$(sha256sum "$requirements" | cut -c-12)
     if [ ! -e "$AWX_COLLECTIONS/complete" ]; then
         take_lock "$AWX_COLLECTIONS.lock"

@@ -54,6 +54,7 @@ def test_one_fails_one_is_lost_and_the_same_command_finishes(fleet):
     assert sorted(hooked[2:]) == ["hv2 hv2 after updated", "hv3 hv3 after updated", "hv3 hv3 before checked"], output
 
 
+@pytest.mark.beyond
 def test_a_canary_that_loses_a_guest_stops_the_rest(fleet):
     fleet = fleet(2)
     fleet.hosts[0].plan({"guest running": "lose"})
@@ -62,6 +63,7 @@ def test_a_canary_that_loses_a_guest_stops_the_rest(fleet):
     assert "hv2: not touched, the run stopped before this host: guests that lost their memory: 1" in said(output)[1], output
 
 
+@pytest.mark.beyond
 def test_a_window_closes(fleet):
     """While the first host prepares its update. Its own clock refuses the commit."""
     fleet = fleet(2)
@@ -78,6 +80,7 @@ def test_a_window_closes(fleet):
     assert said(output)[1].startswith("hv2: skipped, not touched: the time of hypervisor_update_until has passed")
 
 
+@pytest.mark.beyond
 def test_guests_that_belong_apart_and_an_essential_guest_last_and_alone(fleet):
     """Every host runs a guest "web": that of hv1 is essential, those of hv2 and hv3 are of one cluster."""
     fleet = fleet(3)
@@ -88,7 +91,13 @@ def test_guests_that_belong_apart_and_an_essential_guest_last_and_alone(fleet):
     assert code == 0 and batches(output) == [["hv2"], ["hv3"], ["hv1"]], output
 
 
-@pytest.mark.parametrize("place", ["update_lease", "kexec_image", "guest preserved", "kexec", "guest running"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "kexec",
+        *(pytest.param(place, marks=pytest.mark.beyond) for place in ("update_lease", "kexec_image", "guest preserved", "guest running")),
+    ],
+)
 def test_a_killed_run_is_continued_by_the_same_command(fleet, place):
     """All that it started is killed with it, in the middle of a step. Nothing of it is left on the controller."""
     fleet = fleet(1)
@@ -127,6 +136,7 @@ def test_two_runs_at_once(fleet):
     assert code == 0 and said(output) == [f"hv1: {KEPT}"], output
 
 
+@pytest.mark.beyond
 def test_a_run_of_another_controller_waits_until_the_lease_expires(fleet):
     """A controller in a container has process ids of its own. So nobody else can know whether its run still exists."""
     fleet = fleet(1)

@@ -19,6 +19,8 @@ import yaml
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _result
 from fake_controller import TOKEN, Controller, FakeController, Refused
 
+pytestmark = pytest.mark.beyond
+
 COLLECTION = Path(_result.__file__).parents[2]
 PLAYBOOKS = {f"playbooks/{name}.yml" for name in ("awx", "check_hosts", "kernel", "setup", "update")}
 NOTIFICATION = {

@@ -130,6 +130,7 @@ def small(artifacts: dict) -> None:
     assert len(json.dumps(artifacts)) < 4000
 
 
+@pytest.mark.beyond
 def test_setup(project):
     roles = project.path / "ansible_collections/kvm/liveupdate/roles"
     project.setup(PREPARE.replace("LOG", str(project.path / "log")), "true")
@@ -150,6 +151,7 @@ def test_kernel_with_an_empty_answer_takes_the_image_that_exists(project):
     assert sorted(project.calls("boot_default")) == ["hv1", "hv2"]
 
 
+@pytest.mark.beyond
 def test_check_shows_the_plan_and_touches_nothing(project):
     job = project.launch("check", hypervisor_update_kernel=KERNEL)
     assert (job.status, job.failed()) == ("successful", []), job.output
@@ -160,6 +162,7 @@ def test_check_shows_the_plan_and_touches_nothing(project):
     small(job.artifacts)
 
 
+@pytest.mark.beyond
 def test_the_canary_then_the_rest_which_fails_and_a_relaunch_that_goes_on_where_it_stopped(project):
     canary = DEFINED["liveupdate_awx_canary"]
     first = project.launch("update", limit=canary, hypervisor_update_kernel=KERNEL)
@@ -184,6 +187,7 @@ def test_a_rollback_is_an_update():
     assert {**TEMPLATES["rollback"], "name": "", "description": ""} == {**TEMPLATES["update"], "name": "", "description": ""}
 
 
+@pytest.mark.beyond
 def test_no_kernel_is_refused(project):
     code, output = project.play(str(COLLECTION / "playbooks/kernel.yml"), hypervisor_update_kernel="", hypervisor_kernel_state="absent")
     assert code != 0 and "hypervisor_update_kernel is empty" in output, output
