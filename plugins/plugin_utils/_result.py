@@ -54,7 +54,8 @@ def outcome(
     if why:
         if lost:
             return "lost"
-        return "undone" if step and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
+        begun = step and plan["verdict"] == "go"  # on a host that runs the kernel already, only the tasks after the update can fail
+        return "undone" if begun and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
     if plan["verdict"] == "current" and not jump:
         return "current"
     return "checked" if check_mode or not jump else "updated"

@@ -51,6 +51,12 @@ def test_outcome(host, plan, jump, why, check_mode, end):
 STEP = "Preserve | Hold the guests' RAM"
 
 
+def test_a_host_that_runs_the_kernel_already_fails_with_the_tasks_after_its_update():
+    """It was not undone, so hypervisor_update_undone_max does not tolerate it."""
+    found = result(HOST, CURRENT, why="the balancer does not answer", step="Enable the host")
+    assert (found["outcome"], found["step"]) == ("failed", "Enable the host")
+
+
 @pytest.mark.parametrize(
     ("host", "jump", "lost", "undo", "end"),
     [
