@@ -430,8 +430,12 @@ lease:
       description: Who started it.
       returned: when there is a lease
       type: str
+    begun:
+      description: When the first run took a lease after the last one that was given back, in seconds since the epoch.
+      returned: when there is a lease
+      type: float
     since:
-      description: When it took the lease or renewed it, in seconds since the epoch.
+      description: When this run took the lease or renewed it, in seconds since the epoch.
       returned: when there is a lease
       type: float
     seconds:

@@ -54,6 +54,12 @@ EXAMPLES = r"""
 - name: Give the lease back
   kvm.liveupdate.update_lease:
     state: absent
+
+# ansible HOST -b -m kvm.liveupdate.update_lease -a 'ended=RUN seconds=1'
+- name: End the lease of a run that has certainly ended
+  kvm.liveupdate.update_lease:
+    ended: "{{ host.lease.run }}"
+    seconds: 1
 """
 
 RETURN = r"""

@@ -144,7 +144,7 @@ def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
     times = update.get("times") or {}
     if not lease or not (host.get("target") or {}).get("current") or update.get("outcome") != "jumped":
         return {}
-    if lease["since"] > times.get("committed", 0):
+    if lease["begun"] > times.get("committed", 0):
         return {}
     return {
         "outcome": "jumped",

@@ -52,7 +52,8 @@ def refusal(found: dict) -> str:
     """Why a run does not update the host, with the remedy. ``found`` is from :func:`seen`. Pure."""
     return (
         f"another run updates this host: {found['by']} - wait for its end, then repeat the command. If it has ended already, its lease of"
-        f" this host expires at {found['until']}. To continue before that, remove {_files.LEASE} on the host"
+        f" this host expires at {found['until']}. To continue before that, call kvm.liveupdate.update_lease for this host with"
+        f" 'ended={found['run']} seconds=1'"
     )
 
 
@@ -64,8 +65,13 @@ def told(found: dict) -> str:
 
 
 def take(run: str, by: str, seconds: float, now: float) -> None:
-    """Write the lease of this run. To be called under the lock."""
-    _files.write_json(_files.LEASE, {"run": run, "by": by, "since": now, "seconds": seconds})
+    """Write the lease of this run. To be called under the lock.
+
+    ``begun`` is when the first lease was taken since a run last gave one back: an update after it may still have to be verified, however
+    many runs ended without doing so.
+    """
+    begun = read().get("begun", now)
+    _files.write_json(_files.LEASE, {"run": run, "by": by, "begun": begun, "since": now, "seconds": seconds})
 
 
 def renew(run: str, now: float) -> None:

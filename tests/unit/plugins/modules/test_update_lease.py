@@ -49,6 +49,17 @@ def test_two_runs_at_once():
     assert release("second") == {"changed": False} and _lease.read()["run"] == "first"
 
 
+def test_somebody_who_knows_that_a_run_has_ended_ends_its_lease(monkeypatch):
+    """As the message says. That an update may have to be verified stays known."""
+    take("first")
+    begun = _lease.read()["begun"]
+    assert take("by hand", ended="first", seconds=1)["taken_over"].startswith("first on ctl; ")
+    later = _lease.read()["since"] + 1
+    monkeypatch.setattr(update_lease.time, "time", lambda: later)
+    assert take("second")["taken_over"].startswith("by hand on ctl; it expired")
+    assert _lease.read()["begun"] == begun
+
+
 def test_nobody_takes_the_lease_during_another_operation():
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         take("first")

@@ -520,7 +520,8 @@ def test_essential_guests_are_found_by_name_and_pattern_and_shown():
     assert plan(host(*CLUSTER), Policy())["essential"] == []
 
 
-LEASE = {"run": "r", "by": "alice on ctl", "since": 100.0, "seconds": 60, "until": "04:00", "left": 9.0, "own": False, "ended": False}
+LEASE = {"run": "r", "by": "alice on ctl", "begun": 100.0, "since": 100.0, "seconds": 60, "until": "04:00", "left": 9.0}
+LEASE |= {"own": False, "ended": False}
 
 
 @pytest.mark.parametrize(("about", "verdict"), [({}, "refuse"), ({"left": 0}, "go"), ({"own": True}, "go"), ({"ended": True}, "go")])
@@ -544,11 +545,19 @@ JUMPED = {
     [
         ({}, True),
         ({"lease": {}}, False),
-        ({"lease": {**LEASE, "left": 0, "since": 102.0}}, False),
+        ({"lease": {**LEASE, "left": 0, "since": 109.0}}, True),
+        ({"lease": {**LEASE, "left": 0, "begun": 102.0, "since": 102.0}}, False),
         ({"last_update": {**JUMPED, "outcome": "rebooted"}}, False),
         ({"target": {"release": "7.4.0", "current": False}}, False),
     ],
-    ids=["left by a run", "no lease", "the lease is newer than the update", "another kernel came up", "another kernel is wanted"],
+    ids=[
+        "left by a run",
+        "no lease",
+        "left by a second run, too",
+        "the lease is newer than the update",
+        "another kernel came up",
+        "another kernel is wanted",
+    ],
 )
 def test_an_update_whose_run_ended_after_the_jump_is_unfinished(about, unfinished):
     now = {"boot_id": "b2", "kernel": {"release": "7.3.4"}, "target": {"release": "7.3.4", "current": True}}

@@ -14,7 +14,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
 UTILS = Path(_lease.__file__).parents[1]
-LEASE = {"run": "first", "by": "alice on ctl", "since": 1000.0, "seconds": 60}
+LEASE = {"run": "first", "by": "alice on ctl", "begun": 1000.0, "since": 1000.0, "seconds": 60}
 
 
 @pytest.fixture(name="lease")
@@ -32,7 +32,7 @@ def test_a_lease_expires_also_if_the_clock_was_set_back(now, left):
 def test_another_run_waits_until_the_lease_expires_or_its_process_has_ended():
     assert _lease.refuse_other({}, "second", 1000.0) == {}
     assert _lease.refuse_other(LEASE, "first", 1000.0) == {}
-    with pytest.raises(LiveUpdateError, match=r"another run updates this host: alice on ctl - wait for its end.* remove \S+lease.json"):
+    with pytest.raises(LiveUpdateError, match=r"another run updates this host: alice on ctl - wait for its end.*'ended=first seconds=1'$"):
         _lease.refuse_other(LEASE, "second", 1000.0)
     with pytest.raises(LiveUpdateError):
         _lease.refuse_other(LEASE, "second", 1000.0, ended="third")
@@ -57,6 +57,17 @@ def test_a_run_takes_renews_and_releases_its_own_lease_only(lease):
     _lease.release("first")
     assert not lease.exists()
     _lease.release("first")
+
+
+def test_a_lease_knows_since_when_no_run_has_ended_well(lease):
+    """Else a second run that is killed would hide from the third one that nobody has verified the guests."""
+    _lease.take("first", "alice on ctl", 60, 1000.0)
+    _lease.renew("first", 1010.0)
+    _lease.take("second", "bob on ctl", 60, 1100.0)
+    assert _lease.read() == {"run": "second", "by": "bob on ctl", "begun": 1000.0, "since": 1100.0, "seconds": 60}
+    _lease.release("second")
+    _lease.take("third", "eve on ctl", 60, 1200.0)
+    assert _lease.read()["begun"] == 1200.0
 
 
 def test_a_damaged_lease_is_an_error(lease):
