@@ -137,6 +137,21 @@ def test_two_runs_at_once(fleet):
 
 
 @pytest.mark.beyond
+def test_guests_that_are_away_come_back_under_the_lease(fleet):
+    """Another run that sends guests away at this moment must not get them back."""
+    fleet = fleet(1)
+    (host,) = fleet.hosts
+    host.plan({"hypervisor_info": "away", "guest_away back": "wait"})
+    run = fleet.start()
+    until("the run brings the guest back", host.waits)
+    code, output = fleet.play(hypervisor_update_report=f"{fleet.path}/other.html")
+    assert code != 0 and "hv1: refused, not touched: another run updates this host: " in output, output
+    host.go_on()
+    code, output = run.end()
+    assert code == 0 and said(output) == [f"hv1: {KEPT}"] and fleet.calls("guest_away back") == ["hv1"], output
+
+
+@pytest.mark.beyond
 def test_a_run_of_another_controller_waits_until_the_lease_expires(fleet):
     """A controller in a container has process ids of its own. So nobody else can know whether its run still exists."""
     fleet = fleet(1)

@@ -48,7 +48,7 @@ def answer(planned: str) -> dict:
         return {
             "ready": True,
             "reasons": [],
-            "away": [],
+            "away": [{"guest": "db", "state": "away"}] if planned == "away" else [],
             "guests": [guest],
             "free": {"memory_mib": 9, "saves_mib": 9},
             "boot_id": boot_id,
