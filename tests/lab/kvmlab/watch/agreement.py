@@ -50,8 +50,7 @@ def measures(told: dict[str, Any], verdict: Verdict, answers: Answers | None) ->
     found = []
     times = told.get("times") or {}
     if "paused" in times and "resumed" in times:
-        known = told.get("clock_step") is not None
-        found.append(Measure("host", times["resumed"] - times["paused"], STEP_KNOWN_S if known else STEP_UNKNOWN_S, "libvirt" in times))
+        found.append(Measure("host", *_by_the_host(times["resumed"] - times["paused"], told), "libvirt" in times))
     if verdict.blackout_s is not None:
         found.append(Measure("guest", verdict.blackout_s, verdict.period_s))
     if answers and answers.count:
@@ -64,9 +63,12 @@ def network(told: dict[str, Any], forwarding_at: float | None) -> Measure | None
     paused = (told.get("times") or {}).get("paused")
     if forwarding_at is None or paused is None:
         return None
-    step = told.get("clock_step")
-    seconds = forwarding_at - (step or 0.0) - paused
-    return Measure("network", seconds, (STEP_UNKNOWN_S if step is None else STEP_KNOWN_S) + seconds * DRIFT)
+    return Measure("network", *_by_the_host(forwarding_at - (told.get("clock_step") or 0.0) - paused, told))
+
+
+def _by_the_host(seconds: float, told: dict[str, Any]) -> tuple[float, float]:
+    """A time that the clock of a host measured across its boot, with its resolution."""
+    return seconds, (STEP_UNKNOWN_S if told.get("clock_step") is None else STEP_KNOWN_S) + seconds * DRIFT
 
 
 def agreement(found: Sequence[Measure], late_s: float, cut: Measure | None = None, answers: Answers | None = None) -> Agreement:

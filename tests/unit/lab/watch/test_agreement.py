@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvmlab.watch.agreement import Measure, agreement, measures, network
+from kvmlab.watch.agreement import DRIFT, Measure, agreement, measures, network
 from kvmlab.watch.heartbeat import Verdict
 from kvmlab.watch.probe import Answers
 
 TOLD: dict[str, Any] = {"times": {"paused": 100.0, "resumed": 110.0}, "clock_step": -0.3}
-HOST, GUEST, OUTSIDE = Measure("host", 10.0, 0.02), Measure("guest", 10.2, 0.5), Measure("outside", 10.05, 0.06)
+HOST, GUEST, OUTSIDE = Measure("host", 10.0, 0.02 + 10.0 * DRIFT), Measure("guest", 10.2, 0.5), Measure("outside", 10.05, 0.06)
 
 
 def test_the_three_measures() -> None:
@@ -29,13 +29,13 @@ def test_what_was_not_measured_is_left_out(told: dict[str, object]) -> None:
 
 def test_a_clock_whose_step_is_not_known_may_be_off_by_a_second() -> None:
     (host,) = measures({**TOLD, "clock_step": None}, Verdict(False, ""), None)
-    assert host == Measure("host", 10.0, 1.0)
+    assert host == Measure("host", 10.0, 1.0 + 10.0 * DRIFT)
 
 
 def test_they_agree_within_their_resolution() -> None:
     found = agreement([HOST, GUEST, OUTSIDE], late_s=0.0)
     assert found.agree
-    assert found.text == "host 10.00 s (to 0.02 s), guest 10.20 s (to 0.50 s), outside 10.05 s (to 0.06 s): they agree"
+    assert found.text == "host 10.00 s (to 0.22 s), guest 10.20 s (to 0.50 s), outside 10.05 s (to 0.06 s): they agree"
 
 
 def test_a_difference_is_told() -> None:
@@ -70,12 +70,12 @@ def test_a_network_that_came_up_later_explains_what_was_seen_from_outside(up_at:
     assert ("no measure explains it" in found.text) is not explained
 
 
-@pytest.mark.parametrize(("sent_s", "explained"), [((3.0, 10.05, 10.1), True), ((3.0, 10.5, 10.55), False), ((3.0,), False)])
+@pytest.mark.parametrize(("sent_s", "explained"), [((3.0, 10.25, 10.3), True), ((3.0, 10.5, 10.55), False), ((3.0,), False)])
 def test_what_came_back_late_explains_what_was_seen_from_outside(sent_s: tuple[float, ...], explained: bool) -> None:
     """The guest was back after 10 s. What is sent to it from then on is answered, or lost."""
     found = agreement([HOST, Measure("outside", 12.0, 0.06)], late_s=0.0, answers=Answers(200, 12.05, 0.01, sent_s))
     assert (found.agree, found.explained) == (False, explained)
-    assert found.text.endswith("because it or its host was busy: datagrams sent from 10.05 s on were answered late") is explained
+    assert found.text.endswith("because it or its host was busy: datagrams sent from 10.25 s on were answered late") is explained
 
 
 def test_a_network_does_not_keep_the_guest_itself_waiting() -> None:
@@ -92,7 +92,7 @@ def test_without_a_pause_or_a_network_nothing_is_said_of_it() -> None:
 def test_the_stamps_of_a_domain_are_around_its_pause() -> None:
     (host,) = measures({**TOLD, "times": {**TOLD["times"], "libvirt": 105.0}}, Verdict(False, ""), None)
     found = agreement([host, Measure("guest", 8.1, 0.5), Measure("outside", 8.0, 0.06)], late_s=0.0)
-    assert found.agree and found.text.startswith("host at most 10.00 s (to 0.02 s), guest 8.10 s")
+    assert found.agree and found.text.startswith("host at most 10.00 s (to 0.22 s), guest 8.10 s")
     assert agreement([host, Measure("outside", 10.5, 0.06)], late_s=0.0).agree is False
 
 
