@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import limits
 from ..errors import LabError
 from ..machines.host import Host
+from ..watch import ledger
 from ..watch.heartbeat import Verdict
 from ..watch.probe import Answers
 from ..watch.report import Boot, host_report
@@ -126,11 +128,13 @@ def update(
     page: Path | None = None,
     guests: Iterable[Guest] = GUESTS,
     probes: Iterable[Watch] = (),
+    fault: str = "",
     **extra: Any,
 ) -> tuple[Play, dict[str, dict[str, Any]]]:
     """Run the update playbook, then report on every host and guest. page is where the playbook writes its own report.
 
-    probes are running probes whose answers go into the report. extra are more variables for the playbook.
+    probes are running probes whose answers go into the report. fault is what the caller does to the update, for the ledger. extra are more
+    variables for the playbook.
     """
     guests = tuple(guests)
     since = time.monotonic()
@@ -138,13 +142,34 @@ def update(
     report = str(page.resolve()) if page else ""
     names = ",".join(before)
     given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_report": report, **extra}
-    play = controller.play("kvm.liveupdate.update", "--limit", names, **given)
-    answers: dict[str, dict[str, Answers]] = {}
-    for probe in probes:
-        answers.setdefault(probe.target[0], {})[probe.target[1]] = probe.answers()
-    reports = {}
-    for host in hosts:
-        verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}
-        told, seen = play.report.get(host.name, {}), answers.get(host.name)
-        reports[host.name] = host_report(before[host.name], boot_of(host), told, verdicts, seen, forwarding_at(host) if seen else None)
+    with recorded(hosts, guests, fault) as begun:
+        play = controller.play("kvm.liveupdate.update", "--limit", names, **given)
+        answers: dict[str, dict[str, Answers]] = {}
+        for probe in probes:
+            answers.setdefault(probe.target[0], {})[probe.target[1]] = probe.answers()
+        reports = {}
+        for host in hosts:
+            verdicts = {guest.name: final_verdict(host, guest, since) for guest in guests}
+            told, seen, after = play.report.get(host.name, {}), answers.get(host.name), boot_of(host)
+            record_end(begun[host.name], before[host.name] != after, verdicts)
+            reports[host.name] = host_report(before[host.name], after, told, verdicts, seen, forwarding_at(host) if seen else None)
     return play, reports
+
+
+@contextmanager
+def recorded(hosts: Iterable[Host], guests: Iterable[Guest], fault: str = "") -> Iterator[dict[str, ledger.Update]]:
+    """Record in the ledger that an update of each host begins. Whoever interrupts it does not make it a lost one; an error does."""
+    names = [guest.name for guest in guests]
+    begun = {host.name: ledger.begin(ledger.path(), host.kind, names, fault) for host in hosts}
+    try:
+        yield begun
+    except KeyboardInterrupt:
+        for update in begun.values():
+            ledger.end(ledger.path(), update, ledger.INTERRUPTED)
+        raise
+
+
+def record_end(begun: ledger.Update, jumped: bool, verdicts: dict[str, Verdict]) -> None:
+    """Record in the ledger what became of a host and its guests."""
+    fates = {name: "" if verdict.survived else verdict.reason for name, verdict in verdicts.items()}
+    ledger.end(ledger.path(), begun, ledger.JUMPED if jumped else ledger.STAYED, fates)
