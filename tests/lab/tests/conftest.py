@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kvmlab import cache
-from kvmlab.lab import KINDS, Lab
+from kvmlab.lab import USUAL, Lab
 from kvmlab.machines.host import Host
 from kvmlab.story.controller import Controller
 
@@ -61,7 +61,7 @@ def running_lab() -> Iterator[Lab]:
     if not keep:
         lab.down()
     try:
-        lab.up(KINDS)
+        lab.up(USUAL)
         yield lab
     finally:
         if not keep:

@@ -15,7 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 from kvmlab import limits
-from kvmlab.lab import KINDS
+from kvmlab.lab import USUAL
 from kvmlab.parts import packages, rootfs
 
 FOLDERS = (_units.FOLDER.lstrip("/"), "usr/lib/systemd/system")
@@ -23,7 +23,7 @@ FOLDERS = (_units.FOLDER.lstrip("/"), "usr/lib/systemd/system")
 STAND_IN = "[Service]\nExecStart=/bin/true\n"
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=USUAL)
 def tree(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The root file system of this kind of host, unpacked."""
     packed = rootfs.tar(request.param, packages.resolve())
