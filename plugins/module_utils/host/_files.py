@@ -23,6 +23,7 @@ __all__ = (
     "IMAGE_RECORD",
     "LIBRARY",
     "LOCK",
+    "MODULES",
     "OUTCOME",
     "RUN",
     "STATE",
@@ -55,6 +56,9 @@ BOOT_DEFAULT = STATE + "/boot-default.json"
 UPDATE = STATE + "/update.json"
 
 HOLD_SUFFIX = ".hold"
+
+# What systemd-modules-load.service loads in each boot (modules-load.d(5)).
+MODULES = "/etc/modules-load.d/kvm-liveupdate.conf"
 
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"

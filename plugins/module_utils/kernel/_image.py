@@ -36,7 +36,9 @@ _OPTIONS = re.compile(
 )
 _KEPT = frozenset(
     (
+        "BLK_DEV_DM",
         "BLK_DEV_DRBD",
+        "BLK_DEV_MD",
         "BLK_DEV_NBD",
         "BLK_DEV_NVME",
         "BLK_DEV_RBD",

@@ -40,10 +40,11 @@ class Parts:
 def build(kinds: Sequence[str] = USUAL, twins: bool = False) -> Parts:
     """Build what is not in the cache yet, with one image for each kind of host.
 
-    twins: build both kernels from one source, instead of from two kernel series. Hosts with an initial RAM disk get two series always.
+    twins: build both kernels from one source, instead of from two kernel series.
     """
     resolution = packages.resolve()
-    kernels = kernel.twins(resolution) if twins else kernel.pair(resolution)
+    chosen = kernel.twins if twins else kernel.pair
+    kernels = chosen(resolution)
     both_keys = keys()
     program = emulator.command(rootfs.tar(emulator.SUITE, resolution))
     images = {}
@@ -51,7 +52,7 @@ def build(kinds: Sequence[str] = USUAL, twins: bool = False) -> Parts:
         kind = KINDS[name]
         root_tar = rootfs.tar(kind.suite, resolution, kind.packages)
         if kind.initrd:
-            modular = kernel.pair(resolution, modular=True)
+            modular = chosen(resolution, modular=True)
             images[name] = initrd.host_image(kind, root_tar, modular, (kernels[0], guest.initramfs()), both_keys, program)
         else:
             images[name] = image.image(root_tar, kernels, guest.initramfs(), both_keys, program)

@@ -84,18 +84,19 @@ def pair(resolution: Resolution, modular: bool = False) -> tuple[Kernel, Kernel]
     for old, new in tried:
         abis = abi(old), abi(new)
         if abis[0] == abis[1]:
-            return (build_modular(old), build_modular(new)) if modular else (build(old), build(new, twin=True))
+            return (build_modular(old), build_modular(new, twin=True)) if modular else (build(old), build(new, twin=True))
         refused.append(f"{old.version} has {', '.join(abis[0].values())} but {new.version} has {', '.join(abis[1].values())}")
     seen = "; ".join(refused) or "found " + (", ".join(source.version for source in resolution.sources) or "no kernel source")
     raise LabError(f"no two kernels with the same live update ABI at {resolution.mirror}: {seen}; try another KVM_LIVEUPDATE_MIRROR")
 
 
-def twins(resolution: Resolution) -> tuple[Kernel, Kernel]:
+def twins(resolution: Resolution, modular: bool = False) -> tuple[Kernel, Kernel]:
     """Two kernels of one source, old and new. They take half as long to build as :func:`pair`, and share its new kernel."""
     if not resolution.sources:
         raise LabError(f"no kernel source at {resolution.mirror}; set KVM_LIVEUPDATE_MIRROR to another mirror")
     default = [source for source in resolution.sources if source.series == DEFAULT_SERIES[-1]]
-    kernel = build((default or [newest(resolution.sources)])[0], twin=True)
+    source = (default or [newest(resolution.sources)])[0]
+    kernel = build_modular(source, twin=True) if modular else build(source, twin=True)
     return Kernel(kernel.folder / "twin"), kernel
 
 
@@ -136,9 +137,10 @@ def inputs_of(source: Source, twin: bool) -> dict[str, str]:
     }
 
 
-def modular_inputs_of(source: Source) -> dict[str, str]:
+def modular_inputs_of(source: Source, twin: bool) -> dict[str, str]:
     """All inputs of the modular kernel."""
     return {
+        "twin": TWIN if twin else "",
         "package": source.package,
         "version": source.version,
         "fragment": options_of(modular_fragment()),
@@ -177,23 +179,24 @@ def build(source: Source, twin: bool = False) -> Kernel:
     return Kernel(cache.artefact("kernel", inputs_of(source, twin), make))
 
 
-def build_modular(source: Source) -> Kernel:
-    """The modular kernel of one source package, with its modules."""
+def build_modular(source: Source, twin: bool = False) -> Kernel:
+    """The modular kernel of one source package, with its modules. With twin=True, its twin, too."""
 
     def make(folder: Path, log: Path) -> None:
         what = f"kernel {source.version}{MODULAR}"
         say(f"{what}: building, 5 to 25 minutes of two cores")
         tree = _configured(source, folder, log, modular_fragment(), what)
-        _compile(tree, COMPILE_MODULAR, MODULAR, folder, log, what)
-        install = (*INSTALL_MODULES, f"LOCALVERSION={MODULAR}", f"INSTALL_MOD_PATH={folder / 'work'}")
-        run_logged(install, what=f"{what} modules", log=log, limit_s=limits.TOOL, cwd=tree, env=BUILD_ENV)
-        installed = folder / "work/lib/modules" / Kernel(folder).release
-        for link in ("build", "source"):
-            (installed / link).unlink(missing_ok=True)
-        installed.rename(folder / "modules")
+        for place, suffix in ((folder, MODULAR), (folder / "twin", MODULAR + TWIN))[: 1 + twin]:
+            _compile(tree, COMPILE_MODULAR, suffix, place, log, f"kernel {source.version}{suffix}")
+            install = (*INSTALL_MODULES, f"LOCALVERSION={suffix}", f"INSTALL_MOD_PATH={folder / 'work'}")
+            run_logged(install, what=f"{what} modules", log=log, limit_s=limits.TOOL, cwd=tree, env=BUILD_ENV)
+            installed = folder / "work/lib/modules" / Kernel(place).release
+            for link in ("build", "source"):
+                (installed / link).unlink(missing_ok=True)
+            installed.rename(place / "modules")
         shutil.rmtree(folder / "work")
 
-    return Kernel(cache.artefact("kernel", modular_inputs_of(source), make))
+    return Kernel(cache.artefact("kernel", modular_inputs_of(source, twin), make))
 
 
 def _configured(source: Source, folder: Path, log: Path, fragment: str, what: str) -> Path:

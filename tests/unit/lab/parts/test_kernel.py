@@ -28,5 +28,5 @@ def test_the_modular_kernel_is_an_artefact_of_its_own() -> None:
     usual = kernel.inputs_of(SOURCE, twin=False)
     assert set(usual) == {"twin", "package", "version", "fragment", "recipe"}
     assert kernel.MODULAR not in usual["recipe"] and "CONFIG_MODULES" not in usual["fragment"]
-    modular = kernel.modular_inputs_of(SOURCE)
+    modular = kernel.modular_inputs_of(SOURCE, twin=False)
     assert kernel.MODULAR in modular["recipe"] and modular["fragment"] != usual["fragment"]

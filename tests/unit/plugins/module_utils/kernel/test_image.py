@@ -568,6 +568,6 @@ def test_a_text_in_a_configuration_is_read_as_kconfig_writes_it():
 
 
 def test_every_option_that_a_host_may_need_is_read():
-    options = {*_modules.OPTIONS, *_modules.ROOT_OPTIONS, "MODULES"}
+    options = {*_modules.OPTIONS, *_modules.ROOT_MODULES, "MODULES"}
     text = "".join(f"CONFIG_{option}=m\n" for option in options)
     assert _image.parse_config(text.encode()) == dict.fromkeys(options, "m")

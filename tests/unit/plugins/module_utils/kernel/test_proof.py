@@ -385,6 +385,12 @@ BOOT = {
     "folder": "/usr/lib/modules/7.3.4",
     "absent": [],
 }
+
+
+def inside(release, *modules):
+    return {"modules": {release: list(modules)}, "systemd": "262"}
+
+
 LOST = "the kernel panics while it boots, and every guest is lost"
 BUILD = "update-initramfs -c -k 7.3.4, dracut --kver 7.3.4, or mkinitcpio -P"
 GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if this kernel needs no initial RAM disk, set it to none"
@@ -443,6 +449,23 @@ GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if th
             " CONFIG_EXT4_FS=y or m",
         ),
         ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": inside("7.3.4", "virtio_blk", "ext4")}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["BLK_DEV_SD"]}, "contents": inside("7.3.4", "ext4")}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": {"modules": {}, "systemd": ""}}, "root=UUID=1", None, None),
+        (
+            {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": inside("7.3.4", "ext4")},
+            "root=UUID=1",
+            "root-driver",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 of {THERE} lacks the modules virtio_blk, which the root file system of this host"
+            f" needs: {LOST} -> build it again for this host ({BUILD})",
+        ),
+        (
+            {"contents": inside("7.2.13", "virtio_blk", "ext4")},
+            "root=UUID=1",
+            "initrd-release",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 has modules of 7.2.13 only, and {THERE} cannot load them: {LOST} -> set"
+            f" hypervisor_update_initrd to the one of this kernel, or build it again ({BUILD})",
+        ),
         (
             {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "initrd": None, "without": True},
             "root=/dev/vda1",
