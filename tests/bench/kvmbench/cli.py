@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kvmlab import cache
 from kvmlab.errors import LabError
-from kvmlab.lab import KINDS, USUAL, Lab, uninterrupted
+from kvmlab.lab import Lab, uninterrupted
+from kvmlab.parts.kinds import KINDS, USUAL
 from kvmlab.run import say
 
 from . import plot, summary

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 
 from . import limits
 from .errors import LabError
-from .lab import KINDS, USUAL, Lab, build
+from .lab import Lab, build
 from .machines.host import Host
 from .machines.machine import HEARTBEATS
+from .parts.kinds import KINDS, USUAL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

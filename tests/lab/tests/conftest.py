@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from kvmlab import cache
-from kvmlab.lab import USUAL, Lab
+from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
+from kvmlab.parts.kinds import USUAL
 from kvmlab.story.controller import Controller
 
 LEFT_OUT = pytest.StashKey[list[str]]()

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 from kvmlab import cache
-from kvmlab.lab import KINDS, Lab
+from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
-from kvmlab.parts.kinds import DRACUT
+from kvmlab.parts.kinds import DRACUT, KINDS
 from kvmlab.story.controller import GUESTS, Controller
 from kvmlab.story.domains import DISK, define_domains, records, shut_down, start_domains
 from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_alive, wait_until

@@ -90,8 +90,8 @@ def _make_initrd(kind: Kind, tree: Path, kernel: Kernel, log: Path) -> None:
     say(f"image of {kind.name}: initial RAM disk of {release}")
     shutil.copytree(kernel.modules, tree / "usr/lib/modules" / release, symlinks=True)
     for words in (("depmod", release), MAKERS[kind.initrd]):
-        command = (word.format(release=release) for word in words)
-        mounted = (*INSIDE, f"--mount-proc={tree}/proc", "chroot", tree, *command)
+        command = [word.format(release=release) for word in words]
+        mounted = (*INSIDE, f"--mount-proc={tree}/proc", "chroot", str(tree), *command)
         run_logged(mounted, what=f"{words[0]} {release}", log=log, limit_s=limits.TOOL)
     if not _path(tree, kernel).is_file():
         raise LabError(f"{MAKERS[kind.initrd][0]} made no initial RAM disk of {release}. The end of {log}:\n{tail(log)}")

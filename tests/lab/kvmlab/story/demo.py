@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LabError
-from ..lab import USUAL, Lab, uninterrupted
+from ..lab import Lab, uninterrupted
 from ..machines.host import Host
+from ..parts.kinds import USUAL
 from ..run import say
 from ..watch.report import all_survived, table
 from . import pace
