@@ -29,6 +29,9 @@ MAKERS = {
 }
 # The folder of the root file system that the programs above see as theirs. They need /proc, and what is mounted goes with them.
 INSIDE = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+# An initial RAM disk of dracut that is for any machine activates only the volumes that the command line names.
+LVM_WORD = f"rd.lvm.lv={lvm.GROUP}/{lvm.VOLUME}"
+LVM_SETTINGS = f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {LVM_WORD}"\n'
 CHECK = "lab-check-volumes"
 # Init of the boot that installs GRUB, on a host with LVM.
 CHECK_SCRIPT = f"""#!/bin/sh
@@ -71,6 +74,8 @@ def host_image(
             _make_initrd(kind, tree, kernel, log)
         image._write(tree / bootloader.SCRIPT, bootloader.script(disk.FILE_SYSTEM_ID, kernels[0].release), 0o755)
         image._write(tree / CHECK, CHECK_SCRIPT, 0o755)
+        if kind.lvm:
+            image._write(tree / "etc/default/grub.d/lvm.cfg", LVM_SETTINGS, 0o644)
         (lvm if kind.lvm else disk).make(tree, folder / "disk.raw", log)
         shutil.copy(_path(tree, kernels[0]), folder / "initrd")
         shutil.rmtree(tree)
@@ -100,7 +105,7 @@ def _make_initrd(kind: Kind, tree: Path, kernel: Kernel, log: Path) -> None:
 def _install_boot_loader(kind: Kind, emulator: tuple[str, ...], folder: Path, kernel: Kernel, log: Path) -> None:
     """Boot the disk once, as bootloader.py does, with the initial RAM disk."""
     say(f"image of {kind.name}: boot loader")
-    root, init = (lvm.DEVICE, CHECK) if kind.lvm else (bootloader.ROOT_DEVICE, bootloader.SCRIPT)
+    root, init = (f"{lvm.DEVICE} {LVM_WORD}", CHECK) if kind.lvm else (bootloader.ROOT_DEVICE, bootloader.SCRIPT)
     options = f"root={root} rw console=ttyS0 panic=-1 init=/{init}"
     machine = Machine(emulator, "disk.raw", kernel=str(kernel.image), kernel_options=options, initrd="initrd")
     console = folder / "console.log"

@@ -53,6 +53,10 @@ def test_images_of_different_kinds_differ(tmp_path: Path) -> None:
     assert len({cache.key(each) for each in inputs}) == 3  # both dracut kinds differ in their root file systems only
 
 
+def test_the_initial_ram_disk_is_told_which_volume_it_activates() -> None:
+    assert initrd.LVM_SETTINGS == 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX rd.lvm.lv=lab/root"\n'
+
+
 def test_grub_is_installed_only_where_lvm_finds_nothing_to_complain_of() -> None:
     steps = initrd.CHECK_SCRIPT.splitlines()[2].split(" && ")
     assert steps == ["pvck /dev/vda1", "vgck lab", "pvs", "lvs", "exec /lab-install-boot-loader"]
