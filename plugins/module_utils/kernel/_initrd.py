@@ -185,27 +185,31 @@ def fault(path: str) -> str:
         raise LiveUpdateError(f"initrd {path}: {err.strerror}; use the path of an initial RAM disk on the host") from err
 
 
-def contents(path: str) -> dict | None:
-    """What is in an initial RAM disk without a fault: ``modules`` (names by release) and the version of its ``systemd``, "" for none.
+def contents(path: str) -> dict:
+    """What is in an initial RAM disk without a fault.
 
-    None if it cannot be unpacked on this host.
+    ``compressed``: the compressions that the kernel has to know. ``modules``: names by release. ``systemd``: its version, "" for none. The
+    last two are empty and None if it cannot be unpacked on this host.
     """
-    found: dict = {"modules": {}, "systemd": ""}
+    compressed: set[str] = set()
+    modules: dict[str, set[str]] = {}
+    version = ""
     try:
         with open(path, "rb") as file:
-            for name in _names(_File(file), f"initrd {path}"):
+            for name in _names(_File(file), f"initrd {path}", compressed):
                 module, systemd = _MODULE.search(name), _SYSTEMD.search(name)
                 if module:
-                    found["modules"].setdefault(module[1], set()).add(module[2].replace("-", "_"))
+                    modules.setdefault(module[1], set()).add(module[2].replace("-", "_"))
                 elif systemd:
-                    found["systemd"] = systemd[1]
+                    version = systemd[1]
     except (_Cut, LiveUpdateError, OSError):
-        return None
-    return {**found, "modules": {release: sorted(names) for release, names in sorted(found["modules"].items())}}
+        return {"compressed": sorted(compressed), "modules": {}, "systemd": None}
+    found = {release: sorted(names) for release, names in sorted(modules.items())}
+    return {"compressed": sorted(compressed), "modules": found, "systemd": version}
 
 
-def _names(file: _File, what: str) -> Iterator[str]:
-    """The paths in all archives of an initial RAM disk."""
+def _names(file: _File, what: str, compressed: set[str]) -> Iterator[str]:
+    """The paths in all archives of an initial RAM disk. Adds their compressions to ``compressed``."""
     while _skip_zeros(file):
         begun = file.at
         head = file.read(8)
@@ -213,13 +217,15 @@ def _names(file: _File, what: str) -> Iterator[str]:
         if head[:6] in _CPIO:
             yield from _members(file)
             continue
+        compression = _decompress.identify(head) or ""
+        compressed.add(compression)
         _archive(file)
         end, file.at = file.at, begun
 
         def packed(length: int, end: int = end) -> bytes:
             return file.read(min(length, end - file.at))
 
-        source = _Unpacked(_decompress.blocks(_decompress.identify(head) or "", packed, what))
+        source = _Unpacked(_decompress.blocks(compression, packed, what))
         while _skip_zeros(source):
             yield from _members(source)
         file.at = end

@@ -116,7 +116,7 @@ def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dic
     return {
         "initrd": initrd,
         "fault": fault,
-        "contents": _initrd.contents(initrd) if initrd and not fault else None,
+        "contents": _initrd.contents(initrd) if initrd and not fault else {},
         "without": without,
         "came_with_one": _initrd.came_with_one(root),
         "needs": needs,
@@ -445,7 +445,26 @@ def _starts(target: dict, target_name: str) -> list[dict]:
                     " if this kernel needs no initial RAM disk, set it to none",
                 )
             ]
-    return _of_this_release(target, target_name, facts) or _root_drivers(target, target_name, facts)
+    return _unpacks(target, target_name, facts) or _of_this_release(target, target_name, facts) or _root_drivers(target, target_name, facts)
+
+
+def _unpacks(target: dict, target_name: str, facts: dict) -> list[dict]:
+    """Whether the kernel can decompress its initial RAM disk (usr/Kconfig)."""
+    config, found = target.get("config"), (facts.get("contents") or {}).get("compressed") or []
+    if not config or not facts["initrd"]:
+        return []
+    return [
+        _reason(
+            REFUSED,
+            "initrd-compression",
+            f"the initial RAM disk {facts['initrd']} is compressed with {name}, but {target_name} is built without"
+            f" CONFIG_RD_{name.upper()}: {_PANICS}",
+            f"set the compression of your initial RAM disks to one that this kernel has, and build it again"
+            f" ({_BUILD_INITRD.format(release=target['release'])})",
+        )
+        for name in found
+        if config.get(f"RD_{name.upper()}") != "y"
+    ]
 
 
 def _of_this_release(target: dict, target_name: str, facts: dict) -> list[dict]:
