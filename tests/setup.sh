@@ -8,6 +8,7 @@
 #   ensure_packages FILE...    install the Debian packages named in FILE, one a line, "#" comments
 #   ensure_venv [FILE]         export VENV, PATH (its bin first) and ANSIBLE_COLLECTIONS_PATH (holds this checkout); FILE names what
 #                              is in the environment, tests/requirements.txt if it is not given
+#   ensure_awx                 export AWX_COLLECTIONS (holds the collection awx.awx); after ensure_venv
 #   bounded SECONDS COMMAND    run a program without stdin, interrupt it at the limit
 #   say_how_long WHAT SECONDS PATTERN:SECONDS...   a line that says what will be done and about how long that takes
 #   say MESSAGE, die MESSAGE   a line of progress; a last line and exit 1
@@ -172,4 +173,30 @@ ensure_venv() {
     mkdir -p "$(dirname "$link")"
     [ "$(readlink "$link")" = "$REPO" ] || ln -sfn "$REPO" "$link"
     export VENV PATH ANSIBLE_COLLECTIONS_PATH
+}
+
+# The package that tests/awx/requirements.txt names holds a hundred collections. Only awx.awx is kept.
+ensure_awx() {
+    local requirements=$REPO/tests/awx/requirements.txt
+    AWX_COLLECTIONS=$CACHE/awx/$(sha256sum "$requirements" | cut -c-12)
+    if [ ! -e "$AWX_COLLECTIONS/complete" ]; then
+        take_lock "$AWX_COLLECTIONS.lock"
+        if [ ! -e "$AWX_COLLECTIONS/complete" ]; then
+            say "getting the collection awx.awx (half a minute)"
+            rm -rf "$AWX_COLLECTIONS"
+            logged "$PIP_LIMIT" "$AWX_COLLECTIONS.log" "$VENV/bin/python" -m pip --disable-pip-version-check download \
+                --no-input --no-deps --only-binary :all: --dest "$AWX_COLLECTIONS/download" --requirement "$requirements"
+            "$VENV/bin/python" -c '
+import glob, sys, zipfile
+for name in glob.glob(f"{sys.argv[1]}/download/*.whl"):
+    with zipfile.ZipFile(name) as wheel:
+        wheel.extractall(sys.argv[1], [each for each in wheel.namelist() if each.startswith("ansible_collections/awx/awx/")])
+' "$AWX_COLLECTIONS"
+            rm -r "$AWX_COLLECTIONS/download"
+            [ -e "$AWX_COLLECTIONS/ansible_collections/awx/awx" ] || die "no collection awx.awx in the package of $requirements"
+            touch "$AWX_COLLECTIONS/complete"
+        fi
+        exec {lock}>&-
+    fi
+    export AWX_COLLECTIONS
 }

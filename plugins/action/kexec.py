@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JUMP_UNIT = "kvm-liveupdate-jump.service"
@@ -126,7 +127,8 @@ class ActionModule(ActionBase):
             return {**result, "failed": True, "msg": message}
         started = time.monotonic()
         try:
-            result.update(self._execute_module(module_name="kvm.liveupdate.kexec", task_vars=task_vars))
+            arguments = {"run": _run.this_run(), **self._task.args}
+            result.update(self._execute_module(module_name="kvm.liveupdate.kexec", module_args=arguments, task_vars=task_vars))
         except AnsibleConnectionFailure as err:
             # The host may have committed the update or not.
             message = f"the connection broke while the host was told to jump: {err}. The host may jump by itself; look at its console"

@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _matching_names
 short_description: "Internal - which names are meant by names and patterns"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.

@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _rendered_html
 short_description: "Internal - an HTML page from its template, with autoescaping"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.

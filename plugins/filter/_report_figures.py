@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _report_figures
 short_description: "Internal - the figures of a run"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.
@@ -17,7 +16,7 @@ description:
 positional: _input
 options:
   _input:
-    description: The results of P(kvm.liveupdate._update_result#filter) by host name, as in C(liveupdate_report).
+    description: The results of P(kvm.liveupdate._update_result#filter) by host name.
     type: dict
     required: true
 """
@@ -25,7 +24,7 @@ options:
 EXAMPLES = r"""
 - name: Show the main figures
   ansible.builtin.debug:
-    msg: "{{ (liveupdate_report | kvm.liveupdate._report_figures).tiles }}"
+    msg: "{{ (results | kvm.liveupdate._report_figures).tiles }}"
 """
 
 RETURN = r"""

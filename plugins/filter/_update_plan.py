@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _update_plan
 short_description: "Internal - what a live update will do with a host and each of its guests"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.
@@ -53,6 +52,19 @@ options:
     description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_blackout_max).
     type: float
     default: 0
+  labels:
+    description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_labels).
+    type: dict
+    default: {}
+  paused_max:
+    description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_paused_max).
+    type: dict
+    default: {}
+  essential:
+    description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_essential).
+    type: list
+    elements: str
+    default: []
 requirements:
   - jmespath, on the controller, for O(policy)
 """
@@ -78,6 +90,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._plan import plan
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._policy import Policy, PolicyError
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import RolloutError, read_paused_max
 
 
 def plain(value: t.Any) -> t.Any:
@@ -102,12 +115,25 @@ def update_plan(
     rehearsal_guests: t.Any = None,
     keep_units: t.Any = (),
     blackout_max: float = 0.0,
+    labels: t.Any = None,
+    paused_max: t.Any = None,
+    essential: t.Any = (),
 ) -> dict[str, t.Any]:
     """The plan, or an error that names the mistake."""
     try:
         wanted = Policy(plain(policy), plain(ladder), plain(guests))
-        return plan(plain(host), wanted, rehearsal, plain(rehearsal_guests), plain(keep_units), float(blackout_max))
-    except PolicyError as err:
+        return plan(
+            plain(host),
+            wanted,
+            rehearsal,
+            plain(rehearsal_guests),
+            plain(keep_units),
+            float(blackout_max),
+            plain(labels),
+            read_paused_max(plain(paused_max)),
+            plain(essential),
+        )
+    except (PolicyError, RolloutError) as err:
         raise AnsibleFilterError(f"the plan cannot be made: {err}") from err
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _update_result
 short_description: "Internal - what a live update did to one host"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.
@@ -62,6 +61,10 @@ options:
     description: The message of an undo that failed.
     type: str
     default: ""
+  taken_over:
+    description: Whose lease this run took over, from M(kvm.liveupdate.update_lease).
+    type: str
+    default: ""
   left_out:
     description: Whether the run skips this host.
     type: bool
@@ -76,7 +79,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The result of the host, as in C(liveupdate_report). The role P(kvm.liveupdate.hypervisor_update#role) describes it.
+  description: The result of the host. The role P(kvm.liveupdate.hypervisor_update#role) describes it.
   type: dict
 """
 

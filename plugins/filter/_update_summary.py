@@ -9,7 +9,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: _update_summary
 short_description: "Internal - one line for each host of a run"
-version_added: 0.2.0
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 description:
   - Internal. The roles of this collection use it. It can change or disappear in any release.
@@ -26,17 +25,23 @@ options:
     description: Whether the run is in check mode.
     type: bool
     default: false
+  gate:
+    description: The return value of P(kvm.liveupdate._update_gate#filter) that stopped the run. Empty if none did.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
 - name: Show the line of this host
   ansible.builtin.debug:
-    msg: "{{ (liveupdate_report | kvm.liveupdate._update_summary).lines[inventory_hostname] }}"
+    msg: "{{ (results | kvm.liveupdate._update_summary).lines[inventory_hostname] }}"
 """
 
 RETURN = r"""
 _value:
-  description: V(lines) by host name, and V(failed), a list of host names.
+  description:
+    - V(lines) by host name. V(failed), a list of host names. V(hosts), the results, where hosts that were not begun say why. V(brief), a
+      few figures for later jobs.
   type: dict
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: boot_cmdline
 short_description: Add words to the kernel command line of every cold boot
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - With O(state=present) the module adds O(words) to the command line that GRUB gives to a kernel. It writes the file
     C(/etc/default/grub.d/kvm-liveupdate.cfg) and runs C(update-grub).

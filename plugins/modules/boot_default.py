@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: boot_default
 short_description: Set the kernel that a cold boot starts
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - With O(state=present) every cold boot starts O(kernel), also after other kernels are installed or removed.
   - With O(state=absent) the boot loader chooses the kernel as it did before the first use of this module.

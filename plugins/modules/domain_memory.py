@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: domain_memory
 short_description: Give a libvirt domain RAM that a live update can preserve
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Sets C(<source type='file'/>) and C(<access mode='shared'/>) in the C(<memoryBacking>) of a domain's definition, so that its RAM is a
     shared file. Nothing else in the definition changes.

@@ -8,11 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: guest
 short_description: Preserve the RAM of guests for a live update, or release it
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - With O(state=preserved) the kernel preserves the RAM of each guest in a live update session. The guest continues to run.
-  - PID 1 keeps the session in the fd store of the guest's unit. Where systemd is older than 261, the unit C(kvm-liveupdate-hold@GUEST)
-    keeps the session.
+  - systemd keeps the session in the file descriptor store of the guest's unit. If systemd is older than 261, the unit
+    C(kvm-liveupdate-hold@GUEST) keeps the session.
   - With O(state=running) each guest runs and its RAM is not preserved. Before a jump this undoes O(state=preserved). After a jump the
     module waits until the host has restored the guests.
   - With O(state=running) the module also resumes a guest that a rehearsal or an update left paused. It does not resume a guest that
@@ -20,7 +20,7 @@ description:
   - If the operation fails for one guest, it continues for the others. The task then fails and names each guest that failed, and RV(guests)
     has the result of every guest.
   - With O(state=preserved), if one guest cannot be preserved, the module preserves none.
-  - One call for all guests of a host is hardly slower than a call for one guest.
+  - One call for all guests of a host takes little more time than a call for one guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -40,7 +40,7 @@ options:
     elements: str
     required: true
   state:
-    description: Whether the RAM of the guests is preserved, or the guests run without that.
+    description: V(preserved) preserves the RAM of the guests. V(running) releases it, or waits until the guests are restored.
     type: str
     choices: [preserved, running]
     required: true

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: guest_away
 short_description: Send guests away that cannot stay in memory during a live update, and bring them back
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - With O(state=away) the module saves each guest to disk with its RAM, shuts it down cleanly, or migrates it to another host. It handles
     one guest after the other.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: guest_rehearsal
 short_description: Test whether the saved state of guests can be loaded, before an update
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module pauses a guest, saves its device state as a live update does, loads that state into a second QEMU, and resumes the guest.
     It handles one guest after the other.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: hypervisor_info
 short_description: Report whether a hypervisor can be updated live, and why not
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module examines the running kernel, systemd, the host runtime, the staged kernel, and every virtual machine of the host.
   - It changes nothing. Each reason against a live update comes with its remedy.
@@ -41,7 +41,7 @@ options:
   accept_unknown:
     description:
       - Pairs of kernels, as RV(proof.pair) names them, that are accepted although something about them is unknown.
-      - What is known to fail is refused all the same.
+      - A kernel that is known to fail is refused in any case.
     type: list
     elements: str
     default: []
@@ -180,8 +180,8 @@ guests:
       type: int
     fill_mib:
       description:
-        - How much more memory the host needs to preserve its RAM, in MiB. The kernel allocates all of it, also what the guest has not used
-          so far.
+        - How much more memory the host needs to preserve its RAM, in MiB. The kernel allocates all of the RAM, also the part that the guest
+          has not used yet.
       returned: for guests that can be managed
       type: int
     devices:
@@ -270,8 +270,8 @@ services_to_stop:
   description:
     - The services that run now and that an update stops before it pauses the guests.
     - Services of systemd itself are not listed, nor services that keep running because guests would notice their stop.
-    - The list does not consider O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires. These keep
-      running but are listed.
+    - Services in O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires, are listed although they keep
+      running.
   returned: success
   type: list
   elements: str
@@ -417,6 +417,48 @@ last_update:
     state: jumping
     outcome: jumped
     guests: [db1, web1]
+lease:
+  description: Which run updates this host, from M(kvm.liveupdate.update_lease). Empty if none does, and if all runs ended normally.
+  returned: success
+  type: dict
+  contains:
+    run:
+      description: The identifier of the run.
+      returned: when there is a lease
+      type: str
+    by:
+      description: Who started it.
+      returned: when there is a lease
+      type: str
+    begun:
+      description: When the first run took a lease after the last one that was given back, in seconds since the epoch.
+      returned: when there is a lease
+      type: float
+    since:
+      description: When this run took the lease or renewed it, in seconds since the epoch.
+      returned: when there is a lease
+      type: float
+    seconds:
+      description: How long the lease lasts.
+      returned: when there is a lease
+      type: int
+    until:
+      description: When it expires, by the clock of the host.
+      returned: when there is a lease
+      type: str
+    left:
+      description: The seconds that are left of it. V(0) if it has expired.
+      returned: when there is a lease
+      type: float
+    own:
+      description: Whether this run has it.
+      returned: when there is a lease
+      type: bool
+    ended:
+      description: Whether the controller knows that the process of the run has ended.
+      returned: when there is a lease
+      type: bool
+  sample: {}
 examined_at:
   description: When the controller started this examination, by its own clock, in seconds since the epoch.
   returned: always
@@ -425,9 +467,10 @@ examined_at:
 """
 
 import os
+import time
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _memory, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
@@ -435,7 +478,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files,
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _memory as _host_memory
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room, _virsh
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness, _services
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease, _readiness, _services
 
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
 
@@ -485,10 +528,7 @@ def update_facts(boot_id: str, release: str) -> dict:
 
 def refusals(reasons: list, guests: list) -> list:
     """All reasons as sentences. Pure."""
-    sentences = [f"{reason['message']} - {reason['remedy']}" for reason in reasons]
-    return sentences + [
-        f"guest {guest['name']}: {reason['message']} - {reason['remedy']}" for guest in guests for reason in guest["reasons"]
-    ]
+    return [told(why) for why in reasons] + [f"guest {guest['name']}: {told(why)}" for guest in guests for why in guest["reasons"]]
 
 
 def examine(module):
@@ -519,6 +559,7 @@ def examine(module):
         "systemd": version,
         "image": _kexec.record() if os.path.exists("/sys/kernel/kexec_loaded") else {},
         "last_update": update_facts(boot_id, kernel["release"]),
+        "lease": _lease.seen(_lease.read(), time.time()),
     }
     if module.params["kernel"]:
         image, cmdline = _image.read(module.params["kernel"], keep=_files.IMAGES), module.params["cmdline"]

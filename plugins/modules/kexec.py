@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kexec
 short_description: Jump into the staged kernel and restore the preserved guests
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module first checks that M(kvm.liveupdate.kexec_image) has staged a kernel, and that M(kvm.liveupdate.guest) has preserved every
     virtual machine of the host. Otherwise it refuses the jump.
@@ -23,14 +23,14 @@ extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
   check_mode:
     support: full
-    details: Check mode predicts the jump. It does not check what earlier tasks only predicted.
+    details: In check mode earlier tasks stage and preserve nothing, so the module does not check for that.
   diff_mode:
     support: none
   idempotent:
     support: none
     details: The module always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only if the host runs another kernel.
   action:
-    description: Has an action plugin on the controller.
+    description: An action plugin on the controller does a part of the work.
     support: full
 options:
   guests:
@@ -62,6 +62,18 @@ options:
       - The host must have paused its guests within half of this time. Otherwise it undoes the update and its guests continue to run.
     type: int
     default: 1800
+  until:
+    description:
+      - The end of a maintenance window, a date and a time with the offset from UTC, for example V(2026-12-01T04:00+01:00). After it, by the
+        clock of the host, the module commits no jump. Empty means no end.
+    type: str
+    default: ""
+  run:
+    description:
+      - The identifier of the run, as in M(kvm.liveupdate.update_lease). If another run has the lease of the host, the jump is refused. A
+        lease of this run is renewed.
+      - The default is made from the process of C(ansible-playbook).
+    type: str
 """
 
 EXAMPLES = r"""
@@ -189,9 +201,11 @@ elapsed:
   sample: 41.2
 """
 
+import time
+
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease, _window
 
 
 def commit(module):
@@ -199,6 +213,9 @@ def commit(module):
     if module.check_mode:
         return {"changed": True}
     with _lock.Lock():
+        now = time.time()
+        _window.refuse_after(module.params["until"], now)
+        _lease.renew(module.params["run"] or "", now)
         asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 
@@ -212,6 +229,8 @@ def main():
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
             "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
+            "until": {"type": "str", "default": ""},
+            "run": {"type": "str"},
         },
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kexec_image
 short_description: Stage the kernel that the host jumps into
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module checks that the running kernel can load the image with C(kexec_file_load(2)), the only call that carries preserved memory
     over. It unloads the image again and records it for this boot.
@@ -115,7 +115,7 @@ image:
     cmdline: root=/dev/vda1 ro kho=on liveupdate=on
 """
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
@@ -141,7 +141,7 @@ def refuse_unproven(params, wanted) -> None:
     proof = _proof.prove(image, wanted["cmdline"], wanted["initrd"], without=params["initrd"] == "none")
     reasons = _proof.objections(proof, params["accept_unknown"])
     if reasons:
-        sentences = "; ".join(f"{reason['message']} - {reason['remedy']}" for reason in reasons)
+        sentences = "; ".join(map(told, reasons))
         raise LiveUpdateError(f"kernel {wanted['path']} is not staged: {sentences}", reasons=reasons)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: runtime
 short_description: Install the host side of live updates
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
-  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. It does not touch running guests. The fd store of a guest's unit exists from
-    the next start of that unit on.
+  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. It does not touch running guests. The drop-in takes
+    effect when the unit starts the next time.
   - It removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no longer in
     O(guest_units), unless their guests run.
 author: kvm.liveupdate contributors (@kvm-liveupdate)

@@ -8,10 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: session
 short_description: Preserve the memory files of any service across a live update
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - The module gives other services than guests direct access to the kernel's Live Update Orchestrator.
-  - It preserves memory files (memfds) of the service's main process in a session. PID 1 keeps the session in the fd store of the unit.
+  - It preserves memory files (memfds) of the service's main process in a session. systemd keeps the session in the file descriptor
+    store of the unit.
   - After the jump, systemd hands the session to the service at its start, under the session's name (see
     C(sd_listen_fds_with_names(3))). The service retrieves its memory from the session.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
@@ -66,7 +67,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 held:
-  description: Whether the fd store of the unit now contains the session.
+  description: Whether the file descriptor store of the unit now contains the session.
   returned: success
   type: bool
   sample: true

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told as _told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
 from ._budget import expected_too_long
+from ._patterns import matching
 from ._policy import Policy, PolicyError, Rung
 
 __all__ = ("chosen", "plan")
@@ -57,11 +60,16 @@ def plan(
     rehearsal_guests: dict[str, t.Any] | None = None,
     keep_units: t.Sequence[str] = (),
     blackout_max: float = 0.0,
+    labels: dict[str, dict[str, t.Any]] | None = None,
+    paused_max: dict[str, int] | None = None,
+    essential: t.Sequence[str] = (),
 ) -> dict[str, t.Any]:
     """The plan of one host.
 
     ``host`` is what hypervisor_info returned. ``keep_units`` are the units that the update does not stop. ``blackout_max`` is the longest
-    pause that is allowed, in seconds, 0 for any. The rest is as for :func:`chosen`. The plan has:
+    pause that is allowed, in seconds, 0 for any. ``labels`` are more labels of guests, by name. ``paused_max`` says for each label how many
+    guests with the same value may be paused at once. ``essential`` are names and patterns of guests that the run itself depends on. The
+    rest is as for :func:`chosen`. The plan has:
 
     ``verdict``      ``go``, ``refuse``, or ``current`` (the host runs the kernel already and all guests are back)
     ``refusals``     why the host is refused: sentences with their remedies
@@ -69,25 +77,31 @@ def plan(
     ``kernel``       the release of the new kernel
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (the setting that gave the ladder), ``passed_over`` (``way``
                      and ``why`` of the skipped ways), ``destination`` and ``back`` of a migration, ``warnings`` (sentences)
-    ``staying``      the names of the guests that stay in memory
+    ``staying``      the names of the guests that stay in memory, or did in the update that is ``unfinished``
     ``rehearse``     the names of those that are rehearsed
     ``leaving``      ``name``, ``way``, ``destination`` and ``back`` of the guests that leave, as guest_away takes them
     ``steps``        what is done, in order; none unless the verdict is ``go``
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None if unknown)
     ``expected_pause``  seconds, the longest pause of the preserved guests in their last update; None if unknown
+    ``unfinished``   the update that jumped and whose run ended before it verified the host, as kexec returns it; empty for none
+    ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
+    ``essential``    the names of the essential guests of this host
     ``table``        all of it for people, as lines
     """
     if not isinstance(host, dict) or not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
         raise PolicyError("this is not what hypervisor_info returns: guests or reasons are missing")
     free = host.get("free") or {}
     room = {name: {"needed_mib": 0, "free_mib": free.get(f"{name}_mib")} for name in ("memory", "saves")}
+    host = {**host, "guests": [_labelled(facts, labels or {}) for facts in host["guests"]]}
     guests = [_guest(facts, policy, room) for facts in host["guests"]]
     staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
+    unfinished = _unfinished(host)
     pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
     expected = max((pause for pause in pauses if pause is not None), default=None)
     current = bool((host.get("target") or {}).get("current"))
     over = "" if current else expected_too_long(expected, blackout_max)
-    against = _against_the_host(host, current, over)
+    members = {} if current else _members(host["guests"], guests, paused_max or {})
+    against = _against_the_host(host, current, over) + _too_many(members, paused_max or {})
     refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
     verdict = "refuse" if refusals else "current" if current else "go"
     rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
@@ -98,7 +112,7 @@ def plan(
         "over_budget": over,
         "kernel": (host.get("target") or {}).get("release") or "",
         "guests": guests,
-        "staying": staying,
+        "staying": unfinished["journal"]["guests"] if unfinished else staying,
         "rehearse": rehearse,
         "leaving": [
             {key: guest[key] for key in ("name", "way", "destination", "back")}
@@ -108,6 +122,9 @@ def plan(
         "steps": _steps(host, guests, rehearse, keep_units) if verdict == "go" else [],
         "room": room,
         "expected_pause": expected,
+        "unfinished": unfinished,
+        "members": members,
+        "essential": _essential(guests, essential),
     }
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 
@@ -115,7 +132,65 @@ def plan(
 def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
     told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    lease = host.get("lease") or {}
+    if lease.get("left") and not lease.get("own") and not lease.get("ended"):
+        told.append(_lease.refusal(lease))
     return told + ([over] if over else [])
+
+
+def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there."""
+    lease, update = host.get("lease") or {}, host.get("last_update") or {}
+    times = update.get("times") or {}
+    if not lease or not (host.get("target") or {}).get("current") or update.get("outcome") != "jumped":
+        return {}
+    if lease["begun"] > times.get("committed", 0):
+        return {}
+    return {
+        "outcome": "jumped",
+        "journal": update,
+        "times": times,
+        "kernel_before": update["kernel"]["release"],
+        "kernel_after": host["kernel"]["release"],
+        "boot_id_before": update["boot_id"],
+        "boot_id_after": host["boot_id"],
+    }
+
+
+def _labelled(facts: dict[str, t.Any], labels: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
+    """The facts of a guest with its labels from the inventory. These take precedence over those in its metadata."""
+    more = labels.get(facts["name"]) or {}
+    if not isinstance(more, dict):
+        where = f"hypervisor_update_labels, {facts['name']}"
+        raise PolicyError(f"{where}: {more!r} is not right; write labels with values, e.g. cluster: sales")
+    return {**facts, "labels": {**(facts.get("labels") or {}), **{str(label): str(value) for label, value in more.items()}}}
+
+
+def _members(facts: list[dict[str, t.Any]], guests: list[dict[str, t.Any]], paused_max: dict[str, int]) -> dict[str, t.Any]:
+    """For each label with a limit the guests that stand still during the update, by the value of the label. Migrated guests run on."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for known, guest in zip(facts, guests):
+        for label, value in known["labels"].items():
+            if label in paused_max and guest["way"] != "migrate":
+                found.setdefault(label, {}).setdefault(str(value), []).append(guest["name"])
+    return found
+
+
+def _too_many(members: dict[str, t.Any], paused_max: dict[str, int]) -> list[str]:
+    """Why the host is refused: it alone has too many guests that belong apart."""
+    return [
+        f"hypervisor_update_paused_max allows {paused_max[label]} paused guests with {label}={value}, and this host runs {len(names)}:"
+        f" {_few(names)} - move some to other hosts, give them the way migrate (hypervisor_update_guests), or raise the limit"
+        for label, values in members.items()
+        for value, names in values.items()
+        if len(names) > paused_max[label]
+    ]
+
+
+def _essential(guests: list[dict[str, t.Any]], wanted: t.Sequence[str]) -> list[str]:
+    names = [guest["name"] for guest in guests]
+    meant = matching(wanted, names)["names"]
+    return [name for name in names if name in meant]
 
 
 def _who_is_away(host: dict[str, t.Any]) -> list[str]:
@@ -199,10 +274,6 @@ def _shortage(room: dict[str, t.Any], size: int, what: str, remedy: str) -> str:
     return "" if left is None or size <= max(left, 0) else f"{what.format(size)}, but only {max(left, 0)} MiB are free - {remedy}"
 
 
-def _told(reason: dict[str, str]) -> str:
-    return f"{reason['message']} - {reason['remedy']}"
-
-
 def _all_told(reasons: t.Iterable[dict[str, str]]) -> str:
     return "; ".join(map(_told, reasons))
 
@@ -254,7 +325,8 @@ def _few(names: list[str], shown: int = _SHOWN) -> str:
 def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], blackout_max: float) -> list[str]:
     """The plan for people. ``against`` is why the host itself is refused."""
     if made["verdict"] == "current":
-        return [f"The host runs {_kernel(host)} already."]
+        unfinished = ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."]
+        return [f"The host runs {_kernel(host)} already.", *(unfinished if made["unfinished"] else [])]
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
@@ -268,6 +340,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         *lines,
         *(f"{number}. {step}" for number, step in enumerate(made["steps"], start=1)),
         *_needs(made["room"]),
+        *([f"Essential guests: {_few(made['essential'])}. This host is updated last, alone."] if made["essential"] else []),
         _pause(made["expected_pause"], blackout_max),
     ]
 

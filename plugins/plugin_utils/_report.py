@@ -4,7 +4,7 @@
 
 """The figures of one run, for the HTML page and the metrics (roles/hypervisor_update/templates). Pure. PRIVATE to the collection.
 
-``hosts`` is what the role hypervisor_update reports (``liveupdate_report``): the results (:func:`_result.result`) by host name.
+``hosts`` are the results (:func:`_result.result`) by host name.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LONGEST_LABEL = 26
 _HOST_STEPS = (
     ("stop", "stop other services", "stopping", "saving"),
     ("save", "save the guests", "saving", "jumping"),
-    ("leave", "old kernel ends", "jumping", "kernel"),
-    ("kernel", "new kernel", "kernel", "initrd"),
+    ("leave", "stop the old system", "jumping", "kernel"),
+    ("kernel", "start the new kernel", "kernel", "initrd"),
     ("initrd", "initial RAM disk", "initrd", "userspace"),
 )
 # Without systemd in an initial RAM disk.
-_KERNEL_STEP = ("kernel", "new kernel", "kernel", "userspace")
+_KERNEL_STEP = ("kernel", "start the new kernel", "kernel", "userspace")
 _SECONDS_A_TICK = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 3600, 86400)
 
 

@@ -11,7 +11,7 @@ import typing as t
 from ._budget import paused_too_long
 from ._stamps import blackout
 
-__all__ = ("OUTCOMES", "outcome", "result", "summary")
+__all__ = ("CHECK_MEMORY", "OUTCOMES", "outcome", "result", "summary")
 
 # How the update of a host can end, in words.
 OUTCOMES = {
@@ -24,8 +24,13 @@ OUTCOMES = {
     "lost": "lost during the update",
     "checked": "examined only",
 }
-# The ends that stop the rollout.
+# The ends with which a host fails.
 STOPS = ("refused", "undone", "failed", "lost")
+# The step at which a host fails only because guests have lost their memory (tasks/verify.yml).
+CHECK_MEMORY = "Check that each guest kept its memory"
+# How much the statistic of a run says: AWX hands it to all later nodes of a workflow.
+_BRIEF_HOSTS = 20
+_BRIEF_TEXT = 300
 
 
 def outcome(
@@ -49,8 +54,9 @@ def outcome(
     if why:
         if lost:
             return "lost"
-        return "undone" if step and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
-    if plan["verdict"] == "current":
+        begun = step and plan["verdict"] == "go"  # on a host that runs the kernel already, only the tasks after the update can fail
+        return "undone" if begun and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
+    if plan["verdict"] == "current" and not jump:
         return "current"
     return "checked" if check_mode or not jump else "updated"
 
@@ -68,6 +74,7 @@ def result(
     step: str = "",
     lost: bool = False,
     undo: str = "",
+    taken_over: str = "",
 ) -> dict[str, t.Any]:
     """The result of one host. The update may have ended anywhere, so each argument may be empty.
 
@@ -80,6 +87,7 @@ def result(
     ``step``      the step that failed; empty if none did, or if the update had not begun
     ``lost``      whether the host did not answer then
     ``undo``      the message of an undo that failed
+    ``taken_over``  whose lease this run took over
     ``left_out``  whether the run skips this host
     ``blackout_max``  the longest pause that is allowed, in seconds, 0 for any
     """
@@ -104,6 +112,7 @@ def result(
         for fate in fates.values():
             if not fate["state"]:
                 fate["why"] = f"unknown, the host was lost; planned: {fate['why'] or 'nothing'}"
+    kept = {name for name, fate in fates.items() if fate["state"] == "restored"}
     return {
         "outcome": end,
         "why": why,
@@ -113,12 +122,14 @@ def result(
         "blackout_max": blackout_max,
         "expected_pause": plan.get("expected_pause"),
         "update_id": update_id,
-        "kernel_before": kernel,
+        "taken_over": taken_over,
+        "kernel_before": jump.get("kernel_before", kernel),
         "kernel_after": jump.get("kernel_after", "" if silent else kernel),
-        "boot_id_before": boot_id,
+        "boot_id_before": jump.get("boot_id_before", boot_id),
         "boot_id_after": jump.get("boot_id_after", "" if silent else boot_id),
         "times": jump.get("times") or {},
         "guests": _with_away(fates, away),
+        "guests_lost": [name for name in plan.get("staying") or [] if name not in kept] if step == CHECK_MEMORY else [],
     }
 
 
@@ -133,11 +144,16 @@ def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
     return f"{begun}. Check its console. When it answers again, repeat the update: this also brings back guests that are away"
 
 
-def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dict[str, t.Any]:
-    """What a run did: ``lines``, one for each host, and ``failed``, the hosts that fail for it.
+def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False, gate: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    """What a run did. ``gate`` is what :func:`_rollout.gate` returned when it stopped the run, empty if it did not.
 
-    A run that skips hosts and updates none fails for the skipped ones.
+    ``hosts``   the results of the hosts. Those that were not begun say why. They are left out if the operator wanted the stop
+    ``lines``   one line for each host
+    ``failed``  the hosts that fail for their results. A run that skips hosts and updates none fails for the skipped ones
+    ``brief``   a few figures, of the same size for any number of hosts (:func:`_brief`)
     """
+    if gate and gate["stop"]:
+        hosts = {name: _not_begun(host, gate) if host["outcome"] == "checked" else host for name, host in hosts.items()}
     ends = [host["outcome"] for host in hosts.values()]
     empty = "left_out" in ends and {"left_out", "current"}.issuperset(ends)
     untouched = "refused" in ends and not {"updated", "undone", "failed", "lost"}.intersection(ends)
@@ -151,7 +167,29 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False) -> dic
         lines[name] = line
         if host["outcome"] in STOPS or (host["outcome"] == "updated" and host["over_budget"]) or (empty and host["outcome"] == "left_out"):
             failed.append(name)
-    return {"lines": lines, "failed": failed}
+    return {"hosts": hosts, "lines": lines, "failed": failed, "brief": _brief(hosts, lines, failed, check_mode)}
+
+
+def _not_begun(host: dict[str, t.Any], gate: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {**host, "outcome": "left_out" if gate["on_request"] else "checked", "why": gate["stop"]}
+
+
+def _brief(hosts: dict[str, dict[str, t.Any]], lines: dict[str, str], failed: list[str], check_mode: bool) -> dict[str, t.Any]:
+    """``outcome`` of the run: ``failed``, ``checked`` (check mode), ``stopped`` (hosts are left for another run) or ``updated``; ``why``;
+    ``hosts``, how many ended how; ``kernels`` that they run now; ``longest_pause`` in seconds; the first of the ``failed`` hosts.
+    """
+    ends = [host["outcome"] for host in hosts.values()]
+    left = [name for name, host in hosts.items() if host["outcome"] in ("checked", "left_out")]
+    pauses = [pause for host in hosts.values() for guest in host["guests"].values() if (pause := blackout(guest)) is not None]
+    first = next(iter(failed or ([] if check_mode else left)), "")
+    return {
+        "outcome": "failed" if failed else "checked" if check_mode else "stopped" if left else "updated",
+        "why": lines.get(first, "")[:_BRIEF_TEXT],
+        "hosts": {end: ends.count(end) for end in OUTCOMES if end in ends},
+        "kernels": sorted({host["kernel_after"] for host in hosts.values() if host["kernel_after"]})[:_BRIEF_HOSTS],
+        "longest_pause": max(pauses, default=None),
+        "failed": failed[:_BRIEF_HOSTS],
+    }
 
 
 def _line(host: dict[str, t.Any], check_mode: bool) -> str:
@@ -161,7 +199,8 @@ def _line(host: dict[str, t.Any], check_mode: bool) -> str:
     if host["outcome"] == "current":
         return f"runs {host['kernel_before']} already"
     if host["outcome"] == "checked":
-        return _outlook(host) if check_mode else "not touched, the run stopped before this host"
+        stopped = "not touched, the run stopped before this host" + (f": {host['why']}" if host["why"] else "")
+        return _outlook(host) if check_mode else stopped
     after = f' at "{host["step"]}"' if host["step"] else ""
     return f"{OUTCOMES[host['outcome']]}{after}: {host['why']}"
 

@@ -16,17 +16,17 @@ __all__ = ("PARTS", "blackout", "host_times", "parts", "stamps")
 _INITRD = "initial RAM disk"
 # The parts of a guest's pause, in order: the name, where its first and its last stamp are (host or guest), and the stamps.
 PARTS = (
-    ("save", ("guest", "paused"), ("guest", "saved")),
-    ("leave the old kernel", ("guest", "saved"), ("host", "kernel")),
-    ("new kernel", ("host", "kernel"), ("host", "initrd")),
+    ("save the state", ("guest", "paused"), ("guest", "saved")),
+    ("stop the old system", ("guest", "saved"), ("host", "kernel")),
+    ("start the new kernel", ("host", "kernel"), ("host", "initrd")),
     (_INITRD, ("host", "initrd"), ("host", "userspace")),
     ("systemd loads its units", ("host", "userspace"), ("host", "units")),
     ("start the restore", ("host", "units"), ("guest", "start")),
-    ("take back the memory", ("guest", "start"), ("guest", "retrieved")),
+    ("retrieve the memory", ("guest", "start"), ("guest", "retrieved")),
     ("wait for libvirt", ("guest", "retrieved"), ("guest", "libvirt")),
     ("start QEMU", ("guest", "retrieved"), ("guest", "qemu")),
-    ("load the devices", ("guest", "qemu"), ("guest", "loaded")),
-    ("go on", ("guest", "loaded"), ("guest", "resumed")),
+    ("load the state", ("guest", "qemu"), ("guest", "loaded")),
+    ("resume", ("guest", "loaded"), ("guest", "resumed")),
 )
 
 

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How long the plans of a fleet take: 1,000 hosts with 50 guests each, and a policy of five rules.
+"""Measure how long planning takes for 1,000 hosts with 50 guests each, and a policy of five rules.
 
 PYTHONPATH=$ANSIBLE_COLLECTIONS_PATH python tests/bench/plan.py
 """
@@ -69,7 +69,7 @@ def host() -> dict:
 
 
 def main() -> None:
-    """Plan for each host, as the filter does: the policy is read again for each."""
+    """Plan each host as the filter does. It reads the policy again for each."""
     fleet = [json.loads(json.dumps(host())) for _number in range(HOSTS)]
     begun = time.process_time()
     plans = [plan(facts, Policy(POLICY)) for facts in fleet]

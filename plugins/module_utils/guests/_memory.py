@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from .._errors import reason
 from ..host import _memory
 
 TYPE_CHECKING = False
@@ -93,9 +94,9 @@ def shared_limit_reasons(guests: dict[str, tuple[int, dict[str, int]]]) -> list[
 
 
 def _limit_reason(unit: str, limit: int, what: str) -> dict:
-    return {
-        "code": "memory-limit",
-        "message": f"{what} charged to {unit} at the restore, but its MemoryMax= or StartupMemoryMax= is {limit >> 20} MiB: the restore"
+    return reason(
+        "memory-limit",
+        f"{what} charged to {unit} at the restore, but its MemoryMax= or StartupMemoryMax= is {limit >> 20} MiB: the restore"
         " would fail, and could not be repeated",
-        "remedy": f"raise or remove the limit of {unit}",
-    }
+        f"raise or remove the limit of {unit}",
+    )

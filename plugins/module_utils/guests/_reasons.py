@@ -106,11 +106,11 @@ def program_reasons(replaced: str) -> list[dict]:
     if not replaced:
         return []
     return [
-        {
-            "code": "qemu-replaced",
-            "message": f"{replaced} was replaced since the guest started: after the jump another QEMU would load its state, and may fail",
-            "remedy": "restart the guest, or migrate it away and back, so that it runs the installed QEMU",
-        }
+        reason(
+            "qemu-replaced",
+            f"{replaced} was replaced since the guest started: after the jump another QEMU would load its state, and may fail",
+            "restart the guest, or migrate it away and back, so that it runs the installed QEMU",
+        )
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from .._errors import reason
 from ..host import _files, _this_boot
 
 TYPE_CHECKING = False
@@ -46,12 +47,11 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
     The session of such a guest may still have its memory, which would not survive another jump.
     """
     return [
-        {
-            "code": "not-back",
-            "message": f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
-            "remedy": f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory"
-            " and state",
-        }
+        reason(
+            "not-back",
+            f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
+            f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory and state",
+        )
         for name, saved in of_guests().items()
         if saved.get("state") == "saved" and name not in running
     ]

@@ -21,6 +21,7 @@ __all__ = (
     "HOLD_SUFFIX",
     "IMAGES",
     "IMAGE_RECORD",
+    "LEASE",
     "LIBRARY",
     "LOCK",
     "MODULES",
@@ -53,6 +54,7 @@ STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
 AWAY = STATE + "/away"
 BOOT_DEFAULT = STATE + "/boot-default.json"
+LEASE = STATE + "/lease.json"
 UPDATE = STATE + "/update.json"
 
 HOLD_SUFFIX = ".hold"

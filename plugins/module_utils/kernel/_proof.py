@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, reason
 from . import _cmdline, _image, _initrd, _modules, _running, _scratch
 
 __all__ = ("PROVEN", "REFUSED", "UNKNOWN", "boot", "compare", "objections", "prove")
@@ -159,7 +159,7 @@ def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict
 
 
 def _reason(verdict: str, code: str, message: str, remedy: str) -> dict:
-    return {"code": code, "message": message, "remedy": remedy, "verdict": verdict}
+    return {**reason(code, message, remedy), "verdict": verdict}
 
 
 def _why_unread(side: dict, what: str) -> str:

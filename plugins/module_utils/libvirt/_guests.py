@@ -17,11 +17,10 @@ import os
 import stat
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, reason
 from ..host import _processes, _units
 from ..vmm import _options
 from . import _batch, _ram, _reasons, _setup, _virsh
-from ._reasons import reason
 
 __all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "survey", "warn")
 

@@ -11,6 +11,7 @@ Source: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+from .._errors import reason
 from . import _ram, _setup
 
 TYPE_CHECKING = False
@@ -119,11 +120,6 @@ _WARNINGS = (
 )
 # What distinguishes an element from others of its kind, in order.
 _NAMES = (("target", "dev"), ("target", "dir"), ("cid", "address"), ("device", "path"), ("alias", "name"))
-
-
-def reason(code: str, message: str, remedy: str) -> dict:
-    """A reason or a warning."""
-    return {"code": code, "message": message, "remedy": remedy}
 
 
 def memory_reasons(backends: list[dict], found: bool) -> list[dict]:

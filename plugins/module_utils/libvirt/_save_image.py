@@ -85,10 +85,10 @@ def loadable(image: bytes, running: bool) -> bytes:
         out += image[begun : stream.at]
     begun = stream.at
     if stream.number(1) not in (_SECTION_START, _SECTION_FULL):
-        raise stream.unknown("no section where the RAM's is due")
+        raise stream.unknown("no section at the place of the RAM section")
     stream.take(4)
     if stream.name() != b"ram":
-        raise stream.unknown("a section before the RAM's")
+        raise stream.unknown("another section before the RAM section")
     stream.take(8)
     total = stream.number(8)
     if total & _FLAGS != _MEM_SIZE:
@@ -102,7 +102,7 @@ def loadable(image: bytes, running: bool) -> bytes:
         out += image[begun : stream.at]
         stream.take(8)  # the address of the block, which exists only with x-ignore-shared
     if left:
-        raise stream.unknown("RAM blocks that do not sum up")
+        raise stream.unknown("RAM blocks whose sizes do not add up")
     struct.pack_into("=I", out, _WAS_RUNNING_OFFSET, running)
     return bytes(out + image[stream.at :])
 

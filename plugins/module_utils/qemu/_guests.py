@@ -13,7 +13,7 @@ import os
 import stat
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, reason
 from ..host import _files, _processes
 from ..vmm import _argv, _monitor
 
@@ -29,10 +29,6 @@ DAEMONS = ()
 _UNREAD = {"unit": "", "uuid": "", "pid": 0, "started": 0}
 _WRAP = "run it with 'kvm-liveupdate run NAME --' in a systemd unit, or as a libvirt domain"
 _LARGEST = 1 << 40  # the kernel cannot describe a memfd from here on (mm/memfd_luo.c)
-
-
-def _reason(code: str, message: str, remedy: str) -> dict:
-    return {"code": code, "message": message, "remedy": remedy}
 
 
 def known() -> list[dict]:
@@ -51,8 +47,8 @@ def _record(name: str) -> dict:
     try:
         return _files.read_json(path)
     except LiveUpdateError as err:
-        reason = _reason("record-damaged", str(err), f"restart the guest; if the guest does not run, remove {path}")
-        return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": reason}
+        damaged = reason("record-damaged", str(err), f"restart the guest; if the guest does not run, remove {path}")
+        return {"name": name, "provider": "qemu", **_UNREAD, "monitor": "", "ram": [], "argv": [], "reason": damaged}
 
 
 def inspect(record: dict) -> list[dict]:
@@ -68,10 +64,10 @@ def inspect(record: dict) -> list[dict]:
     reasons += _reopened.replaced(record["pid"], record["argv"])
     for ram in record["ram"]:
         if not _is_memory_file(record["pid"], ram["fd"], ram["size"]):
-            reasons.append(_reason("ram-gone", f"descriptor {ram['fd']} of its QEMU is no longer its RAM", "restart the guest"))
+            reasons.append(reason("ram-gone", f"descriptor {ram['fd']} of its QEMU is no longer its RAM", "restart the guest"))
         if ram["size"] >= _LARGEST:
             message = f"its RAM is one memory file of {ram['size'] >> 30} GiB, and the kernel preserves less than 1024 GiB in one file"
-            reasons.append(_reason("ram-size", message, "give the guest less RAM"))
+            reasons.append(reason("ram-size", message, "give the guest less RAM"))
     try:
         with _monitor.Monitor(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
             state = monitor.status()
@@ -79,14 +75,12 @@ def inspect(record: dict) -> list[dict]:
             jobs = monitor.execute("query-block-jobs")
             now = _now.ask(monitor)
     except LiveUpdateError as err:
-        return [*reasons, _reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
+        return [*reasons, reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
     if state not in ("running", "paused"):
-        reasons.append(_reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
-    reasons += [
-        _reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers
-    ]
+        reasons.append(reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
+    reasons += [reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers]
     if jobs:
-        reasons.append(_reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
+        reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if now["ignores_shared"]:
         reasons.append(_now.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}
@@ -129,10 +123,10 @@ def foreign_reason(pid: int) -> dict:
         backing, page_kib = "", 0
     if page_kib > 4:
         message = f"its RAM is on huge pages of {page_kib} KiB ({backing}), which the kernel cannot preserve"
-        return _reason("ram-hugetlb", message, f"use RAM without huge pages, and {_WRAP}")
+        return reason("ram-hugetlb", message, f"use RAM without huge pages, and {_WRAP}")
     if not backing:
-        return _reason("ram-anonymous", "its RAM is anonymous memory, which has no file descriptor", _WRAP)
-    return _reason("not-managed", f"its RAM is {backing}, but neither the wrapper nor libvirt runs it", _WRAP)
+        return reason("ram-anonymous", "its RAM is anonymous memory, which has no file descriptor", _WRAP)
+    return reason("not-managed", f"its RAM is {backing}, but neither the wrapper nor libvirt runs it", _WRAP)
 
 
 def largest_mapping(smaps: t.Iterable[str]) -> tuple[str, int]:

@@ -98,7 +98,7 @@ def start_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]
         remedy = f"add DeviceAllow={_luo.DEVICE} rw to the unit and restart the guest"
     else:
         return []
-    return [{"code": "unit", "message": message, "remedy": remedy}]
+    return [reason("unit", message, remedy)]
 
 
 def file_reasons(unit: str, name: str, properties: dict[str, str]) -> list[dict]:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 
+from .._errors import reason
 from ..host import _systemd, _this_boot
 from ..kernel import _cmdline
 
 __all__ = ("reasons",)
-
-
-def _reason(code: str, message: str, remedy: str) -> dict:
-    return {"code": code, "message": message, "remedy": remedy}
 
 
 def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict]:
@@ -24,10 +21,10 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
     if not os.path.exists(os.path.join(root, "dev/liveupdate")):
         found.append(_no_device(root))
     if not os.path.exists(os.path.join(root, "sys/kernel/kexec_loaded")):
-        found.append(_reason("no-kexec", "the running kernel has no kexec", "run a kernel with CONFIG_KEXEC_FILE=y"))
+        found.append(reason("no-kexec", "the running kernel has no kexec", "run a kernel with CONFIG_KEXEC_FILE=y"))
     elif _this_boot.line(root, "proc/sys/kernel/kexec_load_disabled") != "0":
         found.append(
-            _reason(
+            reason(
                 "kexec-disabled",
                 "the sysctl kernel.kexec_load_disabled is 1, which only a reboot resets",
                 "remove that sysctl setting and reboot",
@@ -35,7 +32,7 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
         )
     if systemd_version < _systemd.SURVIVE_VERSION:
         found.append(
-            _reason(
+            reason(
                 "systemd",
                 f"systemd {systemd_version} cannot carry sessions through a shutdown",
                 f"install systemd {_systemd.SURVIVE_VERSION} or later",
@@ -43,7 +40,7 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
         )
     if not runtime_present:
         found.append(
-            _reason(
+            reason(
                 "runtime",
                 "the host runtime is not installed, or it is of another version than this collection",
                 "run the playbook kvm.liveupdate.setup",
@@ -55,12 +52,12 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
 def _no_device(root: str) -> dict:
     missing = _cmdline.missing_options(_this_boot.current_cmdline(root))
     if missing:
-        return _reason(
+        return reason(
             "cmdline",
             f"/dev/liveupdate does not exist, because the kernel command line lacks {' and '.join(missing)}",
             "run the playbook kvm.liveupdate.setup, which adds this and reboots the host (hypervisor_setup_reboot_ok: true)",
         )
-    return _reason(
+    return reason(
         "no-device",
         "/dev/liveupdate does not exist, although the kernel command line has kho=on and liveupdate=on",
         "run kernel 7.2 or later with CONFIG_LIVEUPDATE=y and CONFIG_KEXEC_HANDOVER=y; 'dmesg | grep -iE \"kho|luo\"' may show more",

@@ -209,7 +209,7 @@ def _json(text: str) -> object:
         return dict(found)
 
     def constant(word: str) -> object:
-        raise ValueError(f"{word} is no value")
+        raise ValueError(f"{word} is not a value")
 
     return json.loads(_STRING.sub(double, text), object_pairs_hook=pairs, parse_constant=constant)
 

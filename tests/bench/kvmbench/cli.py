@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("bench: interrupted; the next run goes on", file=sys.stderr)
+        print("bench: interrupted; repeat the command to continue", file=sys.stderr)
         return 130
 
 

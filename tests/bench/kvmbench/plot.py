@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""docs/docsite/rst/bench.svg: a bar for each scenario's median pause, and a line from the least to the greatest. Pure."""
+"""docs/docsite/rst/bench.svg: a bar for each scenario's median pause, and a line from the shortest to the longest. Pure."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from kvmlab.errors import LabError
 
-# How a host gets its new kernel: by us, with guests that are units or libvirt domains, or by one of the ways that need no live update.
+# How a host gets its new kernel: by a live update of units or libvirt domains, or in a way that needs no live update.
 WAYS = {
     "qemu": "live update, QEMU in a unit",
     "libvirt": "live update, libvirt",
     "save-reboot": "managed save, reboot, restore",
     "save-kexec": "managed save, systemctl kexec, restore",
     "shutdown-reboot": "shutdown, reboot, boot",
-    "preserve": "PRESERVE alone",
+    "preserve": "the call PRESERVE alone",
 }
 
 

@@ -26,7 +26,7 @@ _LAB = "ansible_collections.kvm.liveupdate.docsite.lab"
 
 @dataclass(frozen=True)
 class Figure:
-    """The middle of some measurements, the least and the greatest, and how many there are."""
+    """The median of some measurements, the shortest, the longest, and their number."""
 
     median: float
     least: float
@@ -61,32 +61,32 @@ def page(results: Sequence[Result]) -> str:
     kernels = sorted({kernel for result in results for kernel in result.kernels if kernel})
     parts = [
         f"..\n{textwrap.indent(NOTICE, '  ')}\n\n.. _{_LABEL}:\n",
-        _title("The pause, measured", "="),
+        _title("How long guests pause", "="),
         f"``tests/bench/run --report`` wrote this page from {len(results)} measurements, {first} to {last}, on {results[0].machine}.\n",
-        f"The hypervisor is one of :ref:`the lab's <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
-        "Compare the ratios, not the seconds: emulation makes all of it slower than hardware.\n",
-        "Seconds are medians, with the least and the greatest in brackets. A measurement is the longest pause of all guests of the host,\n"
-        "taken from the heartbeats of the guests. The scenarios took turns, so that other work of the machine met all of them alike.\n",
-        "An ordinary reboot looks better here than on a server: the firmware of the emulated host takes seconds, that of a server often\n"
-        "takes minutes. A kexec runs no firmware.\n",
+        f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
+        "Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
+        "The heartbeats of the guests give the pauses. A measurement is the longest pause on the host. The tables show medians, with the\n"
+        "shortest and the longest time in brackets. The scenarios took turns, so other work on the machine affected all of them.\n",
+        "An ordinary reboot looks better here than on a server. The firmware of the emulated host takes seconds, the firmware of a server\n"
+        "often takes minutes. A kexec runs no firmware.\n",
         *_speed(found),
-        _title("How long guests are paused", "-"),
+        _title("The pauses", "-"),
         _pauses(rows, found),
-        ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the least to the greatest.\n",
+        ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the shortest to the longest.\n",
     ]
     if "floor" in found.get(FLOOR_OF, {}):
         parts.append(
-            "The floor is the least pause that this machine could have: the time from the call of reboot(2) to the new PID 1, and one\n"
-            "start of a QEMU that loads the guest's state. As after a jump, nothing of that QEMU is in memory yet. The floor is\n"
-            f"{found[FLOOR_OF]['floor'].words} s. It was measured with {FLOOR_OF}, in the same updates.\n"
+            "The *floor* is the shortest pause that is possible on this host. It is the time from the call of reboot(2) to the new PID 1,\n"
+            "plus one start of a QEMU that loads the guest's state. No file of this QEMU is in memory yet, as after a jump. The floor is\n"
+            f"{found[FLOOR_OF]['floor'].words} s. It was measured in the updates of {FLOOR_OF}.\n"
         )
         parts += _systemd(found[FLOOR_OF])
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
-        parts += [_title("Where the pause goes", "-"), _breakdown(live, found)]
+        parts += [_title("The parts of the pause", "-"), _breakdown(live, found)]
     memory = [scenario for scenario in rows if {"preserve", "retrieve"} & set(found[scenario.name])]
     if memory:
-        parts += [_title("The kernel's own work", "-"), _memory(memory, found)]
+        parts += [_title("The kernel's part", "-"), _memory(memory, found)]
     return "\n".join(parts)
 
 
@@ -99,20 +99,20 @@ def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
     if not slower:
         return []
     return [
-        f"The hypervisor's processor is slower than this machine's by a factor of {slower.median:.0f} (a loop in Python, on both).\n"
-        "The processor's work weighs that much more here than on a server; firmware, disks and waits do not.\n"
+        f"The emulated processor is slower than that of this machine by a factor of {slower.median:.0f} (a loop in Python, on both).\n"
+        "Work of the processor takes that much longer than on a server. Firmware, disks and waits do not.\n"
     ]
 
 
 def _systemd(named: dict[str, Figure]) -> list[str]:
-    """What the floor does not have in it, and yet is no work of ours."""
+    """What systemd needs. The floor does not include it."""
     if "systemd" not in named:
         return []
     least = (named["floor"].median + named["systemd"].median) / named["floor"].median
     return [
-        f"Beside the floor {named['systemd'].words} s of each of these pauses are systemd's own: the time from the guest's last save\n"
-        "to the call of reboot(2), and from the start of the new PID 1 until it has loaded its units. Together with the floor they are\n"
-        f"{least:.2f} x floor: whoever leaves the end and the beginning to systemd cannot be faster.\n"
+        f"systemd takes {named['systemd'].words} s of each pause. This is the time from the last save to the call of reboot(2), and from\n"
+        "the start of the new PID 1 until it has loaded its units. The floor does not include it. A pause with systemd is therefore at\n"
+        f"least {least:.2f} times the floor.\n"
     ]
 
 
@@ -133,7 +133,7 @@ def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> st
         against = f"{pause.median / peer.median:.2f}" if peer else "-"
         controller = f"{named['controller'].median:.1f}" if "controller" in named else "-"
         lines.append((scenario.name, scenario.words, pause.words, str(pause.count), times, against, controller))
-    head = ("scenario", "what", "pause, s", "measured", "x floor", f"x {PEER}", "controller's CPU, s")
+    head = ("scenario", "what happens", "pause, s", "measurements", "pause / floor", f"pause / {PEER}", "CPU of the controller, s")
     return _table(head, lines)
 
 
@@ -155,4 +155,4 @@ def _memory(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> st
             if name in found[scenario.name]:
                 seen = found[scenario.name][name]
                 lines.append((name.upper(), scenario.words, seen.words, f"{seen.median / gib:.2f}", str(seen.count)))
-    return _table(("call", "memory", "s", "s per GiB", "measured"), lines)
+    return _table(("system call", "memory", "s", "s per GiB", "measurements"), lines)

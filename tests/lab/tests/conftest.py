@@ -16,32 +16,10 @@ from kvmlab.machines.host import Host
 from kvmlab.parts.kinds import USUAL
 from kvmlab.story.controller import Controller
 
-LEFT_OUT = pytest.StashKey[list[str]]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every", action="store_true", help="run the tests beyond the night that CI runs, too")
-
 
 def pytest_configure() -> None:
     """SIGTERM ends a run as Ctrl-C does, so that no emulated host outlives it, whichever lab a test uses."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --every those marked "beyond" are left out, and named at the end."""
-    left_out = [] if config.getoption("every") else [item for item in items if item.get_closest_marker("beyond")]
-    config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    left_out = config.stash.get(LEFT_OUT, [])
-    if left_out:
-        terminalreporter.section("left out of this run; tests/run --all runs them")
-        for name in left_out:
-            terminalreporter.write_line(name)
 
 
 def pytest_runtest_setup() -> None:

@@ -68,4 +68,4 @@ def test_every_scenario_has_a_name_and_words_of_its_own() -> None:
 
 def test_a_scenario_in_words() -> None:
     assert Scenario("x", "qemu", guests=4, ram=512, thp=True).words == "live update, QEMU in a unit, 4 x 512 MiB, huge pages"
-    assert Scenario("x", "preserve", guests=0, ram=1024).words == "PRESERVE alone, 1024 MiB"
+    assert Scenario("x", "preserve", guests=0, ram=1024).words == "the call PRESERVE alone, 1024 MiB"

@@ -24,7 +24,9 @@ def results(scenario: str, **seconds: list[float]) -> list[Result]:
 
 OURS = results("ours-qemu", pause=[9.0, 8.0, 13.0], floor=[5.0, 4.0, 6.0], controller=[7.0, 6.0, 8.0], retrieve=[0.25, 0.5, 0.125])
 PEERS = results("save-reboot", pause=[50.0, 40.0, 45.0], controller=[3.0, 3.0, 3.0])
-MEMORY = results("preserve-1g-thp", preserve=[0.02]) + results("ours-qemu-2g", pause=[10.0], retrieve=[1.0], **{"part: save": [0.5]})
+MEMORY = results("preserve-1g-thp", preserve=[0.02]) + results(
+    "ours-qemu-2g", pause=[10.0], retrieve=[1.0], **{"part: save the state": [0.5]}
+)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_the_table_of_pauses() -> None:
 def test_what_was_not_measured_is_not_made_up() -> None:
     text = page(PEERS[:1])
     assert cells(text, "save-reboot")[2:] == ["50.00 (50.00 to 50.00)", "1", "-", "1.00", "3.0"]
-    assert "ours-qemu" not in text and "The floor" not in text and "Where the pause goes" not in text and "factor" not in text
+    assert "ours-qemu" not in text and "The floor" not in text and "The parts of the pause" not in text and "factor" not in text
 
 
 def test_how_slow_the_emulated_processor_is_is_said() -> None:
@@ -74,25 +76,25 @@ def test_how_slow_the_emulated_processor_is_is_said() -> None:
 
 def test_systemds_own_share_is_said() -> None:
     text = page(results("ours-qemu", pause=[9.0], floor=[4.0], systemd=[2.0]))
-    assert "Beside the floor 2.00 (2.00 to 2.00) s" in text and "1.50 x floor" in text
-    assert "Beside the floor" not in page(OURS)
+    assert "2.00 (2.00 to 2.00) s of each pause" in text and "1.50 times the floor" in text
+    assert "of each pause" not in page(OURS)
 
 
 def test_the_parts_and_the_kernels_own_work() -> None:
     text = page(OURS + MEMORY)
-    assert cells(text, "save") == ["save", "0.50"]
+    assert cells(text, "save the state") == ["save the state", "0.50"]
     retrieved = [row[2:] for row in tables(text) if row[0] == "RETRIEVE"]
     assert retrieved == [["0.25 (0.12 to 0.50)", "2.00", "3"], ["1.00 (1.00 to 1.00)", "0.50", "1"]]
-    assert ["PRESERVE", "PRESERVE alone, 1024 MiB, huge pages", "0.02 (0.02 to 0.02)", "0.02", "1"] in tables(text)
+    assert ["PRESERVE", "the call PRESERVE alone, 1024 MiB, huge pages", "0.02 (0.02 to 0.02)", "0.02", "1"] in tables(text)
 
 
 def test_the_parts_stand_in_the_order_of_the_pause() -> None:
     """A domain has one more, and two in one where a stamp is missing."""
-    unit = results("ours-qemu", pause=[9.0], **{"part: start QEMU": [2.0], "part: save": [1.0]})
-    domain = results("ours-libvirt", pause=[9.0], **{"part: start QEMU + load the devices": [3.0], "part: wait for libvirt": [4.0]})
+    unit = results("ours-qemu", pause=[9.0], **{"part: start QEMU": [2.0], "part: save the state": [1.0]})
+    domain = results("ours-libvirt", pause=[9.0], **{"part: start QEMU + load the state": [3.0], "part: wait for libvirt": [4.0]})
     text = page(unit + domain)
-    first = [row[0] for row in tables(text[text.index("Where the pause goes") :])]
-    assert first[1:5] == ["save", "wait for libvirt", "start QEMU", "start QEMU + load the devices"]
+    first = [row[0] for row in tables(text[text.index("The parts of the pause") :])]
+    assert first[1:5] == ["save the state", "wait for libvirt", "start QEMU", "start QEMU + load the state"]
 
 
 def test_the_picture_has_a_bar_for_each_scenario_to_scale() -> None:

@@ -140,7 +140,12 @@ PROOFS = {
     "proven": (told("proven"), {}, ""),
     "runs": (None, {}, ""),
     "refused": (told("refused", "modules", "kvm-off"), {}, "says modules - mend it; says kvm-off - mend it"),
-    "unknown": (told("unknown", "config-unread"), {}, "says config-unread - mend it"),
+    "unknown": (
+        told("unknown", "config-unread"),
+        {},
+        "says config-unread - mend it; the jump is not proven for this pair of kernels, a-b - fix the problems above; or test the jump on a"
+        " host without guests, and then accept the pair with hypervisor_update_accept_unknown: [a-b]",
+    ),
     "accepted": (told("unknown", "config-unread"), {"hypervisor_kernel_accept_unknown": ["a-b"]}, ""),
     "known_to_fail": (told("refused", "kvm-off"), {"hypervisor_kernel_accept_unknown": ["a-b"]}, "says kvm-off - mend it"),
     "no_initrd": (told("refused", "initrd-missing"), {}, "says initrd-missing - mend it"),

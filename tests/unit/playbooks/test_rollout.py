@@ -38,8 +38,8 @@ MODULE = '''#!/usr/bin/python
 import json, os
 from ansible.module_utils.basic import AnsibleModule
 
-WORDS = ("accept_unknown", "back", "back_uri", "cmdline", "destination", "guests", "initrd", "keep_units", "kernel", "migrate_uri", "name",
-         "names", "on_loss", "only_kept", "state", "timeout", "timeouts", "way")
+WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "destination", "ended", "guests", "initrd", "keep_units", "kernel",
+         "migrate_uri", "name", "names", "on_loss", "only_kept", "run", "seconds", "state", "timeout", "timeouts", "until", "way")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
@@ -60,6 +60,7 @@ answers = {
         "guests": [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}],
     },
     "kexec": {"journal": update},
+    "update_lease": {"taken_over": ""},
     "guest": {"last_update": last, "guests": [{"name": "web", "changed": False, "failed": False, "msg": "", "last_update": last}]},
 }
 module.exit_json(changed=name not in ("hypervisor_info", "boot_default"), **answers.get(name, {}))
@@ -103,6 +104,8 @@ class Stage:
     def play(self, playbook: str, **extra: object) -> tuple[int, str]:
         """Run a playbook of the collection; its exit code and what it printed."""
         environment = {**os.environ, "STAGE": str(self.path), "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": ""}
+        paths = {"hypervisor_update_report": f"{self.path}/page.html", "__hypervisor_update_records": f"{self.path}/$HOST.records"}
+        extra = {**paths, **extra}
         environment |= {"ANSIBLE_HOME": str(self.path), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SHOW_CUSTOM_STATS": "1"}
         done = subprocess.run(
             ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), playbook],
@@ -123,6 +126,17 @@ class Stage:
         (roles / "hypervisor_setup/tasks/prepare.yml").write_text(prepare)
         (roles / "hypervisor_setup/tasks/finish.yml").write_text(SETUP.format(log=self.path / "log", act=act))
 
+    def report(self) -> dict[str, dict[str, object]]:
+        """The data of the page."""
+        return json.loads((self.path / "page.html.json").read_text())
+
+    def hook(self, name: str, *more: str) -> str:
+        """A task file that logs its name, where it runs and how the host ended; ``more`` are lines of more tasks."""
+        says = f"${{HOST:-controller}} {{{{ inventory_hostname }}}} {name} {{{{ hypervisor_update_result.outcome }}}}"
+        lines = ["- name: Log", f"  ansible.builtin.shell: echo {says} >>{self.path}/log", "  changed_when: true"]
+        (self.path / f"{name}.yml").write_text("\n".join([*lines, *more]) + "\n")
+        return str(self.path / f"{name}.yml")
+
     def calls(self, call: str) -> list[str]:
         """The hosts that were called so, in order."""
         return [line.split()[0] for line in (self.path / "log").read_text().splitlines() if line.endswith(f" {call}")]
@@ -133,9 +147,14 @@ def said(output: str) -> list[str]:
     return re.findall(r'^        "(hv\d: .*?)",?$', output.rpartition("Show the result of each host")[2], re.MULTILINE)
 
 
-def artifact(output: str) -> dict[str, dict[str, object]]:
+def artifact(output: str) -> dict[str, object]:
     """What AWX gets."""
-    return json.loads(re.search(r"RUN: (\{.*\})", output)[1])["liveupdate_report"]
+    return json.loads(re.search(r"RUN: (\{.*\})", output)[1])["liveupdate_summary"]
+
+
+def outcomes(stage: Stage) -> dict[str, str]:
+    """How each host ended."""
+    return {name: host["outcome"] for name, host in stage.report().items()}
 
 
 def test_every_host_is_updated_and_examined_once_where_that_is_fresh(tmp_path):
@@ -148,9 +167,17 @@ def test_every_host_is_updated_and_examined_once_where_that_is_fresh(tmp_path):
     assert stage.calls("kexec") == ["hv1", "hv2"]
     kernels = f"7.2.13 -> {os.uname().release}"
     assert said(output) == [f"hv{number}: updated {kernels}, 1 guest kept, longest pause 8.6 s" for number in (1, 2)]
-    assert {name: host["outcome"] for name, host in artifact(output).items()} == {"hv1": "updated", "hv2": "updated"}
+    assert outcomes(stage) == {"hv1": "updated", "hv2": "updated"}
+    assert artifact(output) == {
+        "outcome": "updated",
+        "why": "",
+        "hosts": {"updated": 2},
+        "kernels": [os.uname().release],
+        "longest_pause": pytest.approx(8.6),
+        "failed": [],
+    }
     first, _second = output.split("PLAY [Update")[1:]
-    assert first.count("\nTASK [") <= 15, first
+    assert first.count("\nTASK [") <= 32, first
 
 
 @pytest.mark.parametrize(
@@ -163,8 +190,10 @@ def test_no_further_host_is_touched_after_one_that_fails_or_is_lost(tmp_path, se
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=serial)
     assert code != 0 and sorted(stage.calls("kexec_image")) == touched, output
     assert stage.calls("kexec") == touched[1:], output  # who has begun beside it goes on
-    report, lines = artifact(output), said(output)
-    assert len(lines) == 3 and lines[2] == "hv3: not touched, the run stopped before this host"
+    report, lines = stage.report(), said(output)
+    stopped = {"fail": "hosts that were undone before the jump: hv1. hypervisor_update_undone_max allows 0", "lose": "hv1 was lost"}[act]
+    assert len(lines) == 3 and lines[2] == f"hv3: not touched, the run stopped before this host: {stopped}"
+    assert artifact(output)["outcome"] == "failed" and artifact(output)["failed"] == ["hv1"]
     assert (report["hv1"]["outcome"], report["hv3"]["outcome"]) == ({"fail": "undone", "lose": "lost"}[act], "checked")
     assert report["hv1"]["step"] == "Preserve the RAM of the guests"
     end = {"fail": "undone before the jump", "lose": "lost during the update"}[act]
@@ -173,9 +202,9 @@ def test_no_further_host_is_touched_after_one_that_fails_or_is_lost(tmp_path, se
 
 def test_a_host_that_is_lost_at_the_commit_says_where_its_guests_may_be(tmp_path):
     stage, hint = Stage(tmp_path, 1, {"hv1": {"kexec": "lose"}}), "may be paused, or may run on the new kernel already"
-    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_report=f"{tmp_path}/page.html")
-    host = json.loads((tmp_path / "page.html.json").read_text())["hv1"]
-    assert code != 0 and host["outcome"] == "lost" and artifact(output)["hv1"] == host, output
+    code, output = stage.play("kvm.liveupdate.update")
+    host = stage.report()["hv1"]
+    assert code != 0 and host["outcome"] == "lost", output
     assert hint in host["why"] and "kvm-liveupdate status" in host["why"] and "unknown" in host["guests"]["web"]["why"]
     assert "lost during the update" in (tmp_path / "page.html").read_text() and hint in (tmp_path / "page.html").read_text()
 
@@ -184,7 +213,114 @@ def test_a_host_that_is_left_out_takes_no_place_in_a_batch(tmp_path):
     stage = Stage(tmp_path, 3, {"hv1": {"hypervisor_info": "lose"}, "hv2": {"guest preserved": "fail"}})
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_leave_out=True, hypervisor_update_serial=[1, 2])
     assert code != 0 and stage.calls("kexec_image") == ["hv2"], output
-    assert {name: host["outcome"] for name, host in artifact(output).items()} == {"hv1": "left_out", "hv2": "undone", "hv3": "checked"}
+    assert outcomes(stage) == {"hv1": "left_out", "hv2": "undone", "hv3": "checked"}
+
+
+def test_each_host_keeps_records_of_its_updates_and_a_playbook_collects_them(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": "fail"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=1, awx_user_name="alice", awx_job_id=7)
+    assert code != 0 and (tmp_path / "hv1.records").stat().st_mode & 0o777 == 0o600, output
+    (tmp_path / "hv3.records").unlink()
+    code, output = stage.play("kvm.liveupdate.records", hypervisor_update_records=f"{tmp_path}/all.json")
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert code == 0 and {name: [one["outcome"] for one in some] for name, some in found.items()} == {
+        "hv1": ["undone"],
+        "hv2": ["updated"],
+        "hv3": [],
+    }, output
+    (one,) = found["hv2"]
+    assert (one["by"]["awx_user"], one["by"]["awx_job"], one["update_id"]) == ("alice", "7", "u1")
+    assert one["image"]["release"] == os.uname().release and one["guests"]["web"]["way"] == "preserve"
+    assert one["guests"]["web"]["pause"] == pytest.approx(8.6)
+
+
+def batches(output: str) -> list[list[str]]:
+    """The hosts that began together, from the task that each of them has."""
+    staged = [play.partition(" : Stage the kernel]")[2].partition("TASK [")[0] for play in output.split("PLAY [Update hypervisors]")[1:]]
+    return [sorted(re.findall(r"^changed: \[(hv\d)\]", lines, re.MULTILINE)) for lines in staged]
+
+
+def test_a_canary_comes_first_and_nobody_shares_a_batch_with_its_own_rack(tmp_path):
+    stage = Stage(tmp_path, 5, {})
+    (tmp_path / "host_vars").mkdir()
+    for name, rack in (("hv1", "a"), ("hv2", "a"), ("hv3", "b"), ("hv4", "a"), ("hv5", "c")):
+        (tmp_path / f"host_vars/{name}.yml").write_text(f"rack: {rack}\nhypervisor_update_apart: '{{{{ rack }}}}'\n")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=[1, "60%"])
+    assert code == 0 and batches(output) == [["hv1"], ["hv2", "hv3", "hv5"], ["hv4"]], output
+
+
+def test_one_undone_host_may_be_tolerated_and_the_run_fails_at_its_end(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": "fail"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=1)
+    assert code != 0 and stage.calls("kexec") == ["hv2", "hv3"], output
+    assert outcomes(stage) == {"hv1": "undone", "hv2": "updated", "hv3": "updated"}
+    (tmp_path / "acts").write_text(json.dumps({name: {"hypervisor_info": "current"} for name in ("hv2", "hv3")}))
+    code, output = stage.play("kvm.liveupdate.update")
+    assert code == 0 and stage.calls("kexec") == ["hv2", "hv3", "hv1"], output
+
+
+def test_nothing_begins_after_the_window_or_a_request(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_until="2020-01-01T00:00Z")
+    assert code != 0 and stage.calls("kexec_image") == [] and outcomes(stage) == {"hv1": "left_out", "hv2": "left_out"}, output
+    assert said(output)[0] == "hv1: skipped, not touched: the time of hypervisor_update_until has passed. The run updated no host"
+    touch = f"  ansible.builtin.file: {{path: {tmp_path}/stop, state: touch}}"
+    stop = stage.hook("stop", "- name: Ask to stop", touch, "  delegate_to: localhost", "  become: false")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_after=[stop], hypervisor_update_stop_file=f"{tmp_path}/stop")
+    assert code == 0 and stage.calls("kexec") == ["hv1"] and outcomes(stage) == {"hv1": "updated", "hv2": "left_out"}, output
+    assert said(output)[1].startswith(f"hv2: skipped, not touched: the file {tmp_path}/stop on localhost exists. Remove it")
+    assert artifact(output)["outcome"] == "stopped"
+
+
+def test_a_mistake_in_an_option_of_the_rollout_shows_before_any_host_is_touched(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_until="tomorrow")
+    assert code != 0 and "write a date and a time with the offset from UTC" in output and stage.calls("kexec_image") == [], output
+    for path in ("/nowhere/drain.yml", os.path.relpath(stage.hook("drain"))):  # a role looks for a relative path elsewhere
+        code, output = stage.play("kvm.liveupdate.update", hypervisor_update_before=[path])
+        assert code != 0 and f"the controller has no file {path}, or" in output and stage.calls("kexec_image") == [], output
+
+
+def test_guests_that_belong_apart_and_essential_guests(tmp_path):
+    """Every host runs a guest "web"; that of hv1 is essential, those of hv2 and hv3 are of one cluster."""
+    stage = Stage(tmp_path, 4, {})
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/hv1.yml").write_text("hypervisor_update_essential: ['w*']\n")
+    for name in ("hv2", "hv3"):
+        (tmp_path / f"host_vars/{name}.yml").write_text("hypervisor_update_labels: {web: {cluster: sales}}\n")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=3, hypervisor_update_paused_max={"cluster": 1})
+    assert code == 0 and batches(output) == [["hv2", "hv4"], ["hv3"], ["hv1"]], output
+
+
+def test_the_tasks_after_an_update_run_whatever_became_of_the_host(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": "fail"}, "hv3": {"kexec": "lose"}})
+    hooks = {f"hypervisor_update_{when}": [stage.hook(when)] for when in ("before", "after")}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=1, **hooks)
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if " after" in line or " before" in line]
+    assert code != 0 and lines == [
+        *("hv1 hv1 before checked", "hv1 hv1 after undone", "hv2 hv2 before checked", "hv2 hv2 after updated"),
+        *("hv3 hv3 before checked", "controller hv3 after lost"),
+    ], output
+    calls = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("hv2 ")]
+    assert calls.index("hv2 hv2 before checked") < calls.index("hv2 kexec_image"), calls
+    assert calls.index("hv2 kexec") < calls.index("hv2 hv2 after updated"), calls
+
+
+def test_a_task_before_the_update_that_fails_stops_the_host_and_what_it_began_is_ended(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    before = stage.hook("before", "- name: Drain", "  ansible.builtin.fail: {msg: it does not drain}")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_before=[before], hypervisor_update_after=[stage.hook("after")])
+    assert code != 0 and stage.calls("kexec_image") == [] and stage.calls("hv1 after undone") == ["hv1"], output
+    assert said(output)[0] == 'hv1: undone before the jump at \\"Drain\\": it does not drain'
+
+
+@pytest.mark.parametrize("check", ["before", "after"])
+def test_a_host_whose_health_is_bad_stops_the_rollout(tmp_path, check):
+    stage, then = Stage(tmp_path, 2, {}), {"before": "|| exit 3", "after": "&& exit 3 || true"}[check]
+    bad = f"sh -c 'grep -qx \"$HOST kexec\" {tmp_path}/log {then}'"
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_check_commands=["true", bad], hypervisor_update_undone_max=9)
+    assert code != 0 and stage.calls("kexec") == {"before": [], "after": ["hv1"]}[check], output
+    assert outcomes(stage) == {"hv1": "failed", "hv2": "checked"} and "failed with the exit code 3" in said(output)[0]
 
 
 def test_setup_stops_at_a_host_that_is_lost(tmp_path):

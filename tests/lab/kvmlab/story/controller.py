@@ -11,6 +11,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,6 @@ from ..machines.machine import HEARTBEATS
 HERE = Path(__file__).parents[2]
 
 _RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
-_STATS = re.compile(r"^\tRUN: (?P<stats>\{.*\})$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class Controller:
     def play(self, playbook: str, *options: str, **extra: Any) -> Play:
         """Run a playbook: one of the collection by its full name, one of the lab by its path."""
         given = {**variables(), **extra}
+        with tempfile.TemporaryDirectory() as folder:
+            page = given.get("hypervisor_update_report") or f"{folder}/report.html"
+            Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
+            return self._run(playbook, options, {**given, "hypervisor_update_report": page})
+
+    def _run(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> Play:
         command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen(
@@ -110,7 +116,8 @@ class Controller:
         output = "".join(lines)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        return Play(code, output, read_recap(output), read_report(output), cpu_s)
+        report = read_report(Path(f"{given['hypervisor_update_report']}.json"))
+        return Play(code, output, read_recap(output), report, cpu_s)
 
     def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
         """Run a module of the collection on one host and return its result."""
@@ -139,10 +146,9 @@ def read_recap(output: str) -> dict[str, dict[str, int]]:
     return recap
 
 
-def read_report(output: str) -> dict[str, Any]:
-    """The report of the update role (set_stats), by host. Empty if there is none. Pure."""
-    found = _STATS.search(output)
-    report: dict[str, Any] = json.loads(found["stats"]).get("liveupdate_report", {}) if found else {}
+def read_report(data: Path) -> dict[str, Any]:
+    """The data of the update role's report, by host. Empty if the run wrote none."""
+    report: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
     return report
 
 

@@ -11,14 +11,12 @@ OUTPUT = """
 PLAY RECAP *********************************************************************
 hv1                        : ok=10   changed=3    unreachable=0    failed=0    skipped=1    rescued=0    ignored=0
 hv2                        : ok=3    changed=0    unreachable=1    failed=0    skipped=0    rescued=0    ignored=0
-
-CUSTOM STATS: ******************************************************************
-\tRUN: {"liveupdate_report": {"hv1": {"update_id": "u1"}}}
 """
 
 
-def test_recap_and_report_are_read():
+def test_recap_and_report_are_read(tmp_path):
     recap = read_recap(OUTPUT)
     assert recap["hv1"]["changed"] == 3 and recap["hv2"]["unreachable"] == 1
-    assert read_report(OUTPUT) == {"hv1": {"update_id": "u1"}}
-    assert read_recap("nothing") == {} and read_report("nothing") == {}
+    (tmp_path / "report.html.json").write_text('{"hv1": {"update_id": "u1"}}')
+    assert read_report(tmp_path / "report.html.json") == {"hv1": {"update_id": "u1"}}
+    assert read_recap("nothing") == {} and read_report(tmp_path / "nothing") == {}

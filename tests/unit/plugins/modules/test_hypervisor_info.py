@@ -69,7 +69,7 @@ def a_host(tmp_path, monkeypatch):
             return "262\n"
         return "\n".join("".join(f"{key}={SHOWN[key]}\n" for key in asked if key in SHOWN) + f"Id={unit}\n" for unit in units)
 
-    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE", "AWAY", "UPDATE"):
+    for name in ("RUN", "GUESTS_RUN", "GUESTS_STATE", "AWAY", "UPDATE", "LEASE"):
         monkeypatch.setattr(_files, name, str(tmp_path / name))
     (tmp_path / "GUESTS_RUN").mkdir()
     monkeypatch.setattr(_virsh, "PIDS", str(tmp_path / "no libvirt"))

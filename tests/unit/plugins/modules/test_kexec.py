@@ -4,30 +4,31 @@
 
 from __future__ import annotations
 
+import time
 import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec
 
-PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200}
+PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200, "until": "", "run": "mine"}
 
 
 @pytest.fixture(name="committed")
 def commits(tmp_path, monkeypatch):
     """What was committed."""
     asked: list = []
-    for name in ("RUN", "LOCK", "UPDATE", "OUTCOME"):
+    for name in ("RUN", "LOCK", "UPDATE", "OUTCOME", "LEASE"):
         monkeypatch.setattr(_files, name, str(tmp_path / name))
     monkeypatch.setattr(_jump, "commit", lambda *given: asked.append(given) or {"id": "u"})
     return asked
 
 
-def run(check_mode=False):
-    return kexec.commit(types.SimpleNamespace(params=PARAMS, check_mode=check_mode))
+def run(check_mode=False, **given):
+    return kexec.commit(types.SimpleNamespace(params={**PARAMS, **given}, check_mode=check_mode))
 
 
 def test_a_commit_is_given_all_that_was_asked_for(committed):
@@ -40,3 +41,21 @@ def test_nothing_is_committed_under_another_operation(committed):
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run()
     assert committed == []
+
+
+def test_nothing_is_committed_after_the_window_has_closed(committed):
+    with pytest.raises(LiveUpdateError, match=r"hypervisor_update_until \(2020-01-01T04:00\+01:00\) has passed"):
+        run(until="2020-01-01T04:00+01:00")
+    assert committed == []
+    run(until="2999-01-01T04:00Z")
+    assert len(committed) == 1
+
+
+def test_the_jump_of_a_run_is_not_committed_while_another_run_has_the_lease(committed):
+    _lease.take("other", "alice on ctl", 60, time.time())
+    with pytest.raises(LiveUpdateError, match="another run updates this host: alice on ctl"):
+        run()
+    assert committed == []
+    _lease.take("mine", "bob on ctl", 60, time.time() - 59)
+    run()
+    assert len(committed) == 1 and _lease.seen(_lease.read(), time.time())["left"] > 50

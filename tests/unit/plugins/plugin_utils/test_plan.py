@@ -482,3 +482,89 @@ def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():
         {"name": "big", "way": "migrate", "destination": URI, "back": False},
     ]
     assert made["steps"][1] == "rehearse db: pause each for a moment and try to load its state"
+
+
+CLUSTER = [guest("a", labels={"cluster": "sales"}), guest("b"), guest("c", labels={"cluster": "other"}), guest("d")]
+
+
+def test_a_host_with_too_many_guests_that_belong_apart_is_refused():
+    made = plan(host(*CLUSTER), Policy(), labels={"b": {"cluster": "sales"}, "c": {"cluster": "hr"}}, paused_max={"cluster": 1})
+    assert made["members"] == {"cluster": {"sales": ["a", "b"], "hr": ["c"]}} and made["verdict"] == "refuse"
+    assert made["refusals"] == [
+        "hypervisor_update_paused_max allows 1 paused guests with cluster=sales, and this host runs 2: a, b - move some to other hosts,"
+        " give them the way migrate (hypervisor_update_guests), or raise the limit"
+    ]
+
+
+def test_guests_that_migrate_and_hosts_that_are_not_updated_pause_none():
+    ways = Policy(guests={"a": [{"migrate": {"to": URI}}]})
+    labels = {"b": {"cluster": "sales"}}
+    assert plan(host(*CLUSTER), ways, labels=labels, paused_max={"cluster": 1})["members"]["cluster"]["sales"] == ["b"]
+    current = host(*CLUSTER, target={"release": "7.3.4", "current": True})
+    assert plan(current, Policy(), labels=labels, paused_max={"cluster": 1})["members"] == {}
+    assert plan(host(*CLUSTER), Policy(), labels=labels)["members"] == {}
+
+
+def test_labels_of_the_inventory_count_in_rules():
+    pytest.importorskip("jmespath")
+    rules = Policy([{"match": "labels.cluster == 'sales'", "ladder": ["save"]}])
+    made = plan(host(guest("a"), guest("b")), rules, labels={"b": {"cluster": "sales"}})
+    assert [found["way"] for found in made["guests"]] == ["preserve", "save"]
+    with pytest.raises(PolicyError, match="write labels with values"):
+        plan(host(guest("a")), Policy(), labels={"a": "sales"})
+
+
+def test_essential_guests_are_found_by_name_and_pattern_and_shown():
+    made = plan(host(*CLUSTER), Policy(), essential=["a", "[cx]*", "elsewhere"])
+    assert made["essential"] == ["a", "c"] and "Essential guests: a, c. This host is updated last, alone." in made["table"]
+    assert plan(host(*CLUSTER), Policy())["essential"] == []
+
+
+LEASE = {"run": "r", "by": "alice on ctl", "begun": 100.0, "since": 100.0, "seconds": 60, "until": "04:00", "left": 9.0}
+LEASE |= {"own": False, "ended": False}
+
+
+@pytest.mark.parametrize(("about", "verdict"), [({}, "refuse"), ({"left": 0}, "go"), ({"own": True}, "go"), ({"ended": True}, "go")])
+def test_a_host_that_another_run_updates_is_refused(about, verdict):
+    made = plan(host(guest(), lease={**LEASE, **about}), Policy())
+    assert made["verdict"] == verdict and ("another run updates this host: alice on ctl" in "".join(made["refusals"])) == (verdict != "go")
+
+
+JUMPED = {
+    "id": "u1",
+    "outcome": "jumped",
+    "boot_id": "b1",
+    "kernel": {"release": "7.2.13"},
+    "guests": ["web"],
+    "times": {"committed": 101.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("about", "unfinished"),
+    [
+        ({}, True),
+        ({"lease": {}}, False),
+        ({"lease": {**LEASE, "left": 0, "since": 109.0}}, True),
+        ({"lease": {**LEASE, "left": 0, "begun": 102.0, "since": 102.0}}, False),
+        ({"last_update": {**JUMPED, "outcome": "rebooted"}}, False),
+        ({"target": {"release": "7.4.0", "current": False}}, False),
+    ],
+    ids=[
+        "left by a run",
+        "no lease",
+        "left by a second run, too",
+        "the lease is newer than the update",
+        "another kernel came up",
+        "another kernel is wanted",
+    ],
+)
+def test_an_update_whose_run_ended_after_the_jump_is_unfinished(about, unfinished):
+    now = {"boot_id": "b2", "kernel": {"release": "7.3.4"}, "target": {"release": "7.3.4", "current": True}}
+    facts = {**now, "lease": {**LEASE, "left": 0}, "last_update": JUMPED, **about}
+    made = plan(host(guest(), guest("db"), **facts), Policy())
+    assert bool(made["unfinished"]) == unfinished
+    if unfinished:
+        assert made["verdict"] == "current" and made["staying"] == ["web"] and "This run checks them" in made["table"][1]
+        after = {name: made["unfinished"][name] for name in ("kernel_before", "kernel_after", "boot_id_before", "boot_id_after")}
+        assert after == {"kernel_before": "7.2.13", "kernel_after": "7.3.4", "boot_id_before": "b1", "boot_id_after": "b2"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._report import figures
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import outcome, result, summary
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import CHECK_MEMORY, outcome, result, summary
 
 HOST = {
     "boot_id": "b1",
@@ -49,6 +49,12 @@ def test_outcome(host, plan, jump, why, check_mode, end):
 
 
 STEP = "Preserve | Hold the guests' RAM"
+
+
+def test_a_host_that_runs_the_kernel_already_fails_with_the_tasks_after_its_update():
+    """It was not undone, so hypervisor_update_undone_max does not tolerate it."""
+    found = result(HOST, CURRENT, why="the balancer does not answer", step="Enable the host")
+    assert (found["outcome"], found["step"]) == ("failed", "Enable the host")
 
 
 @pytest.mark.parametrize(
@@ -294,3 +300,41 @@ def test_a_host_on_the_kernel_already_has_no_budget():
 def test_every_result_has_figures(host, plan, jump, guests):
     (shown,) = figures({"hv1": result(host, plan, jump, guests, "a reason")})["hosts"]
     assert shown["why"] == "a reason" and bool(shown["timeline"]) == bool(shown["pauses"])
+
+
+def test_guests_that_lost_their_memory_are_counted_where_that_was_checked():
+    assert result(HOST, GO, JUMP, why="guest web runs without its memory", step=CHECK_MEMORY)["guests_lost"] == ["web"]
+    assert result(HOST, GO, JUMP, [{"last_update": RESTORED}], why="no", step=CHECK_MEMORY)["guests_lost"] == []
+    assert UPDATED["guests_lost"] == UNDONE["guests_lost"] == []
+
+
+@pytest.mark.parametrize(("on_request", "end", "failed"), [(True, "left_out", ["hv1"]), (False, "checked", ["hv1"])])
+def test_hosts_that_were_not_begun_say_why(on_request, end, failed):
+    told = summary({"hv1": SLOW, "hv2": FIT}, gate={"stop": "somebody asked", "on_request": on_request})
+    assert told["hosts"]["hv2"]["outcome"] == end and told["lines"]["hv2"].endswith(": somebody asked") and told["failed"] == failed
+    assert summary({"hv2": FIT}, gate={"stop": "", "on_request": False})["hosts"]["hv2"] == FIT
+
+
+@pytest.mark.parametrize(
+    ("hosts", "check_mode", "end"),
+    [([UPDATED, RUNS], False, "updated"), ([UPDATED, FIT], False, "stopped"), ([FIT], True, "checked"), ([FIT, UNDONE], False, "failed")],
+)
+def test_the_statistic_of_a_run(hosts, check_mode, end):
+    told = summary({f"hv{number}": host for number, host in enumerate(hosts, 1)}, check_mode)["brief"]
+    assert told["outcome"] == end and bool(told["why"]) is (end in ("stopped", "failed"))
+    assert told["longest_pause"] == (3.0 if UPDATED in hosts else None)
+
+
+def test_the_statistic_is_small_for_many_hosts():
+    told = summary({f"hv{number}": {**UNDONE, "why": "x" * 999, "kernel_after": f"7.{number}"} for number in range(500)})["brief"]
+    assert len(str(told)) < 1500 and told["hosts"] == {"undone": 500} and len(told["failed"]) == len(told["kernels"]) == 20
+
+
+def test_an_update_that_a_later_run_finishes_is_updated():
+    host = {**HOST, "kernel": {"release": "7.3.4"}, "boot_id": "b2"}
+    jump = {**JUMP, "kernel_before": "7.2.13", "boot_id_before": "b1"}
+    found = result(host, CURRENT, jump, [{"name": "web", "last_update": RESTORED}], taken_over="alice on ctl; its process has ended")
+    assert found["outcome"] == "updated" and found["guests"]["web"]["state"] == "restored"
+    assert (found["kernel_before"], found["boot_id_before"], found["kernel_after"]) == ("7.2.13", "b1", "7.3.4")
+    assert found["taken_over"] == "alice on ctl; its process has ended"
+    assert result(host, CURRENT, jump, [], "it runs without its memory", step=CHECK_MEMORY)["guests_lost"] == ["web"]

@@ -25,15 +25,15 @@ def test_the_parts_sum_up_to_the_pause():
     guest = UPDATED["guests"]["web"]
     found = _stamps.parts(UPDATED, guest)
     assert [name for name, _length in found] == [
-        "save",
-        "leave the old kernel",
-        "new kernel",
+        "save the state",
+        "stop the old system",
+        "start the new kernel",
         "systemd loads its units",
         "start the restore",
-        "take back the memory",
+        "retrieve the memory",
         "start QEMU",
-        "load the devices",
-        "go on",
+        "load the state",
+        "resume",
     ]
     assert sum(length for _name, length in found) == pytest.approx(_stamps.blackout(guest)) == pytest.approx(11.15)
 
@@ -51,7 +51,7 @@ def test_the_step_of_the_clock_is_taken_off_the_new_kernels_stamps():
     host = copy.deepcopy(UPDATED)
     host["guests"]["web"]["clock_step"] = -0.4
     lengths = dict(_stamps.parts(host, host["guests"]["web"]))
-    assert lengths["leave the old kernel"] == pytest.approx(1.8) and lengths["new kernel"] == pytest.approx(3.0)
+    assert lengths["stop the old system"] == pytest.approx(1.8) and lengths["start the new kernel"] == pytest.approx(3.0)
     assert lengths["systemd loads its units"] == pytest.approx(1.5)
     assert sum(lengths.values()) == pytest.approx(11.15)
 
@@ -70,7 +70,7 @@ def test_a_domain_waits_for_libvirt_and_no_other_guest_does():
     times = {**GUEST_TIMES, "libvirt": 116.5}
     lengths = dict(_stamps.parts(UPDATED, {"times": {name: at for name, at in times.items() if name not in ("qemu", "loaded")}}))
     assert lengths["wait for libvirt"] == pytest.approx(1.0)
-    assert lengths["start QEMU + load the devices + go on"] == pytest.approx(0.75)
+    assert lengths["start QEMU + load the state + resume"] == pytest.approx(0.75)
     assert sum(lengths.values()) == pytest.approx(11.15)
 
 

@@ -56,8 +56,8 @@ def test_the_image_is_that_of_a_save_without_the_capability(command, others, run
         (image(flags=0x44), "flags 0x44"),
         (image().replace(b"QEVM", b"\x1f\x8b\x08\x00"), "compressed"),
         (image().replace(b"configuration/uuid", b"configuration/what"), "configuration/what"),
-        (image().replace(b"\3ram", b"\3rom"), "a section before the RAM's"),
-        (image().replace(struct.pack(">Q", 16 << 20), struct.pack(">Q", 17 << 20)), "do not sum up"),
+        (image().replace(b"\3ram", b"\3rom"), "another section before the RAM section"),
+        (image().replace(struct.pack(">Q", 16 << 20), struct.pack(">Q", 17 << 20)), "do not add up"),
     ],
 )
 def test_anything_else_is_refused(data, says):
