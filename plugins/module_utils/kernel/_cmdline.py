@@ -34,10 +34,6 @@ NEEDED = ("kho=on", "liveupdate=on")
 _LOADERS_OWN = ("BOOT_IMAGE", "initrd")
 GUESTS_FIRST = f"systemd.unit={_units.TARGET}"
 CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")
-# Else udev has 10 or 12 workers on so few processors, and each gets a small part of them: disks and bridges, which udev asks for first,
-# come no sooner than all other devices (udevadm(8), --prioritized-subsystem; systemd-udevd.service(8)).
-FEW_WORKERS = "udev.children_max=2"
-_FEW_PROCESSORS = 2
 _END = ("--", None)
 _BLANKS = " \t\n\v\f\r"
 # COMMAND_LINE_SIZE of x86 and arm64, without the zero byte at its end.
@@ -145,7 +141,7 @@ def is_builtin(config: dict[str, str] | None) -> bool:
 
 def next_cmdline(running: str) -> str:
     """The default command line of the next kernel: the running one without what its boot loader added."""
-    ours = {tuple(word.split("=", 1)) for word in (GUESTS_FIRST, FEW_WORKERS, *CONSOLE)}
+    ours = {tuple(word.split("=", 1)) for word in (GUESTS_FIRST, *CONSOLE)}
     return without(running, lambda name, seen: (name, seen) in ours or (name in _LOADERS_OWN and seen is not None))
 
 
@@ -159,7 +155,7 @@ def _kstrtobool(text: str) -> bool:
     return text[:1] in ("y", "Y", "t", "T", "1") or text[:2].lower() == "on"
 
 
-def for_jump(given: str, guests_first: bool, consoles: str, processors: int) -> str:
+def for_jump(given: str, guests_first: bool, consoles: str) -> str:
     """The command line for the jump: the given one, with words that make this boot fast unless it already has such words. Pure.
 
     ``consoles`` are the kernel's, from /sys/class/tty/console/active. The last one is /dev/console. PID 1 asks it for its type and size,
@@ -169,8 +165,6 @@ def for_jump(given: str, guests_first: bool, consoles: str, processors: int) -> 
     more = []
     if guests_first and "systemd.unit" not in names:
         more.append(GUESTS_FIRST)
-    if processors <= _FEW_PROCESSORS and not any(_same(name.removeprefix("rd."), "udev.children_max") for name in names):
-        more.append(FEW_WORKERS)
     virtual = not consoles or consoles.split()[-1].removeprefix("tty").isdigit()
     if not virtual and not any(name == "TERM" or name.startswith("systemd.tty.") for name in names):
         more += CONSOLE

@@ -187,7 +187,7 @@ def _put_exitrd_back() -> None:
 
 def _to_load(image: dict, guests_first: bool) -> dict:
     """The staged image, with the command line for this jump."""
-    return {**image, "cmdline": _cmdline.for_jump(image["cmdline"], guests_first, _this_boot.consoles(), os.cpu_count() or 1)}
+    return {**image, "cmdline": _cmdline.for_jump(image["cmdline"], guests_first, _this_boot.consoles())}
 
 
 def _write_out(limit_s: float) -> None:

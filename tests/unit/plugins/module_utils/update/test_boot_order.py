@@ -103,9 +103,9 @@ def test_the_next_boot_loads_what_guests_use_now_before_they_start(tmp_path, mon
 
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
-    told = _cmdline.for_jump("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0", 64)
+    told = _cmdline.for_jump("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
     assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_units.TARGET}", *_cmdline.CONSOLE))
-    assert _cmdline.for_jump(told, True, "tty0 ttyS0", 64) == told
+    assert _cmdline.for_jump(told, True, "tty0 ttyS0") == told
     assert _cmdline.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
 
 
@@ -113,12 +113,12 @@ def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
     ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _cmdline.CONSOLE), ("ttyS1", _cmdline.CONSOLE)]
 )
 def test_only_a_console_that_cannot_answer_is_described(consoles, added):
-    assert _cmdline.for_jump("rw", False, consoles, 64) == " ".join(("rw", *added))
+    assert _cmdline.for_jump("rw", False, consoles) == " ".join(("rw", *added))
 
 
 @pytest.mark.parametrize("words", ["systemd.unit=fleet.target TERM=vt100", "systemd.unit=fleet.target systemd.tty.rows.console=50"])
 def test_who_says_otherwise_has_it_so(words):
-    assert _cmdline.for_jump(words, True, "ttyS0", 64) == words
+    assert _cmdline.for_jump(words, True, "ttyS0") == words
 
 
 def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
@@ -221,18 +221,3 @@ def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monk
     monkeypatch.setattr(_files, "remove", refuses)
     _early.not_early("web.service")
     assert "the next boot will also start web.service early, because this cannot be undone: [Errno 30]" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "processors", "told"),
-    [
-        ("rw", 1, "rw udev.children_max=2"),
-        ("rw", 2, "rw udev.children_max=2"),
-        ("rw", 3, "rw"),
-        ("rw udev.children_max=9", 1, "rw udev.children_max=9"),
-        ("rw rd.udev.children-max=9", 1, "rw rd.udev.children-max=9"),
-    ],
-)
-def test_on_few_processors_udev_begins_with_the_disks(given, processors, told):
-    assert _cmdline.for_jump(given, False, "tty0", processors) == told
-    assert _cmdline.next_cmdline("rw udev.children_max=2") == "rw"
