@@ -44,16 +44,20 @@ def plan(records: list[dict]) -> list[dict]:
 def load_early() -> None:
     """Make the next boots load the modules that guests use now, at their very beginning.
 
-    Else udev loads KVM with the rest of the boot, which starts after the guests, and the guests would wait for KVM.
+    Else udev loads KVM with the rest of the boot, which starts after the guests, and the guests wait for KVM. That takes longer, but
+    loses nothing. So an error here does not stop the update.
     """
     from ..kernel import _modules  # the boot does not need it
 
     names = _modules.loaded()
-    if not names:
-        _files.remove(_files.MODULES)
-        return
-    os.makedirs(os.path.dirname(_files.MODULES), exist_ok=True)
-    _files.write_text(_files.MODULES, "".join(f"{name}\n" for name in names), 0o644)
+    try:
+        if names:
+            os.makedirs(os.path.dirname(_files.MODULES), exist_ok=True)
+            _files.write_text(_files.MODULES, "".join(f"{name}\n" for name in names), 0o644)
+        else:
+            _files.remove(_files.MODULES)
+    except OSError as err:
+        _systemd.log(f"the next boot loads the modules of the guests late: {err}")
 
 
 def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:

@@ -102,6 +102,14 @@ def test_the_next_boot_loads_what_guests_use_now_before_they_start(tmp_path, mon
     _boot_order.load_early()
 
 
+def test_an_update_goes_on_if_the_modules_cannot_be_named(tmp_path, monkeypatch, capfd):
+    (tmp_path / "modules-load.d").write_text("")
+    monkeypatch.setattr(_files, "MODULES", str(tmp_path / "modules-load.d/kvm-liveupdate.conf"))
+    monkeypatch.setattr(_modules, "loaded", lambda: ["kvm"])
+    _boot_order.load_early()
+    assert "the next boot loads the modules of the guests late: " in capfd.readouterr().err
+
+
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
     told = _cmdline.for_jump("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
     assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_units.TARGET}", *_cmdline.CONSOLE))
