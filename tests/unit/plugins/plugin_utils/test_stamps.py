@@ -43,7 +43,7 @@ def test_an_initial_ram_disk_is_a_part_of_its_own():
     guest = copy.deepcopy(UPDATED["guests"]["web"])
     found = dict(_stamps.parts(host, guest))
     assert found["start the new kernel"] == pytest.approx(0.75) and found["initial RAM disk"] == pytest.approx(2.25)
-    assert sum(found.values()) == pytest.approx(11.15) and list(found)[2:4] == ["new kernel", "initial RAM disk"]
+    assert sum(found.values()) == pytest.approx(11.15) and list(found)[2:4] == ["start the new kernel", "initial RAM disk"]
     assert _stamps.host_times({**host, "guests": {"web": {"clock_step": 0.5}}})["initrd"] == pytest.approx(108.25)
 
 
