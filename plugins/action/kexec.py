@@ -31,12 +31,19 @@ LOOK = "; ".join(
         "for file in /var/lib/kvm-liveupdate/update.json /run/kvm-liveupdate/update-outcome.json",
         r'do test -e "$file" && printf "journal=%s\n" "$(tr -d "\n" <"$file")"; done',
         f"systemctl --no-pager show --property=ActiveState,Job {JUMP_UNIT}",
-        "systemctl --no-pager show --timestamp=us+utc --property=KernelTimestamp,UserspaceTimestamp,UnitsLoadFinishTimestamp",
+        "systemctl --no-pager show --timestamp=us+utc"
+        " --property=KernelTimestamp,InitRDTimestamp,UserspaceTimestamp,UnitsLoadFinishTimestamp",
     )
 )
 STAMP = re.compile(r"\w+ (\S+ \S+) UTC")
-# When the kernel started, when PID 1 started, and when PID 1 had loaded its units (org.freedesktop.systemd1(5)).
-STAMPS = {"KernelTimestamp": "kernel", "UserspaceTimestamp": "userspace", "UnitsLoadFinishTimestamp": "units"}
+# When the kernel started, when systemd started in its initial RAM disk, when PID 1 of the host started, and when that had loaded its units
+# (org.freedesktop.systemd1(5)). Without systemd in an initial RAM disk the second one is empty.
+STAMPS = {
+    "KernelTimestamp": "kernel",
+    "InitRDTimestamp": "initrd",
+    "UserspaceTimestamp": "userspace",
+    "UnitsLoadFinishTimestamp": "units",
+}
 PAUSE_S = 2.0
 # The limit of one look on the host, and on the controller. The second includes the connection: ssh(1) has no limit once connected.
 LOOK_S = 30

@@ -58,6 +58,7 @@ _PARTS = (
     "kernel._cmdline",
     "kernel._kexec",
     "kernel._luo",
+    "kernel._modules",
     "libvirt._agent",
     "libvirt._batch",
     "libvirt._definition",

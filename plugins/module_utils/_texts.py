@@ -211,7 +211,7 @@ DefaultDependencies=no
 RequiresMountsFor={_files.STATE} {_files.COMMAND}
 Conflicts=shutdown.target
 Before=shutdown.target
-After={_units.UNCLAIMED_UNIT}
+After={_units.UNCLAIMED_UNIT} systemd-modules-load.service
 IgnoreOnIsolate=yes
 
 [Service]

@@ -178,8 +178,12 @@ times:
       description: The new kernel started.
       returned: when systemd reports it
       type: float
+    initrd:
+      description: The new kernel started systemd in its initial RAM disk.
+      returned: when systemd reports it
+      type: float
     userspace:
-      description: The new kernel started PID 1.
+      description: PID 1 of the host started.
       returned: when systemd reports it
       type: float
     units:

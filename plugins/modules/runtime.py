@@ -151,7 +151,7 @@ def manage(module):
         outdated = _runtime.outdated(wanted)
         paths = outdated + stale
     else:
-        paths = [path for path in {**wanted, _setup.RAM_SIZE: ""} if os.path.exists(path)] + stale
+        paths = [path for path in (*wanted, _setup.RAM_SIZE, _files.MODULES) if os.path.exists(path)] + stale
     if paths and not present:
         refuse_to_erase(list(guests))
     if paths and not module.check_mode:

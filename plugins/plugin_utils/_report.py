@@ -27,8 +27,11 @@ _HOST_STEPS = (
     ("stop", "stop other services", "stopping", "saving"),
     ("save", "save the guests", "saving", "jumping"),
     ("leave", "stop the old system", "jumping", "kernel"),
-    ("kernel", "start the new kernel", "kernel", "userspace"),
+    ("kernel", "start the new kernel", "kernel", "initrd"),
+    ("initrd", "initial RAM disk", "initrd", "userspace"),
 )
+# Without systemd in an initial RAM disk.
+_KERNEL_STEP = ("kernel", "start the new kernel", "kernel", "userspace")
 _SECONDS_A_TICK = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 3600, 86400)
 
 
@@ -156,7 +159,7 @@ def _timeline(host: dict[str, t.Any], names: list[str]) -> dict[str, t.Any]:
     times = host_times(host)
     done = [
         stretch(kind, times[begun], times[ended], f"{text}: {times[ended] - times[begun]:.2f} s")
-        for kind, text, begun, ended in _HOST_STEPS
+        for kind, text, begun, ended in (*_HOST_STEPS, *(() if "initrd" in times else (_KERNEL_STEP,)))
         if begun in times and ended in times
     ]
     if "userspace" in times:

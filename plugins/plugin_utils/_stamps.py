@@ -13,11 +13,13 @@ import typing as t
 
 __all__ = ("PARTS", "blackout", "host_times", "parts", "stamps")
 
+_INITRD = "initial RAM disk"
 # The parts of a guest's pause, in order: the name, where its first and its last stamp are (host or guest), and the stamps.
 PARTS = (
     ("save the state", ("guest", "paused"), ("guest", "saved")),
     ("stop the old system", ("guest", "saved"), ("host", "kernel")),
-    ("start the new kernel", ("host", "kernel"), ("host", "userspace")),
+    ("start the new kernel", ("host", "kernel"), ("host", "initrd")),
+    (_INITRD, ("host", "initrd"), ("host", "userspace")),
     ("systemd loads its units", ("host", "userspace"), ("host", "units")),
     ("start the restore", ("host", "units"), ("guest", "start")),
     ("retrieve the memory", ("guest", "start"), ("guest", "retrieved")),
@@ -38,7 +40,7 @@ def host_times(host: dict[str, t.Any]) -> dict[str, float]:
     """The stamps of the host. Those of the new kernel lose the step of the clock that its guests measured (host/_this_boot.py)."""
     step = next((guest["clock_step"] for guest in host["guests"].values() if guest.get("clock_step") is not None), 0.0)
     times = host.get("times") or {}
-    return {name: at - step if name in ("kernel", "userspace", "units") else at for name, at in times.items()}
+    return {name: at - step if name in ("kernel", "initrd", "userspace", "units") else at for name, at in times.items()}
 
 
 def stamps(host: dict[str, t.Any]) -> list[float]:
@@ -56,6 +58,10 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
     for name, _first, (where, stamp) in PARTS:
         if stamp == "libvirt" and stamp not in known[where]:
             continue  # only domains wait for it
+        if "initrd" not in known["host"]:  # there is none, or one without systemd, whose time is the new kernel's
+            if name == _INITRD:
+                continue
+            stamp = "userspace" if stamp == "initrd" else stamp
         names.append(name)
         if stamp in known[where]:
             found.append((" + ".join(names), known[where][stamp] - begun))

@@ -24,6 +24,7 @@ __all__ = (
     "LEASE",
     "LIBRARY",
     "LOCK",
+    "MODULES",
     "OUTCOME",
     "RUN",
     "STATE",
@@ -57,6 +58,9 @@ LEASE = STATE + "/lease.json"
 UPDATE = STATE + "/update.json"
 
 HOLD_SUFFIX = ".hold"
+
+# What systemd-modules-load.service loads in each boot (modules-load.d(5)).
+MODULES = "/etc/modules-load.d/kvm-liveupdate.conf"
 
 LIBRARY = "/usr/local/lib/kvm-liveupdate"
 COMMAND = "/usr/local/sbin/kvm-liveupdate"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Source = Callable[[int], bytes]
 
-__all__ = ("identify", "length", "stream")
+__all__ = ("blocks", "identify", "length", "stream")
 
 _MAGICS = (
     (b"\x1f\x8b", "gzip"),
@@ -54,7 +54,7 @@ def stream(compression: str, source: Source, expected: int, what: str) -> Iterat
     """The decompressed data, block by block. Raises at the end unless the data is complete and has ``expected`` bytes."""
     total = 0
     try:
-        for block in _decode(_DECODERS[compression](), source) if compression in _DECODERS else _STREAMS[compression](source, what):
+        for block in _blocks(compression, source, what):
             total += len(block)
             # Check this in each block: a small file can unpack to any size.
             if total > expected:
@@ -64,6 +64,23 @@ def stream(compression: str, source: Source, expected: int, what: str) -> Iterat
         raise _damaged(what, compression, str(err) or type(err).__name__) from err
     if total != expected:
         raise _damaged(what, compression, f"it unpacks to {total} bytes, but its header says {expected}")
+
+
+def blocks(compression: str, source: Source, what: str) -> Iterator[bytes]:
+    """The decompressed data, block by block, of a stream whose size nothing says."""
+    total = 0
+    try:
+        for block in _blocks(compression, source, what):
+            total += len(block)
+            if total > _LENGTH_LIMIT:
+                raise ValueError(f"it unpacks to more than {_LENGTH_LIMIT} bytes")
+            yield block
+    except _errors() as err:
+        raise _damaged(what, compression, str(err) or type(err).__name__) from err
+
+
+def _blocks(compression: str, source: Source, what: str) -> Iterator[bytes]:
+    return _decode(_DECODERS[compression](), source) if compression in _DECODERS else _STREAMS[compression](source, what)
 
 
 def length(compression: str, source: Source) -> int:

@@ -36,7 +36,9 @@ _OPTIONS = re.compile(
 )
 _KEPT = frozenset(
     (
+        "BLK_DEV_DM",
         "BLK_DEV_DRBD",
+        "BLK_DEV_MD",
         "BLK_DEV_NBD",
         "BLK_DEV_NVME",
         "BLK_DEV_RBD",
@@ -77,6 +79,13 @@ _KEPT = frozenset(
         "NVME_TCP",
         "OPENVSWITCH",
         "RANDOMIZE_BASE",
+        "RD_BZIP2",
+        "RD_GZIP",
+        "RD_LZ4",
+        "RD_LZMA",
+        "RD_LZO",
+        "RD_XZ",
+        "RD_ZSTD",
         "RELOCATABLE",
         "SATA_AHCI",
         "SCSI_VIRTIO",

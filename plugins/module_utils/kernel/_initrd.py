@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO  # not at run time: slow to import
 
-__all__ = ("came_with_one", "fault", "find", "kernel_mounts", "of")
+__all__ = ("came_with_one", "contents", "fault", "find", "kernel_mounts", "of")
 
 # The names that GRUB looks for beside a kernel, in its order.
 _NAMES = ("initrd.img-{}", "initrd-{}.img", "initrd-{}.gz", "initrd-{}", "initramfs-{}.img")
@@ -39,6 +39,9 @@ _CPIO = (b"070701", b"070702")
 _CPIO_HEADER = 110
 _NAME_LIMIT = 4096
 _INITS = ("init", "linuxrc", "sbin/init", "bin/init")
+# A module in it, wherever its folder is (NixOS: below nix/store), and the library of its systemd.
+_MODULE = re.compile(r"(?:^|/)lib/modules/([^/]+)/(?:.*/)?([^/]+)\.ko(?:\.[a-z0-9]+)?$")
+_SYSTEMD = re.compile(r"/libsystemd-(?:core|shared)-([0-9]+)[^/]*\.so$")
 _LZ4_LIMIT = (8 << 20) + (8 << 20) // 255 + 16
 
 
@@ -182,6 +185,52 @@ def fault(path: str) -> str:
         raise LiveUpdateError(f"initrd {path}: {err.strerror}; use the path of an initial RAM disk on the host") from err
 
 
+def contents(path: str) -> dict:
+    """What is in an initial RAM disk without a fault.
+
+    ``compressed``: the compressions that the kernel has to know. ``modules``: names by release. ``systemd``: its version, "" for none. The
+    last two are empty and None if it cannot be unpacked on this host.
+    """
+    compressed: set[str] = set()
+    modules: dict[str, set[str]] = {}
+    version = ""
+    try:
+        with open(path, "rb") as file:
+            for name in _names(_File(file), f"initrd {path}", compressed):
+                module, systemd = _MODULE.search(name), _SYSTEMD.search(name)
+                if module:
+                    modules.setdefault(module[1], set()).add(module[2].replace("-", "_"))
+                elif systemd:
+                    version = systemd[1]
+    except (_Cut, LiveUpdateError, OSError):
+        return {"compressed": sorted(compressed), "modules": {}, "systemd": None}
+    found = {release: sorted(names) for release, names in sorted(modules.items())}
+    return {"compressed": sorted(compressed), "modules": found, "systemd": version}
+
+
+def _names(file: _File, what: str, compressed: set[str]) -> Iterator[str]:
+    """The paths in all archives of an initial RAM disk. Adds their compressions to ``compressed``."""
+    while _skip_zeros(file):
+        begun = file.at
+        head = file.read(8)
+        file.at = begun
+        if head[:6] in _CPIO:
+            yield from _members(file)
+            continue
+        compression = _decompress.identify(head) or ""
+        compressed.add(compression)
+        _archive(file)
+        end, file.at = file.at, begun
+
+        def packed(length: int, end: int = end) -> bytes:
+            return file.read(min(length, end - file.at))
+
+        source = _Unpacked(_decompress.blocks(compression, packed, what))
+        while _skip_zeros(source):
+            yield from _members(source)
+        file.at = end
+
+
 class _Cut(Exception):
     """The archive ends early or is damaged."""
 
@@ -199,6 +248,10 @@ class _File:
         self.at += len(data)
         return data
 
+    def back(self, data: bytes) -> None:
+        """Give back what was read last."""
+        self.at -= len(data)
+
     def take(self, length: int) -> bytes:
         data = self.read(length)
         if len(data) < length:
@@ -209,6 +262,37 @@ class _File:
         self.at += length
         if self.at > self.size:
             raise _Cut("it is cut off")
+
+
+class _Unpacked:
+    """Decompressed data, read once from its start to its end, with the interface of :class:`_File`."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self.blocks, self.rest = blocks, b""
+
+    def read(self, length: int) -> bytes:
+        """Read up to this many bytes."""
+        while len(self.rest) < length:
+            block = next(self.blocks, b"")
+            if not block:
+                break
+            self.rest += block
+        data, self.rest = self.rest[:length], self.rest[length:]
+        return data
+
+    def back(self, data: bytes) -> None:
+        """Give back what was read last."""
+        self.rest = data + self.rest
+
+    def take(self, length: int) -> bytes:
+        data = self.read(length)
+        if len(data) < length:
+            raise _Cut("it is cut off")
+        return data
+
+    def skip(self, length: int) -> None:
+        while length:
+            length -= len(self.take(min(length, _BLOCK)))
 
 
 def _fault(file: _File) -> str:
@@ -226,13 +310,13 @@ def _fault(file: _File) -> str:
     return "" if starting >= _LEAST else f"besides microcode it has only {starting} bytes, too few for an init"
 
 
-def _skip_zeros(file: _File) -> bool:
+def _skip_zeros(file: _File | _Unpacked) -> bool:
     """Skip zero bytes; false at the end."""
     while True:
         block = file.read(_BLOCK)
         rest = block.lstrip(b"\0")
         if rest:
-            file.at -= len(rest)
+            file.back(rest)
             return True
         if not block:
             return False
@@ -262,7 +346,11 @@ def _archive(file: _File) -> bool:
 
 def _cpio(file: _File) -> bool:
     """Read an uncompressed archive; returns whether it has one of the programs that the kernel starts."""
-    found = False
+    return bool({name.lstrip("./") for name in _members(file)}.intersection(_INITS))
+
+
+def _members(file: _File | _Unpacked) -> Iterator[str]:
+    """Read an uncompressed archive to its end: the paths in it."""
     while True:
         head = file.take(_CPIO_HEADER)
         try:
@@ -273,11 +361,11 @@ def _cpio(file: _File) -> bool:
             raise _Cut("it is damaged")
         name = file.take(length).rstrip(b"\0").decode(errors="replace")
         if name == "TRAILER!!!":
-            return found
+            return
         file.skip(-(_CPIO_HEADER + length) % _ALIGNMENT)
         file.skip(size)
         file.skip(-size % _ALIGNMENT)
-        found = found or name.lstrip("./") in _INITS
+        yield name
 
 
 def _zstd(file: _File) -> None:

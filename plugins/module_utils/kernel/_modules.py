@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ("OPTIONS", "absent", "folder", "needs")
+__all__ = ("OPTIONS", "absent", "folder", "loaded", "needs")
 
 # Kinds of network devices (DEVTYPE in uevent), with their build options and modules.
 _NETWORKS = {
@@ -69,7 +69,26 @@ _DRIVERS = {
     "virtio_scsi": "SCSI_VIRTIO",
 }
 _FILE_SYSTEMS = {"btrfs": "BTRFS_FS", "ext4": "EXT4_FS", "xfs": "XFS_FS"}
-ROOT_OPTIONS = (*_DRIVERS.values(), *_FILE_SYSTEMS.values())
+# Devices that consist of others, by the start of their names, and mappings by the start of their UUIDs (sysfs, dm/uuid).
+_COMPOSED = {"dm-": "BLK_DEV_DM", "md": "BLK_DEV_MD"}
+_MAPPINGS = {"CRYPT-": "DM_CRYPT", "mpath-": "DM_MULTIPATH"}
+# The options that the root file system may need, and their modules.
+ROOT_MODULES = {
+    "BLK_DEV_DM": "dm_mod",
+    "BLK_DEV_MD": "md_mod",
+    "BLK_DEV_NVME": "nvme",
+    "BLK_DEV_SD": "sd_mod",
+    "BTRFS_FS": "btrfs",
+    "DM_CRYPT": "dm_crypt",
+    "DM_MULTIPATH": "dm_multipath",
+    "EXT4_FS": "ext4",
+    "SATA_AHCI": "ahci",
+    "SCSI_VIRTIO": "virtio_scsi",
+    "VIRTIO_BLK": "virtio_blk",
+    "VIRTIO_MMIO": "virtio_mmio",
+    "VIRTIO_PCI": "virtio_pci",
+    "XFS_FS": "xfs",
+}
 
 
 def needs(root: str = "/") -> dict:
@@ -113,7 +132,18 @@ def _root_options(root: str) -> list[str]:
     kinds = [line.split()[2] for line in _text(root, "proc/mounts").splitlines() if line.split()[1:2] == ["/"]]
     found = [_FILE_SYSTEMS[kind] for kind in kinds[-1:] if kind in _FILE_SYSTEMS]
     device = os.stat(root).st_dev  # the name in proc/mounts may be /dev/root
-    path = os.path.realpath(os.path.join(root, f"sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+    place = os.path.join(root, f"sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    return list(dict.fromkeys(found + _device_options(root, place)))
+
+
+def _device_options(root: str, place: str) -> list[str]:
+    """The build options for a block device and for all devices below it: LVM, LUKS and RAID have others as their parts."""
+    path = os.path.realpath(place)
+    name, identity = os.path.basename(path), _text(root, os.path.join(path, "dm/uuid"))
+    found = [option for start, option in _COMPOSED.items() if name.startswith(start)]
+    found += [option for start, option in _MAPPINGS.items() if identity.startswith(start)]
+    for part in sorted(glob.glob(os.path.join(glob.escape(path), "slaves/*"))):
+        found += _device_options(root, part)
     top = os.path.realpath(os.path.join(root, "sys/devices"))
     while path.startswith(top + os.sep):
         driver = os.path.basename(os.path.realpath(os.path.join(path, "driver")))
@@ -121,6 +151,13 @@ def _root_options(root: str) -> list[str]:
             found.append(_DRIVERS[driver])
         path = os.path.dirname(path)
     return found
+
+
+def loaded(root: str = "/") -> list[str]:
+    """The modules that this host's guests use now. Those that are built into the kernel are not among them."""
+    wanted = [OPTIONS[option] for option in _guest_options(root)]
+    # Only what was loaded has this file (kernel/module/sysfs.c).
+    return [name for name in wanted if os.path.exists(os.path.join(root, "sys/module", name, "initstate"))]
 
 
 def _cards(root: str) -> list[str]:

@@ -107,14 +107,16 @@ def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/",
 def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dict:
     """The facts that decide whether a kernel boots on this host and can run its guests.
 
-    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that file, ``without`` whether none is wanted, and
-    ``came_with_one`` whether the running kernel started with one. ``needs`` are the drivers that the host uses, ``folder`` is the folder of
-    the kernel's modules, and ``absent`` are needed modules that are missing there.
+    ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that file, ``contents`` what is in it if that is known,
+    ``without`` whether none is wanted, and ``came_with_one`` whether the running kernel started with one. ``needs`` are the drivers that
+    the host uses, ``folder`` is the folder of the kernel's modules, and ``absent`` are needed modules that are missing there.
     """
     needs = _modules.needs(root)
+    fault = _initrd.fault(initrd) if initrd else ""
     return {
         "initrd": initrd,
-        "fault": _initrd.fault(initrd) if initrd else "",
+        "fault": fault,
+        "contents": _initrd.contents(initrd) if initrd and not fault else {},
         "without": without,
         "came_with_one": _initrd.came_with_one(root),
         "needs": needs,
@@ -443,7 +445,41 @@ def _starts(target: dict, target_name: str) -> list[dict]:
                     " if this kernel needs no initial RAM disk, set it to none",
                 )
             ]
-    return _root_drivers(target, target_name, facts)
+    return _unpacks(target, target_name, facts) or _of_this_release(target, target_name, facts) or _root_drivers(target, target_name, facts)
+
+
+def _unpacks(target: dict, target_name: str, facts: dict) -> list[dict]:
+    """Whether the kernel can decompress its initial RAM disk (usr/Kconfig)."""
+    config, found = target.get("config"), (facts.get("contents") or {}).get("compressed") or []
+    if not config or not facts["initrd"]:
+        return []
+    return [
+        _reason(
+            REFUSED,
+            "initrd-compression",
+            f"the initial RAM disk {facts['initrd']} is compressed with {name}, but {target_name} is built without"
+            f" CONFIG_RD_{name.upper()}: {_PANICS}",
+            f"set the compression of your initial RAM disks to one that this kernel has, and build it again"
+            f" ({_BUILD_INITRD.format(release=target['release'])})",
+        )
+        for name in found
+        if config.get(f"RD_{name.upper()}") != "y"
+    ]
+
+
+def _of_this_release(target: dict, target_name: str, facts: dict) -> list[dict]:
+    """Whether the modules in the initial RAM disk belong to this kernel. One without modules, or that cannot be read, is not judged."""
+    found, release = (facts.get("contents") or {}).get("modules"), target["release"]
+    if not facts["initrd"] or not found or release in found or (target.get("config") or {}).get("MODULES") == "n":
+        return []
+    return [
+        _reason(
+            REFUSED,
+            "initrd-release",
+            f"the initial RAM disk {facts['initrd']} has modules of {', '.join(found)} only, and {target_name} cannot load them: {_PANICS}",
+            f"set hypervisor_update_initrd to the one of this kernel, or build it again ({_BUILD_INITRD.format(release=release)})",
+        )
+    ]
 
 
 def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
@@ -452,7 +488,22 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
     if not config:
         return []
     enough = ("y", "m") if facts["initrd"] else ("y",)
-    return [
+    inside = ((facts.get("contents") or {}).get("modules") or {}).get(target["release"])
+    lacking = [
+        _modules.ROOT_MODULES[option]
+        for option in facts["needs"]["root"]
+        if inside and config.get(option) == "m" and _modules.ROOT_MODULES[option] not in inside
+    ]
+    found = [
+        _reason(
+            REFUSED,
+            "root-driver",
+            f"the initial RAM disk {facts['initrd']} of {target_name} lacks the modules {', '.join(lacking)}, which the root file system of"
+            f" this host needs: {_PANICS}",
+            f"build it again for this host ({_BUILD_INITRD.format(release=target['release'])})",
+        )
+    ]
+    return (found if lacking else []) + [
         _reason(
             REFUSED,
             "root-driver",

@@ -11,6 +11,7 @@ state and resumes the guest. This is on the boot path: standard library only, fe
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -31,6 +32,7 @@ HOST_LIMIT_S = _limits.HOST_READY
 AGAIN_S = 1.0
 _GIVEN_UP = 2
 NETWORKS = "/sys/class/net"
+_NO_DRIVER = (errno.ENODEV, errno.ENXIO)
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -161,9 +163,10 @@ def _wait_for_host(
     Ordering the guest after the units that provide these would take longer. Returns what is still missing at the limit, except networks:
     these may have been made by hand, and if QEMU needs one, it reports the error itself.
     """
-    wanted, until = [*_argv.nodes(argv), *paths], time.monotonic() + HOST_LIMIT_S
+    until = time.monotonic() + HOST_LIMIT_S
     while True:
-        lacking = [f"no {path}" for path in wanted if not os.path.exists(path)]
+        lacking = [f"no {node}" for node in _argv.nodes(argv) if not _works(node)]
+        lacking += [f"no {path}" for path in paths if not os.path.exists(path)]
         lacking += [f"no process that listens at TCP port {port}" for port in _without_listener(ports)]
         if not os.access(_files.STATE, os.W_OK):
             lacking.append(f"{_files.STATE} read-only")
@@ -178,6 +181,17 @@ def _wait_for_host(
             return lacking
         _early.late(name)  # the rest of the boot brings what is missing
         time.sleep(0.05)
+
+
+def _works(node: str) -> bool:
+    """Whether a device node has its driver. It may exist before: a boot makes the nodes of all modules, and the first open loads one."""
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as err:
+        return err.errno not in _NO_DRIVER
+    return True
 
 
 def _without_listener(ports: t.Collection[int]) -> list[int]:

@@ -18,7 +18,7 @@ import time
 from ..handover import _early
 from ..host import _commands, _files, _systemd, _units
 
-__all__ = ("alone", "plan", "start_rest")
+__all__ = ("alone", "load_early", "plan", "start_rest")
 
 
 def plan(records: list[dict]) -> list[dict]:
@@ -39,6 +39,25 @@ def plan(records: list[dict]) -> list[dict]:
     # If no guest comes before the daemons, the target of the guests starts them directly.
     _early.link(f"{_units.FOLDER}/{_units.TARGET}.wants/{_units.DAEMONS_TARGET}", bool(daemons) and not units)
     return stages
+
+
+def load_early() -> None:
+    """Make the next boots load the modules that guests use now, at their very beginning.
+
+    Else udev loads KVM with the rest of the boot, which starts after the guests, and the guests wait for KVM. That takes longer, but
+    loses nothing. So an error here does not stop the update.
+    """
+    from ..kernel import _modules  # the boot does not need it
+
+    names = _modules.loaded()
+    try:
+        if names:
+            os.makedirs(os.path.dirname(_files.MODULES), exist_ok=True)
+            _files.write_text(_files.MODULES, "".join(f"{name}\n" for name in names), 0o644)
+        else:
+            _files.remove(_files.MODULES)
+    except OSError as err:
+        _systemd.log(f"the next boot loads the modules of the guests late: {err}")
 
 
 def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:

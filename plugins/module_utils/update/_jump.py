@@ -113,6 +113,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     _commands.end_by(update["pause_by"], "half of the update's time, within which the guests have to be paused,")
     records = _gate.check(update)
     update["stages"] = _boot_order.plan(list(records.values()))
+    _boot_order.load_early()
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
     _kexec.try_out(update["loaded"])
     # Guests of a later stage are started by that stage: in the first stage they would only take processor time.

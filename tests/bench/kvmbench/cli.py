@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kvmlab import cache
 from kvmlab.errors import LabError
-from kvmlab.lab import KINDS, Lab, uninterrupted
+from kvmlab.lab import Lab, uninterrupted
+from kvmlab.parts.kinds import KINDS, USUAL
 from kvmlab.run import say
 
 from . import plot, summary
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     names = ", ".join(scenario.name for scenario in SCENARIOS)
     top.add_argument("--only", default="", metavar="NAME,...", help=f"these scenarios instead of all; there is {names}")
     top.add_argument("--rounds", type=int, default=5, help="how often each is to have been measured in the end (default: 5)")
-    top.add_argument("--kind", choices=KINDS, default=KINDS[0], help=f"which host (default: {KINDS[0]})")
+    top.add_argument("--kind", choices=KINDS, default=USUAL[0], help=f"which host (default: {USUAL[0]})")
     top.add_argument("--results", type=Path, help="the file of results (default: bench.jsonl in the cache)")
     top.add_argument("--report", action="store_true", help="measure nothing: write bench.rst and bench.svg from the results")
     return top

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 
 from . import limits
 from .errors import LabError
-from .lab import KINDS, Lab, build
+from .lab import Lab, build
 from .machines.host import Host
 from .machines.machine import HEARTBEATS
+from .parts.kinds import KINDS, USUAL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lab", description="A lab of emulated hypervisors with live update kernels.")
     commands = top.add_subparsers(dest="command", required=True)
     up_command = commands.add_parser("up", help="build what is missing, then start the hosts")
-    kinds = f"the kind of each host: {' or '.join(KINDS)} (default: {','.join(KINDS)})"
-    up_command.add_argument("--kinds", default=",".join(KINDS), metavar="KIND,...", help=kinds)
+    kinds = f"the kind of each host: {', '.join(KINDS)} (default: {','.join(USUAL)})"
+    up_command.add_argument("--kinds", default=",".join(USUAL), metavar="KIND,...", help=kinds)
     commands.add_parser("status", help="show the hosts")
     ssh_command = commands.add_parser("ssh", help="log in to a host, or run a command there")
     ssh_command.add_argument("host")
@@ -63,7 +64,7 @@ def up(options: argparse.Namespace) -> int:
     kinds = options.kinds.split(",")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise LabError(f"--kinds: unknown kind {unknown[0]!r}; use {' or '.join(KINDS)}")
+        raise LabError(f"--kinds: unknown kind {unknown[0]!r}; use {', '.join(KINDS)}")
     lab = Lab()
     lab.up(kinds)
     print(f"inventory: {lab.inventory}")

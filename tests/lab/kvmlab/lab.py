@@ -19,12 +19,11 @@ from .errors import LabError
 from .machines import inventory
 from .machines.host import Host
 from .machines.machine import MEMORY_MIB
-from .parts import emulator, guest, image, kernel, packages, rootfs
+from .parts import emulator, guest, image, initrd, kernel, packages, rootfs
 from .parts.keys import Keys, keys, public
+from .parts.kinds import KINDS, USUAL
 from .run import say
 
-# The Debian releases that hosts run. forky's systemd passes sessions through a kexec itself. trixie's needs a process that holds them.
-KINDS = packages.HOST_SUITES
 GENERATIONS_KEPT = 2 * len(KINDS)
 
 
@@ -38,18 +37,25 @@ class Parts:
     kernels: tuple[kernel.Kernel, kernel.Kernel]
 
 
-def build(kinds: Sequence[str] = KINDS, twins: bool = False) -> Parts:
-    """Build what is not in the cache yet, with one image for each kind of host (the Debian release that it runs).
+def build(kinds: Sequence[str] = USUAL, twins: bool = False) -> Parts:
+    """Build what is not in the cache yet, with one image for each kind of host.
 
     twins: build both kernels from one source, instead of from two kernel series.
     """
     resolution = packages.resolve()
-    kernels = kernel.twins(resolution) if twins else kernel.pair(resolution)
+    chosen = kernel.twins if twins else kernel.pair
+    kernels = chosen(resolution)
     both_keys = keys()
     program = emulator.command(rootfs.tar(emulator.SUITE, resolution))
-    images = {
-        kind: image.image(rootfs.tar(kind, resolution), kernels, guest.initramfs(), both_keys, program) for kind in dict.fromkeys(kinds)
-    }
+    images = {}
+    for name in dict.fromkeys(kinds):
+        kind = KINDS[name]
+        root_tar = rootfs.tar(kind.suite, resolution, kind.packages)
+        if kind.initrd:
+            modular = chosen(resolution, modular=True)
+            images[name] = initrd.host_image(kind, root_tar, modular, (kernels[0], guest.initramfs()), both_keys, program)
+        else:
+            images[name] = image.image(root_tar, kernels, guest.initramfs(), both_keys, program)
     return Parts(program, images, both_keys, kernels)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from kvmlab import cache
-from kvmlab.lab import KINDS, Lab
+from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
+from kvmlab.parts.kinds import USUAL
 from kvmlab.story.controller import Controller
 from kvmlab.watch import ledger
 
@@ -50,7 +51,7 @@ def running_lab() -> Iterator[Lab]:
     if not keep:
         lab.down()
     try:
-        lab.up(KINDS)
+        lab.up(USUAL)
         yield lab
     finally:
         if not keep:

@@ -15,15 +15,15 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 from kvmlab import limits
-from kvmlab.lab import KINDS
 from kvmlab.parts import packages, rootfs
+from kvmlab.parts.kinds import USUAL
 
 FOLDERS = (_units.FOLDER.lstrip("/"), "usr/lib/systemd/system")
 # Stands for a guest's unit, and for those that get a drop-in although this host has none of them.
 STAND_IN = "[Service]\nExecStart=/bin/true\n"
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=USUAL)
 def tree(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The root file system of this kind of host, unpacked."""
     packed = rootfs.tar(request.param, packages.resolve())

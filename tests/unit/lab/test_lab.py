@@ -15,6 +15,7 @@ from kvmlab.errors import LabError
 from kvmlab.lab import Lab, Parts
 from kvmlab.machines.host import Host
 from kvmlab.parts.keys import Keys
+from kvmlab.parts.kinds import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,10 @@ def test_an_empty_lab_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         (["ssh", "hv9"], "lab: no host hv9; known hosts: none, start some with tests/lab/lab up\n"),
-        (["up", "--kinds", "forky,woody"], "lab: --kinds: unknown kind 'woody'; use forky or trixie\n"),
+        (
+            ["up", "--kinds", "forky,woody"],
+            f"lab: --kinds: unknown kind 'woody'; use {', '.join(KINDS)}\n",
+        ),
     ],
 )
 def test_an_error_is_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

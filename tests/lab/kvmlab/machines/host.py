@@ -92,7 +92,7 @@ class Host:
 
     @property
     def kind(self) -> str:
-        """The Debian release that it runs."""
+        """The name of its kind."""
         machine = self.machine
         return str(machine["kind"]) if machine else ""
 

@@ -48,7 +48,10 @@ def known_hosts(public_key: str) -> str:
 
 
 def inventory(folder: Path, key: Path, ports: Mapping[str, int], kinds: Mapping[str, str]) -> str:
-    """The Ansible inventory, with a group for each kind of host. Values are JSON strings, which are also valid YAML."""
+    """The Ansible inventory, with a group for each kind of host. Values are JSON strings, which are also valid YAML.
+
+    The name of a group has no hyphen: Ansible warns of one.
+    """
     shared = {
         "ansible_host": "127.0.0.1",
         "ansible_user": "root",
@@ -64,7 +67,7 @@ def inventory(folder: Path, key: Path, ports: Mapping[str, int], kinds: Mapping[
     for name, port in ports.items():
         lines += [f"    {name}:", f"      ansible_port: {port}"]
     for kind in sorted(set(kinds.values())):
-        lines += [f"{kind}:", "  hosts:", *(f"    {name}:" for name in ports if kinds[name] == kind)]
+        lines += [f"{kind.replace('-', '_')}:", "  hosts:", *(f"    {name}:" for name in ports if kinds[name] == kind)]
     return "\n".join(lines) + "\n"
 
 

@@ -37,6 +37,7 @@ class Machine:
     memory_mib: int = MEMORY_MIB
     kernel: str | None = None
     kernel_options: str = ""
+    initrd: str | None = None
 
     def command(self) -> list[str]:
         """The emulator's command line."""
@@ -62,6 +63,8 @@ class Machine:
             words += ["-device", f"virtio-net-pci,netdev=segment,mac={segment_mac(self.number)},romfile="]
         if self.kernel is not None:
             words += ["-kernel", self.kernel, "-append", self.kernel_options]
+        if self.initrd is not None:
+            words += ["-initrd", self.initrd]
         return words
 
 

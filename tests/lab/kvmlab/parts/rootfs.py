@@ -56,24 +56,24 @@ def packages_of(suite: str) -> tuple[str, ...]:
     return PACKAGES + PACKAGES_OF.get(suite, ())
 
 
-def inputs_of(suite: str, resolution: Resolution) -> dict[str, str]:
+def inputs_of(suite: str, resolution: Resolution, more: tuple[str, ...] = ()) -> dict[str, str]:
     """All inputs of the tar."""
     return {
         "suite": suite,
         "snapshot": resolution.snapshots[suite],
-        "packages": " ".join(packages_of(suite)),
+        "packages": " ".join((*packages_of(suite), *more)),
         "options": " ".join((*DPKG_OPTIONS, *APT_OPTIONS)),
     }
 
 
-def tar(suite: str, resolution: Resolution) -> Path:
-    """The tar of this suite's root file system."""
+def tar(suite: str, resolution: Resolution, more: tuple[str, ...] = ()) -> Path:
+    """The tar of this suite's root file system, with more packages than all hosts of the suite have."""
 
     def build(folder: Path, log: Path) -> None:
         if os.geteuid() != 0:
             raise LabError("building the hosts' root file system needs root, to set file owners; run this as root")
         say(f"root file system of {suite}: downloading and installing packages, 2 to 5 minutes")
-        command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join(packages_of(suite))}"]
+        command = ["nice", "mmdebstrap", "--variant=apt", "--mode=root", f"--include={','.join((*packages_of(suite), *more))}"]
         command += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
         command += [f"--aptopt={option}" for option in (*APT_OPTIONS, *network_settings())]
         # The hosts must not use this machine's proxies.
@@ -81,4 +81,4 @@ def tar(suite: str, resolution: Resolution) -> Path:
         command += [suite, str(folder / "root.tar"), f"deb [signed-by={KEYRING}] {mirror()} {suite} main"]
         run_logged(command, what=f"root file system of {suite}", log=log, limit_s=limits.BUILD)
 
-    return cache.artefact("rootfs", inputs_of(suite, resolution), build) / "root.tar"
+    return cache.artefact("rootfs", inputs_of(suite, resolution, more), build) / "root.tar"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LabError
-from ..lab import KINDS, Lab, uninterrupted
+from ..lab import Lab, uninterrupted
 from ..machines.host import Host
+from ..parts.kinds import USUAL
 from ..run import say
 from ..watch.report import all_survived, table
 from . import pace
@@ -35,9 +36,9 @@ class Programme:
     twins: bool
 
 
-QUICK = Programme(kinds=KINDS[:1], units=GUESTS[:1], domains=(DISK,), twins=True)
+QUICK = Programme(kinds=USUAL[:1], units=GUESTS[:1], domains=(DISK,), twins=True)
 # One unit only: a host has one emulated processor.
-FULL = Programme(kinds=KINDS, units=GUESTS[:1], domains=DOMAINS, twins=False)
+FULL = Programme(kinds=USUAL, units=GUESTS[:1], domains=DOMAINS, twins=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from .. import cache
 from ..errors import LabError
-from ..lab import KINDS, Lab, uninterrupted
+from ..lab import Lab, uninterrupted
 from ..machines.host import Host
+from ..parts.kinds import KINDS, USUAL
 from ..run import say
 from ..watch import ledger
 from ..watch.ledger import Figures, Update
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line options."""
     top = argparse.ArgumentParser(prog="tests/rate/run", description="Count how often an update loses a host or a guest.")
     top.add_argument("--updates", type=int, default=10, help="how many updates to make (default: 10)")
-    top.add_argument("--kind", choices=KINDS, default=KINDS[0], help=f"the kind of the host (default: {KINDS[0]})")
+    top.add_argument("--kind", choices=KINDS, default=USUAL[0], help=f"the kind of the host (default: {USUAL[0]})")
     told = "make no update: add what this machine recorded to tests/rate/updates.jsonl, and write the page"
     top.add_argument("--report", action="store_true", help=told)
     return top

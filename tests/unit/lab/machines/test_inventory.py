@@ -29,6 +29,11 @@ def test_the_inventory_has_a_group_with_all_hosts_and_one_a_kind() -> None:
     assert content["vars"]["ansible_ssh_private_key_file"] == str(KEY)
 
 
+def test_the_group_of_a_kind_has_a_name_that_ansible_takes() -> None:
+    groups = yaml.safe_load(inventory(FOLDER, KEY, PORTS, {"hv1": "forky-dracut", "hv2": "forky"}))
+    assert set(groups) == {"hypervisors", "forky", "forky_dracut"}
+
+
 def test_the_users_own_known_hosts_are_left_alone() -> None:
     shared = yaml.safe_load(inventory(FOLDER, KEY, PORTS, KINDS))["hypervisors"]["vars"]
     words = shlex.split(shared["ansible_ssh_common_args"])

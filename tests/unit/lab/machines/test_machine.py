@@ -46,3 +46,8 @@ def test_a_machine_without_ssh_has_no_network() -> None:
     words = Machine(("qemu",), "disk.raw", kernel="vmlinuz", kernel_options="quiet").command()
     assert not [word for word in words if "net" in word]
     assert words[-4:] == ["-kernel", "vmlinuz", "-append", "quiet"]
+
+
+def test_a_kernel_may_have_an_initial_ram_disk() -> None:
+    words = Machine(("qemu",), "disk.raw", kernel="vmlinuz", kernel_options="quiet", initrd="initrd").command()
+    assert words[-6:] == ["-kernel", "vmlinuz", "-append", "quiet", "-initrd", "initrd"]

@@ -23,6 +23,7 @@ NEXT = "1f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 SEEN = BOOT, ("7.3.4", "#1 SMP")
 HEAD = f"m random/boot_id={BOOT}\nm osrelease=7.3.4\nm version=#1 SMP\n"
 STARTED = "m KernelTimestamp=Tue 2026-11-24 09:19:46.303854 UTC\nm UserspaceTimestamp=Tue 2026-11-24 09:19:47.500000 UTC\n"
+IN_INITRD = "m InitRDTimestamp=Tue 2026-11-24 09:19:46.750000 UTC\n"
 LOADED = "m UnitsLoadFinishTimestamp=Tue 2026-11-24 09:19:48.250000 UTC\n"
 STAMPS = {"kernel": 1795511986.303854, "userspace": 1795511987.5}
 ALL_STAMPS = {**STAMPS, "units": 1795511988.25}
@@ -34,6 +35,8 @@ UPDATE = {"id": "u", "boot_id": BOOT, "kernel": {"release": "7.2.13"}, "image": 
     [
         (HEAD + 'm journal={"id": "u", "state": "jumping"}\n' + STARTED, Look(*SEEN, STAMPS, [{"id": "u", "state": "jumping"}])),
         (HEAD + STARTED + LOADED, Look(*SEEN, ALL_STAMPS, [])),
+        (HEAD + STARTED + IN_INITRD, Look(*SEEN, {**STAMPS, "initrd": 1795511986.75}, [])),
+        (HEAD + STARTED + "m InitRDTimestamp=\n", Look(*SEEN, STAMPS, [])),
         (HEAD, Look(*SEEN, {}, [])),
         (HEAD + 'm journal={"torn\n', Look(*SEEN, {}, [])),
         (HEAD + "m journal=\nm journal=[1]\n", Look(*SEEN, {}, [])),

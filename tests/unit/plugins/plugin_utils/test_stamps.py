@@ -38,6 +38,15 @@ def test_the_parts_sum_up_to_the_pause():
     assert sum(length for _name, length in found) == pytest.approx(_stamps.blackout(guest)) == pytest.approx(11.15)
 
 
+def test_an_initial_ram_disk_is_a_part_of_its_own():
+    host = {**UPDATED, "times": {**HOST_TIMES, "initrd": 108.75}}
+    guest = copy.deepcopy(UPDATED["guests"]["web"])
+    found = dict(_stamps.parts(host, guest))
+    assert found["start the new kernel"] == pytest.approx(0.75) and found["initial RAM disk"] == pytest.approx(2.25)
+    assert sum(found.values()) == pytest.approx(11.15) and list(found)[2:4] == ["start the new kernel", "initial RAM disk"]
+    assert _stamps.host_times({**host, "guests": {"web": {"clock_step": 0.5}}})["initrd"] == pytest.approx(108.25)
+
+
 def test_the_step_of_the_clock_is_taken_off_the_new_kernels_stamps():
     host = copy.deepcopy(UPDATED)
     host["guests"]["web"]["clock_step"] = -0.4

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -282,3 +283,51 @@ def test_a_file_that_is_not_there(tmp_path):
         LiveUpdateError, match=r"^initrd .*/none: No such file or directory; use the path of an initial RAM disk on the host$"
     ):
         _initrd.fault(f"{tmp_path}/none")
+
+
+MODULES = (
+    "usr/lib/modules/7.3.4/kernel/drivers/md/dm-mod.ko.zst",
+    "./lib/modules/7.3.4/kernel/fs/ext4/ext4.ko",
+    "lib/modules/7.2.13/a.ko.xz",
+)
+WITH_SYSTEMD = cpio("init", *MODULES, "usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-262.so", "usr/lib/modules/7.3.4/modules.dep")
+INSIDE = {"compressed": [], "modules": {"7.2.13": ["a"], "7.3.4": ["dm_mod", "ext4"]}, "systemd": "262"}
+
+
+@pytest.fixture(name="look")
+def what_is_in(tmp_path):
+    path = tmp_path / "initrd"
+
+    def look(content):
+        path.write_bytes(content)
+        assert _initrd.fault(str(path)) == ""
+        return _initrd.contents(str(path))
+
+    return look
+
+
+@pytest.mark.parametrize("compression", ["gzip", "xz", "zstd", "lz4", "none"])
+def test_its_modules_and_its_systemd_are_read(look, compression):
+    packers = {"gzip": gzip.compress, "xz": lzma.compress, "none": lambda data: data}
+    packers |= {tool: lambda data, tool=tool: program([tool, "-l"] if tool == "lz4" else [tool], data) for tool in ("zstd", "lz4")}
+    inside = {**INSIDE, "compressed": [] if compression == "none" else [compression]}
+    assert look(MICROCODE + packers[compression](WITH_SYSTEMD)) == inside
+    assert look(packers[compression](WITH_SYSTEMD + bytes(700))) == inside
+
+
+def test_all_archives_of_it_are_read(look):
+    """initramfs-tools puts modules, which are compressed already, into one that is not."""
+    assert look(cpio("kernel/x86/x.bin", MODULES[1]) + bytes(512) + gzip.compress(cpio("init", MODULES[0]))) == {
+        "compressed": ["gzip"],
+        "modules": {"7.3.4": ["dm_mod", "ext4"]},
+        "systemd": "",
+    }
+
+
+def test_what_cannot_be_unpacked_here_is_unknown(look, monkeypatch, tmp_path):
+    packed = program(["zstd"], WITH_SYSTEMD)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "version_info", (3, 9))
+    assert look(packed) == {"compressed": ["zstd"], "modules": {}, "systemd": None}
+    noise = gzip.compress(random.Random(1).randbytes(9000))
+    assert look(noise) == {"compressed": ["gzip"], "modules": {}, "systemd": None}

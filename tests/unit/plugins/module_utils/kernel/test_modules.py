@@ -82,6 +82,7 @@ def a_host(tmp_path):
             place.write_text(content)
 
     put.needs = lambda: _modules.needs(str(tmp_path))
+    put.loaded = lambda: _modules.loaded(str(tmp_path))
     device = tmp_path.stat().st_dev
     put.root = f"sys/dev/block/{os.major(device)}:{os.minor(device)}"
     return put
@@ -170,3 +171,28 @@ def test_what_the_root_file_system_is_on(host):
 def test_a_root_file_system_that_only_an_initial_ram_disk_knows(host):
     host("proc/mounts", "rpool/ROOT/pve-1 / zfs rw 0 0\n")
     assert host.needs()["root"] == []
+
+
+def test_a_root_file_system_on_lvm_on_luks_on_raid(host):
+    """What is below a device counts as well: its parts are in "slaves"."""
+    host("proc/mounts", "/dev/mapper/vg-root / ext4 rw 0 0\n")
+    host(host.root, link="sys/devices/virtual/block/dm-1")
+    host("sys/devices/virtual/block/dm-1/dm/uuid", "LVM-abc\n")
+    host("sys/devices/virtual/block/dm-1/slaves/dm-0", link="sys/devices/virtual/block/dm-0")
+    host("sys/devices/virtual/block/dm-0/dm/uuid", "CRYPT-LUKS2-abc-luks\n")
+    host("sys/devices/virtual/block/dm-0/slaves/md0", link="sys/devices/virtual/block/md0")
+    for disk in ("vda", "vdb"):
+        block = f"sys/devices/pci0000:00/0000:00:02.0/virtio0/block/{disk}"
+        host(f"sys/devices/virtual/block/md0/slaves/{disk}1", link=f"{block}/{disk}1")
+    host("sys/devices/pci0000:00/0000:00:02.0/virtio0/driver", link="sys/bus/virtio/drivers/virtio_blk")
+    assert host.needs()["root"] == ["EXT4_FS", "BLK_DEV_DM", "DM_CRYPT", "BLK_DEV_MD", "VIRTIO_BLK"]
+
+
+def test_the_modules_that_guests_use_now(host):
+    host("proc/cpuinfo", "vendor_id\t: AuthenticAMD\n")
+    host("sys/class/net/tap0/tun_flags")
+    for name in ("kvm", "kvm_amd", "vhost_net", "vhost_vsock"):
+        host(f"sys/module/{name}/initstate", "live\n")
+        host(f"sys/module/{name}/refcnt", "0\n")
+    host("sys/module/tun/parameters/x")  # built in
+    assert host.loaded() == ["kvm", "kvm_amd", "vhost_net"]

@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _proof, _running
 
-CONFIG = {"KEXEC_FILE": "y", "KEXEC_HANDOVER": "y", "LIVEUPDATE": "y", "LIVEUPDATE_MEMFD": "y", "KVM": "m"}
+CONFIG = {"KEXEC_FILE": "y", "KEXEC_HANDOVER": "y", "LIVEUPDATE": "y", "LIVEUPDATE_MEMFD": "y", "KVM": "m", "RD_GZIP": "y"}
 ABI = {"kho": "kho-v4", "luo": "luo-v5", "memfd": "memfd-v2"}
 BUILD_ID = bytes(range(20))
 NOTE = struct.pack("<III", 4, 20, 3) + b"GNU\0" + BUILD_ID
@@ -385,6 +385,12 @@ BOOT = {
     "folder": "/usr/lib/modules/7.3.4",
     "absent": [],
 }
+
+
+def inside(release, *modules):
+    return {"modules": {release: list(modules)}, "systemd": "262"}
+
+
 LOST = "the kernel panics while it boots, and every guest is lost"
 BUILD = "update-initramfs -c -k 7.3.4, dracut --kver 7.3.4, or mkinitcpio -P"
 GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if this kernel needs no initial RAM disk, set it to none"
@@ -443,6 +449,31 @@ GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if th
             " CONFIG_EXT4_FS=y or m",
         ),
         ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": inside("7.3.4", "virtio_blk", "ext4")}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["BLK_DEV_SD"]}, "contents": inside("7.3.4", "ext4")}, "root=UUID=1", None, None),
+        ({"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": {"modules": {}, "systemd": ""}}, "root=UUID=1", None, None),
+        (
+            {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": inside("7.3.4", "ext4")},
+            "root=UUID=1",
+            "root-driver",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 of {THERE} lacks the modules virtio_blk, which the root file system of this host"
+            f" needs: {LOST} -> build it again for this host ({BUILD})",
+        ),
+        ({"contents": {"compressed": ["gzip"], "modules": {}, "systemd": None}}, "root=UUID=1", None, None),
+        (
+            {"contents": {**inside("7.3.4", "ext4"), "compressed": ["gzip", "zstd"]}},
+            "root=UUID=1",
+            "initrd-compression",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 is compressed with zstd, but {THERE} is built without CONFIG_RD_ZSTD: {LOST} ->"
+            f" set the compression of your initial RAM disks to one that this kernel has, and build it again ({BUILD})",
+        ),
+        (
+            {"contents": inside("7.2.13", "virtio_blk", "ext4")},
+            "root=UUID=1",
+            "initrd-release",
+            f"the initial RAM disk /boot/initrd.img-7.3.4 has modules of 7.2.13 only, and {THERE} cannot load them: {LOST} -> set"
+            f" hypervisor_update_initrd to the one of this kernel, or build it again ({BUILD})",
+        ),
         (
             {"needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "initrd": None, "without": True},
             "root=/dev/vda1",
@@ -474,7 +505,7 @@ GIVE = f"build one ({BUILD}), or set hypervisor_update_initrd to its path; if th
     ],
 )
 def test_what_this_host_needs_of_a_kernel(boot, cmdline, code, text):
-    config = {"VIRTIO_BLK": "m", "BLK_DEV_SD": "y"}
+    config = {"VIRTIO_BLK": "m", "BLK_DEV_SD": "y", "RD_GZIP": "y"}
     way = _proof.compare(RUNNING, change(TARGET, boot={**BOOT, **boot}, cmdline=f"{cmdline} kho=on liveupdate=on", config=config))["there"]
     assert outcome(way) == (("refused", [code]) if code else ("proven", []))
     assert code is None or message(way, code) == text

@@ -91,6 +91,34 @@ def test_a_guest_waits_for_what_its_host_lacks_and_no_longer(booting):
     assert not os.path.exists(_files.run_path("db", "late"))
 
 
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ENXIO])
+def test_a_guest_waits_for_the_driver_behind_a_node(booting, monkeypatch, code):
+    """systemd-tmpfiles makes the nodes of all modules. QEMU would end: no such device."""
+    real, opened = os.open, []
+    booting.kvm.touch()
+
+    def without_driver(path, flags, *mode):
+        if path == str(booting.kvm):
+            opened.append(flags)
+            if len(opened) < 3:
+                raise OSError(code, os.strerror(code))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", without_driver)
+    assert _start._wait_for_host("web", KVM_GUEST, []) == []
+    assert len(opened) == 3 and os.path.exists(_files.run_path("web", "late"))
+    assert all(flags & os.O_NONBLOCK and flags & os.O_CLOEXEC for flags in opened)
+
+
+def test_qemu_itself_says_why_a_driver_refuses(booting, monkeypatch):
+    def refuses(path, flags, *_mode):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuses)
+        assert _start._works("/dev/kvm")
+
+
 def test_a_guest_waits_until_somebody_listens_where_its_qemu_connects_to(booting, monkeypatch):
     monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
     with socket.socket() as listener:

@@ -9,7 +9,7 @@ import time
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot, _units
-from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _modules
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order
 
 
@@ -88,6 +88,26 @@ def test_domains_come_with_the_boot_where_no_daemon_is_known(systemd, tmp_path):
     systemd.clear()
     assert _boot_order.plan([WEB, DB]) == [{"guests": ["web"], "start": "default.target"}]
     assert _boot_order.plan([MAIL, DB]) == [] and links(tmp_path) == []
+
+
+def test_the_next_boot_loads_what_guests_use_now_before_they_start(tmp_path, monkeypatch):
+    path = tmp_path / "modules-load.d/kvm-liveupdate.conf"
+    monkeypatch.setattr(_files, "MODULES", str(path))
+    monkeypatch.setattr(_modules, "loaded", lambda: ["kvm", "kvm_amd", "tun"])
+    _boot_order.load_early()
+    assert path.read_text() == "kvm\nkvm_amd\ntun\n" and path.stat().st_mode & 0o777 == 0o644
+    monkeypatch.setattr(_modules, "loaded", list)
+    _boot_order.load_early()
+    assert not path.exists()
+    _boot_order.load_early()
+
+
+def test_an_update_goes_on_if_the_modules_cannot_be_named(tmp_path, monkeypatch, capfd):
+    (tmp_path / "modules-load.d").write_text("")
+    monkeypatch.setattr(_files, "MODULES", str(tmp_path / "modules-load.d/kvm-liveupdate.conf"))
+    monkeypatch.setattr(_modules, "loaded", lambda: ["kvm"])
+    _boot_order.load_early()
+    assert "the next boot loads the modules of the guests late: " in capfd.readouterr().err
 
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():

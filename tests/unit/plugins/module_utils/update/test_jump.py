@@ -126,6 +126,7 @@ def make(root, monkeypatch, names) -> Host:
         monkeypatch.setattr(module, name, str(root / path))
     monkeypatch.setattr(_units, "FOLDER", str(root / "etc"))
     monkeypatch.setattr(_boot_order, "plan", lambda records: [])
+    monkeypatch.setattr(_files, "MODULES", str(root / "modules-load.d/kvm-liveupdate.conf"))
     monkeypatch.setattr(_this_boot, "consoles", lambda: "")
     monkeypatch.setattr(_this_boot, "ahead", lambda: None)
     monkeypatch.setattr(_this_boot, "boot_id", lambda: "b")
