@@ -62,6 +62,13 @@ options:
       - The host must have paused its guests within half of this time. Otherwise it undoes the update and its guests continue to run.
     type: int
     default: 1800
+  reuse_probe:
+    description:
+      - Whether libvirt may reuse what it knows of QEMU after the jump. It does so only if KVM of the new kernel gives the same answers as
+        KVM of the old one, and if QEMU, libvirt and the processor are the same.
+      - Otherwise libvirt starts QEMU several times to find out what it can do, while the domains are paused.
+    type: bool
+    default: true
   until:
     description:
       - The end of a maintenance window, a date and a time with the offset from UTC, for example V(2026-12-01T04:00+01:00). After it, by the
@@ -216,7 +223,7 @@ def commit(module):
         now = time.time()
         _window.refuse_after(module.params["until"], now)
         _lease.renew(module.params["run"] or "", now)
-        asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout")]
+        asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout", "reuse_probe")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 
 
@@ -229,6 +236,7 @@ def main():
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
             "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
+            "reuse_probe": {"type": "bool", "default": True},
             "until": {"type": "str", "default": ""},
             "run": {"type": "str"},
         },

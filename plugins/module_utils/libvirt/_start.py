@@ -112,6 +112,9 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     files = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
     _offer({"name": name, **journal}, journal["hold"], files)
+    from . import _probe_cache  # only now, after a jump
+
+    _probe_cache.carry_over()  # libvirt's daemon starts when this unit is ready
     _systemd.notify("READY=1\nSTATUS=Offers the guest's preserved memory to libvirt")
     _wait_for_socket(name)
     times["resumed"] = _start(name, journal)
@@ -146,6 +149,9 @@ def _record(restored: dict) -> None:
     recorded = _return.settled(restored)
     if restored["was_running"]:
         restored = _correct_clock(name, restored, recorded)
+    from . import _probe_cache  # not before the guest runs
+
+    _probe_cache.forget()
     if not recorded:
         _return.settle_at_last(restored, lambda: True)
 

@@ -16,7 +16,7 @@ from .._errors import LiveUpdateError
 from ..guests import _hold, _providers
 from ..handover import _early, _journal, _lock
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
-from ..kernel import _cmdline, _kexec
+from ..kernel import _cmdline, _kexec, _kvm
 from . import _boot_order, _gate, _services
 
 TYPE_CHECKING = False
@@ -40,8 +40,11 @@ _MANY_FDS = 4096
 _KEXEC_SIGNAL = 16
 
 
-def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S) -> dict:
-    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds for the whole update."""
+def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S, reuse_probe: bool = True) -> dict:
+    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds for the whole update.
+
+    ``reuse_probe``: libvirt does not probe QEMU again if KVM gives the same answers under both kernels.
+    """
     seen = _gate.look()
     problems = _gate.gate(guests, seen)
     problems += _gate.unit_problems(
@@ -60,6 +63,7 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: floa
         "guests": sorted(guests),
         "keep_units": keep_units,
         "on_loss": on_loss,
+        "reuse_probe": reuse_probe,
         "timeout": timeout,
         "pause_by": time.monotonic() + timeout / 2,
         "times": {"committed": time.time()},
@@ -114,6 +118,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     records = _gate.check(update)
     update["stages"] = _boot_order.plan(list(records.values()))
     _boot_order.load_early()
+    update["kvm"] = _kvm.answers() if update.get("reuse_probe") else ""
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
     _kexec.try_out(update["loaded"])
     # Guests of a later stage are started by that stage: in the first stage they would only take processor time.

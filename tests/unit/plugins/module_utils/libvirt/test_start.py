@@ -17,7 +17,16 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _se
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files as _host_files
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _agent, _hook, _keeper, _save, _saves, _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
+    _agent,
+    _hook,
+    _keeper,
+    _probe_cache,
+    _save,
+    _saves,
+    _start,
+    _virsh,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block
 
 SAVED = {
@@ -269,6 +278,15 @@ def test_a_domain_that_is_back_leaves_nothing_to_start_it_from_again(way, tmp_pa
     assert way.done == ["start", "finish", "forget", "not early"]
     assert left(tmp_path) == {"resumed"}
     assert (_journal.of_guest("app")["state"], _journal.of_guest("app")["clock"]) == ("restored", "synchronised")
+
+
+def test_libvirts_cache_is_carried_over_before_its_daemon_starts_and_forgotten_once_the_domain_is_back(way, monkeypatch):
+    """The unit is ordered before the daemon, which starts when the unit is ready."""
+    monkeypatch.setattr(_systemd, "notify", lambda state: way.done.append("ready") if "READY" in state else None)
+    for name in ("carry_over", "forget"):
+        monkeypatch.setattr(_probe_cache, name, way.step(name))
+    _start.restore("app", way.journal())
+    assert way.done == ["carry_over", "ready", "start", "finish", "not early", "forget"]
 
 
 @pytest.mark.parametrize("failing", ["finish", "not early"])

@@ -21,7 +21,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
-from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order, _gate, _jump, _services
 
 ASKED = (1, signal.SIGRTMIN + 16)
@@ -333,6 +333,16 @@ def test_records_are_on_the_disk_before_the_first_guest_is_paused(host):
     update(host)
     assert seen[0]["state"] == "saving" and seen[0]["running"] == ["app", "web"]
     assert seen[0]["records"] == json.loads(json.dumps(host.records))  # and nothing of what the survey found
+
+
+@pytest.mark.parametrize(("reuse_probe", "kvm"), [(True, "what KVM answers"), (False, "")])
+def test_what_kvm_answers_is_recorded_before_the_jump_if_it_may_be_used(host, monkeypatch, reuse_probe, kvm):
+    monkeypatch.setattr(_kvm, "answers", lambda: "what KVM answers")
+    seen = []
+    host.at["save"] = lambda: seen.append(_files.read_json(_files.UPDATE))
+    _jump.commit(list(host.records), [], "start", reuse_probe=reuse_probe)
+    _jump.jump()
+    assert seen[0]["kvm"] == kvm
 
 
 def test_a_journal_that_cannot_be_written_pauses_nobody(host, monkeypatch):
