@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("as_seen", "checked", "check_s", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
+__all__ = ("as_seen", "check_s", "checked", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
 
 
 def of_guest(name: str) -> dict:

@@ -125,8 +125,8 @@ def _compared(journal: dict, files: list[int]) -> dict[str, str]:
         return {"verified": "none"}
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(
-            f"guest {name}: its preserved memory cannot be read: {err}. The guest is not started, and its memory and state are kept. Look for"
-            f" faults of the host's memory ('journalctl -k'), then run 'systemctl start {journal['unit']}' to try again"
+            f"guest {name}: its preserved memory cannot be read: {err}. The guest is not started, and its memory and state are kept."
+            f" Look for faults of the host's memory ('journalctl -k'), then run 'systemctl start {journal['unit']}' to try again"
         ) from err
     if differ:
         return {"wrong": _digests.told(differ, count)}

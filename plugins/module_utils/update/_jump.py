@@ -40,9 +40,7 @@ _MANY_FDS = 4096
 _KEXEC_SIGNAL = 16
 
 
-def commit(
-    guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S, verify_memory: str = "sample"
-) -> dict:
+def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S, verify_memory: str = "sample") -> dict:
     """Write the update's journal and start the jump. From here on the host acts alone.
 
     ``timeout``: seconds for the whole update. ``verify_memory``: how to check the guests' memory (handover/_digests.py).
