@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     Place = tuple[int, int, int]
 
-__all__ = ("KINDS", "SAMPLE_PAGES", "note", "places", "speed", "told", "wrong")
+__all__ = ("KINDS", "MOST_THREADS", "SAMPLE_PAGES", "note", "places", "speed", "told", "wrong")
 
 KINDS = ("none", "sample", "full")
 PAGE = 4096

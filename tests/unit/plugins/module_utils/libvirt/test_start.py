@@ -354,7 +354,7 @@ def test_libvirt_gets_no_memory_that_differs(way, tmp_path, monkeypatch, same, m
         _start.restore("app", journal)
         assert _journal.recorded("app")["memory_verified"] == "full" and "memory" not in _journal.recorded("app")
         times = _journal.recorded("app")["times"]
-        assert times["retrieved"] <= times["checked"] <= times["libvirt"]
+        assert times["retrieved"] <= times["checked"] <= times["libvirt"] + 0.1  # which is the time of a file
         return
     os.pwrite(memfd, b"M", 0)
     with pytest.raises(LiveUpdateError, match=r"guest app: its preserved memory is not the same as before the jump.*kept"):
