@@ -16,16 +16,21 @@ __all__ = ("check_seconds", "expected_too_long", "paused_too_long")
 _SHOWN = 5
 
 
-def check_seconds(sizes_mib: t.Sequence[int], speed: dict[str, t.Any]) -> float:
-    """How long guests of these sizes pause for a full check of their memory, before the jump and after it together.
+def check_seconds(sizes_mib: dict[str, list[int]], speed: dict[str, t.Any]) -> float:
+    """How long guests pause for a full check of their memory, before the jump and after it together. ``sizes_mib`` are by provider.
 
-    ``speed`` is what hypervisor_info returns as memory_speed; if it is empty, there is no full check. All guests are read at the same
-    time: the largest one sets the time, or the processors of the host do.
+    ``speed`` is what hypervisor_info returns as memory_speed; if it is empty, there is no full check. Before the jump the guests of one
+    provider are read after those of the other, and after the jump all are read at the same time.
     """
-    if not speed or not sizes_mib:
+    if not speed:
         return 0.0
-    at_once = min(len(sizes_mib), speed["at_once"])
-    return float(2 * max(max(sizes_mib), sum(sizes_mib) / at_once) * (1 << 20) / speed["bytes_per_second"])
+    groups = [*sizes_mib.values(), [size for sizes in sizes_mib.values() for size in sizes]]
+    return sum(_together(sizes, speed["at_once"]) for sizes in groups) * (1 << 20) / float(speed["bytes_per_second"])
+
+
+def _together(sizes: list[int], at_once: int) -> float:
+    """How much is read one after the other if guests of these sizes are read together: the largest, or more if processors are busy."""
+    return max(max(sizes), sum(sizes) / min(len(sizes), at_once)) if sizes else 0.0
 
 
 def expected_too_long(expected: float | None, limit: float, check: float = 0.0) -> str:

@@ -104,7 +104,10 @@ def plan(
     staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
     unfinished = _unfinished(host)
     kept = [facts for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
-    check = check_seconds([facts.get("memory_mib") or 0 for facts in kept], host.get("memory_speed") or {})
+    sizes: dict[str, list[int]] = {}
+    for facts in kept:
+        sizes.setdefault(facts["provider"], []).append(facts.get("memory_mib") or 0)
+    check = check_seconds(sizes, host.get("memory_speed") or {})
     pauses = [facts["last_pause"] - facts.get("last_check", 0.0) for facts in kept if facts.get("last_pause") is not None]
     expected = max(pauses) + check if pauses else None
     current = bool((host.get("target") or {}).get("current"))

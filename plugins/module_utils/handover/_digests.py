@@ -127,7 +127,7 @@ def _sums(files: list[int], where: list[Place], threads: int) -> list[int]:
     problems: list[Exception] = []
 
     def work(first: int) -> None:
-        buffer = bytearray(PIECE)
+        buffer = bytearray(min(PIECE, max(length for _file, _offset, length in where)))
         try:
             for index in range(first, len(where), threads):
                 found[index] = _sum(files, where[index], buffer)

@@ -31,7 +31,15 @@ def test_what_is_expected_may_be_too_long():
 
 @pytest.mark.parametrize(
     ("sizes", "at_once", "seconds"),
-    [([], 4, 0.0), ([1024], 4, 1.0), ([1024, 3072], 4, 3.0), ([1024, 3072], 1, 4.0), ([1024] * 8, 2, 4.0), ([1024] * 8, 16, 1.0)],
+    [
+        ({}, 4, 0.0),
+        ({"qemu": [1024]}, 4, 1.0),
+        ({"qemu": [1024, 3072]}, 4, 3.0),
+        ({"qemu": [1024, 3072]}, 1, 4.0),
+        ({"qemu": [1024] * 8}, 2, 4.0),
+        ({"qemu": [1024] * 8}, 16, 1.0),
+        ({"qemu": [1024], "libvirt": [1024]}, 2, 1.5),
+    ],
 )
 def test_a_full_check_takes_as_long_as_the_largest_guest_or_as_the_processors_need(sizes, at_once, seconds):
     """Each guest is read twice."""
