@@ -117,9 +117,9 @@ def _compared(journal: dict, files: list[int]) -> dict[str, str]:
     """What is ``wrong`` with the memory, empty for nothing, and what was ``verified``: without usable digests nothing is known."""
     from . import _digests  # for guests whose memory is checked only
 
-    name = journal["guest"]
+    name, noted = journal["guest"], journal.get("memory") or {}
     try:
-        differ, count = _digests.wrong(journal.get("memory") or {}, files)
+        differ, count = _digests.wrong(noted, files)
     except ValueError as err:
         _systemd.log(f"{name}: WARNING: its memory is not checked, although this was asked for: {err}")
         return {"verified": "none"}
@@ -130,8 +130,8 @@ def _compared(journal: dict, files: list[int]) -> dict[str, str]:
         ) from err
     if differ:
         return {"wrong": _digests.told(differ, count)}
-    _systemd.log(f"{name}: its memory is the same as before the jump ({count} places read, {journal['memory_check']})")
-    return {"verified": journal["memory_check"]}
+    _systemd.log(f"{name}: its memory is the same as before the jump ({count} places read, {noted['kind']})")
+    return {"verified": noted["kind"]}
 
 
 def _noted(path: str, content: dict) -> None:

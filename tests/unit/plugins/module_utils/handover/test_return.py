@@ -361,6 +361,14 @@ def test_the_journal_of_a_guest_that_is_back_says_what_was_checked_and_has_no_di
     assert _journal.of_guest("web1")["memory_verified"] == "none"
 
 
+def test_what_was_compared_is_told_and_not_what_was_asked_for(ram, monkeypatch):
+    file, make = ram
+    journal = make(memory=_digests.note("sample", [file]))
+    _return.check_memory(journal, [file], {})
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    assert _return.restored(journal, {"resumed": 3.0})["memory_verified"] == "sample"
+
+
 def test_a_lost_guest_keeps_no_digests(ram, monkeypatch):
     _file, make = ram
     monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
