@@ -65,6 +65,11 @@ options:
     type: list
     elements: str
     default: []
+  verify_memory:
+    description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_verify_memory).
+    type: str
+    choices: [none, sample, full]
+    default: sample
 requirements:
   - jmespath, on the controller, for O(policy)
 """
@@ -118,6 +123,7 @@ def update_plan(
     labels: t.Any = None,
     paused_max: t.Any = None,
     essential: t.Any = (),
+    verify_memory: str = "sample",
 ) -> dict[str, t.Any]:
     """The plan, or an error that names the mistake."""
     try:
@@ -132,6 +138,7 @@ def update_plan(
             plain(labels),
             read_paused_max(plain(paused_max)),
             plain(essential),
+            str(verify_memory),
         )
     except (PolicyError, RolloutError) as err:
         raise AnsibleFilterError(f"the plan cannot be made: {err}") from err

@@ -41,6 +41,7 @@ _PARTS = (
     "guests._reasons",
     "guests._rehearsal",
     "guests._unclaimed",
+    "handover._digests",
     "handover._early",
     "handover._journal",
     "handover._lock",

@@ -133,6 +133,18 @@ guests:
               description: The guest was resumed.
               returned: when the guest was restored
               type: float
+        memory_check:
+          description: How the update checked the memory of the guest, see O(kvm.liveupdate.kexec#module:verify_memory).
+          returned: when an update involved the guest
+          type: str
+        memory_verified:
+          description: What was compared after the jump, and is the same as before, V(none), V(sample) or V(full).
+          returned: when the guest was restored
+          type: str
+        memory_wrong:
+          description: Where the memory is not the same as before the jump. The guest is not started then.
+          returned: when the memory differs
+          type: str
         clock:
           description: The result of the correction of a domain's clock through its guest agent. It appears some time after the restore.
           returned: for libvirt domains, after a restore
@@ -297,7 +309,13 @@ def may_be_back(record: dict, journal: dict) -> bool:
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
     """What was last seen of a guest that is not back at the limit. Pure."""
     unit, told_by = journal["unit"], f"'journalctl -b -u {journal['unit']}' shows why"
-    if journal["state"] != "saved":
+    if journal["state"] == "saved" and journal.get("memory_wrong"):
+        found = (
+            f"its preserved memory is not the same as before the jump: {journal['memory_wrong']}. It is not started, and its memory and"
+            " state are kept. Look for faults of the host's memory ('journalctl -k'). To start the guest from its disks, run"
+            f" 'kvm-liveupdate discard {name}' on the host, then start it"
+        )
+    elif journal["state"] != "saved":
         found = (
             f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. No saved memory waits for it. Start the"
             " guest"

@@ -45,6 +45,14 @@ options:
     type: list
     elements: str
     default: []
+  verify_memory:
+    description:
+      - How an update will check the memory of the guests, see O(kvm.liveupdate.kexec#module:verify_memory).
+      - With V(full), the module measures how fast this host reads memory for such a check, on 64 MiB of its own memory. RV(memory_speed)
+        has the result.
+    type: str
+    choices: [none, sample, full]
+    default: none
 """
 
 EXAMPLES = r"""
@@ -202,6 +210,10 @@ guests:
       description: For how many seconds its last update paused it. V(null) if no update did.
       returned: for guests that can be managed
       type: float
+    last_check:
+      description: How many seconds of this pause a full check of its memory took. V(0.0) if there was none.
+      returned: for guests that can be managed
+      type: float
     reasons:
       description: Why the guest cannot be preserved, with the keys of RV(reasons).
       returned: always
@@ -226,6 +238,7 @@ guests:
       labels: {}
       ladder: null
       last_pause: 8.6
+      last_check: 0.0
       reasons: []
       warnings: []
 away:
@@ -266,6 +279,22 @@ free:
   sample:
     memory_mib: 5120
     saves_mib: 81920
+memory_speed:
+  description: How fast this host reads memory for a full check.
+  returned: when O(verify_memory=full)
+  type: dict
+  contains:
+    bytes_per_second:
+      description: The bytes that the check of one guest reads in a second.
+      returned: always
+      type: float
+    at_once:
+      description: The number of guests that the host can check at the same time with this speed.
+      returned: always
+      type: int
+  sample:
+    bytes_per_second: 5400000000.0
+    at_once: 16
 services_to_stop:
   description:
     - The services that run now and that an update stops before it pauses the guests.
@@ -473,7 +502,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _memory, _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _journal
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _memory as _host_memory
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
@@ -492,6 +521,7 @@ UNEXAMINED = {
     "ladder": None,
     "fill_mib": 0,
     "last_pause": None,
+    "last_check": 0.0,
     "warnings": [],
 }
 
@@ -510,11 +540,13 @@ def guest_facts(record: dict, held: bool) -> dict:
 
 def examined(record: dict, held: bool) -> dict:
     """What an examination finds about a guest."""
+    journal = _journal.of_guest(record["name"])
     return {
         "held": held,
         **_reasons.describe(record),
         "fill_mib": 0 if held else _memory.fill(record) >> 20,
-        "last_pause": _journal.pause(_journal.of_guest(record["name"])),
+        "last_pause": _journal.pause(journal),
+        "last_check": _journal.check_s(journal),
         "reasons": _reasons.inspect(record),
         "warnings": _reasons.warn(record),
     }
@@ -561,6 +593,8 @@ def examine(module):
         "last_update": update_facts(boot_id, kernel["release"]),
         "lease": _lease.seen(_lease.read(), time.time()),
     }
+    if module.params["verify_memory"] == "full":
+        result["memory_speed"] = {"bytes_per_second": _digests.speed(), "at_once": max(1, (os.cpu_count() or 1) // _digests.MOST_THREADS)}
     if module.params["kernel"]:
         image, cmdline = _image.read(module.params["kernel"], keep=_files.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
@@ -585,6 +619,7 @@ def main():
             "initrd": {"type": "path"},
             "cmdline": {"type": "str"},
             "accept_unknown": {"type": "list", "elements": "str", "default": []},
+            "verify_memory": {"type": "str", "choices": ["none", "sample", "full"], "default": "none"},
         },
     )
 

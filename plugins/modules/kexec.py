@@ -56,6 +56,16 @@ options:
     type: str
     choices: [start, stop]
     default: start
+  verify_memory:
+    description:
+      - Whether the host checks after the jump that the memory of each guest is the same as before. It reads the memory while the guest is
+        paused, before the jump and after it, and compares digests (CRC-32).
+      - V(sample) reads at most 256 random pages of 4 KiB of each guest, and the first and the last page of each RAM file. V(full) reads all
+        memory, so the pause grows with it. V(none) reads nothing.
+      - If the memory differs, the guest is not started, whatever O(on_loss) says. Its memory and state are kept.
+    type: str
+    choices: [none, sample, full]
+    default: sample
   timeout:
     description:
       - For how many seconds the host may take, from the commit until it answers with the new kernel.
@@ -223,7 +233,7 @@ def commit(module):
         now = time.time()
         _window.refuse_after(module.params["until"], now)
         _lease.renew(module.params["run"] or "", now)
-        asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout", "reuse_probe")]
+        asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout", "verify_memory", "reuse_probe")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 
 
@@ -235,6 +245,7 @@ def main():
             "guests": {"type": "list", "elements": "str", "required": True},
             "keep_units": {"type": "list", "elements": "str", "default": []},
             "on_loss": {"type": "str", "choices": ["start", "stop"], "default": "start"},
+            "verify_memory": {"type": "str", "choices": ["none", "sample", "full"], "default": "sample"},
             "timeout": {"type": "int", "default": _jump.TIMEOUT_S},
             "reuse_probe": {"type": "bool", "default": True},
             "until": {"type": "str", "default": ""},

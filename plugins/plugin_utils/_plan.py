@@ -16,7 +16,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
-from ._budget import expected_too_long
+from ._budget import check_seconds, expected_too_long
 from ._patterns import matching
 from ._policy import Policy, PolicyError, Rung
 
@@ -45,10 +45,15 @@ _DOES_NOT_START = frozenset(
 # With these it was not examined, so it may have any of the reasons above.
 _NOT_EXAMINED = frozenset(("name-long", "name-twice", "not-examined", "record-damaged"))
 _NO_SHUTDOWN = _NOT_ASKED | _STARTS_AS_ANOTHER | _DOES_NOT_START | _NOT_EXAMINED
-_NOT_BACK = "not-back"
+_NOT_BACK = ("not-back", "memory-wrong")
 _BESIDE_MIB = _room.BESIDE_BYTES >> 20
 _DONE = {"preserve": "preserved", "migrate": "migrated", "save": "saved", "shutdown": "shut down"}
 _NO_PROVIDER = "neither libvirt nor kvm-liveupdate runs it - make it a libvirt domain, or a unit that starts it with kvm-liveupdate run"
+_CHECKS = {
+    "none": "resume {}",
+    "sample": "compare a sample of the memory of {} with that before the jump, and resume",
+    "full": "compare all memory of {} with that before the jump, and resume",
+}
 _SHOWN = 5
 _SERVICES_SHOWN = 10
 
@@ -63,13 +68,14 @@ def plan(
     labels: dict[str, dict[str, t.Any]] | None = None,
     paused_max: dict[str, int] | None = None,
     essential: t.Sequence[str] = (),
+    verify_memory: str = "sample",
 ) -> dict[str, t.Any]:
     """The plan of one host.
 
     ``host`` is what hypervisor_info returned. ``keep_units`` are the units that the update does not stop. ``blackout_max`` is the longest
     pause that is allowed, in seconds, 0 for any. ``labels`` are more labels of guests, by name. ``paused_max`` says for each label how many
-    guests with the same value may be paused at once. ``essential`` are names and patterns of guests that the run itself depends on. The
-    rest is as for :func:`chosen`. The plan has:
+    guests with the same value may be paused at once. ``essential`` are names and patterns of guests that the run itself depends on.
+    ``verify_memory`` is how the memory is checked. The rest is as for :func:`chosen`. The plan has:
 
     ``verdict``      ``go``, ``refuse``, or ``current`` (the host runs the kernel already and all guests are back)
     ``refusals``     why the host is refused: sentences with their remedies
@@ -82,7 +88,8 @@ def plan(
     ``leaving``      ``name``, ``way``, ``destination`` and ``back`` of the guests that leave, as guest_away takes them
     ``steps``        what is done, in order; none unless the verdict is ``go``
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None if unknown)
-    ``expected_pause``  seconds, the longest pause of the preserved guests in their last update; None if unknown
+    ``expected_pause``  seconds, the longest pause of the preserved guests in their last update, and ``check_pause``; None if unknown
+    ``check_pause``  seconds of the pause for a full check of the memory (``memory_speed`` of ``host``), 0 if there is none
     ``unfinished``   the update that jumped and whose run ended before it verified the host, as kexec returns it; empty for none
     ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
     ``essential``    the names of the essential guests of this host
@@ -96,10 +103,15 @@ def plan(
     guests = [_guest(facts, policy, room) for facts in host["guests"]]
     staying = [guest["name"] for guest in guests if guest["way"] == "preserve"]
     unfinished = _unfinished(host)
-    pauses = [facts.get("last_pause") for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
-    expected = max((pause for pause in pauses if pause is not None), default=None)
+    kept = [facts for facts, guest in zip(host["guests"], guests) if guest["way"] == "preserve"]
+    sizes: dict[str, list[int]] = {}
+    for facts in kept:
+        sizes.setdefault(facts["provider"], []).append(facts.get("memory_mib") or 0)
+    check = check_seconds(sizes, host.get("memory_speed") or {})
+    pauses = [facts["last_pause"] - facts.get("last_check", 0.0) for facts in kept if facts.get("last_pause") is not None]
+    expected = max(pauses) + check if pauses else None
     current = bool((host.get("target") or {}).get("current"))
-    over = "" if current else expected_too_long(expected, blackout_max)
+    over = "" if current else expected_too_long(expected, blackout_max, check)
     members = {} if current else _members(host["guests"], guests, paused_max or {})
     against = _against_the_host(host, current, over) + _too_many(members, paused_max or {})
     refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
@@ -119,9 +131,10 @@ def plan(
             for guest in guests
             if guest["way"] in ("migrate", "save", "shutdown")
         ],
-        "steps": _steps(host, guests, rehearse, keep_units) if verdict == "go" else [],
+        "steps": _steps(host, guests, rehearse, keep_units, verify_memory) if verdict == "go" else [],
         "room": room,
         "expected_pause": expected,
+        "check_pause": check,
         "unfinished": unfinished,
         "members": members,
         "essential": _essential(guests, essential),
@@ -131,7 +144,7 @@ def plan(
 
 def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
     """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
-    told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] == _NOT_BACK]
+    told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] in _NOT_BACK]
     lease = host.get("lease") or {}
     if lease.get("left") and not lease.get("own") and not lease.get("ended"):
         told.append(_lease.refusal(lease))
@@ -290,7 +303,9 @@ def _what(rung: Rung) -> str:
     }[rung.way]
 
 
-def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: list[str], keep_units: t.Sequence[str]) -> list[str]:
+def _steps(
+    host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: list[str], keep_units: t.Sequence[str], verify_memory: str
+) -> list[str]:
     """What is done, in order."""
     names = {way: [guest["name"] for guest in guests if guest["way"] == way] for way in _DONE}
     returning = [guest["name"] for guest in guests if guest["way"] in ("migrate", "save", "shutdown") and guest["back"]]
@@ -306,7 +321,7 @@ def _steps(host: dict[str, t.Any], guests: list[dict[str, t.Any]], rehearse: lis
         f"shut down {_few(names['shutdown'])}" if names["shutdown"] else "",
         f"preserve the RAM of {staying}" if staying else "",
         f"stop other services{others}, {pause}jump to the new kernel",
-        f"resume {staying} and check that the memory is the same" if staying else "",
+        _CHECKS[verify_memory].format(staying) if staying else "",
         f"bring back {_few(returning)}" if returning else "",
     ]
     return [step for step in steps if step]
@@ -341,7 +356,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         *(f"{number}. {step}" for number, step in enumerate(made["steps"], start=1)),
         *_needs(made["room"]),
         *([f"Essential guests: {_few(made['essential'])}. This host is updated last, alone."] if made["essential"] else []),
-        _pause(made["expected_pause"], blackout_max),
+        _pause(made["expected_pause"], made["check_pause"], blackout_max),
     ]
 
 
@@ -356,6 +371,8 @@ def _needs(room: dict[str, t.Any]) -> list[str]:
     ]
 
 
-def _pause(expected: float | None, blackout_max: float) -> str:
+def _pause(expected: float | None, check: float, blackout_max: float) -> str:
     known = "unknown, no preserved guest was updated on this host before" if expected is None else f"{expected:.1f} s"
-    return f"Expected pause: {known}" + (f" ({blackout_max:g} s allowed)." if blackout_max > 0 else ".")
+    whole = f", of which the full check of the memory takes about {check:.1f} s" if check and expected is not None else ""
+    alone = f". The full check of the memory alone takes about {check:.1f} s" if check and expected is None else ""
+    return f"Expected pause: {known}{whole}{alone}" + (f" ({blackout_max:g} s allowed)." if blackout_max > 0 else ".")

@@ -21,7 +21,7 @@ def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any],
 
     ``host`` is the result (:func:`_result.result`), ``jump`` what kexec returned, ``by`` who started the run, and ``now`` the time since
     the epoch. The record has ``at``, ``by`` (without what is empty), whose lease was taken over, how the update ended, both kernels with
-    the digests of the new one, and of each guest its way, how it ended and its pause.
+    the digests of the new one, and of each guest its way, how it ended, its pause and how its memory was checked.
     """
     journal = jump.get("journal") or {}
     image, ways = journal.get("image") or {}, {guest["name"]: guest["way"] for guest in (host.get("plan") or {}).get("guests") or []}
@@ -39,6 +39,7 @@ def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any],
                 "state": guest["state"],
                 "why": guest["why"],
                 "pause": blackout(guest),
+                "memory_verified": guest.get("memory_verified", "none"),
                 **({"back": guest["back"]} if "back" in guest else {}),
             }
             for name, guest in host["guests"].items()

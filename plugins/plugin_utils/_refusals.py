@@ -17,7 +17,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _proo
 __all__ = ("against_host", "against_kernel", "without_memory")
 
 # Reasons of hypervisor_info that say nothing about the host itself.
-_ABOUT_GUESTS = {"memory-limit", "not-back"}
+_ABOUT_GUESTS = {"memory-limit", "memory-wrong", "not-back"}
 # Reasons that the role hypervisor_setup ends. In check mode it changes nothing, so they are still there.
 _ENDED_BY_SETUP = {"runtime", "cmdline"}
 

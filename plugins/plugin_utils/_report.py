@@ -131,7 +131,11 @@ def _parts(host: dict[str, t.Any], pauses: dict[str, float]) -> dict[str, t.Any]
         {
             "guest": guest,
             "shown": shown[guest],
-            "cells": [f"{pauses[guest]:.2f}", *(f"{lengths[part]:.2f}" if part in lengths else "-" for part in columns)],
+            "cells": [
+                f"{pauses[guest]:.2f}",
+                host["guests"][guest].get("memory_verified", "none"),
+                *(f"{lengths[part]:.2f}" if part in lengths else "-" for part in columns),
+            ],
         }
         for guest, lengths in found.items()
     ]

@@ -231,9 +231,18 @@ def _guests(number: int) -> str:
 def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update_id: str) -> dict[str, t.Any]:
     """One guest: what this update did with it, or what was planned."""
     warnings = [f"{warning['message']} - {warning['remedy']}" for warning in facts.get("warnings") or []]
-    found = {"state": "", "why": planned, "times": {}, "clock_step": None}
+    found = {"state": "", "why": planned, "times": {}, "clock_step": None, "memory_verified": "none"}
     if last and last.get("update_id") == update_id:
         found = {"state": last["state"], "why": last.get("why", ""), "times": last["times"], "clock_step": last.get("clock_step")}
+        found["memory_verified"] = last.get("memory_verified", "none")
+        if last["state"] == "saved" and last.get("memory_wrong"):
+            found["why"] = f"is not started, because its preserved memory is not the same as before the jump: {last['memory_wrong']}"
+        asked = last.get("memory_check", "none")
+        if last["state"] == "restored" and found["memory_verified"] != asked:
+            warnings.append(
+                f"its memory was not checked after the jump, although hypervisor_update_verify_memory is {asked} - see 'journalctl -b -u"
+                f" {last.get('unit', '')}' on the host, and check the guest's services"
+            )
     return {**found, "warnings": warnings}
 
 

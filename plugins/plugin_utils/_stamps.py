@@ -17,17 +17,23 @@ _INITRD = "initial RAM disk"
 # The parts of a guest's pause, in order: the name, where its first and its last stamp are (host or guest), and the stamps.
 PARTS = (
     ("save the state", ("guest", "paused"), ("guest", "saved")),
+    ("read the memory", ("guest", "saved"), ("guest", "read")),
     ("stop the old system", ("guest", "saved"), ("host", "kernel")),
     ("start the new kernel", ("host", "kernel"), ("host", "initrd")),
     (_INITRD, ("host", "initrd"), ("host", "userspace")),
     ("systemd loads its units", ("host", "userspace"), ("host", "units")),
     ("start the restore", ("host", "units"), ("guest", "start")),
     ("retrieve the memory", ("guest", "start"), ("guest", "retrieved")),
+    ("check the memory", ("guest", "retrieved"), ("guest", "checked")),
     ("wait for libvirt", ("guest", "retrieved"), ("guest", "libvirt")),
     ("start QEMU", ("guest", "retrieved"), ("guest", "qemu")),
     ("load the state", ("guest", "qemu"), ("guest", "loaded")),
     ("resume", ("guest", "loaded"), ("guest", "resumed")),
 )
+
+
+# Not every guest has these: only domains wait for libvirt, and the memory is read only if it is checked.
+_OPTIONAL = ("libvirt", "read", "checked")
 
 
 def blackout(guest: dict[str, t.Any]) -> float | None:
@@ -56,8 +62,8 @@ def parts(host: dict[str, t.Any], guest: dict[str, t.Any]) -> list[tuple[str, fl
     found: list[tuple[str, float]] = []
     begun, names = known["guest"]["paused"], []
     for name, _first, (where, stamp) in PARTS:
-        if stamp == "libvirt" and stamp not in known[where]:
-            continue  # only domains wait for it
+        if stamp in _OPTIONAL and stamp not in known[where]:
+            continue
         if "initrd" not in known["host"]:  # there is none, or one without systemd, whose time is the new kernel's
             if name == _INITRD:
                 continue

@@ -32,6 +32,7 @@ __all__ = (
     "note_left_paused",
     "outlives",
     "owes",
+    "preserved_files",
     "process",
     "release",
     "release_ended",
@@ -216,6 +217,21 @@ def _serves(seen: dict[str, str], session: str) -> bool:
 def _ram_files(record: dict) -> list[list[int]]:
     """The files of the guest's RAM, each as its device and inode; missing files are left out."""
     return [_identity(f"/proc/{record['pid']}/fd/{ram['fd']}") for ram in record["ram"]]
+
+
+def preserved_files(hold_record: dict, record: dict) -> list[int]:
+    """Descriptors of the files that this hold preserves, for reading. The caller closes them. Raises if QEMU has other files now."""
+    files: list[int] = []
+    try:
+        for ram in record["ram"]:
+            files.append(_processes.take_fd(record["pid"], ram["fd"]))
+        if [[seen.st_dev, seen.st_ino] for seen in map(os.fstat, files)] != hold_record.get("files"):
+            raise LiveUpdateError("the RAM files of its QEMU are not the ones that are preserved; run the update again")
+    except BaseException:
+        for file in files:
+            os.close(file)
+        raise
+    return files
 
 
 def _identity(path: str) -> list[int]:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 
-from .._errors import reason
+from .._errors import LiveUpdateError, reason
 from ..host import _files, _this_boot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("as_seen", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
+__all__ = ("as_seen", "check_s", "checked", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
 
 
 def of_guest(name: str) -> dict:
-    """What the last update did with this guest; empty for none. A guest that runs again is ``restored``, whatever the disk says."""
+    """What the last update did with this guest; empty for none. A guest that runs again is ``restored``, whatever the disk says.
+
+    The digests of its memory are left out: only a restore needs them, from :func:`recorded`.
+    """
     recorded = _files.read_json(_files.journal_path(name))
-    if recorded.get("state") != "saved":
-        return recorded
-    return as_seen(name, recorded)
+    seen = recorded if recorded.get("state") != "saved" else as_seen(name, recorded)
+    return {key: value for key, value in seen.items() if key != "memory"}
 
 
 def of_guests() -> dict[str, dict]:
@@ -41,20 +43,36 @@ def pause(update: dict) -> float | None:
     return times["resumed"] - times["paused"] if update.get("state") == "restored" else None
 
 
+def check_s(update: dict) -> float:
+    """How many seconds of the pause of this journal a full check of the memory took; 0 if there was none. Pure."""
+    times = update.get("times") or {}
+    if pause(update) is None or update.get("memory_check") != "full" or not {"read", "checked"} <= set(times):
+        return 0.0
+    return float(times["read"] - times["saved"] + times["checked"] - times["retrieved"])
+
+
 def not_back(running: t.Iterable[str]) -> list[dict]:
     """Reasons against the next update: guests that an update saved and has not restored.
 
     The session of such a guest may still have its memory, which would not survive another jump.
     """
-    return [
-        reason(
-            "not-back",
-            f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
-            f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory and state",
+    return [_not_back(name, saved) for name, saved in of_guests().items() if saved.get("state") == "saved" and name not in running]
+
+
+def _not_back(name: str, saved: dict) -> dict:
+    if saved.get("memory_wrong"):
+        return reason(
+            "memory-wrong",
+            f"guest {name} is not restored, because its preserved memory is not the same as before the jump: {saved['memory_wrong']}. Its"
+            " memory and state are kept, and another jump would lose them",
+            f"look for faults of the host's memory ('journalctl -k'); then run 'kvm-liveupdate discard {name}', and start the guest from"
+            " its disks",
         )
-        for name, saved in of_guests().items()
-        if saved.get("state") == "saved" and name not in running
-    ]
+    return reason(
+        "not-back",
+        f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
+        f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory and state",
+    )
 
 
 def recorded(name: str) -> dict:
@@ -76,7 +94,20 @@ def as_seen(name: str, journal: dict) -> dict:
     if journal.get("boot_id") == now or not _is_gone(journal.get("image", "")):
         return journal  # the mark is from an earlier update, or the start of the domain is not complete
     times = {**journal.get("times", {}), "resumed": resumed}
-    return {**journal, "state": "restored", "boot_id_after": now, "clock_step": None, "times": times}
+    return {**checked(name, journal), "state": "restored", "boot_id_after": now, "clock_step": None, "times": times}
+
+
+def checked(name: str, journal: dict) -> dict:
+    """The journal of a guest that is back: what was checked of its memory (``memory_verified``) takes the place of the digests.
+
+    The check left its result in /run (:func:`_return.check_memory`). Never raises, because the guest runs.
+    """
+    try:
+        mark = _files.read_json(_files.run_path(name, "checked"))
+    except LiveUpdateError:
+        mark = {}
+    verified = mark.get("verified", "none") if mark.get("hold") == journal.get("hold") else "none"
+    return {**{key: value for key, value in journal.items() if key != "memory"}, "memory_verified": verified}
 
 
 def _is_gone(path: str) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = (
     "AGAIN",
     "BACK_LIMIT_S",
+    "check_memory",
     "decide",
     "lost",
     "may_have_run",
@@ -68,7 +69,7 @@ def decide(journal: dict, note: dict | None, resumed: bool, tried: bool = False)
 
 def lost(journal: dict, why: str) -> None:
     """Record that the guest's memory is lost, so that its saved state is useless."""
-    settle({**journal, "state": "lost", "why": why})
+    settle({**{key: value for key, value in journal.items() if key != "memory"}, "state": "lost", "why": why})
 
 
 def verify(journal: dict, path: str) -> None:
@@ -82,6 +83,63 @@ def verify(journal: dict, path: str) -> None:
             f"guest {name}: {path} is not the state that was saved: its digest is {found}, not {journal.get('digest')}. It is not loaded,"
             f" and the memory is kept. To start the guest from its disks, run 'kvm-liveupdate discard {name}', then start it"
         )
+
+
+def check_memory(journal: dict, files: list[int], times: dict) -> None:
+    """Raise if the memory that came back is not the same as before the jump; before a QEMU has it.
+
+    This compares once in each boot: later a QEMU that failed may have written to the memory, and a fault may not show every time. The
+    result is in /run, which lasts as long as the memory. Of memory that is wrong, the journal says so too. ``times`` gets when it was
+    ``checked``.
+    """
+    if journal.get("memory_check", "none") == "none":
+        return
+    name, path = journal["guest"], _files.run_path(journal["guest"], "checked")
+    mark = _files.read_json(path)
+    if mark.get("hold") != journal["hold"]:
+        mark = {"hold": journal["hold"], "wrong": journal.get("memory_wrong") or "", "verified": "none"}
+        if not mark["wrong"]:
+            mark.update(_compared(journal, files))
+        _noted(path, mark)
+    if not mark["wrong"]:
+        times["checked"] = time.time()
+        return
+    if not journal.get("memory_wrong"):
+        _noted(_files.journal_path(name), {**journal, "memory_wrong": mark["wrong"]})
+    raise LiveUpdateError(
+        f"guest {name}: its preserved memory is not the same as before the jump: {mark['wrong']}. The guest is not started, and its memory"
+        " and state are kept. Look for faults of the host's memory ('journalctl -k'). To start the guest from its disks, run"
+        f" 'kvm-liveupdate discard {name}', then start it"
+    )
+
+
+def _compared(journal: dict, files: list[int]) -> dict[str, str]:
+    """What is ``wrong`` with the memory, empty for nothing, and what was ``verified``: without usable digests nothing is known."""
+    from . import _digests  # for guests whose memory is checked only
+
+    name, noted = journal["guest"], journal.get("memory") or {}
+    try:
+        differ, count = _digests.wrong(noted, files)
+    except ValueError as err:
+        _systemd.log(f"{name}: WARNING: its memory is not checked, although this was asked for: {err}")
+        return {"verified": "none"}
+    except (LiveUpdateError, OSError) as err:
+        raise LiveUpdateError(
+            f"guest {name}: its preserved memory cannot be read: {err}. The guest is not started, and its memory and state are kept."
+            f" Look for faults of the host's memory ('journalctl -k'), then run 'systemctl start {journal['unit']}' to try again"
+        ) from err
+    if differ:
+        return {"wrong": _digests.told(differ, count)}
+    _systemd.log(f"{name}: its memory is the same as before the jump ({count} places read, {noted['kind']})")
+    return {"verified": noted["kind"]}
+
+
+def _noted(path: str, content: dict) -> None:
+    """Write a record. A failure is only logged: what follows does not depend on it."""
+    try:
+        _files.write_json(path, content)
+    except OSError as err:
+        _systemd.log(f"{path} cannot be written: {err}")
 
 
 def may_have_run(name: str, journal: dict) -> bool:
@@ -156,4 +214,5 @@ def restored(journal: dict, times: dict) -> dict:
     """The new record of the guest. The clock steps at the jump, so this corrects the times of this boot by that step."""
     step = _this_boot.step(journal.get("clock_ahead"), _this_boot.ahead())
     now = {name: at - (step or 0.0) for name, at in times.items()}
-    return {**journal, "state": "restored", "boot_id_after": _this_boot.boot_id(), "clock_step": step, "times": {**journal["times"], **now}}
+    after = {"state": "restored", "boot_id_after": _this_boot.boot_id(), "clock_step": step, "times": {**journal["times"], **now}}
+    return {**_journal.checked(journal["guest"], journal), **after}

@@ -111,6 +111,9 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
         )
     files = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
+    if journal.get("memory_check") == "full":  # it may take long too
+        _systemd.notify(f"EXTEND_TIMEOUT_USEC={_return.BACK_LIMIT_S * 1e6:.0f}")
+    _return.check_memory(journal, files, times)
     _offer({"name": name, **journal}, journal["hold"], files)
     from . import _probe_cache  # only now, after a jump
 

@@ -141,6 +141,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
         _block.verify_devices(name, journal["devices"])
     (ram,) = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
+    _return.check_memory(journal, [ram], times)
     main = os.getpid()
     child = os.fork()
     if child == 0:

@@ -14,7 +14,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..guests import _hold, _providers
-from ..handover import _early, _journal, _lock
+from ..handover import _digests, _early, _journal, _lock
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ..kernel import _cmdline, _kexec, _kvm
 from . import _boot_order, _gate, _services
@@ -40,10 +40,18 @@ _MANY_FDS = 4096
 _KEXEC_SIGNAL = 16
 
 
-def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: float = TIMEOUT_S, reuse_probe: bool = True) -> dict:
-    """Write the update's journal and start the jump. From here on the host acts alone. ``timeout``: seconds for the whole update.
+def commit(
+    guests: list[str],
+    keep_units: list[str],
+    on_loss: str,
+    timeout: float = TIMEOUT_S,
+    verify_memory: str = "sample",
+    reuse_probe: bool = True,
+) -> dict:
+    """Write the update's journal and start the jump. From here on the host acts alone.
 
-    ``reuse_probe``: libvirt does not probe QEMU again if KVM gives the same answers under both kernels.
+    ``timeout``: seconds for the whole update. ``verify_memory``: how to check the guests' memory (handover/_digests.py). ``reuse_probe``:
+    libvirt does not probe QEMU again if KVM gives the same answers under both kernels (libvirt/_probe_cache.py).
     """
     seen = _gate.look()
     problems = _gate.gate(guests, seen)
@@ -63,6 +71,7 @@ def commit(guests: list[str], keep_units: list[str], on_loss: str, timeout: floa
         "guests": sorted(guests),
         "keep_units": keep_units,
         "on_loss": on_loss,
+        "verify_memory": verify_memory,
         "reuse_probe": reuse_probe,
         "timeout": timeout,
         "pause_by": time.monotonic() + timeout / 2,
@@ -142,7 +151,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     if _late(update):
         raise LiveUpdateError("the host was too slow: it could not pause its guests in time")
     update["times"]["gate"] = time.time()
-    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the limit for the pause of the guests ({PAUSE_LIMIT_S:g} s)")
+    _limit_the_pause()
     for name in records:  # until now another kexec would carry over memory without a journal
         _files.remove(_files.hold_path(name))
     for name in update["running"]:
@@ -157,6 +166,10 @@ def _carry_out(update: dict) -> t.NoReturn:
     os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
     time.sleep(DOWN_LIMIT_S)
     raise LiveUpdateError(f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s")
+
+
+def _limit_the_pause() -> None:
+    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the limit for the pause of the guests ({PAUSE_LIMIT_S:g} s)")
 
 
 def _late(update: dict) -> bool:
@@ -228,6 +241,7 @@ def _save(record: dict, update: dict) -> None:
         raise LiveUpdateError(f"guest {name}: its QEMU or its memory is no longer the one that is preserved; run the update again")
     journal = {
         **saved,
+        **_digests_of(record, hold, update.get("verify_memory", "none"), saved["times"]),
         "state": "saved",
         "guest": name,
         "update_id": update["id"],
@@ -243,6 +257,27 @@ def _save(record: dict, update: dict) -> None:
         "was_running": was_running,
     }
     _files.write_json(_files.journal_path(name), journal)
+
+
+def _digests_of(record: dict, hold: dict, kind: str, times: dict) -> dict:
+    """What a restore needs to check the memory of a guest that is paused and saved: the part of its journal, with its ``times``.
+
+    QEMU no longer writes to the memory, and the kernel carries over exactly these files.
+    """
+    if kind == "none":
+        return {"memory_check": kind}
+    files: list[int] = []
+    try:
+        files += _hold.preserved_files(hold, record)
+        noted = _digests.note(kind, files)
+    except (LiveUpdateError, OSError) as err:
+        raise LiveUpdateError(f"guest {record['name']}: its memory cannot be read for the check after the jump: {err}") from err
+    finally:
+        for file in files:
+            os.close(file)
+    if kind == "full":
+        _limit_the_pause()  # the time of a full check is known and wanted, and no command may fail for it
+    return {"memory_check": kind, "memory": noted, "times": {**times, "read": time.time()}}
 
 
 def _abort(update: dict, why: str) -> None:

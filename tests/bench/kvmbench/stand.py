@@ -104,7 +104,7 @@ class Stand:
         called = pace.kexec_at(self.host, marked)
         booted = {name: at - (slowest["clock_step"] or 0.0) for name, at in told["times"].items()}
         found |= {"jump": booted["userspace"] - called}
-        found |= {"systemd": called - slowest["times"]["saved"] + booted["units"] - booted["userspace"]}
+        found |= {"systemd": called - slowest["times"].get("read", slowest["times"]["saved"]) + booted["units"] - booted["userspace"]}
         if "floor: QEMU" in found:
             found |= {"floor": found["jump"] + found["floor: QEMU"]}
         return found

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from kvmlab import limits
 from kvmlab.machines.host import Host
+from kvmlab.story import memory_fault
 from kvmlab.story.controller import GUESTS, Controller, Play
 from kvmlab.story.night import boot_of, final_verdict, start_guests, update, wait_alive, wait_until
 from kvmlab.watch.heartbeat import Verdict
@@ -467,6 +468,49 @@ def test_a_restore_that_fails_is_tried_again(controller: Controller, hv2: Host, 
     for guest in GUESTS:
         assert not controller.ask("hv2", "guest", names=[guest.name], state="running")["changed"]
     assert not sessions(hv2)
+
+
+@pytest.mark.beyond
+def test_a_bit_that_changed_on_the_way_keeps_the_guest_from_running(controller: Controller, hv2: Host, kernels: tuple[str, str]) -> None:
+    """on_loss is start, and yet the guest does not start, until an operator discards its memory. The other guest goes on."""
+    since, boot_before = time.monotonic(), hv2.heartbeat(WEB.port)[-1].boot_id
+    memory_fault.arrange(hv2, WEB.name)
+    asked = {
+        "hypervisor_update_kernel": f"/boot/vmlinuz-{kernels[0]}",
+        "hypervisor_update_verify_memory": "full",
+        "hypervisor_update_restore_timeout": 60,
+    }
+    play = controller.play(f"{MODULES}.update", "--limit", "hv2", **asked)
+    assert play.code != 0
+    assert (
+        "guest web: not restored within" in play.output and "its preserved memory is not the same as before the jump: 1 of " in play.output
+    )
+    assert f"file 1 at offset {memory_fault.OFFSET >> 20 << 20:#x} (1048576 bytes)" in play.output
+    assert boot_of(hv2).kernel == kernels[0]
+    guests = play.report["hv2"]["guests"]
+    assert (guests["db"]["state"], guests["db"]["memory_verified"], guests["web"]["state"]) == ("restored", "full", "saved")
+    assert final_verdict(hv2, DB, since).survived
+    assert hv2.ssh("systemctl start web.service; sleep 2; systemctl is-active web.service").stdout.strip() == "failed"
+    assert hv2.heartbeat(WEB.port)[-1].boot_id == boot_before
+    again = controller.play(f"{MODULES}.update", "--limit", "hv2", **asked)
+    assert again.code != 0 and "guest web is not restored, because its preserved memory is not the same" in again.output
+    assert hv2.ssh("kvm-liveupdate discard web && systemctl start web.service").returncode == 0  # as the runbook says
+    wait_until("the guest's clean start", lambda: (hv2.heartbeat(WEB.port)[-1].boot_id != boot_before, "its old boot id"))
+    last = controller.play(f"{MODULES}.update", "--limit", "hv2", **asked)
+    assert last.code == 0, last.output
+    assert not sessions(hv2)
+
+
+@pytest.mark.beyond
+def test_a_full_check_finds_nothing_where_nothing_changed(controller: Controller, hv2: Host, kernels: tuple[str, str]) -> None:
+    """On the way to the kernel that the next tests expect. Nothing may write to the memory between the save and the jump."""
+    since = time.monotonic()
+    asked = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernels[1]}", "hypervisor_update_verify_memory": "full"}
+    play = controller.play(f"{MODULES}.update", "--limit", "hv2", **asked)
+    assert play.code == 0, play.output
+    assert "The full check of the memory alone takes about" in play.output or "the full check of the memory takes about" in play.output
+    assert {guest["memory_verified"] for guest in play.report["hv2"]["guests"].values()} == {"full"}
+    assert all(verdict.survived for verdict in ticking(hv2, since).values())
 
 
 SAVE = """

@@ -13,6 +13,7 @@ import pytest
 from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
 from kvmlab.parts.keys import keys
+from kvmlab.story import memory_fault
 from kvmlab.story.controller import GUESTS, Controller
 from kvmlab.story.domains import (
     DISK,
@@ -303,6 +304,32 @@ def test_a_domain_moves_to_another_host_afterwards(hosts: list[Host]) -> None:
     arrived = to.heartbeat(TPM.port)[-1]
     to.ssh("virsh destroy moved")
     assert arrived.number > left.number and arrived.checksum == left.checksum
+
+
+@pytest.mark.beyond
+def test_a_domain_with_a_bit_that_changed_on_the_way_is_started_by_nobody(controller: Controller, hosts: list[Host]) -> None:
+    """Neither by its hold unit nor by its autostart or an operator, until its memory is discarded."""
+    host = hosts[1]
+    boot_before = host.heartbeat(PLAIN.port)[-1].boot_id
+    memory_fault.arrange(host, PLAIN.name)
+    asked = {
+        "hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}",
+        "hypervisor_update_verify_memory": "full",
+        "hypervisor_update_restore_timeout": 120,
+    }
+    play = controller.play("kvm.liveupdate.update", "--limit", host.name, **asked)
+    assert play.code != 0 and f"guest {PLAIN.name}: not restored within" in play.output
+    assert "its preserved memory is not the same as before the jump: 1 of " in play.output
+    fates = play.report[host.name]["guests"]
+    assert fates[PLAIN.name]["state"] == "saved" and fates[DISK.name]["memory_verified"] == "full"
+    refused = host.ssh(f"virsh start {PLAIN.name}")
+    assert refused.returncode != 0 and "its preserved memory is not available now" in refused.stderr
+    assert host.heartbeat(PLAIN.port)[-1].boot_id == boot_before
+    assert host.ssh(f"kvm-liveupdate discard {PLAIN.name} && virsh start {PLAIN.name}").returncode == 0  # as the runbook says
+    wait_until("the clean start", lambda: (host.heartbeat(PLAIN.port)[-1].boot_id != boot_before, "its old boot id"))
+    last = controller.play("kvm.liveupdate.update", "--limit", host.name, **asked)
+    assert last.code == 0, last.output
+    assert not left_behind(host)
 
 
 SAVE = """

@@ -16,7 +16,7 @@ from ..host import _this_boot
 TIMEOUT_S = 1800
 
 
-def commit(guests: list, keep_units: list, on_loss: str, timeout: float, reuse_probe: bool) -> dict:
+def commit(guests: list, keep_units: list, on_loss: str, timeout: float, verify_memory: str, reuse_probe: bool) -> dict:
     """Write the journal, and have the host jump."""
     image = {"release": "7.3.4", "version": "#1", "path": "/boot/vmlinuz-7.3.4", "sha256": "cafe"}
     update = {

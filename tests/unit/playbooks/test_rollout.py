@@ -40,7 +40,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "destination", "ended", "guests", "initrd", "keep_units", "kernel",
          "migrate_uri", "name", "names", "on_loss", "only_kept", "reuse_probe", "run", "seconds", "state", "timeout", "timeouts",
-         "until", "way")
+         "until", "verify_memory", "way")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)

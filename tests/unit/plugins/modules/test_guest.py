@@ -265,6 +265,14 @@ def test_who_is_back_in_time_is_told_beside_who_is_not(host, runs):
     assert (db["failed"], db["last_update"]) == (True, SAVED)
 
 
+def test_a_guest_whose_memory_differs_is_told_with_the_place_and_what_to_do(host):
+    host.journals = {"db": {**SAVED, "memory_wrong": "1 of 2 places that were read differ: file 1"}}
+    del host.running["db"]
+    told = fails("running", "db", timeout=0).message
+    assert "its preserved memory is not the same as before the jump: 1 of 2 places that were read differ: file 1. It is not started" in told
+    assert "'kvm-liveupdate discard db' on the host, then start it" in told and "systemctl start" not in told
+
+
 def test_a_guest_that_was_never_updated_and_does_not_run_is_not_waited_for(host):
     del host.running["db"]
     assert "guest 'db' does not run on this host" in fails("running", "db").message and host.slept == 0

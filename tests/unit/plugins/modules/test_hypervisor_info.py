@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _virsh
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
-PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": []}
+PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": [], "verify_memory": "none"}
 SHOWN = {
     "MainPID": str(os.getpid()),
     "FragmentPath": "/etc/systemd/system/web.service",
@@ -116,6 +116,16 @@ def test_no_guest_costs_the_host_another_program(host, count, held, programs):
     assert codes - {"file-gone", "file-volatile"} == {"ram-gone"}
     assert sorted(host.programs) == programs
     assert found["services_to_stop"] == ["cron.service"]
+
+
+def test_the_speed_of_a_full_check_is_measured_only_where_it_is_asked_for(host, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(_digests, "speed", lambda: 1e9)
+    found = {
+        how: hypervisor_info.examine(SimpleNamespace(params={**PARAMS, "verify_memory": how}, check_mode=True)).get("memory_speed")
+        for how in ("none", "sample", "full")
+    }
+    assert found == {"none": None, "sample": None, "full": {"bytes_per_second": 1e9, "at_once": 2}}
 
 
 def test_who_runs_is_looked_up_once(host, monkeypatch):

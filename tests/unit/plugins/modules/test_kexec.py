@@ -14,8 +14,16 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec
 
-PARAMS = {"guests": ["web"], "keep_units": ["iscsid.service"], "on_loss": "stop", "timeout": 1200, "reuse_probe": False, "until": ""}
-PARAMS["run"] = "mine"
+PARAMS = {
+    "guests": ["web"],
+    "keep_units": ["iscsid.service"],
+    "on_loss": "stop",
+    "timeout": 1200,
+    "verify_memory": "full",
+    "reuse_probe": False,
+    "until": "",
+    "run": "mine",
+}
 
 
 @pytest.fixture(name="committed")
@@ -35,7 +43,7 @@ def run(check_mode=False, **given):
 def test_a_commit_is_given_all_that_was_asked_for(committed):
     assert run(check_mode=True) == {"changed": True} and committed == []
     assert run() == {"changed": True, "journal": {"id": "u"}}
-    assert committed == [(["web"], ["iscsid.service"], "stop", 1200, False)]
+    assert committed == [(["web"], ["iscsid.service"], "stop", 1200, "full", False)]
 
 
 def test_nothing_is_committed_under_another_operation(committed):

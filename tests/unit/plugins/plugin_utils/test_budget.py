@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils._budget import expected_too_long, paused_too_long
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._budget import check_seconds, expected_too_long, paused_too_long
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,24 @@ def test_what_is_expected_may_be_too_long():
         "the expected pause is 12.3 s, as in the last update, and hypervisor_update_blackout_max allows 10 s - raise it, or give the guests"
         " that cannot wait another ladder (hypervisor_update_guests)"
     )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "at_once", "seconds"),
+    [
+        ({}, 4, 0.0),
+        ({"qemu": [1024]}, 4, 1.0),
+        ({"qemu": [1024, 3072]}, 4, 3.0),
+        ({"qemu": [1024, 3072]}, 1, 4.0),
+        ({"qemu": [1024] * 8}, 2, 4.0),
+        ({"qemu": [1024] * 8}, 16, 1.0),
+        ({"qemu": [1024], "libvirt": [1024]}, 2, 1.5),
+    ],
+)
+def test_a_full_check_takes_as_long_as_the_largest_guest_or_as_the_processors_need(sizes, at_once, seconds):
+    """Each guest is read twice."""
+    assert check_seconds(sizes, {"bytes_per_second": float(2 << 30), "at_once": at_once}) == seconds
+    assert check_seconds(sizes, {}) == 0.0
 
 
 def test_guests_that_paused_too_long_are_named_the_longest_first():

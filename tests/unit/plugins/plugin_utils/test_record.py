@@ -13,7 +13,7 @@ HOST = {"boot_id": "b1", "kernel": {"release": "7.2.13"}, "target": {"current": 
 PLAN = {"verdict": "go", "guests": [{"name": "web", "way": "preserve", "why": ""}, {"name": "db", "way": "save", "why": ""}]}
 IMAGE = {"path": "/boot/k", "release": "7.3.4", "version": "#1", "size": 9, "sha256": "aa", "initrd_sha256": None}
 JUMP = {"outcome": "jumped", "journal": {"id": "u1", "image": IMAGE}, "kernel_after": "7.3.4", "boot_id_after": "b2"}
-BACK = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 5.5}}
+BACK = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 5.5}, "memory_verified": "full"}
 AWAY = [{"name": "db", "left": "saved", "where": "here", "msg": "is back"}]
 
 
@@ -25,8 +25,8 @@ def test_a_record_says_who_what_and_how():
     assert (told["outcome"], told["kernel_before"], told["kernel_after"], told["update_id"]) == ("updated", "7.2.13", "7.3.4", "u1")
     assert told["image"] == {"path": "/boot/k", "release": "7.3.4", "version": "#1", "sha256": "aa", "initrd_sha256": None}
     assert told["guests"] == {
-        "web": {"way": "preserve", "state": "restored", "why": "", "pause": 3.5},
-        "db": {"way": "save", "state": "saved", "why": "is back", "pause": None, "back": True},
+        "web": {"way": "preserve", "state": "restored", "why": "", "pause": 3.5, "memory_verified": "full"},
+        "db": {"way": "save", "state": "saved", "why": "is back", "pause": None, "memory_verified": "none", "back": True},
     }
     assert "\n" not in json.dumps(told)
 

@@ -20,7 +20,7 @@ def proof(verdict, *codes):
     ("codes", "check_mode", "told"),
     [
         ((), False, []),
-        (("memory-limit", "not-back"), False, []),
+        (("memory-limit", "memory-wrong", "not-back"), False, []),
         (("no-device", "not-back", "systemd"), False, ["says no-device - mend it", "says systemd - mend it"]),
         (("runtime", "cmdline"), False, ["says runtime - mend it", "says cmdline - mend it"]),
         (("runtime", "cmdline", "systemd"), True, ["says systemd - mend it"]),

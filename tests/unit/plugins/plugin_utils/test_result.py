@@ -203,7 +203,26 @@ def test_an_updated_host():
         "b1",
         "b2",
     )
-    assert found["guests"] == {"web": {"state": "restored", "why": "", "times": RESTORED["times"], "clock_step": 0.1, "warnings": []}}
+    assert found["guests"] == {
+        "web": {"state": "restored", "why": "", "times": RESTORED["times"], "clock_step": 0.1, "memory_verified": "none", "warnings": []}
+    }
+
+
+@pytest.mark.parametrize(
+    ("last", "verified", "warned", "why"),
+    [
+        ({"memory_check": "full", "memory_verified": "full"}, "full", 0, ""),
+        ({"memory_check": "sample", "memory_verified": "none"}, "none", 1, ""),
+        ({"memory_check": "none", "memory_verified": "none"}, "none", 0, ""),
+        ({"memory_check": "full", "state": "saved", "memory_wrong": "1 of 2"}, "none", 0, "not the same as before the jump: 1 of 2"),
+        ({"memory_check": "full", "state": "lost", "memory_wrong": "1 of 2", "why": "a power cut"}, "none", 0, "a power cut"),
+    ],
+)
+def test_the_result_says_of_each_guest_how_its_memory_was_checked(last, verified, warned, why):
+    guests = [{"name": "web", "last_update": {**RESTORED, "unit": "web.service", **last}}]
+    found = result(HOST, GO, JUMP, guests)["guests"]["web"]
+    assert (found["memory_verified"], len(found["warnings"])) == (verified, warned) and why in found["why"]
+    assert not warned or "was not checked after the jump, although hypervisor_update_verify_memory is sample - see" in found["warnings"][0]
 
 
 @pytest.mark.parametrize("guests", [[{"last_update": RESTORED}], []])

@@ -76,3 +76,12 @@ def test_a_domain_waits_for_libvirt_and_no_other_guest_does():
 
 def test_a_guest_that_was_not_carried_over_has_no_pause():
     assert _stamps.blackout({}) is None and _stamps.parts(UPDATED, {"times": {"paused": 1.0}}) == []
+
+
+def test_the_memory_is_a_part_of_its_own_only_where_it_was_checked():
+    host = copy.deepcopy(UPDATED)
+    host["guests"]["web"]["times"].update(read=106.8, checked=115.9)
+    lengths = dict(_stamps.parts(host, host["guests"]["web"]))
+    assert lengths["read the memory"] == pytest.approx(0.2) and lengths["check the memory"] == pytest.approx(0.4)
+    assert lengths["stop the old system"] == pytest.approx(1.2) and lengths["start QEMU"] == pytest.approx(1.1)
+    assert sum(lengths.values()) == pytest.approx(11.15)

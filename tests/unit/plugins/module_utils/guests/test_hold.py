@@ -496,3 +496,19 @@ def test_a_domain_is_held_by_the_process_of_its_hold_unit(held, monkeypatch, ver
     monkeypatch.setattr(_hold, "release", lambda record: None)
     assert _hold.hold(domain)["hold"] == "h"
     assert did == [("systemctl", "restart", unit), (unit,)]
+
+
+@pytest.mark.parametrize("other", [(0, 0), (1, 0), (0, 1)])
+def test_only_the_files_that_are_preserved_are_read_for_digests(tmp_path, other):
+    with open(tmp_path / "ram", "w+b") as ram:
+        seen, open_before = os.fstat(ram.fileno()), len(os.listdir("/proc/self/fd"))
+        mine = {**RECORD, "pid": os.getpid(), "ram": [{"fd": ram.fileno(), "size": 0}]}
+        hold = {"files": [[seen.st_dev + other[0], seen.st_ino + other[1]]]}
+        if other == (0, 0):
+            (taken,) = _hold.preserved_files(hold, mine)
+            assert os.path.sameopenfile(taken, ram.fileno()) and not os.get_inheritable(taken)
+            os.close(taken)
+        else:
+            with pytest.raises(LiveUpdateError, match="are not the ones that are preserved"):
+                _hold.preserved_files(hold, mine)
+        assert len(os.listdir("/proc/self/fd")) == open_before

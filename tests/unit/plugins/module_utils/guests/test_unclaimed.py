@@ -129,7 +129,7 @@ def test_every_boot_does_it_before_guests_start(monkeypatch):
     assert f"ExecStart={_files.COMMAND} give-up-unclaimed\n" in unit and "Before=libvirtd.service virtqemud.service\n" in unit
     assert f"ConditionPathExistsGlob={_files.hold_path('*')}\n" in unit
     assert f"Wants={_units.UNCLAIMED_UNIT}\n" in files[f"{_units.FOLDER}/sysinit.target.d/{_runtime.DROPIN}"]
-    assert f"After={_units.UNCLAIMED_UNIT}\n" in files[f"{_units.FOLDER}/web.service.d/{_runtime.DROPIN}"]
+    assert f"After={_units.UNCLAIMED_UNIT} " in files[f"{_units.FOLDER}/web.service.d/{_runtime.DROPIN}"]
     assert _boot_order.alone(["-.mount", _units.UNCLAIMED_UNIT, "system.slice"])
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _paused, _providers
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
@@ -228,3 +228,164 @@ def test_a_guest_that_has_gone_on_in_this_boot_is_back_whatever_the_disk_says(ho
     assert _journal.recorded("web1")["state"] == state
     if state == "restored":
         assert _journal.pause(_journal.of_guest("web1")) > 1
+
+
+@pytest.fixture(name="ram")
+def memory_with_digests(home):
+    """A guest with two megabytes of memory, saved with digests of all of it; its file and its journal."""
+    file = os.memfd_create("ram")
+    os.pwrite(file, b"m" * (2 << 20), 0)
+
+    def journal(**about):
+        made = {**SAVED, "boot_id": "before", "unit": "web1.service", "times": {"paused": 1.0, "saved": 2.0}, "memory_check": "full"}
+        made = {**made, "memory": _digests.note("full", [file]), **about}
+        _files.write_json(_files.journal_path("web1"), made)
+        return made
+
+    yield file, journal
+    os.close(file)
+
+
+@pytest.mark.parametrize("on_loss", ["start", "stop"])
+def test_memory_that_differs_is_not_used_whatever_on_loss_says_and_all_is_kept(ram, home, on_loss):
+    file, make = ram
+    journal, times = make(on_loss=on_loss), {}
+    (home / "web1.state").touch()
+    os.pwrite(file, b"M", (1 << 20) + 5)
+    assert _return.decide(journal, IDENTITY, False)[0] == "restore"
+    with pytest.raises(LiveUpdateError) as told:
+        _return.check_memory(journal, [file], times)
+    message = str(told.value)
+    assert message.startswith("guest web1: its preserved memory is not the same as before the jump: 1 of 2 places that were read differ:")
+    assert "file 1 at offset 0x100000 (1048576 bytes)" in message and "'kvm-liveupdate discard web1', then start it" in message
+    assert not told.value.details and not times
+    assert (home / "web1.state").exists() and _journal.of_guest("web1")["state"] == "saved"
+    (reason,) = _journal.not_back([])
+    assert reason["code"] == "memory-wrong" and "guest web1 is not restored" in reason["message"]
+    assert "file 1 at offset 0x100000" in reason["message"] and "discard web1" in reason["remedy"]
+
+
+@pytest.mark.parametrize("lost", ["web1.checked", "web1.json"])
+def test_memory_that_differed_once_is_never_used(ram, home, lost):
+    """A fault may not show every time. Either record is enough."""
+    file, make = ram
+    journal = make()
+    os.pwrite(file, b"M", 0)
+    with pytest.raises(LiveUpdateError, match="not the same as before the jump"):
+        _return.check_memory(journal, [file], {})
+    os.pwrite(file, b"m", 0)
+    kept = journal if lost == "web1.json" else _journal.recorded("web1")
+    (home / lost).unlink()
+    with pytest.raises(LiveUpdateError, match="not the same as before the jump: 1 of 2"):
+        _return.check_memory(kept, [file], {})
+
+
+def test_memory_is_wrong_also_if_that_cannot_be_recorded(ram, monkeypatch, capsys):
+    file, make = ram
+    journal = make()
+    os.pwrite(file, b"M", 0)
+
+    def full(_path, _record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files, "write_json", full)
+    with pytest.raises(LiveUpdateError, match="not the same as before the jump"):
+        _return.check_memory(journal, [file], {})
+    assert "web1.json cannot be written: " in capsys.readouterr().err
+
+
+def test_memory_that_is_the_same_is_checked_once_in_a_boot(ram, home):
+    """A QEMU that failed may have written to it since. A new save is checked anew."""
+    file, make = ram
+    journal, times = make(), {}
+    _return.check_memory(journal, [file], times)
+    assert times["checked"] > 1
+    os.pwrite(file, b"M", 0)
+    _return.check_memory(journal, [file], {})
+    with pytest.raises(LiveUpdateError, match="not the same as before the jump"):
+        _return.check_memory({**journal, "hold": "h2"}, [file], {})
+
+
+def test_a_guest_whose_memory_is_not_to_be_checked_has_it_not_read(ram, home, monkeypatch):
+    file, make = ram
+    monkeypatch.setattr(_digests, "wrong", lambda *_words: 1 // 0)
+    times = {}
+    _return.check_memory(make(memory_check="none"), [file], times)
+    old = make()
+    del old["memory_check"]  # of a version that knew of no check
+    _return.check_memory(old, [file], times)
+    assert times == {} and not (home / "web1.checked").exists()
+    with pytest.raises(ZeroDivisionError):
+        _return.check_memory(make(memory_check="sample"), [file], times)
+
+
+@pytest.mark.parametrize("memory", [{}, None, {"kind": "full", "seed": 1, "crc32": "00"}])
+def test_without_digests_a_guest_is_not_lost_and_counts_as_not_verified(ram, monkeypatch, capsys, memory):
+    file, make = ram
+    journal = make(memory=memory)
+    _return.check_memory(journal, [file], {})
+    assert "WARNING: its memory is not checked, although this was asked for" in capsys.readouterr().err
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    back = _return.restored(journal, {"resumed": 3.0})
+    assert (back["memory_check"], back["memory_verified"]) == ("full", "none")
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), LiveUpdateError("RAM file 1 ends")])
+def test_memory_that_cannot_be_read_is_kept_and_may_be_tried_again(ram, home, monkeypatch, failure):
+    file, make = ram
+    journal = make()
+
+    def fails(*_words):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_digests, "wrong", fails)
+        with pytest.raises(LiveUpdateError, match=r"guest web1: its preserved memory cannot be read: .* 'systemctl start web1\.service'"):
+            _return.check_memory(journal, [file], {})
+    _return.check_memory(journal, [file], {})
+    assert not _journal.recorded("web1").get("memory_wrong")
+
+
+def test_the_journal_of_a_guest_that_is_back_says_what_was_checked_and_has_no_digests(ram, home, monkeypatch):
+    file, make = ram
+    journal = make()
+    assert "memory" not in _journal.of_guest("web1") and _journal.of_guest("web1")["memory_check"] == "full"
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    assert _return.restored(journal, {})["memory_verified"] == "none"
+    _return.check_memory(journal, [file], {})
+    back = _return.restored(journal, {"resumed": 3.0})
+    assert (back["state"], back["memory_verified"], "memory" in back) == ("restored", "full", False)
+    (home / "web1.resumed").touch()  # its loader ended before it could record that
+    assert (_journal.of_guest("web1")["state"], _journal.of_guest("web1")["memory_verified"]) == ("restored", "full")
+    (home / "web1.checked").write_text("{")
+    assert _journal.of_guest("web1")["memory_verified"] == "none"
+
+
+def test_what_was_compared_is_told_and_not_what_was_asked_for(ram, monkeypatch):
+    file, make = ram
+    journal = make(memory=_digests.note("sample", [file]))
+    _return.check_memory(journal, [file], {})
+    monkeypatch.setattr(_this_boot, "ahead", lambda: None)
+    assert _return.restored(journal, {"resumed": 3.0})["memory_verified"] == "sample"
+
+
+def test_a_lost_guest_keeps_no_digests(ram, monkeypatch):
+    _file, make = ram
+    monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
+    _return.lost(make(), "a power cut")
+    assert "memory" not in _journal.recorded("web1")
+
+
+@pytest.mark.parametrize(
+    ("about", "seconds"),
+    [
+        ({}, 5.0),
+        ({"memory_check": "sample"}, 0.0),
+        ({"memory_check": None}, 0.0),
+        ({"state": "saved"}, 0.0),
+        ({"times": {"paused": 1.0, "resumed": 9.0}}, 0.0),
+    ],
+)
+def test_how_long_a_full_check_took(about, seconds):
+    times = {"paused": 1.0, "saved": 2.0, "read": 4.0, "retrieved": 10.0, "checked": 13.0, "resumed": 20.0}
+    assert _journal.check_s({"state": "restored", "memory_check": "full", "times": times, **about}) == seconds

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files as _host_files
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd, _this_boot
@@ -361,6 +361,24 @@ def test_no_domain_is_started_from_another_image_or_without_its_hook(way, tmp_pa
     with pytest.raises(LiveUpdateError, match=r"guest app: .*kept"):
         _start.restore("app", journal)
     assert not way.done and "offer" not in left(tmp_path) and "state" in left(tmp_path)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_libvirt_gets_no_memory_that_differs(way, tmp_path, monkeypatch, same, memfd):
+    os.pwrite(memfd, b"memory", 0)
+    journal = {**way.journal(), "memory_check": "full", "memory": _digests.note("full", [memfd])}
+    monkeypatch.setattr(_handover_session, "take", lambda *_session: [memfd])
+    if same:
+        _start.restore("app", journal)
+        assert _journal.recorded("app")["memory_verified"] == "full" and "memory" not in _journal.recorded("app")
+        times = _journal.recorded("app")["times"]
+        assert times["retrieved"] <= times["checked"] <= times["libvirt"] + 0.1  # which is the time of a file
+        return
+    os.pwrite(memfd, b"M", 0)
+    with pytest.raises(LiveUpdateError, match=r"guest app: its preserved memory is not the same as before the jump.*kept"):
+        _start.restore("app", journal)
+    assert not way.done and "offer" not in left(tmp_path) and {"save", "state"} <= left(tmp_path)
+    assert _journal.of_guest("app")["state"] == "saved" and _journal.of_guest("app")["memory_wrong"]
 
 
 def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal as _handover_journal
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot
@@ -551,6 +551,25 @@ def test_a_state_that_is_not_the_one_that_was_saved_is_not_loaded(tmp_path, monk
         r" discard web'",
     ):
         _start._restore("web", journal, 5, 0.0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_no_qemu_is_started_on_memory_that_differs(tmp_path, monkeypatch, same):
+    """Not even the process that would load the state: the fork comes after the check."""
+    for name in ("GUESTS_STATE", "GUESTS_RUN"):
+        monkeypatch.setattr(_files, name, str(tmp_path))
+    ram = os.memfd_create("ram")
+    os.pwrite(ram, b"memory", 0)
+    (tmp_path / "web.state").write_text("state")
+    journal = {**SAVED, "digest": _files.digest(_files.state_path("web")), "memory_check": "full", "memory": _digests.note("full", [ram])}
+    monkeypatch.setattr(_handover_session, "take", lambda *_session: [ram])
+    monkeypatch.setattr(os, "fork", lambda: 1 // 0)
+    os.pwrite(ram, b"m" if same else b"M", 0)
+    with pytest.raises(ZeroDivisionError) if same else pytest.raises(LiveUpdateError, match="is not the same as before the jump") as told:
+        _start._restore("web", journal, 5, 0.0)
+    assert same or not told.value.details.get("again")
+    assert (tmp_path / "web.state").exists()
+    os.close(ram)
 
 
 def test_a_disk_that_is_another_one_after_the_jump_is_not_opened_below_the_guests_memory(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import time
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock, _session
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _lock, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order, _gate, _jump, _services
@@ -198,6 +198,57 @@ def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
     undone(host, ended, "PID 1 got the request for the kexec")
     assert (host.root / "shutdown").exists() and not (host.root / "system.conf.d/limit.conf").exists()
     assert sorted(host.done("release")) == ["app.service", "web.service"]
+
+
+@pytest.mark.parametrize("kind", ["sample", "full"])
+def test_digests_of_the_memory_are_on_the_disk_before_the_kexec_and_are_of_the_guest_that_was_saved(host, kind):
+    """What the guest wrote until its save is in them. Nothing writes to the memory after that."""
+    seen = {}
+
+    def last_words():
+        os.pwrite(host.records["web"]["ram"][0]["fd"], b"last words", 100)
+
+    def at_the_kexec():
+        for name, record in host.records.items():
+            journal = _journal.recorded(name)
+            assert _digests.wrong(journal["memory"], [record["ram"][0]["fd"]])[0] == []
+            seen[name] = (journal["memory_check"], journal["memory"]["kind"], journal["times"]["read"] > journal["times"]["saved"])
+
+    host.at["save", "web"] = last_words
+    host.at["kill"] = at_the_kexec
+    _jump.commit(list(host.records), [], "start", 1800, kind)
+    assert _journal.of_update()["verify_memory"] == kind
+    assert _jump.jump() == 1
+    assert seen == {"app": (kind, kind, True), "web": (kind, kind, True)} and host.done("kill") == [ASKED]
+
+
+def test_memory_that_is_not_to_be_checked_is_not_read(host, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_digests, "note", lambda *_words: 1 // 0)
+    host.at["kill"] = lambda: seen.append(_journal.recorded("web"))
+    _jump.commit(list(host.records), [], "start", 1800, "none")
+    assert _jump.jump() == 1 and host.done("kill") == [ASKED]
+    assert seen[0]["memory_check"] == "none" and "memory" not in seen[0] and "read" not in seen[0]["times"]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error"), LiveUpdateError("RAM file 1 ends")])
+def test_memory_that_cannot_be_read_before_the_jump_undoes_the_update(host, monkeypatch, failure):
+    """An undo is still possible, and a page that cannot be read would not survive the jump either."""
+
+    def fails(*_words):
+        raise failure
+
+    monkeypatch.setattr(_digests, "note", fails)
+    undone(host, update(host), "guest web: its memory cannot be read for the check after the jump: ")
+    assert not host.done("kill")
+
+
+@pytest.mark.parametrize(("kind", "limits"), [("none", 1), ("sample", 1), ("full", 3)])
+def test_the_time_of_a_full_check_is_not_taken_from_the_commands_of_the_pause(host, monkeypatch, kind, limits):
+    given = []
+    monkeypatch.setattr(_commands, "end_by", lambda moment, what="": given.append(what) if "limit for the pause" in what else None)
+    _jump.commit(list(host.records), [], "start", 1800, kind)
+    assert _jump.jump() == 1 and len(given) == limits
 
 
 def test_the_kernel_is_loaded_for_the_jump_only(host):
