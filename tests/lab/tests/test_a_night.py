@@ -46,7 +46,7 @@ def test_a_host_without_the_options_is_told_what_is_missing(controller: Controll
     reasons = controller.ask("hv2", "hypervisor_info")["reasons"]
     (reason,) = [reason for reason in reasons if reason["code"] == "cmdline"]
     assert "lacks kho=on and liveupdate=on" in reason["message"]
-    assert "hypervisor_setup" in reason["remedy"] and "one ordinary reboot" in reason["remedy"]
+    assert "kvm.liveupdate.setup" in reason["remedy"] and "hypervisor_setup_reboot_ok: true" in reason["remedy"]
     play = controller.play(f"{MODULES}.setup", "--limit", "hv2")
     assert play.code != 0
     assert "hypervisor_setup_reboot_ok" in play.output
