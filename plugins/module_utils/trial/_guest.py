@@ -16,9 +16,9 @@ import time
 
 from .. import _limits, _texts
 from .._errors import LiveUpdateError, reason
-from ..guests import _discard, _hold, _providers
+from ..guests import _discard, _hold
 from ..handover import _early, _journal, _lock
-from ..host import _commands, _files, _units
+from ..host import _commands, _files, _processes, _units
 from . import _firmware
 
 TYPE_CHECKING = False
@@ -46,9 +46,9 @@ def find_qemu(given: str) -> str:
 
 
 def running() -> dict:
-    """The record of the guest; empty if it does not run."""
-    found: dict = _providers.known().get(NAME, {})
-    return found
+    """The wrapper's record of the guest; empty if it does not run. Asks no other program, because it is repeated."""
+    record = _files.read_json(_files.run_path(NAME))
+    return record if record and _processes.lives(record) else {}
 
 
 def exists() -> bool:

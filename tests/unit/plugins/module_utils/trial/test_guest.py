@@ -11,9 +11,9 @@ import struct
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _discard, _hold, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _discard, _hold
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.trial import _firmware, _guest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
 
@@ -38,8 +38,7 @@ def a_host(tmp_path, monkeypatch):
     for limit in ("GUEST_LIMIT_S", "TICKS_LIMIT_S"):
         monkeypatch.setattr(_guest, limit, 0.3)
     monkeypatch.setattr(_guest, "POLL_S", 0.01)
-    calls, known = [], {}
-    monkeypatch.setattr(_providers, "known", lambda: known)
+    calls, me = [], os.getpid()
     monkeypatch.setattr(_hold, "release_ended", lambda name: calls.append(("release", name)))
     monkeypatch.setattr(_discard, "discard", lambda name: calls.append(("discard", name)))
     with open(tmp_path / "ram", "w+b", buffering=0) as ram:
@@ -48,16 +47,17 @@ def a_host(tmp_path, monkeypatch):
         def run(*command, **_limit):
             calls.append(command)
             if command[:2] == ("systemctl", "start"):
-                known[_guest.NAME] = {"pid": os.getpid(), "ram": [{"fd": ram.fileno(), "size": _firmware.RAM}]}
+                record = {"pid": me, "started": _processes.start_time(me), "ram": [{"fd": ram.fileno(), "size": _firmware.RAM}]}
+                _files.write_json(_files.run_path(_guest.NAME), record)
             return HELP if "-machine" in command else ""
 
         monkeypatch.setattr(_commands, "run", run)
-        yield Host(tmp_path, ram, calls, known)
+        yield Host(tmp_path, ram, calls)
 
 
 class Host:
-    def __init__(self, folder, ram, calls, known):
-        self.folder, self.ram, self.calls, self.known = folder, ram, calls, known
+    def __init__(self, folder, ram, calls):
+        self.folder, self.ram, self.calls = folder, ram, calls
 
     def says(self, passes, wrong=0, ticks=100):
         self.ram.seek(_firmware.STATUS_AT)
@@ -112,6 +112,8 @@ def test_a_guest_whose_timer_stands_still_does_not_go_on(host):
 
 def test_a_guest_that_does_not_run_is_told(host):
     assert _guest.look(SEED, MARK) == {"runs": False, "goes_on": False}
+    _files.write_json(_files.run_path(_guest.NAME), {"pid": os.getpid(), "started": 1, "ram": []})  # of another process
+    assert _guest.look(SEED, MARK) == {"runs": False, "goes_on": False}
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -123,7 +125,7 @@ def test_everything_is_removed_and_a_guest_that_was_not_restored_is_discarded(ho
     assert _guest.exists()
     monkeypatch.setattr(_journal, "of_guest", lambda _name: {"state": "saved" if saved else "restored"})
     _guest.remove()
-    assert host.files() == ["lock"] and not _guest.exists()
+    assert host.files() == ["GUESTS_RUN/liveupdate-trial.json", "lock"] and not _guest.exists()  # the first is of this boot only
     assert (("discard", _guest.NAME) in host.calls) is saved and ("release", _guest.NAME) in host.calls
     assert ("systemctl", "stop", "--", _units.TRIAL, _units.TRIAL_WATCH) in host.calls
     _guest.remove()
