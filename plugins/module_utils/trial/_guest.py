@@ -91,6 +91,8 @@ def remove() -> None:
     with _lock.Lock(), contextlib.suppress(LiveUpdateError):  # there may be no such unit
         _commands.run("systemctl", "stop", "--", _units.TRIAL, _units.TRIAL_WATCH)
         _commands.run("systemctl", "reset-failed", "--", _units.TRIAL, _units.TRIAL_WATCH)
+    if running():
+        raise LiveUpdateError(f"guest {NAME} does not end; end its QEMU, process {running()['pid']}, and repeat this")
     if _journal.of_guest(NAME).get("state") == "saved" or os.path.exists(_files.state_path(NAME)):
         _discard.discard(NAME)  # it takes the lock itself
     with _lock.Lock():

@@ -38,7 +38,7 @@ def a_host(tmp_path, monkeypatch):
     for limit in ("GUEST_LIMIT_S", "TICKS_LIMIT_S"):
         monkeypatch.setattr(_guest, limit, 0.3)
     monkeypatch.setattr(_guest, "POLL_S", 0.01)
-    calls, me = [], os.getpid()
+    calls, stubborn, me = [], [], os.getpid()
     monkeypatch.setattr(_hold, "release_ended", lambda name: calls.append(("release", name)))
     monkeypatch.setattr(_discard, "discard", lambda name: calls.append(("discard", name)))
     with open(tmp_path / "ram", "w+b", buffering=0) as ram:
@@ -49,15 +49,17 @@ def a_host(tmp_path, monkeypatch):
             if command[:2] == ("systemctl", "start"):
                 record = {"pid": me, "started": _processes.start_time(me), "ram": [{"fd": ram.fileno(), "size": _firmware.RAM}]}
                 _files.write_json(_files.run_path(_guest.NAME), record)
+            if command[:2] == ("systemctl", "stop") and not stubborn:
+                _files.remove(_files.run_path(_guest.NAME))
             return HELP if "-machine" in command else ""
 
         monkeypatch.setattr(_commands, "run", run)
-        yield Host(tmp_path, ram, calls)
+        yield Host(tmp_path, ram, calls, stubborn)
 
 
 class Host:
-    def __init__(self, folder, ram, calls):
-        self.folder, self.ram, self.calls = folder, ram, calls
+    def __init__(self, folder, ram, calls, stubborn):
+        self.folder, self.ram, self.calls, self.stubborn = folder, ram, calls, stubborn
 
     def says(self, passes, wrong=0, ticks=100):
         self.ram.seek(_firmware.STATUS_AT)
@@ -125,10 +127,19 @@ def test_everything_is_removed_and_a_guest_that_was_not_restored_is_discarded(ho
     assert _guest.exists()
     monkeypatch.setattr(_journal, "of_guest", lambda _name: {"state": "saved" if saved else "restored"})
     _guest.remove()
-    assert host.files() == ["GUESTS_RUN/liveupdate-trial.json", "lock"] and not _guest.exists()  # the first is of this boot only
+    assert host.files() == ["lock"] and not _guest.exists()
     assert (("discard", _guest.NAME) in host.calls) is saved and ("release", _guest.NAME) in host.calls
     assert ("systemctl", "stop", "--", _units.TRIAL, _units.TRIAL_WATCH) in host.calls
     _guest.remove()
+
+
+def test_a_guest_that_does_not_end_keeps_its_files(host):
+    host.says(1)
+    _guest.start("/usr/bin/qemu", SEED, MARK)
+    host.stubborn.append(True)
+    with pytest.raises(LiveUpdateError, match=f"does not end; end its QEMU, process {os.getpid()}"):
+        _guest.remove()
+    assert (host.folder / "units" / _units.TRIAL).exists()
 
 
 WELL = {"runs": True, "goes_on": True, "marked": True, "pages": 16128, "differ": 0, "wrong": 0, "passes": 4, "ticks": 300}
