@@ -31,7 +31,8 @@ In systemd units and libvirt's hook:
   boot                       start the rest of the boot after the guests (kvm-liveupdate-boot.service)
   give-up-unclaimed          release preserved memory that no guest uses (kvm-liveupdate-unclaimed.service)
   rehearse NAME              rehearse the update of a guest (kvm-liveupdate-rehearsal@.service)
-  end-rehearsal NAME         end that rehearsal and resume the guest (kvm-liveupdate-rehearsal@.service)"""
+  end-rehearsal NAME         end that rehearsal and resume the guest (kvm-liveupdate-rehearsal@.service)
+  watch-devices              record when each device is back after the jump of a trial (liveupdate-trial-watch.service)"""
 
 
 def _status() -> None:
@@ -124,6 +125,10 @@ def main(argv: list[str] | None = None) -> int:
             from .guests import _unclaimed
 
             _unclaimed.give_up()
+        elif words == ["watch-devices"]:
+            from .trial import _watch
+
+            _watch.watch()
         elif words == ["status"]:
             _status()
         elif len(words) == 2 and words[0] == "resume":

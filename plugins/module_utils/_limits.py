@@ -50,6 +50,11 @@ REHEARSAL_QUIT = 5.0
 # A look at all paths of one guest: a network file system without its server never answers.
 PATHS = 30.0
 
+# A trial: the throw-away guest has filled and read its RAM once; its timer ticks. And for how long the boot watches the devices.
+TRIAL_GUEST = 300.0
+TRIAL_TICKS = 30.0
+TRIAL_WATCH = 3600.0
+
 # The update, until guests are paused.
 
 # The default for the whole update. The guests must be paused within half of it.

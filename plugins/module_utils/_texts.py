@@ -31,6 +31,8 @@ __all__ = (
     "REHEARSAL_SERVICE",
     "REST_SERVICE",
     "TARGET",
+    "TRIAL_SERVICE",
+    "TRIAL_WATCH_SERVICE",
     "UNCLAIMED_SERVICE",
 )
 
@@ -221,3 +223,29 @@ RestartForceExitStatus={_return.AGAIN}
 FileDescriptorStoreMax=4
 FileDescriptorStorePreserve=yes
 {AHEAD}"""
+
+# The throw-away guest of a trial: an ordinary guest in a unit, with the lines of the drop-in. Its {command} starts QEMU.
+TRIAL_SERVICE = f"""[Unit]
+Description=Throw-away guest of a trial of this host
+
+[Service]
+ExecStart={_files.COMMAND} run {{name}} -- {{command}}
+
+{GUEST_DROPIN}"""
+
+# It begins with the boot and takes no processor time from what the boot does.
+TRIAL_WATCH_SERVICE = f"""[Unit]
+Description=Watch which devices come back after the jump of a trial
+DefaultDependencies=no
+ConditionPathExists={_files.TRIAL}
+RequiresMountsFor={_files.STATE} {_files.COMMAND}
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+Type=exec
+ExecStart={_files.COMMAND} watch-devices
+Nice=19
+CPUWeight=1
+IOWeight=1
+"""

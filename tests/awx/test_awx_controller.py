@@ -100,7 +100,7 @@ def applied(tmp_path_factory):
 
 @needs_awx
 def test_the_first_run_makes_everything_from_the_organization_to_the_workflow(applied):
-    templates = [f"liveupdate_{name}" for name in ("check", "kernel", "rollback", "setup", "update")]
+    templates = [f"liveupdate_{name}" for name in ("check", "kernel", "rollback", "setup", "trial", "update")]
     assert applied["first"]["made"] == {
         "organizations": ["Operations", "Others"],
         "credentials": ["hypervisors"],

@@ -183,6 +183,17 @@ def test_the_canary_then_the_rest_which_fails_and_a_relaunch_that_goes_on_where_
     assert summary["longest_pause"] == 8.6
 
 
+@pytest.mark.beyond
+def test_a_trial_of_a_host_with_a_guest_touches_nothing(project):
+    job = project.launch("trial", limit="hv1", hypervisor_update_kernel=KERNEL)
+    assert (job.status, job.failed()) == ("failed", ["hv1"]), job.output
+    assert {line.split()[1] for line in project.log()} == {"hypervisor_info"}
+    summary = job.artifacts["liveupdate_trial"]
+    assert (summary["outcome"], summary["hosts"], summary["failed"]) == ("failed", {"refused": 1}, ["hv1"])
+    assert "a trial needs a host without guests, and web runs here" in summary["why"]
+    small(job.artifacts)
+
+
 def test_a_rollback_is_an_update():
     assert {**TEMPLATES["rollback"], "name": "", "description": ""} == {**TEMPLATES["update"], "name": "", "description": ""}
 

@@ -27,7 +27,10 @@ __all__ = (
     "MODULES",
     "OUTCOME",
     "RUN",
+    "SEEN",
     "STATE",
+    "TRIAL",
+    "TRIAL_FIRMWARE",
     "UPDATE",
     "create",
     "digest",
@@ -50,11 +53,14 @@ IMAGES = RUN + "/images"
 IMAGE_RECORD = RUN + "/image.json"
 LOCK = RUN + "/lock"
 OUTCOME = RUN + "/update-outcome.json"
+SEEN = RUN + "/devices-seen.json"
 STATE = "/var/lib/kvm-liveupdate"
 GUESTS_STATE = STATE + "/guests"
 AWAY = STATE + "/away"
 BOOT_DEFAULT = STATE + "/boot-default.json"
 LEASE = STATE + "/lease.json"
+TRIAL = STATE + "/trial.json"
+TRIAL_FIRMWARE = STATE + "/trial.bin"
 UPDATE = STATE + "/update.json"
 
 HOLD_SUFFIX = ".hold"

@@ -16,6 +16,8 @@ __all__ = (
     "REST_UNIT",
     "RUN_FOLDER",
     "TARGET",
+    "TRIAL",
+    "TRIAL_WATCH",
     "UNCLAIMED_UNIT",
     "escape",
     "hold",
@@ -39,6 +41,10 @@ def hold(name: str) -> str:
 JUMP = "kvm-liveupdate-jump.service"
 
 REHEARSAL = "kvm-liveupdate-rehearsal@.service"
+
+# A trial writes and removes these two. They do not belong to the runtime, so their names do not begin as those of its files (_runtime.py).
+TRIAL = "liveupdate-trial.service"
+TRIAL_WATCH = "liveupdate-trial-watch.service"
 
 
 def escape(name: str) -> str:

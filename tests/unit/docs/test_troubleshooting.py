@@ -101,7 +101,7 @@ def test_every_reason_and_warning_of_a_guest_or_host_is_told_and_no_other():
     modules = [path for path in PLUGINS.rglob("*.py") if "/".join(path.parts[-2:]) not in KERNELS]
     made = {code for path in modules for code in codes(path)} | set(_argv._SAYS)
     assert {"saves-link", "ram-gone", "pool-transient", "name-twice", "unit", "hostdev", "genid", "not-back", "runtime"} <= made
-    assert {*told("guests"), *told("warnings"), *told("hosts")} == made
+    assert {*told("guests"), *told("warnings"), *told("hosts"), *told("devices")} == made
 
 
 def test_every_reason_of_a_kernel_is_told_and_no_other():
@@ -110,6 +110,6 @@ def test_every_reason_of_a_kernel_is_told_and_no_other():
     assert set(told("kernels")) == made
 
 
-@pytest.mark.parametrize("part", ["guests", "warnings", "hosts", "kernels"])
+@pytest.mark.parametrize("part", ["guests", "warnings", "hosts", "kernels", "devices"])
 def test_no_code_is_told_twice(part):
     assert len(told(part)) == len(set(told(part))) > 0

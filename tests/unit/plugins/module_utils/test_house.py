@@ -33,6 +33,7 @@ FLOORS = (
     "guests",
     "update",
     "_texts",
+    "trial",
     "_command",
     "_runtime",
     "_module",

@@ -65,6 +65,7 @@ RUNTIME, KERNELS, GUESTS, UPDATE = {"_runtime", "_command"}, {"_image", "_proof"
         ("kexec", RUNTIME | KERNELS),
         ("kexec_image", RUNTIME | GUESTS | UPDATE),
         ("session", RUNTIME | KERNELS | GUESTS | UPDATE),
+        ("trial", RUNTIME | KERNELS | UPDATE),
     ],
 )
 def test_a_module_takes_along_what_it_needs(name, without):
