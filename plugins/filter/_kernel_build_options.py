@@ -40,7 +40,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: V(names), V(unresolved), V(lost) and V(objects).
+  description: V(names), V(unresolved), V(lost), V(objects) and V(disk_mib).
   type: dict
 """
 

@@ -45,6 +45,8 @@ _SUFFIX_MOST = 32
 _OBJECTS_BUILT_IN, _OBJECTS_MODULE = 2.0, 3.5
 # Linking, the type information of BTF, signing and packing come on top of the objects.
 _BESIDE_OBJECTS = 1.25
+# MiB of disk space for the source and the packages, and for each object with and without debug information. Estimated, not measured.
+_DISK_SOURCE, _DISK_DEBUG, _DISK_OBJECT = 4096, 1.5, 0.2
 # Options that say what the compiler or the processor can do. They say nothing about what the kernel can do.
 _ABOUT_TOOLS = re.compile(r"(ARCH|AS|CC|CLANG|GCC|HAVE|LD|LLD|PAHOLE|RUSTC|TOOLS)_|OPENSSL_SUPPORTS_|RUST_IS_AVAILABLE$")
 
@@ -139,7 +141,8 @@ def options(config: str, base: str, wanted: t.Mapping[str, str], kconfig: str = 
 
     A kernel drops an option that it does not know, or whose dependencies are off, and says nothing. ``kconfig`` has the lines of Kconfig
     files that describe these options. ``unresolved``: one sentence for each wanted option that the result does not have. ``names``: the
-    names of these options. ``lost``: options that the base has and the result does not. ``objects``: see :func:`objects_of`.
+    names of these options. ``lost``: options that the base has and the result does not. ``objects``: see :func:`objects_of`. ``disk_mib``:
+    about how much disk space the build needs.
     """
     result, before = values(config), values(base)
     # A kernel without modules has none to sign.
@@ -154,6 +157,7 @@ def options(config: str, base: str, wanted: t.Mapping[str, str], kconfig: str = 
             if value in ("y", "m") and name not in result and wanted.get(name) != "n" and not _ABOUT_TOOLS.match(name)
         ],
         "objects": objects_of(config),
+        "disk_mib": round(_DISK_SOURCE + objects_of(config) * (_DISK_DEBUG if result.get("DEBUG_INFO") == "y" else _DISK_OBJECT)),
     }
 
 

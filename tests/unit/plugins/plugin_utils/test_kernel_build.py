@@ -158,6 +158,11 @@ def test_how_many_objects_there_are():
     assert options(CONFIG, "", {})["objects"] == objects_of(CONFIG) == 8
 
 
+def test_debug_information_needs_disk_space():
+    plain, debug = (options(built_in, "", {})["disk_mib"] for built_in in (CONFIG, CONFIG + "CONFIG_DEBUG_INFO=y\n"))
+    assert 4096 < plain < debug
+
+
 @pytest.mark.parametrize(
     ("text", "done", "percent", "minutes", "status"),
     [
