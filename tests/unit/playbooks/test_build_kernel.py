@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._kernel_build import progress
+from test_roles import play
 
 ROLE = Path(__file__).parents[3] / "roles/build_kernel"
 # It prints what the kernel's build prints, and does what the file "script" says for the packages.
@@ -93,6 +94,41 @@ def test_a_preparation_that_fails_ends_the_build(folder):
     (folder.parent / "bin/make").write_text("#!/bin/sh\nexit 7\n")
     assert begin(folder, "").wait(60) == 7
     assert read(folder) == ["begun 0", "ended 7"] and not (folder / "pace").exists()
+
+
+STATE = {"digest": "d", "release": "7.3.4-a", "version": "1", "date": "2026-11-15", "epoch": 1, "objects": 10, "disk_mib": 4096, "lost": []}
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "says"),
+    [
+        ("for n in 1 2 3 4 5 6; do echo '  CC [M]  a.o'; done; sleep 6", 0, "8 of about 10 objects are compiled"),
+        ("echo 'a.c: error: no'; exit 2", 2, "the build of Linux 7.3.4-a failed with exit code 2"),
+    ],
+)
+def test_the_role_waits_for_a_build_and_says_how_far_it_is(tmp_path, script, code, says):
+    """The build is a process of its own. The role starts it, and then only looks."""
+    work = tmp_path / "kernels/work/linux-source-7.3-a"
+    for name, text in (("make", MAKE), ("script", script)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (work / "linux").mkdir(parents=True)
+    role = {"name": "kvm.liveupdate.build_kernel", "tasks_from": "compile"}
+    host = {
+        "build_kernel_source": "linux-source-7.3",
+        "build_kernel_suffix": "-a",
+        "build_kernel_directory": str(tmp_path / "kernels"),
+        "build_kernel_timeout": 120,
+        "__build_kernel_state": {**STATE, "lost": ["RUST"]},
+    }
+    environ = {"CALLS": str(tmp_path / "calls"), "SCRIPT": str(tmp_path / "script"), "ANSIBLE_ASYNC_DIR": str(tmp_path / "async")}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended, output = play(tmp_path, [{"ansible.builtin.include_role": role}], {"here": host}, PATH=path, **environ)
+    told = " ".join(output.split())
+    assert (ended != 0) is bool(code) and says in told, output
+    assert "the build of Linux 7.3.4-a takes about" in told and "excludes them): RUST" in told
+    assert (work / "progress").read_text().splitlines()[-1] == f"ended {code}"
+    assert not code or "a.c: error: no" in told
 
 
 @pytest.mark.skipif(not shutil.which("apt-ftparchive"), reason="apt-utils is not installed")
