@@ -28,6 +28,8 @@ NEEDED = {
 _SIGNED = {"EFI_STUB": "y", "KEXEC_SIG": "y", "KEXEC_BZIMAGE_VERIFY_SIG": "y", "MODULE_SIG": "y", "MODULE_SIG_ALL": "y"}
 # The kernel's build would make a new key each time, and no two builds would be equal.
 _UNSIGNED = {"MODULE_SIG_ALL": "n", "MODULE_SIG_KEY": ""}
+# A distribution names files here that its source packages do not have. Without them the build fails.
+_FILES = {"SYSTEM_TRUSTED_KEYS": "", "SYSTEM_REVOCATION_KEYS": ""}
 # The role sets these itself.
 _OWN = {
     "LOCALVERSION": "set build_kernel_suffix",
@@ -75,14 +77,14 @@ def plan(
             f"build_kernel_suffix is {suffix!r} - it becomes a part of package names: write - or +, then at most {_SUFFIX_MOST - 1} small"
             " letters, digits, dots, - and +, for example -liveupdate"
         )
-    base = {**NEEDED, **(_SIGNED if signing_key else _UNSIGNED)}
+    needed = {**NEEDED, **(_SIGNED if signing_key else {})}
     faults += [
         f"build_kernel_options sets {name} to {extra[name]!r}, but {'the signature' if name in _SIGNED else 'a live update'} needs"
-        f" {base[name]} - remove {name} from it"
-        for name in base
-        if name in extra and extra[name] != base[name] and (name in NEEDED or signing_key)
+        f" {needed[name]} - remove {name} from it"
+        for name in needed
+        if name in extra and extra[name] != needed[name]
     ]
-    wanted = {**base, **extra, "LOCALVERSION": suffix, "LOCALVERSION_AUTO": "n"}
+    wanted = {**_FILES, **({} if signing_key else _UNSIGNED), **needed, **extra, "LOCALVERSION": suffix, "LOCALVERSION_AUTO": "n"}
     if signing_key:
         wanted["MODULE_SIG_KEY"] = signing_key
     fragment = "".join(_line(name, wanted[name]) + "\n" for name in sorted(wanted))

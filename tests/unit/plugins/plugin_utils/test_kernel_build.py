@@ -55,6 +55,12 @@ def test_what_cannot_be_built_is_said(given, suffix, key, says):
     assert says in fault, fault
 
 
+def test_files_that_only_the_distribution_has_are_left_out_unless_they_are_given():
+    assert 'CONFIG_SYSTEM_TRUSTED_KEYS=""' in plan({}, "-a")["fragment"].splitlines()
+    given = plan({"SYSTEM_TRUSTED_KEYS": "/etc/keys/ours.pem"}, "-a", KEY)
+    assert given["faults"] == [] and given["wanted"]["SYSTEM_TRUSTED_KEYS"] == "/etc/keys/ours.pem"
+
+
 def test_options_that_agree_with_those_that_are_needed_are_no_fault():
     assert plan({"LIVEUPDATE": True, "MODULE_SIG_ALL": "y"}, "+a.b-1")["faults"] == []
     assert plan({}, "+a.b-1")["version_suffix"] == "+a.b.1"
