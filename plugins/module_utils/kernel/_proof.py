@@ -91,7 +91,7 @@ def alone(image: dict) -> list[dict]:
     name = f"kernel {image['path']}"
     found: dict[str, dict] = {}
     for why in _way(side, name, side, name)["reasons"]:
-        # What it cannot read it cannot preserve either: one reason is enough.
+        # Both sides are the same kernel, so some reasons come twice.
         found[why["code"]] = why
     return list(found.values())
 
