@@ -15,7 +15,7 @@ import os
 from .._errors import LiveUpdateError, reason
 from . import _cmdline, _image, _initrd, _modules, _running, _scratch
 
-__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "boot", "compare", "objections", "prove")
+__all__ = ("PROVEN", "REFUSED", "UNKNOWN", "alone", "boot", "compare", "objections", "prove")
 
 PROVEN, REFUSED, UNKNOWN = "proven", "refused", "unknown"
 _ID_LENGTH = 12
@@ -80,6 +80,20 @@ def compare(running: dict, target: dict) -> dict:
         "there": _way(running, here, target, there),
         "back": _way(target, there, running, here),
     }
+
+
+def alone(image: dict) -> list[dict]:
+    """Why a kernel cannot preserve memory, or cannot take over, whatever the other kernel is. Each reason has a verdict. Pure.
+
+    It is held against itself, with the words that it needs on the command line. ``image`` is as :func:`_image.read` gives it.
+    """
+    side = {**image, "cmdline": _cmdline.effective(" ".join(_cmdline.NEEDED), image.get("config"))}
+    name = f"kernel {image['path']}"
+    found: dict[str, dict] = {}
+    for why in _way(side, name, side, name)["reasons"]:
+        # Both sides are the same kernel, so some reasons come twice.
+        found[why["code"]] = why
+    return list(found.values())
 
 
 def _build(running: dict) -> str:

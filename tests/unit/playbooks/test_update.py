@@ -84,6 +84,7 @@ def test_a_run_that_leaves_out_every_host_fails(tmp_path):
         ("kernel", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
         ("update", {}, [], "hypervisor_update_hosts=hypervisors. Nothing was done. Add hosts"),
         ("setup", {}, [], "hypervisor_setup_hosts=hypervisors. Nothing was done. Add hosts"),
+        ("build_kernel", {}, [], "build_kernel_hosts=kernel_builders. Nothing was done. Add hosts"),
         # A limit leaves out localhost too.
         ("update", {"hypervisor_update_hosts": "fleet"}, ["--limit", "elsewhere"], "=fleet within the limit elsewhere. Nothing was done."),
     ],

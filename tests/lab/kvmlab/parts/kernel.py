@@ -229,14 +229,20 @@ def _unpack(source: Source, folder: Path, log: Path, *selection: str) -> Path:
     """Unpack the kernel source below folder/work and return its folder. selection is passed to tar."""
     work = folder / "work"
     work.mkdir()
-    kept = cache.artefact("deb", {"package": source.package, "version": source.version}, lambda to, log: _fetch(source, to, log))
-    (deb,) = kept.glob("*.deb")
+    deb = package(source)
     run_logged(("dpkg-deb", "-x", deb, work), what=f"unpack {deb.name}", log=log, limit_s=limits.TOOL)
     (tar,) = (work / "usr/src").glob("linux-source-*.tar.xz")
     run_logged(("tar", "-C", work, "-xJf", tar, *selection), what=f"unpack {tar.name}", log=log, limit_s=limits.TOOL)
     shutil.rmtree(work / "usr")
     (tree,) = work.glob("linux-source-*")
     return tree
+
+
+def package(source: Source) -> Path:
+    """The source package in the cache."""
+    kept = cache.artefact("deb", {"package": source.package, "version": source.version}, lambda to, log: _fetch(source, to, log))
+    (deb,) = kept.glob("*.deb")
+    return deb
 
 
 def _fetch(source: Source, folder: Path, log: Path) -> None:
