@@ -40,6 +40,7 @@ __all__ = (
     "open_ordinary",
     "read_json",
     "remove",
+    "remove_all",
     "run_path",
     "state_path",
     "sync_directory",
@@ -170,6 +171,13 @@ def remove(path: str) -> bool:
         return False
     sync_directory(path)
     return True
+
+
+def remove_all(paths: list[str]) -> None:
+    """Remove files of one directory durably, with one write to its disk. Missing files are no error."""
+    removed = [_unlink(path) for path in paths]
+    if any(removed):
+        sync_directory(paths[0])
 
 
 def _unlink(path: str) -> bool:

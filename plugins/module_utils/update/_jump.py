@@ -38,6 +38,7 @@ _MANY_FDS = 4096
 # Real-time signal 16: PID 1 does immediately what "systemctl --force kexec" requests (systemd(1)), without a new program. It stops no
 # units (src/core/manager.c, objective_table): nothing unpacks an exitrd, and no service gets 90 s to end.
 _KEXEC_SIGNAL = 16
+_PID_1 = "/proc/1/status"
 
 
 def commit(
@@ -142,8 +143,8 @@ def _carry_out(update: dict) -> t.NoReturn:
     _services.end_sessions(update)
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
-    _kexec.load(update["loaded"])
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
+    _kexec.load(update["loaded"])
     records = _gate.check(update)
     if not _kexec.loaded():
         raise LiveUpdateError("another program has unloaded the kernel for the jump; run the update again")
@@ -152,12 +153,12 @@ def _carry_out(update: dict) -> t.NoReturn:
         raise LiveUpdateError("the host was too slow: it could not pause its guests in time")
     update["times"]["gate"] = time.time()
     _limit_the_pause()
-    for name in records:  # until now another kexec would carry over memory without a journal
-        _files.remove(_files.hold_path(name))
     for name in update["running"]:
         _files.write_json(_files.run_path(name, "paused"), _hold.process(records[name]))
     _advance(update, "saving")
     _save_all(update, records)
+    # Until now another kexec would carry over memory without a journal. Left here, they would keep the next boot busy before the guests.
+    _files.remove_all([_files.hold_path(name) for name in records])
     _advance(update, "jumping")
     _put_exitrd_aside()
     problems = _gate.last_look(update, records)
@@ -165,7 +166,22 @@ def _carry_out(update: dict) -> t.NoReturn:
         raise LiveUpdateError("; ".join(problems))
     os.kill(1, signal.SIGRTMIN + _KEXEC_SIGNAL)
     time.sleep(DOWN_LIMIT_S)
+    if _is_pending():
+        raise LiveUpdateError(
+            f"PID 1 has not taken the request for the kexec within {DOWN_LIMIT_S:g} s, and nobody can take it back: when PID 1 continues,"
+            " it reboots this host, and its guests end. Migrate or shut down the guests now, reboot the host, and run the update again"
+        )
     raise LiveUpdateError(f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s")
+
+
+def _is_pending() -> bool:
+    """Whether the request for the kexec still waits for PID 1 (proc_pid_status(5), ShdPnd)."""
+    try:
+        with open(_PID_1, encoding="utf-8") as file:
+            pending = next(int(line.split()[1], 16) for line in file if line.startswith("ShdPnd:"))
+    except (OSError, StopIteration, ValueError):
+        return False
+    return bool(pending >> (signal.SIGRTMIN + _KEXEC_SIGNAL - 1) & 1)
 
 
 def _limit_the_pause() -> None:

@@ -52,6 +52,17 @@ def test_a_removal_is_durable(tmp_path, calls):
     assert _files.remove(str(tmp_path / "web.state")) is False
 
 
+def test_many_files_are_removed_with_one_write(tmp_path, calls):
+    paths = [str(tmp_path / f"{name}.hold") for name in ("app", "absent", "web")]
+    for path in paths[::2]:
+        open(path, "x", encoding="utf-8").close()
+    _files.remove_all(paths)
+    assert calls == [("unlink", "app.hold"), ("unlink", "web.hold"), ("fsync", tmp_path.name)] and not os.listdir(tmp_path)
+    _files.remove_all(paths)
+    _files.remove_all([])
+    assert len(calls) == 3
+
+
 def test_what_was_there_stays_whole_when_the_disk_is_full(tmp_path, monkeypatch):
     path = str(tmp_path / "web.json")
     _files.write_json(path, {"state": "saved"})

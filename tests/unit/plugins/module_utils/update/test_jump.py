@@ -11,10 +11,12 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -873,6 +875,38 @@ def test_guests_start_early_after_the_jump_and_those_of_the_first_stage_ahead(ho
     assert sorted(times, key=times.__getitem__) == ["committed", "stopping", "gate", "saving", "jumping"]
 
 
+@pytest.mark.parametrize(
+    ("waits", "says"), [(True, "nobody can take it back: when PID 1 continues, it reboots"), (False, "did not carry it out")]
+)
+def test_a_request_that_still_waits_for_pid_1_is_told(host, monkeypatch, waits, says):
+    """PID 1 stands still, for example because its disk does not answer. The guests run again, and end when it continues."""
+    status = host.root / "status"
+    status.write_text(f"Name:\tsystemd\nSigPnd:\t{1 << 49:016x}\nShdPnd:\t{waits << 49:016x}\nSigBlk:\t{1 << 49:016x}\n")
+    monkeypatch.setattr(_jump, "_PID_1", str(status))
+    undone(host, update(host), says)
+
+
+def test_the_signals_that_wait_are_read_as_the_kernel_writes_them(monkeypatch):
+    """Of a real process with a blocked signal."""
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 16])
+        while True:
+            time.sleep(60)
+    try:
+        monkeypatch.setattr(_jump, "_PID_1", f"/proc/{child}/status")
+        until = time.monotonic() + 60
+        while not int(re.search(r"SigBlk:\t(\w+)", Path(_jump._PID_1).read_text())[1], 16) >> 49 & 1:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not _jump._is_pending()
+        os.kill(child, signal.SIGRTMIN + 16)
+        assert _jump._is_pending()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_the_clock_is_compared_after_the_services_have_stopped(host, monkeypatch):
     """A step of the clock before that, by a time service or by hand, must not look like a part of the pause."""
     monkeypatch.setattr(_this_boot, "ahead", lambda: host.note("ahead", ""))
@@ -881,13 +915,15 @@ def test_the_clock_is_compared_after_the_services_have_stopped(host, monkeypatch
     assert steps.index("isolate") < steps.index("ahead") < steps.index("save")
 
 
-def test_holds_are_on_record_until_guests_are_saved(host, monkeypatch):
-    """Somebody else's reboot meanwhile is a kexec, from the moment in which the kernel is loaded."""
+def test_holds_are_on_record_until_all_guests_are_saved(host, monkeypatch):
+    """Somebody else's reboot meanwhile is a kexec, from the moment in which the kernel is loaded: a guest may not have a journal yet."""
     seen, load = {}, _kexec.load
     monkeypatch.setattr(_kexec, "load", lambda image: (load(image), seen.update(loaded=_session.recorded_holds())))
-    host.at["save"] = lambda: seen.update(save=_session.recorded_holds())
+    for name in host.records:
+        host.at["save", name] = lambda name=name: seen.update({name: _session.recorded_holds()})
+    host.at["kill"] = lambda: seen.update(kexec=_session.recorded_holds())
     update(host)
-    assert seen == {"loaded": ["app", "web"], "save": []}
+    assert seen == {"loaded": ["app", "web"], "app": ["app", "web"], "web": ["app", "web"], "kexec": []}
 
 
 def test_a_kernel_that_somebody_unloads_before_the_pause_pauses_nobody(host, monkeypatch):
