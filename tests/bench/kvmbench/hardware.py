@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,42 +23,43 @@ _KERNELS = ("start the new kernel", "initial RAM disk", "retrieve the memory")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of guests: the emulated scenario, and the measurements of native parts, each with the words for its column."""
+    """A kind of guests: the emulated scenario, and for each native column the measurements of its parts, and the words for its head."""
 
     name: str
     emulated: str
-    boot: str
-    columns: tuple[tuple[str, str], ...]
+    columns: tuple[tuple[tuple[str, str], str], ...]
 
 
 KINDS = (
-    Kind("Guests in units", "ours-qemu", "boot-unit", (("qemu-1x128", ""), ("qemu-1x128-warm", ", files in memory"))),
+    Kind(
+        "Guests in units",
+        "ours-qemu",
+        ((("boot-unit", "qemu-1x128"), ""), (("boot-unit-warm", "qemu-1x128-warm"), ", files in memory")),
+    ),
     Kind(
         "Domains",
         "ours-libvirt",
-        "boot-domain",
-        (("domain-1x128", ""), ("domain-1x128-warm", ", files in memory"), ("domain-1x128-probe", ", libvirt probes QEMU")),
+        (
+            (("boot-domain", "domain-1x128"), ""),
+            (("boot-domain-warm", "domain-1x128-warm"), ", files in memory"),
+            (("boot-domain", "domain-1x128-probe"), ", libvirt probes QEMU"),
+        ),
     ),
 )
 
 
-def native_parts(found: Figures, suite: str, kind: Kind, column: str) -> dict[str, float]:
+def native_parts(found: Figures, measurements: Sequence[str]) -> dict[str, float]:
     """The median seconds of each part of a pause that was measured natively, by its name."""
-    boot = found.get(f"{suite}/{kind.boot}", {})
-    parts = _medians({**boot, **found.get(f"{suite}/{column}", {})})
-    if DAEMON in boot and "wait for libvirt" in parts:
-        parts["wait for libvirt"] += boot[DAEMON].median
+    seen = {name: value for measurement in measurements for name, value in found.get(measurement, {}).items()}
+    parts = _medians(seen)
+    if DAEMON in seen and "wait for libvirt" in parts:
+        parts["wait for libvirt"] += seen[DAEMON].median
     return parts
 
 
 def _medians(named: Mapping[str, Figure]) -> dict[str, float]:
     """The median seconds of the parts of a pause among what was measured."""
     return {name.removeprefix("part: "): seen.median for name, seen in named.items() if name.startswith("part: ")}
-
-
-def complete(found: Figures, suite: str, kind: Kind, column: str) -> bool:
-    """Whether all parts that a sum needs were measured."""
-    return f"{suite}/{column}" in found and f"{suite}/{kind.boot}" in found
 
 
 def slope(seconds: Mapping[int, float]) -> float | None:
@@ -78,17 +78,17 @@ def section(native: Sequence[Result], emulated: Figures, code: str) -> list[str]
     parts = [
         title("The pause in terms of hardware", "-"),
         f"``tests/bench/run --native`` runs programs of user space without emulation: on {where},\n"
-        f"{day(native)}, in namespaces with the packages of the lab's hosts. QEMU uses TCG there instead of KVM. Before the\n"
-        "guest runs, this makes no difference to its user space. At each number the tables say whether it was *measured* or *projected*.\n",
+        f"{day(native)}, in namespaces with the packages of the lab's hosts. QEMU uses TCG there instead of KVM.\n"
+        "At each number the tables say whether it was *measured* or *projected*.\n",
     ]
     if code != native[0].code:
         parts.append("These measurements are of another version of the code than those above.\n")
     parts += [
         "The projected pause is the sum of the medians of the native parts. It is the pause of a host with processors and a disk as fast\n"
-        "as here, without the kernel's parts. For the pause of a server, add two times of that server: from the jump until the new kernel\n"
-        "starts PID 1, and the retrieval of the memory.\n",
-        "Before each part, the files of the host's system are dropped from memory, as after a jump. *Files in memory* shows the same with\n"
-        "these files in memory, so without reading the disk.\n",
+        "as here, without the kernel's parts. For the pause of a server, add two times of that server: the start of the new kernel, from\n"
+        "the kexec to PID 1, and the retrieval of the memory.\n",
+        "Before the restore, the files of the host's system are dropped from memory, as after a jump. Only the files' names stay, and\n"
+        "what the bench's own Python uses. *Files in memory* shows the same without reading the disk.\n",
         *(text for kind in KINDS for text in _of_kind(kind, found, emulated)),
         *_programs(found),
         *_slopes(found, emulated),
@@ -98,22 +98,23 @@ def section(native: Sequence[Result], emulated: Figures, code: str) -> list[str]
 
 
 def _of_kind(kind: Kind, found: Figures, emulated: Figures) -> list[str]:
-    columns = [(suite, column, words) for suite in _SUITES for column, words in kind.columns if f"{suite}/{column}" in found]
+    columns = [([f"{suite}/{name}" for name in pair], f"native, {suite}{words}") for suite in _SUITES for pair, words in kind.columns]
+    columns = [(measurements, words) for measurements, words in columns if measurements[-1] in found]
     if not columns:
         return []
     named = emulated.get(kind.emulated, {})
     above = _medians(named)
-    native = [native_parts(found, suite, kind, column) for suite, column, _words in columns]
+    native = [native_parts(found, measurements) for measurements, _words in columns]
     names = _in_order({*above, *(name for parts in native for name in parts)})
     lines = [(f"{name}, measured", _cell(above.get(name)), *(_cell(parts.get(name), _missing(name)) for parts in native)) for name in names]
     pause = named["pause"].words if "pause" in named else "-"
     lines.append(("the whole pause, measured", pause, *["-"] * len(columns)))
     sums = [
-        _cell(sum(parts.values())) if complete(found, suite, kind, column) else "not all parts measured"
-        for parts, (suite, column, _words) in zip(native, columns, strict=True)
+        _cell(sum(parts.values())) if set(measurements) <= set(found) else "not all parts measured"
+        for parts, (measurements, _words) in zip(native, columns, strict=True)
     ]
     lines.append(("**sum of the native parts, projected**", "-", *sums))
-    head = (f"{kind.name.lower()}, median seconds", "emulated", *(f"native, {suite}{words}" for suite, _column, words in columns))
+    head = (f"{kind.name.lower()}, median seconds", "emulated", *(words for _measurements, words in columns))
     return [title(kind.name, "~"), table(head, lines)]
 
 
@@ -195,8 +196,8 @@ def _not_measured(found: Figures) -> list[str]:
     ]
     if not any("virtqemud" in name for named in found.values() for name in named):
         missing.append("``virtqemud``, which is not in the packages of the lab's hosts")
-    suites = [suite for suite in _SUITES if not any(re.match(rf"{suite}/boot-", name) for name in found)]
+    suites = {name.partition("/")[0] for name in found} - {name.partition("/")[0] for name in found if "/boot-" in name}
     if suites:
-        missing.append(f"systemd of {' and '.join(suites)}: it does not run in a namespace of the machine")
+        missing.append(f"systemd of {' and '.join(sorted(suites))}, which does not run in a namespace of every machine")
     listed = ";\n".join(f"* {text}" for text in missing)
     return [title("What is not measured here", "~"), f"{listed}.\n"]

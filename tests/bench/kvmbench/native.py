@@ -43,7 +43,8 @@ class Native:
     def measure(self, rooms: Rooms) -> dict[str, float]:
         """Seconds by what they are."""
         if self.kind == "boot":
-            return parts_of(rooms.boot(self.suite, self.what))
+            guest, memory = self.words
+            return parts_of(rooms.boot(self.suite, guest, memory == "cold"))
         return rooms.run(self.suite, self.kind, *self.words)
 
 
@@ -63,8 +64,8 @@ def of_suite(suite: str) -> list[Native]:
     return [
         Native(suite, "programs"),
         Native(suite, "daemon"),
-        Native(suite, "boot", "unit"),
-        Native(suite, "boot", "domain"),
+        *(Native(suite, "boot", guest, (guest, "cold")) for guest in ("unit", "domain")),
+        *(Native(suite, "boot", f"{guest}-warm", (guest, "warm")) for guest in ("unit", "domain")),
         *(Native(suite, "qemu", f"{count}x{mib}", (str(count), str(mib), "cold")) for count, mib in sizes),
         Native(suite, "qemu", "1x128-warm", ("1", "128", "warm")),
         *(Native(suite, "domain", f"{count}x{mib}", (str(count), str(mib), "cold", "cached")) for count, mib in sizes),

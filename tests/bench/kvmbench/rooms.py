@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,20 @@ class Rooms:
         found: dict[str, float] = self._enter(tree, "run", "/usr/bin/python3", f"/{INSIDE}/{program}.py", *words)[0]
         return found
 
-    def boot(self, suite: str, what: str) -> dict[str, float]:
-        """The stamps of a boot as after a jump with one guest (``unit`` or ``domain``), and when its shutdown was over."""
+    def boot(self, suite: str, what: str, cold: bool) -> dict[str, float]:
+        """The stamps of a boot as after a jump with one guest (``unit`` or ``domain``), and when its shutdown was over.
+
+        cold: no file is in memory before, as after a jump; else all that it needs.
+        """
         tree = self._tree(suite)
         if suite in self._no_systemd:
             raise LabError(f"systemd of {suite} does not run in a namespace of this machine: {self._no_systemd[suite]}")
-        forget(tree)
-        found, ended = self._enter(tree, "boot", "/bin/sh", f"/{INSIDE}/boot.sh", what)
+        words = ("/bin/sh", f"/{INSIDE}/boot.sh", what)
+        if cold:
+            forget(tree)
+        else:
+            self._enter(tree, "boot", *words)
+        found, ended = self._enter(tree, "boot", *words)
         return {**found, "ended": ended}
 
     def _tree(self, suite: str) -> Path:
@@ -96,16 +104,16 @@ class Rooms:
         boots = mode == "boot"
         command = [*_NAMESPACES, *(["--cgroup"] if boots else []), str(PROGRAMS / "enter.sh"), str(tree), str(place), str(exchange), mode]
         with cgroup() if boots else _no_cgroup() as join:
-            ended = _run([*command, *words], exchange / "log", {**_ENVIRONMENT, **({"container": "bench"} if boots else {})}, join)
+            ended = _run(command, words, exchange / "log", {**_ENVIRONMENT, **({"container": "bench"} if boots else {})}, join)
         result = exchange / "result.json"
         if mode != "prepare" and not result.exists():
             raise LabError(f"{' '.join(words)} has no result. The end of its output:\n{tail(exchange / 'log')}")
         return json.loads(result.read_text()) if result.exists() else {}, ended
 
 
-def _run(command: list[str], log: Path, environment: dict[str, str], join: Callable[[], None]) -> float:
-    """Run a room, with a limit; returns when it had ended."""
-    die = die_with_parent(signal.SIGKILL)
+def _run(command: Sequence[str], words: Sequence[str], log: Path, environment: dict[str, str], join: Callable[[], None]) -> float:
+    """Run a room with these words in it, with a limit; returns when it had ended."""
+    what, die = " ".join(words), die_with_parent(signal.SIGKILL)
 
     def first() -> None:
         die()
@@ -113,19 +121,35 @@ def _run(command: list[str], log: Path, environment: dict[str, str], join: Calla
 
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True, preexec_fn=first
+            [*command, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=first,
         )
         try:
-            code = process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise LabError(f"{command[-1]} did not end within {LIMIT_S:.0f} s. The end of its output:\n{tail(log)}") from None
-        finally:
+            in_time = _has_ended(process.pid)
             ended = time.monotonic()
+        finally:
             process.kill()
             process.wait()
-    if code:
-        raise LabError(f"{' '.join(command[-2:])} failed with exit code {code}. The end of its output:\n{tail(log)}")
+    if not in_time:
+        raise LabError(f"{what} did not end within {LIMIT_S:.0f} s. The end of its output:\n{tail(log)}")
+    if process.returncode:
+        raise LabError(f"{what} failed with exit code {process.returncode}. The end of its output:\n{tail(log)}")
     return ended
+
+
+def _has_ended(pid: int) -> bool:
+    """Wait, with a limit, until a child has ended. Popen.wait() notices it up to 0.05 s late."""
+    handle, poll = os.pidfd_open(pid), select.poll()
+    try:
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(LIMIT_S * 1000))
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -20,8 +20,12 @@ cd "$place/root"
 
 # The machine's own kernel must not notice anything: its settings are read-only, and of its devices there are only these.
 mount -t proc proc proc
-mount --bind proc/sys proc/sys
-mount -o remount,bind,ro proc/sys
+for settings in proc/sys proc/sysrq-trigger; do
+    if [ -e "$settings" ]; then
+        mount --bind "$settings" "$settings"
+        mount -o remount,bind,ro "$settings"
+    fi
+done
 mount -t sysfs -o ro sysfs sys
 if [ "$mode" = boot ]; then
     mount -t cgroup2 cgroup2 sys/fs/cgroup

@@ -13,7 +13,7 @@ import time
 sys.path.insert(0, "/usr/local/lib/kvm-liveupdate")
 
 from kvm_liveupdate import _command
-from kvm_liveupdate.host import _systemd
+from kvm_liveupdate.host import _commands, _systemd
 
 if sys.argv[1] == "unit":
     from kvm_liveupdate.qemu import _start
@@ -45,6 +45,8 @@ def watch():
 
     while not os.path.exists(MONITOR if sys.argv[1] == "unit" else LIBVIRTD):
         time.sleep(0.05)
+    if sys.argv[1] == "domain":  # before a jump its start is long over
+        _commands.run("virsh", "--quiet", "--connect", "qemu:///system", "list")
     userspace, units, daemon = stamps()
     found = {"userspace": userspace, "units": units, "start": started, "daemon": daemon}
     with open("/exchange/result.json", "w", encoding="utf-8") as file:
