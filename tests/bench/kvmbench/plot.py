@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from html import escape
 
 from .scenarios import SCENARIOS
-from .summary import NOTICE, Figure
+from .summary import NOTICE
+from .text import Figure
 
 WIDTH, LABEL, VALUE, LANE, HEAD = 900, 330, 70, 30, 12
 OURS, OTHERS, LINE, TEXT = "#2f9e6e", "#8fa3b5", "#1c2733", "#1c2733"

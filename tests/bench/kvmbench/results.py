@@ -10,8 +10,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from .scenarios import Scenario
+
+class Named(Protocol):  # pylint: disable=too-few-public-methods
+    """Something to be measured."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the results."""
+
+
+Measurement = TypeVar("Measurement", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ def of_setting(results: Iterable[Result], code: str, machine: str) -> list[Resul
     return [result for result in results if not result.error and (result.code, result.machine) == (code, machine)]
 
 
-def due(scenarios: Sequence[Scenario], done: Iterable[Result], rounds: int) -> list[Scenario]:
+def due(scenarios: Sequence[Measurement], done: Iterable[Result], rounds: int) -> list[Measurement]:
     """What is still to be measured until each scenario has its rounds, interleaved: round by round, not scenario by scenario. Pure."""
     counts = dict.fromkeys((scenario.name for scenario in scenarios), 0)
     for result in done:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvmlab.errors import LabError
+
+from .results import Measurement
 
 # How a host gets its new kernel: by a live update of units or libvirt domains, or in a way that needs no live update.
 WAYS = {
@@ -65,11 +68,11 @@ SCENARIOS = (
 )
 
 
-def chosen(names: str) -> list[Scenario]:
-    """The scenarios of these names, separated by commas; all for an empty text."""
-    known = {scenario.name: scenario for scenario in SCENARIOS}
+def chosen(names: str, among: Sequence[Measurement]) -> list[Measurement]:
+    """Those of these names, separated by commas; all for an empty text."""
+    known = {measurement.name: measurement for measurement in among}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
             raise LabError(f"--only: there is no scenario {name!r}; there is {', '.join(known)}")
-    return [scenario for scenario in SCENARIOS if not wanted or scenario.name in wanted]
+    return [measurement for measurement in among if not wanted or measurement.name in wanted]

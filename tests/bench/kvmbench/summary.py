@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._stamps import PARTS
 
+from . import hardware
 from .results import Result
 from .scenarios import SCENARIOS, Scenario
+from .text import Figure, Figures, day, figures, table, title
 
 PEER = "save-reboot"
 FLOOR_OF = "ours-qemu"
@@ -24,45 +23,15 @@ _LABEL = "ansible_collections.kvm.liveupdate.docsite.bench"
 _LAB = "ansible_collections.kvm.liveupdate.docsite.lab"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The median of some measurements, the shortest, the longest, and their number."""
-
-    median: float
-    least: float
-    greatest: float
-    count: int
-
-    @property
-    def words(self) -> str:
-        """For a table."""
-        return f"{self.median:.2f} ({self.least:.2f} to {self.greatest:.2f})"
-
-
-def figure(values: Sequence[float]) -> Figure:
-    """The figure of at least one value."""
-    return Figure(statistics.median(values), min(values), max(values), len(values))
-
-
-def figures(results: Iterable[Result]) -> dict[str, dict[str, Figure]]:
-    """By scenario and by what was measured."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for result in results:
-        for name, seconds in result.seconds.items():
-            values.setdefault(result.scenario, {}).setdefault(name, []).append(seconds)
-    return {scenario: {name: figure(found) for name, found in named.items()} for scenario, named in values.items()}
-
-
-def page(results: Sequence[Result]) -> str:
-    """docs/docsite/rst/bench.rst: of results of one setting, at least one."""
+def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
+    """docs/docsite/rst/bench.rst: of results of one setting, at least one, and of native results of one setting."""
     found = figures(results)
     rows = [scenario for scenario in SCENARIOS if scenario.name in found]
-    first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
     kernels = sorted({kernel for result in results for kernel in result.kernels if kernel})
     parts = [
         f"..\n{textwrap.indent(NOTICE, '  ')}\n\n.. _{_LABEL}:\n",
-        _title("How long guests pause", "="),
-        f"``tests/bench/run --report`` wrote this page from {len(results)} measurements, {first} to {last}, on {results[0].machine}.\n",
+        title("How long guests pause", "="),
+        f"``tests/bench/run --report`` wrote this page from {len(results)} measurements, {day(results)}, on {results[0].machine}.\n",
         f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
         "Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
         "The heartbeats of the guests give the pauses. A measurement is the longest pause on the host. The tables show medians, with the\n"
@@ -70,7 +39,7 @@ def page(results: Sequence[Result]) -> str:
         "An ordinary reboot looks better here than on a server. The firmware of the emulated host takes seconds, the firmware of a server\n"
         "often takes minutes. A kexec runs no firmware.\n",
         *_speed(found),
-        _title("The pauses", "-"),
+        title("The pauses", "-"),
         _pauses(rows, found),
         ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the shortest to the longest.\n",
     ]
@@ -83,18 +52,16 @@ def page(results: Sequence[Result]) -> str:
         parts += _systemd(found[FLOOR_OF])
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
-        parts += [_title("The parts of the pause", "-"), _breakdown(live, found)]
+        parts += [title("The parts of the pause", "-"), _breakdown(live, found)]
     memory = [scenario for scenario in rows if {"preserve", "retrieve"} & set(found[scenario.name])]
     if memory:
-        parts += [_title("The kernel's part", "-"), _memory(memory, found)]
+        parts += [title("The kernel's part", "-"), _memory(memory, found)]
+    if native:
+        parts += hardware.section(native, found, results[0].code)
     return "\n".join(parts)
 
 
-def _title(text: str, line: str) -> str:
-    return f"{text}\n{line * len(text)}\n"
-
-
-def _speed(found: dict[str, dict[str, Figure]]) -> list[str]:
+def _speed(found: Figures) -> list[str]:
     slower = found.get(FLOOR_OF, {}).get("slower")
     if not slower:
         return []
@@ -116,12 +83,7 @@ def _systemd(named: dict[str, Figure]) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = "".join(f"   * - {line[0]}\n" + "".join(f"     - {cell}\n" for cell in line[1:]) for line in (head, *rows))
-    return f".. list-table::\n   :header-rows: 1\n\n{lines}"
-
-
-def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+def _pauses(rows: Sequence[Scenario], found: Figures) -> str:
     floor, peer = found.get(FLOOR_OF, {}).get("floor"), found.get(PEER, {}).get("pause")
     lines = []
     for scenario in rows:
@@ -134,20 +96,20 @@ def _pauses(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> st
         controller = f"{named['controller'].median:.1f}" if "controller" in named else "-"
         lines.append((scenario.name, scenario.words, pause.words, str(pause.count), times, against, controller))
     head = ("scenario", "what happens", "pause, s", "measurements", "pause / floor", f"pause / {PEER}", "CPU of the controller, s")
-    return _table(head, lines)
+    return table(head, lines)
 
 
-def _breakdown(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+def _breakdown(rows: Sequence[Scenario], found: Figures) -> str:
     names = {name.removeprefix("part: ") for scenario in rows for name in found[scenario.name] if name.startswith("part: ")}
     order = [name for name, *_stamps in PARTS]
     lines = []
     for name in sorted(names, key=lambda joined: [order.index(part) for part in joined.split(" + ")]):
         cells = (found[scenario.name].get(f"part: {name}") for scenario in rows)
         lines.append((name, *("-" if cell is None else f"{cell.median:.2f}" for cell in cells)))
-    return _table(("part, median seconds", *(scenario.name for scenario in rows)), lines)
+    return table(("part, median seconds", *(scenario.name for scenario in rows)), lines)
 
 
-def _memory(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> str:
+def _memory(rows: Sequence[Scenario], found: Figures) -> str:
     lines = []
     for scenario in rows:
         gib = scenario.guests * scenario.ram / 1024 if scenario.guests else scenario.ram / 1024
@@ -155,4 +117,4 @@ def _memory(rows: Sequence[Scenario], found: dict[str, dict[str, Figure]]) -> st
             if name in found[scenario.name]:
                 seen = found[scenario.name][name]
                 lines.append((name.upper(), scenario.words, seen.words, f"{seen.median / gib:.2f}", str(seen.count)))
-    return _table(("system call", "memory", "s", "s per GiB", "measurements"), lines)
+    return table(("system call", "memory", "s", "s per GiB", "measurements"), lines)

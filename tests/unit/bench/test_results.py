@@ -53,13 +53,13 @@ def test_a_later_run_goes_on_where_the_one_before_ended() -> None:
 
 
 def test_scenarios_are_chosen_by_name_in_their_own_order() -> None:
-    assert chosen("") == list(SCENARIOS)
-    assert [scenario.name for scenario in chosen("save-reboot, ours-qemu")] == ["ours-qemu", "save-reboot"]
+    assert chosen("", SCENARIOS) == list(SCENARIOS)
+    assert [scenario.name for scenario in chosen("save-reboot, ours-qemu", SCENARIOS)] == ["ours-qemu", "save-reboot"]
 
 
 def test_an_unknown_scenario_is_named_with_the_known_ones() -> None:
     with pytest.raises(LabError, match=r"--only: there is no scenario 'ours'; there is ours-qemu, ours-libvirt"):
-        chosen("ours-qemu,ours")
+        chosen("ours-qemu,ours", SCENARIOS)
 
 
 def test_every_scenario_has_a_name_and_words_of_its_own() -> None:

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from kvmbench.plot import bars
 from kvmbench.results import Result
-from kvmbench.summary import Figure, figure, figures, page
+from kvmbench.summary import page
+from kvmbench.text import Figure, figure, figures
 
 
 def results(scenario: str, **seconds: list[float]) -> list[Result]:
