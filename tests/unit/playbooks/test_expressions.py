@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ansible_collections.kvm.liveupdate.plugins.filter._update_gate import update_gate
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._failure import failure
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import CHECK_MEMORY
 from jinja2 import meta
 from jinja2.nativetypes import NativeEnvironment
 
@@ -172,6 +173,15 @@ def test_the_gate_keeps_the_figures_of_all_batches():
     before = {"__hypervisor_update_gate": {"undone": ["hv0"], "lost": 0, "stop": "", "on_request": False}}
     told = decide({"hv1": {**result("undone"), **before}}, ["hv1", "hv9"], hypervisor_update_undone_max=1)
     assert told["undone"] == ["hv0", "hv1"] and "hv0, hv1" in told["stop"]
+
+
+def test_the_gate_knows_the_limits_and_the_window():
+    there, undone = ["hv1", "hv9"], {"hv1": {**result("undone"), **NOTHING}}
+    lost = {"hv1": {**result("failed", step=CHECK_MEMORY, guests_lost=["web"]), **NOTHING}}
+    well = {"hv1": {**result("updated"), **NOTHING}}
+    assert decide(undone, there)["stop"] and not decide(undone, there, hypervisor_update_undone_max=1)["stop"]
+    assert decide(lost, there)["stop"] and not decide(lost, there, hypervisor_update_lost_max=1)["stop"]
+    assert decide(well, there, hypervisor_update_until="2020-01-01T00:00Z")["on_request"]
 
 
 def test_a_request_to_stop_that_fails_does_not_fail_the_host_and_stops_the_run():
