@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import COLLECTION, LIMIT_S, apt, unpacked, until
+from .conftest import COLLECTION, LIMIT_S, NEW, apt, unpacked, until
 from .test_rollout import KEPT, said
 
 pytestmark = pytest.mark.beyond
@@ -78,7 +78,7 @@ object Service "ssh" {
 """
 CERTIFICATES = """set -e
 folder=/var/lib/icinga2/certs
-mkdir -p $folder /run/icinga2
+mkdir -p $folder /run/icinga2 /var/log/icinga2 /var/cache/icinga2 /var/spool/icinga2
 icinga2 pki new-ca
 icinga2 pki new-cert --cn icinga.example.org --key $folder/icinga.example.org.key --csr $folder/csr
 icinga2 pki sign-csr --csr $folder/csr --cert $folder/icinga.example.org.crt
@@ -98,7 +98,7 @@ class Stage:
     """A fleet in whose second host a program runs."""
 
     def __init__(self, fleet, daemons: Path) -> None:
-        self.fleet, (self.host, self.away), self.started = fleet, fleet.hosts, []
+        self.fleet, (self.host, self.away) = fleet, fleet.hosts
         self.there("sh", "-c", READY.format(daemons=daemons, sshd=fleet.sshd))
 
     def there(self, *command: str, given: str = "") -> str:
@@ -127,16 +127,20 @@ class Stage:
         return str(path)
 
     def update(self, before: str, after: str, meanwhile, *words: str, **variables: object) -> None:
-        """Update the first host with these tasks. In the middle of the update look at the program."""
+        """Update the first host with these tasks. In the middle of the update look at the program. Then run the same command again."""
         self.host.plan({"guest preserved": "wait"})
         hooks = {"hypervisor_update_before": [self.example(before)], "hypervisor_update_after": [self.example(after)]}
-        run = self.fleet.start(*words, hypervisor_update_hosts="hv1", **hooks, **variables)
+        extra = {"hypervisor_update_hosts": "hv1", **hooks, **variables}
+        run = self.fleet.start(*words, **extra)
         until("the run is in the middle of the update, or has ended", lambda: self.host.waits() or run.process.poll() is not None)
         assert self.host.waits(), run.end()[1]
         meanwhile()
         self.host.go_on()
         code, output = run.end()
         assert code == 0 and said(output) == [f"hv1: {KEPT}"], output
+        # The host has the kernel already, so only the tasks after the update run.
+        code, output = self.fleet.start(*words, **extra).end()
+        assert code == 0 and said(output) == [f"hv1: runs {NEW} already"], output
 
 
 @pytest.fixture(name="stage")
