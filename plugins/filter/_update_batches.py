@@ -17,7 +17,8 @@ description:
 positional: _input
 options:
   _input:
-    description: The hosts to update, in order. Each has V(name), V(plan), from P(kvm.liveupdate._update_plan#filter), and V(apart).
+    description: The hosts to update, in order. Each has V(name), V(apart), and V(plan) with V(essential) and V(members) of
+      P(kvm.liveupdate._update_plan#filter).
     type: list
     elements: dict
     required: true

@@ -53,21 +53,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{getpass.getuser()} may not make network namespaces; run as root"))
 
 
-@pytest.fixture(name="sshd", scope="session")
-def an_sshd() -> Path:
-    """Debian's sshd, unpacked and not installed: it must not listen on this machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvm-liveupdate" / "sshd"
+def unpacked(name: str, packages: list[str]) -> Path:
+    """Packages of Debian, unpacked and not installed: what they have must not run on this machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvm-liveupdate" / name
     if not (cache / "complete").exists():
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir(parents=True)
-        download = ["apt-get", "-q", "download", "openssh-server", "libwrap0"]
-        if subprocess.run(download, cwd=cache, check=False, timeout=LIMIT_S).returncode != 0:
-            subprocess.run(["apt-get", "-q", "update"], check=True, timeout=LIMIT_S)
-            subprocess.run(download, cwd=cache, check=True, timeout=LIMIT_S)
+        apt("-q", "download", *packages, cwd=cache)
         for package in cache.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(cache)], check=True, timeout=LIMIT_S)
         (cache / "complete").touch()
     return cache
+
+
+def apt(*words: str, cwd: Path = HERE) -> str:
+    """Run apt-get, with new lists of packages if it fails with the old ones."""
+    for known in (False, True):
+        done = subprocess.run(["apt-get", *words], cwd=cwd, stdout=subprocess.PIPE, text=True, check=known, timeout=LIMIT_S)
+        if done.returncode == 0:
+            break
+        subprocess.run(["apt-get", "-q", "update"], check=True, timeout=LIMIT_S)
+    return done.stdout
+
+
+@pytest.fixture(name="sshd", scope="session")
+def an_sshd() -> Path:
+    """Debian's sshd."""
+    return unpacked("sshd", ["openssh-server", "libwrap0"])
 
 
 def until(what: str, condition, limit_s: float = LIMIT_S) -> None:
@@ -111,6 +123,12 @@ class Host:
         """Let the module that waits go on, and all others."""
         self.plan({})
         (self.folder / "wait").unlink()
+
+    def inside(self, *command: str) -> list[str]:
+        """A command that runs on this host, and ends with it."""
+        spaces = f"/proc/{self.process.pid}/ns"
+        words = ["nsenter", f"--mount={spaces}/mnt", f"--net={spaces}/net", f"--pid={spaces}/pid_for_children"]
+        return [*WITH_US, *words, *command]
 
     def end(self) -> None:
         """Switch it off for good."""

@@ -8,7 +8,8 @@
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
  * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
  * an ext4 file system to which it appends records, each synced before its number goes into the next tick; address=IP, at which it
- * sends back on port 7 whatever comes, by TCP or UDP; agent=NAME, a virtio port on which it is a guest agent.
+ * sends back on port 7 whatever comes, by TCP or UDP; relay=IP, to whose port 22 it passes on what comes at its own by TCP;
+ * agent=NAME, a virtio port on which it is a guest agent.
  * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
@@ -43,6 +44,7 @@
 #define RECORD_SIZE 80
 #define RECORD_PAUSE_US 400000
 #define ECHO_PORT 7
+#define RELAY_PORT 22
 
 static uint64_t blob[BLOB_WORDS];
 static char boot[64];
@@ -196,26 +198,39 @@ static void echo_datagrams(const struct sockaddr_in *any)
 	}
 }
 
-/* Give the only network card an address, and send back what comes, each connection in a process of its own. */
-static void echo(const char *address)
+/* Copy what comes until it ends, then say so to the other side. A blocking socket takes all of a write. */
+static void copy(int from, int to)
 {
-	struct ifreq card = {.ifr_name = "eth0"};
-	struct sockaddr_in *in = (struct sockaddr_in *)&card.ifr_addr;
-	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(ECHO_PORT)};
+	char data[4096];
+	ssize_t got;
+
+	while ((got = read(from, data, sizeof(data))) > 0)
+		if (write(to, data, got) != got)
+			break;
+	shutdown(to, SHUT_WR);
+}
+
+/* Pass a connection on to another machine, one process for each direction. */
+static void pass_on(int connection, const char *to)
+{
+	struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(RELAY_PORT)};
+	int onward = socket(AF_INET, SOCK_STREAM, 0);
+
+	inet_pton(AF_INET, to, &peer.sin_addr);
+	if (connect(onward, (struct sockaddr *)&peer, sizeof(peer)) < 0)
+		return;
+	if (fork() == 0)
+		copy(connection, onward);
+	else
+		copy(onward, connection);
+}
+
+/* Take TCP connections for ever, each in a process of its own: send back what comes, or pass it on to another machine. */
+static void serve(uint16_t port, const char *to)
+{
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 
-	in->sin_family = AF_INET;
-	inet_pton(AF_INET, address, &in->sin_addr);
-	if (ioctl(listener, SIOCSIFADDR, &card) < 0)
-		give_up("address");
-	inet_pton(AF_INET, "255.255.255.0", &in->sin_addr);
-	if (ioctl(listener, SIOCSIFNETMASK, &card) < 0)
-		give_up("netmask");
-	card.ifr_flags = IFF_UP | IFF_RUNNING;
-	if (ioctl(listener, SIOCSIFFLAGS, &card) < 0)
-		give_up("link");
-	if (fork() == 0)
-		echo_datagrams(&any);
 	if (bind(listener, (struct sockaddr *)&any, sizeof(any)) < 0 || listen(listener, 8) < 0)
 		give_up("listen");
 	signal(SIGCHLD, SIG_IGN);
@@ -223,16 +238,40 @@ static void echo(const char *address)
 		int connection = accept(listener, NULL, NULL);
 
 		if (connection >= 0 && fork() == 0) {
-			char data[1024];
-			ssize_t got;
-
-			while ((got = read(connection, data, sizeof(data))) > 0)
-				if (write(connection, data, got) != got)
-					break;
+			if (to)
+				pass_on(connection, to);
+			else
+				copy(connection, connection);
 			_exit(0);
 		}
 		close(connection);
 	}
+}
+
+/* Give the only network card an address, and serve there. */
+static void use_network(const char *address, const char *relay)
+{
+	struct ifreq card = {.ifr_name = "eth0"};
+	struct sockaddr_in *in = (struct sockaddr_in *)&card.ifr_addr;
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(ECHO_PORT)};
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	in->sin_family = AF_INET;
+	inet_pton(AF_INET, address, &in->sin_addr);
+	if (ioctl(fd, SIOCSIFADDR, &card) < 0)
+		give_up("address");
+	inet_pton(AF_INET, "255.255.255.0", &in->sin_addr);
+	if (ioctl(fd, SIOCSIFNETMASK, &card) < 0)
+		give_up("netmask");
+	card.ifr_flags = IFF_UP | IFF_RUNNING;
+	if (ioctl(fd, SIOCSIFFLAGS, &card) < 0)
+		give_up("link");
+	close(fd);
+	if (fork() == 0)
+		echo_datagrams(&any);
+	if (relay && fork() == 0)
+		serve(RELAY_PORT, relay);
+	serve(ECHO_PORT, NULL);
 }
 
 /* The number that follows a key in a line of JSON; 0 when the key is not in it. */
@@ -369,6 +408,7 @@ int main(void)
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
 	const char *disk = getenv("disk"), *address = getenv("address"), *port = getenv("port"), *agent = getenv("agent");
+	const char *relay = getenv("relay");
 	pid_t writer = 0;
 
 	mkdir("/proc", 0755);
@@ -392,7 +432,7 @@ int main(void)
 	if (disk && (writer = fork()) == 0)
 		write_records(disk);
 	if (address && fork() == 0)
-		echo(address);
+		use_network(address, relay);
 	if (agent && fork() == 0)
 		serve_agent(agent);
 	int events = acpi_events();

@@ -35,6 +35,7 @@ PACKAGES = (
     "qemu-utils",
     "seabios",
     "strace",
+    "sudo",
     "swtpm",
     "swtpm-tools",
     "systemd",

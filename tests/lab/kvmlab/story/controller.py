@@ -9,10 +9,12 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from ..machines.machine import HEARTBEATS
 
 HERE = Path(__file__).parents[2]
 
+# PR_SET_CHILD_SUBREAPER: what its children leave behind becomes its own.
+_KEEPER = "import ctypes, subprocess, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); sys.exit(subprocess.call(sys.argv[1:]))"
 _RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
 
 
@@ -32,12 +36,14 @@ class Guest:
     """A guest that every host of the lab runs. port is the number of its device in HEARTBEATS, from 1. ram is in MiB.
 
     bridged: it has a network card on the host's bridge. The boot creates the bridge, but the guest's unit does not declare this.
+    words: more words for its kernel's command line (guest/init.c).
     """
 
     name: str
     port: int
     ram: int
     bridged: bool = False
+    words: str = ""
 
     @property
     def unit(self) -> str:
@@ -66,7 +72,7 @@ class Play:
 
 def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
     """These guests as the variable of the playbook guests.yml."""
-    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged} for guest in guests]
+    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged, "words": guest.words} for guest in guests]
 
 
 def variables() -> dict[str, Any]:
@@ -75,6 +81,73 @@ def variables() -> dict[str, Any]:
         "lab_guests": described(GUESTS),
         "hypervisor_setup_guest_units": [guest.unit for guest in GUESTS],
     }
+
+
+class Run:
+    """A playbook that runs in the background, with all processes that it has started.
+
+    Among them are masters of SSH connections, which ssh puts into the background: a process that starts ansible-playbook gets them.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], page: Path) -> None:
+        self._page, self._output = page, page.with_name(f"{page.name}.output")
+        with self._output.open("wb") as output:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-c", _KEEPER, *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop(self) -> None:
+        """Stop all its processes (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let all its processes go on."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill all its processes. Nothing of it is left on this machine."""
+        self._keeper.send_signal(signal.SIGSTOP)  # if it ended first, nobody would know the others any more
+        self._signal(signal.SIGKILL)
+        self._keeper.kill()
+        self._keeper.wait(limits.HOST_ENDS)
+
+    def states(self) -> set[str]:
+        """The states of all its processes, as in proc(5)."""
+        return {state for pid in self._processes() if (state := state_of(pid)) not in ("", "Z")}
+
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._keeper.poll() is not None
+
+    def end(self) -> Play:
+        """Wait for its end."""
+        code = self._keeper.wait(limits.PLAYBOOK)
+        output = self._output.read_text(encoding="utf-8")
+        return Play(code, output, read_recap(output), read_report(Path(f"{self._page}.json")))
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to each process, also to those that a process started before it got its own."""
+        told: set[int] = set()
+        while left := [pid for pid in self._processes() if pid not in told]:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                told.add(pid)
+
+    def _processes(self) -> list[int]:
+        found: list[int] = []
+        left = [self._keeper.pid]
+        while left:
+            pid = left.pop()
+            with suppress(OSError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    left += map(int, (task / "children").read_text().split())
+            found.append(pid)
+        return found[1:]
 
 
 class Controller:
@@ -94,8 +167,16 @@ class Controller:
             Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
             return self._run(playbook, options, {**given, "hypervisor_update_report": page})
 
+    def start(self, playbook: str, page: Path, *options: str, **extra: Any) -> Run:
+        """Start a playbook in the background. It writes its report to page."""
+        given = {**variables(), **extra, "hypervisor_update_report": str(page)}
+        return Run(self._command(playbook, options, given), self._environment(), page)
+
+    def _command(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> list[str]:
+        return ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
+
     def _run(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> Play:
-        command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
+        command = self._command(playbook, options, given)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen(
             command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -150,6 +231,14 @@ def read_report(data: Path) -> dict[str, Any]:
     """The data of the update role's report, by host. Empty if the run wrote none."""
     report: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
     return report
+
+
+def state_of(pid: int) -> str:
+    """The state of a process, as in proc(5). Empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def lab_playbook(name: str) -> str:

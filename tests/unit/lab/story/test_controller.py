@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from kvmlab.story.controller import read_recap, read_report
+import os
+import time
+from pathlib import Path
+
+from kvmlab.story.controller import Run, read_recap, read_report, state_of
 
 OUTPUT = """
 PLAY RECAP *********************************************************************
@@ -20,3 +24,33 @@ def test_recap_and_report_are_read(tmp_path):
     (tmp_path / "report.html.json").write_text('{"hv1": {"update_id": "u1"}}')
     assert read_report(tmp_path / "report.html.json") == {"hv1": {"update_id": "u1"}}
     assert read_recap("nothing") == {} and read_report(tmp_path / "nothing") == {}
+
+
+def wait_for(what, limit_s=60.0):
+    end = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_run_is_stopped_continued_and_killed_with_what_it_left_in_the_background(tmp_path: Path):
+    """As ssh leaves the master of its connections: its parent has ended."""
+    orphan = tmp_path / "orphan"
+    script = f"(sh -c 'echo $$ >{orphan}.new; mv {orphan}.new {orphan}; exec sleep 300' &); sleep 300"
+    run = Run(["sh", "-c", script], dict(os.environ), tmp_path / "page.html")
+    try:
+        wait_for(orphan.exists)
+        pid = int(orphan.read_text())
+        run.stop()
+        wait_for(lambda: run.states() == {"T"} and state_of(pid) == "T")
+        run.go_on()
+        wait_for(lambda: run.states() == {"S"} and state_of(pid) == "S")
+    finally:
+        run.kill()
+    wait_for(lambda: state_of(pid) in ("", "Z"))
+
+
+def test_the_end_of_a_run_is_read(tmp_path: Path):
+    (tmp_path / "page.html.json").write_text('{"hv1": {"outcome": "updated"}}')
+    play = Run(["sh", "-c", "echo 'hv1 : ok=10 changed=3'; exit 2"], dict(os.environ), tmp_path / "page.html").end()
+    assert (play.code, play.recap, play.report) == (2, {"hv1": {"ok": 10, "changed": 3}}, {"hv1": {"outcome": "updated"}})

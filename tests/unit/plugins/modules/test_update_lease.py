@@ -64,3 +64,10 @@ def test_nobody_takes_the_lease_during_another_operation():
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         take("first")
     assert _lease.read() == {}
+
+
+def test_nobody_gives_the_lease_back_during_another_operation():
+    take("first")
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
+        release("first")
+    assert _lease.read()["run"] == "first"

@@ -570,6 +570,21 @@ def test_labels_of_the_inventory_count_in_rules():
         plan(host(guest("a")), Policy(), labels={"a": "sales"})
 
 
+def test_each_label_and_each_value_has_its_own_limit():
+    guests = [guest("a", labels={"cluster": "x", "quorum": "x"}), guest("b", labels={"cluster": "y", "quorum": "x"})]
+    made = plan(host(*guests), Policy(), paused_max={"cluster": 1, "quorum": 2})
+    assert made["members"] == {"cluster": {"x": ["a"], "y": ["b"]}, "quorum": {"x": ["a", "b"]}} and made["verdict"] == "go"
+    assert plan(host(*guests), Policy(), paused_max={"cluster": 1, "quorum": 1})["verdict"] == "refuse"
+
+
+@pytest.mark.parametrize(("ladder", "counts"), [("preserve", True), ("save", True), ("shutdown", True), ("migrate", False)])
+def test_every_guest_that_stands_still_counts(ladder, counts):
+    rung = {"migrate": {"to": "qemu+ssh://spare/system"}} if ladder == "migrate" else ladder
+    one = guest("a", provider="libvirt", labels={"cluster": "x"})
+    made = plan(host(one), Policy([{"match": "name == 'a'", "ladder": [rung]}]), paused_max={"cluster": 1})
+    assert made["guests"][0]["way"] == ladder and bool(made["members"]) is counts
+
+
 def test_essential_guests_are_found_by_name_and_pattern_and_shown():
     made = plan(host(*CLUSTER), Policy(), essential=["a", "[cx]*", "elsewhere"])
     assert made["essential"] == ["a", "c"] and "Essential guests: a, c. This host is updated last, alone." in made["table"]

@@ -51,6 +51,44 @@ def test_hosts_of_one_failure_domain_are_apart():
     assert batches(hosts(7, **racks), 7) == [["h1", "h3", "h6", "h7"], ["h2", "h4", "h5"]]
 
 
+def test_a_host_that_waits_for_a_later_batch_keeps_nobody_out_of_this_one():
+    racks = {"h1": "a", "h2": ["a", "z"], "h3": "z", "h4": ""}
+    assert batches(hosts(4, **racks), 4) == [["h1", "h3", "h4"], ["h2"]]
+
+
+def test_a_failure_domain_is_a_name_also_if_it_is_a_number():
+    racks = {"h1": 0, "h2": "0", "h3": [None, ""], "h4": [""]}
+    assert batches(hosts(4, **racks), 4) == [["h1", "h3", "h4"], ["h2"]]
+
+
+def members(**labels):
+    """Hosts h1, h2 and so on with these members of a label, of each host in a dict."""
+    some = hosts(max(len(values) for values in labels.values()))
+    for label, values in labels.items():
+        for host, value in zip(some.values(), values, strict=True):
+            host["plan"].setdefault("members", {})[label] = value
+    return some
+
+
+def test_each_guest_of_a_host_counts():
+    some = members(cluster=[{"x": ["a", "b"]}, {"x": ["c"]}])
+    assert batches(some, 2, {"cluster": 2}) == [["h1"], ["h2"]] and batches(some, 2, {"cluster": 3}) == [["h1", "h2"]]
+
+
+def test_the_same_value_of_two_labels_is_not_the_same_group():
+    some = members(cluster=[{"x": ["a"]}, {}], quorum=[{}, {"x": ["b"]}])
+    assert batches(some, 2, {"cluster": 1, "quorum": 1}) == [["h1", "h2"]]
+
+
+def test_a_label_without_a_limit_keeps_nobody_apart():
+    assert batches(members(cluster=[{"x": ["a"]}, {"x": ["b"]}]), 2, {"quorum": 1}) == [["h1", "h2"]]
+
+
+def test_a_host_that_alone_pauses_too_many_is_alone_in_its_batch():
+    """The plan refuses such a host. If it comes here all the same, the batches must have an end."""
+    assert batches(members(cluster=[{"x": ["a", "b"]}, {"y": ["c"]}]), 2, {"cluster": 1}) == [["h1"], ["h2"]]
+
+
 def test_guests_that_belong_apart_do_not_pause_together():
     some = hosts(4)
     for name, values in (("h1", {"x": ["a"]}), ("h2", {"x": ["b"], "y": ["c"]}), ("h3", {"y": ["d"]}), ("h4", {"x": ["f"]})):
@@ -117,6 +155,17 @@ def test_the_figures_of_all_batches_count():
 
 def test_a_host_that_a_task_found_unreachable_stops_the_run():
     assert gate({}, {"h1": host("updated")}, gone=["h1"])["stop"] == "h1 did not finish its update"
+    assert gate({}, {"h1": host("undone")}, undone_max=9, gone=["h1"])["stop"] == "h1 did not finish its update"
+    assert gate({}, {"h1": host("lost")}, gone=["h1"])["stop"] == "h1 was lost"
+
+
+def test_only_the_pause_of_an_update_that_is_done_stops_the_run():
+    assert gate({}, {"h1": host("current", over_budget="too long")})["stop"] == ""
+
+
+def test_guests_that_a_lost_host_lost_count_too():
+    told = gate({}, {"h1": host("updated", guests_lost=["web"]), "h2": CLEAN}, lost_max=2)
+    assert (told["lost"], told["stop"]) == (2, "")
 
 
 @pytest.mark.parametrize(
@@ -133,13 +182,21 @@ def test_the_step_that_only_guests_fail_is_a_task_of_the_role():
     assert f"- name: {_result.CHECK_MEMORY}\n" in verify.read_text(encoding="utf-8")
 
 
+UNKNOWN = "the file /stop on ctl cannot be looked for. Make that host reachable, then repeat the command"
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         ({"skipped": True}, ""),
         ({"stat": {"exists": False}}, ""),
         ({"stat": {"exists": True}}, "the file /stop on ctl exists. Remove it, then repeat the command"),
-        ({"unreachable": True}, "the file /stop on ctl cannot be looked for. Make that host reachable, then repeat the command"),
+        (
+            {"failed": True, "msg": "no Python"},
+            UNKNOWN,
+        ),
+        ({}, UNKNOWN),
+        ({"unreachable": True}, UNKNOWN),
     ],
 )
 def test_a_request_to_stop_that_cannot_be_looked_for_counts_as_one(answer, why):

@@ -1,0 +1,237 @@
+# Copyright: kvm.liveupdate contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Expressions of the role that decide what happens to a host, without a run of Ansible. Its filters are stand-ins that do the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from ansible_collections.kvm.liveupdate.plugins.filter._update_gate import update_gate
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._failure import failure
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import CHECK_MEMORY
+from jinja2 import meta
+from jinja2.nativetypes import NativeEnvironment
+
+ROLE = Path(__file__).parents[3] / "roles/hypervisor_update"
+ENVIRONMENT = NativeEnvironment()
+ENVIRONMENT.filters |= {
+    "bool": bool,
+    "difference": lambda ours, theirs: [each for each in ours if each not in theirs],
+    "extract": lambda name, hosts: hosts[name],
+    "items2dict": lambda items, key_name, value_name: {item[key_name]: item[value_name] for item in items},
+    "kvm.liveupdate._failure": failure,
+    "kvm.liveupdate._update_gate": update_gate,
+}
+DEFAULTS = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | yaml.safe_load((ROLE / "vars/main.yml").read_text())
+
+
+def value(text: object, **given: object) -> object:
+    """What a text of the role is with these variables. Those that are not given are the role's own."""
+    if not isinstance(text, str) or "{" not in text:
+        return text
+    wanted = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
+    known = {name: value(DEFAULTS[name], **given) for name in wanted if name in DEFAULTS and name not in given}
+    return ENVIRONMENT.from_string(text).render(**known, **given)
+
+
+def tasks(file: str) -> dict[str, dict]:
+    """The tasks of a file by their names, also those in blocks."""
+    left, found = yaml.safe_load((ROLE / f"tasks/{file}.yml").read_text()), {}
+    while left:
+        task = left.pop(0)
+        left += [inner for part in ("block", "rescue", "always") for inner in task.get(part, [])]
+        found[task["name"]] = task
+    return found
+
+
+def when(task: dict, **given: object) -> bool:
+    """Whether a task runs."""
+    return bool(value(f"{{{{ {task['when']} }}}}", **given))
+
+
+GO, CURRENT, REFUSED = ({"verdict": verdict, "unfinished": {}} for verdict in ("go", "current", "refuse"))
+UNFINISHED = {"verdict": "current", "unfinished": {"outcome": "jumped"}}
+HOOK = {"hypervisor_update_after": ["/after.yml"]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "more", "acts", "begins", "continues"),
+    [
+        (GO, {}, True, True, False),
+        (CURRENT, {}, False, False, False),
+        (CURRENT, HOOK, True, False, False),
+        (CURRENT, {"hypervisor_update_before": ["/before.yml"]}, True, False, False),
+        (UNFINISHED, {}, True, False, True),
+        (REFUSED, HOOK, False, False, False),
+        ({**UNFINISHED, "verdict": "refuse"}, HOOK, False, False, True),
+    ],
+)
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_what_a_run_does_on_a_host_that_another_run_must_not_do_at_the_same_time(plan, more, acts, begins, continues, check_mode):
+    given = {"__hypervisor_update_plan": plan, "ansible_check_mode": check_mode, **more}
+    names = ("acts", "begins", "continues")
+    told = [value(DEFAULTS[f"__hypervisor_update_{name}"], **given) for name in names]
+    assert told == ([False] * 3 if check_mode else [acts, begins, continues])
+
+
+def test_a_host_is_touched_under_the_lease_only():
+    """What acts on a host comes after the lease. What only says something of it does not."""
+    names = list(tasks("main"))
+    lease = names.index("Take the lease")
+    later = ("Run the tasks before the update", "Start the update", "Finish the update of an earlier run", "Set the boot default")
+    assert all(names.index(name) > lease for name in later)
+    take = tasks("main")["Take the lease"]
+    given = {"__hypervisor_update_plan": GO, "ansible_check_mode": False}
+    assert when(take, **given)
+    assert not when(take, **given, __hypervisor_update_lease={"taken_over": ""})  # look_again.yml took it already
+    back = tasks("main")["Give the lease back"]
+    held = {"__hypervisor_update_lease": {"taken_over": ""}}
+    assert when(back, hypervisor_update_result={"outcome": "failed"}, **held)
+    assert not when(back, hypervisor_update_result={"outcome": "lost"}, **held)
+    assert not when(back, hypervisor_update_result={"outcome": "refused"}, __hypervisor_update_lease={"failed": True, "msg": "no"})
+    assert back["failed_when"] is False
+
+
+@pytest.mark.parametrize(
+    ("lease", "ended"),
+    [({}, ""), (None, ""), ({"run": "r", "ended": True}, "r"), ({"run": "r", "ended": False}, ""), ({"run": "r"}, "")],
+)
+def test_only_the_lease_of_a_run_that_has_certainly_ended_is_taken_over(lease, ended):
+    task = tasks("lease")["Take the lease of the host"]
+    found = value(task["vars"]["__lease"], __hypervisor_update_host={"lease": lease})
+    module = task["kvm.liveupdate.update_lease"]
+    assert value(module["ended"], __lease=found) == ended
+    assert value(module["seconds"], hypervisor_update_timeout="1800", hypervisor_update_restore_timeout=180) == 1980
+
+
+def test_a_second_look_takes_the_lease_before_it_brings_guests_back():
+    found = tasks("look_again")
+    assert list(found) == ["Look", "Take the lease", "Bring back guests that are away", "Plan"]
+    for away, check_mode, takes in (([], False, False), (["db"], False, True), (["db"], True, False)):
+        given = {"__hypervisor_update_host": {"away": away}, "ansible_check_mode": check_mode}
+        assert when(found["Take the lease"], **given) is takes
+
+
+@pytest.mark.parametrize(
+    ("age", "away", "outcome", "fresh"),
+    [
+        (0.0, [], "checked", True),
+        (299.0, [], "current", True),
+        (300.0, [], "checked", False),
+        (-1.0, [], "checked", False),  # the clock was set back
+        (1.0, ["db"], "checked", False),
+        (1.0, [], "refused", False),
+    ],
+)
+def test_an_old_examination_is_repeated(age, away, outcome, fresh):
+    given = {
+        "now": lambda: SimpleNamespace(timestamp=lambda: 1000.0 + age),
+        "hypervisor_update_result": {"outcome": outcome},
+        "__hypervisor_update_host": {"away": away, "examined_at": 1000.0},
+    }
+    assert bool(value(DEFAULTS["__hypervisor_update_fresh"], **given)) is fresh
+
+
+def decide(last: dict[str, dict], there: list[str], **more: object) -> dict:
+    """What the gate says before batch 2. ``last`` are the hosts of batch 1 with what is known of them."""
+    task = tasks("gate")["Decide whether this batch begins"]
+    given = {
+        "groups": {"kvm_liveupdate_batch_00001": list(last), "kvm_liveupdate_batch_00002": ["hv9"]},
+        "hostvars": {name: {"inventory_hostname": name, **known} for name, known in last.items()},
+        "inventory_hostname": "hv9",
+        "__hypervisor_update_batches": {**dict.fromkeys(last, 1), "hv9": 2},
+        "ansible_play_hosts": there,
+        "__hypervisor_update_request": {"skipped": True},
+        **more,
+    }
+    for name in ("__last", "__before", "__results", "__file"):
+        given[name] = value(task["vars"][name], **given)
+    return value(task["ansible.builtin.set_fact"]["__hypervisor_update_gate"], **given)
+
+
+def result(outcome: str, **more: object) -> dict:
+    return {"hypervisor_update_result": {"outcome": outcome, "over_budget": "", "step": "", "guests_lost": [], **more}}
+
+
+NOTHING = {"__hypervisor_update_gate": {"undone": [], "lost": 0, "stop": "", "on_request": False}}
+
+
+def test_the_gate_looks_at_the_batch_before():
+    well = {"hv1": {**result("updated"), **NOTHING}}
+    assert decide(well, ["hv1", "hv9"])["stop"] == ""
+    assert decide({"hv1": {**result("failed"), **NOTHING}}, ["hv1", "hv9"])["stop"] == "hv1 failed"
+    assert decide(well, ["hv9"])["stop"] == "hv1 did not finish its update"  # a task found it unreachable
+    assert decide({}, ["hv9"])["stop"] == ""  # the first batch
+
+
+def test_the_gate_keeps_the_figures_of_all_batches():
+    before = {"__hypervisor_update_gate": {"undone": ["hv0"], "lost": 0, "stop": "", "on_request": False}}
+    told = decide({"hv1": {**result("undone"), **before}}, ["hv1", "hv9"], hypervisor_update_undone_max=1)
+    assert told["undone"] == ["hv0", "hv1"] and "hv0, hv1" in told["stop"]
+
+
+def test_the_gate_knows_the_limits_and_the_window():
+    there, undone = ["hv1", "hv9"], {"hv1": {**result("undone"), **NOTHING}}
+    lost = {"hv1": {**result("failed", step=CHECK_MEMORY, guests_lost=["web"]), **NOTHING}}
+    well = {"hv1": {**result("updated"), **NOTHING}}
+    assert decide(undone, there)["stop"] and not decide(undone, there, hypervisor_update_undone_max=1)["stop"]
+    assert decide(lost, there)["stop"] and not decide(lost, there, hypervisor_update_lost_max=1)["stop"]
+    assert decide(well, there, hypervisor_update_until="2020-01-01T00:00Z")["on_request"]
+
+
+def test_a_request_to_stop_that_fails_does_not_fail_the_host_and_stops_the_run():
+    look = tasks("gate")["Look for the file that stops the run"]
+    assert look["failed_when"] is False and look["ignore_unreachable"] is True and look["run_once"] is True
+    assert look["register"] == "__hypervisor_update_request"
+    for file, check_mode, looks in (("", False, False), ("/stop", True, False), ("/stop", False, True)):
+        assert when(look, hypervisor_update_stop_file=file, ansible_check_mode=check_mode) is looks
+    well = {"hv1": {**result("updated"), **NOTHING}}
+    told = decide(well, ["hv1", "hv9"], __hypervisor_update_request={"unreachable": True}, hypervisor_update_stop_file="/stop")
+    assert told["on_request"] and told["stop"].startswith("the file /stop on localhost cannot be looked for")
+
+
+@pytest.mark.parametrize("told", [{}, {"stop": ""}, {"stop": "hv1 failed"}, None])
+def test_the_play_ends_if_the_gate_says_so(told):
+    given = {} if told is None else {"__hypervisor_update_gate": told}
+    end = tasks("gate")["Stop the run"]
+    assert end["ansible.builtin.meta"] == "end_play" and when(end, **given) is bool((told or {}).get("stop"))
+
+
+@pytest.mark.parametrize("outcome", ["updated", "undone", "failed", "refused", "current", "lost"])
+def test_the_tasks_after_an_update_run_on_the_host_or_for_a_lost_one_on_the_controller(outcome):
+    given = {"hypervisor_update_result": {"outcome": outcome}, "hypervisor_update_after": ["/a.yml", "/b.yml"]}
+    found = tasks("after")
+    there, here = found["Run the tasks after the update"], found["Run the tasks after the update on the controller"]
+    ran = [value(there["loop"], **given), value(here["loop"], **given)]
+    assert ran == ([[], ["/a.yml", "/b.yml"]] if outcome == "lost" else [["/a.yml", "/b.yml"], []])
+    assert here["ansible.builtin.include_tasks"]["apply"] == {"delegate_to": "localhost", "become": False}
+    due = tasks("main")["Run the tasks after the update"]
+    assert when(due, __hypervisor_update_after_due=True) and not when(due)
+    assert next(iter(tasks("before"))) == "Remember that the tasks after the update are due"
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "told"),
+    [
+        ("", "", {"why": "it does not end", "step": "Undrain", "undo": ""}),
+        ("no jump", "Jump", {"why": "no jump", "step": "Jump", "undo": "it does not end"}),
+        ("refused", "", {"why": "refused", "step": "Undrain", "undo": "it does not end"}),
+    ],
+)
+def test_a_late_failure_is_kept_and_an_earlier_one_remains_the_first_reason(first, step, told):
+    task = tasks("late_failure")["Keep the failure"]
+    given = {
+        "__hypervisor_update_why": first,
+        "__hypervisor_update_step": step,
+        "ansible_failed_task": SimpleNamespace(name="Undrain"),
+        "ansible_failed_result": {"failed": True, "msg": "it does not end"},
+    }
+    given |= {name: value(text, **given) for name, text in task["vars"].items()}
+    facts = task["ansible.builtin.set_fact"]
+    assert {name: value(facts[f"__hypervisor_update_{name}"], **given) for name in told} == told
+    assert list(tasks("late_failure"))[-1] == "Sum up"
