@@ -30,7 +30,7 @@ def check_seconds(sizes_mib: dict[str, list[int]], speed: dict[str, t.Any]) -> f
 
 def _together(sizes: list[int], at_once: int) -> float:
     """How much is read one after the other if guests of these sizes are read together: the largest, or more if processors are busy."""
-    return max(max(sizes), sum(sizes) / min(len(sizes), at_once)) if sizes else 0.0
+    return max(*sizes, sum(sizes) / min(len(sizes), at_once)) if sizes else 0.0
 
 
 def expected_too_long(expected: float | None, limit: float, check: float = 0.0) -> str:

@@ -88,24 +88,25 @@ CONFIG_HZ=250
 CONFIG_LOCALVERSION="-a"
 # CONFIG_RUST is not set
 """
+# Kconfig files are indented with tabs.
 KCONFIG = r"""
 config LIVEUPDATE
-	bool "Live Update Orchestrator"
-	depends on KEXEC_HANDOVER
-	help
-	It depends on nothing.
+TABbool "Live Update Orchestrator"
+TABdepends on KEXEC_HANDOVER
+TABhelp
+TABIt depends on nothing.
 config OTHER
-	bool
-	depends on NOTHING
+TABbool
+TABdepends on NOTHING
 --
 menuconfig FAR
-	depends on HZ && \
-		(KVM || RUST)
-	depends on TUN
+TABdepends on HZ && \
+TABTAB(KVM || RUST)
+TABdepends on TUN
 --
 config ALONE
-	bool
-"""
+TABbool
+""".replace("TAB", "\t")
 
 
 def test_the_values_of_a_configuration():
