@@ -48,22 +48,27 @@ _ABSENT = (errno.EINVAL, errno.ENOTTY, errno.ENXIO)
 def answers() -> str:
     """A digest of all that KVM answers. Empty if it is not known: no KVM, another architecture, or an answer that takes long.
 
-    Two kernels with the same digest offer the same to QEMU, on the same processor.
+    Two kernels with the same digest offer the same to QEMU, on the same processor. Never raises: nothing depends on it but time.
     """
     if os.uname().machine != "x86_64" or any(map(os.path.exists, FIRMWARE)):
         return ""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})  # some answers are about the processor that gives them
     try:
-        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(allowed)})  # some answers are about the processor that gives them
         try:
-            return _digest(device)
+            return _of_device()
         finally:
-            os.close(device)
+            os.sched_setaffinity(0, allowed)
     except OSError:
         return ""
+
+
+def _of_device() -> str:
+    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return _digest(device)
     finally:
-        os.sched_setaffinity(0, allowed)
+        os.close(device)
 
 
 def _digest(device: int) -> str:

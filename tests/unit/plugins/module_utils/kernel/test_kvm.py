@@ -143,6 +143,14 @@ def test_one_processor_answers_and_all_are_used_again(kvm, monkeypatch):
     assert os.sched_getaffinity(0) == allowed
 
 
+def test_an_update_does_not_fail_where_the_processor_cannot_be_chosen(kvm, monkeypatch):
+    def refused(*_given):
+        raise OSError(errno.EINVAL, "the processor is off")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    assert _kvm.answers() == ""
+
+
 def test_registers_are_asked_for_in_parts(kvm):
     assert len(array.array("I", kvm.registers[FEATURES])) == 301
     _kvm.answers()
