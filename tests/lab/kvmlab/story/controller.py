@@ -21,6 +21,7 @@ from .. import limits
 from ..errors import LabError
 from ..lab import Lab
 from ..machines.machine import HEARTBEATS
+from ..watch.heartbeat import Tick
 
 HERE = Path(__file__).parents[2]
 
@@ -32,12 +33,15 @@ class Guest:
     """A guest that every host of the lab runs. port is the number of its device in HEARTBEATS, from 1. ram is in MiB.
 
     bridged: it has a network card on the host's bridge. The boot creates the bridge, but the guest's unit does not declare this.
+    wide: its checksum covers so many MiB of its RAM besides the usual 4, one word in each 64 KiB.
     """
 
     name: str
     port: int
     ram: int
     bridged: bool = False
+    cpus: int = 1
+    wide: int = 0
 
     @property
     def unit(self) -> str:
@@ -48,6 +52,10 @@ class Guest:
     def tty(self) -> str:
         """The host's device that its heartbeat goes to."""
         return f"/dev/{HEARTBEATS[self.port - 1]}"
+
+    def tells_all(self, tick: Tick) -> bool:
+        """Whether a tick says all that this guest has to say, so that a verdict can be about all of it."""
+        return self.cpus == 1 or (len(tick.processors) == self.cpus and min(tick.processors) > 0)
 
 
 GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192, bridged=True))
@@ -66,7 +74,8 @@ class Play:
 
 def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
     """These guests as the variable of the playbook guests.yml."""
-    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged} for guest in guests]
+    keys = ("name", "tty", "ram", "bridged", "cpus", "wide")
+    return [{key: getattr(guest, key) for key in keys} for guest in guests]
 
 
 def variables() -> dict[str, Any]:
