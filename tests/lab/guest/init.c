@@ -7,11 +7,12 @@
  *
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
  * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE and
- * disk2=DEVICE, ext4 file systems to which it appends records, each synced before its number goes into the next tick; address=IP, at
- * which it sends back on port 7 whatever comes, by TCP or UDP; heart=IP, to which it sends its ticks as datagrams; agent=NAME, a virtio
- * port on which it is a guest agent; tpm=yes, to extend a PCR of its TPM once, and count in the TPM; nvram=yes, to count in a variable of
- * its UEFI firmware; wide=MIB, so much more memory whose checksum it takes, one word in each 64 KiB. With more than one processor, a
- * process on each of them counts. On the power button it ends the records, unmounts and powers off.
+ * disk2=DEVICE, ext4 file systems to which it appends records, each synced before its number goes into the next tick (0:0:0:1 is a
+ * SCSI disk by its place); address=IP, at which it sends back on port 7 whatever comes, by TCP or UDP; heart=IP, to which it sends its
+ * ticks as datagrams; agent=NAME, a virtio port on which it is a guest agent; tpm=yes, to extend a PCR of its TPM once, and count in
+ * the TPM; nvram=yes, to count in a variable of its UEFI firmware; wide=MIB, so much more memory whose checksum it takes, one word in
+ * each 64 KiB. With more than one processor, a process on each of them counts. On the power button it ends the records, unmounts and
+ * powers off.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -195,19 +196,40 @@ static uint64_t sum_of(const char *text, size_t length)
 	return sum;
 }
 
+/* The path of a disk. The kernel finds SCSI disks some time after it has started us, and names them in the order in which it does. */
+static void find_disk(const char *wanted, char *path, size_t size)
+{
+	char folder[64];
+
+	snprintf(folder, sizeof(folder), "/sys/bus/scsi/devices/%s/block", wanted);
+	for (int tries = 0; tries < 3000; tries++) {
+		struct dirent *entry;
+		DIR *found = wanted[0] == '/' ? NULL : opendir(folder);
+
+		snprintf(path, size, "%s", wanted[0] == '/' ? wanted : "");
+		while (found && (entry = readdir(found)))
+			if (entry->d_name[0] != '.')
+				snprintf(path, size, "/dev/%s", entry->d_name);
+		if (found)
+			closedir(found);
+		if (path[0] && access(path, F_OK) == 0)
+			return;
+		usleep(10000);
+	}
+	give_up("disk");
+}
+
 static const char *const FOLDERS[DISKS] = {"/disk", "/disk2"};
 
 /* Append records for ever: number, boot id, checksum of both. What an earlier boot wrote stays in front of them. */
 static void write_records(const char *device, int place)
 {
-	char record[RECORD_SIZE + 1], path[32];
+	char record[RECORD_SIZE + 1], path[300];
 	struct stat seen;
 
 	mkdir(FOLDERS[place], 0755);
-	/* The kernel finds SCSI disks some time after it has started us. */
-	for (int tries = 0; access(device, F_OK) < 0 && tries < 3000; tries++)
-		usleep(10000);
-	if (mount(device, FOLDERS[place], "ext4", 0, NULL) < 0)
+	find_disk(device, path, sizeof(path));
+	if (mount(path, FOLDERS[place], "ext4", 0, NULL) < 0)
 		give_up("mount");
 	snprintf(path, sizeof(path), "%s/records", FOLDERS[place]);
 	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);

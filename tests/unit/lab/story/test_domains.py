@@ -69,7 +69,7 @@ def test_a_guest_with_two_disks_has_both_on_its_scsi_controller() -> None:
     targets = {target.attrib["dev"]: target.attrib["bus"] for target in xml.iterfind("devices/disk/target")}
     assert targets == {"sda": "scsi", "sdb": "scsi"}
     assert xml.find("devices/controller[@type='scsi']").attrib["model"] == "virtio-scsi"  # type: ignore[union-attr]
-    assert {"disk=/dev/sda", "disk2=/dev/sdb"} <= set(words(SCSI))
+    assert {"disk=0:0:0:0", "disk2=0:0:0:1"} <= set(words(SCSI))
     assert "/images/second.raw" in ElementTree.tostring(xml).decode()
 
 
