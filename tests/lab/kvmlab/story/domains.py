@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import limits
 from ..errors import LabError
 from ..machines.host import Host
 from ..watch import echo, probe
@@ -73,7 +74,7 @@ def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[
         raise LabError(f"the lab's domains could not be defined:\n{play.output}")
 
 
-def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
+def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS, limit_s: float = limits.HAPPENS) -> None:
     """Start the domains that are off, on all hosts in parallel. Wait until each domain has read all its memory once."""
     domains = tuple(domains)
     with ThreadPoolExecutor(len(hosts)) as pool:
@@ -81,8 +82,8 @@ def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> Non
     for host, before in zip(hosts, started, strict=True):
         for domain in domains:
             if domain.name in before:
-                _wait_started(host, domain, before[domain.name])
-            wait_alive(host, domain)
+                _wait_started(host, domain, before[domain.name], limit_s)
+            wait_alive(host, domain, limit_s)
 
 
 def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
@@ -95,9 +96,10 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
     return {name: before[name] for name in done.stdout.split()}
 
 
-def _wait_started(host: Host, domain: Domain, before: str) -> None:
+def _wait_started(host: Host, domain: Domain, before: str, limit_s: float) -> None:
     """Wait for a tick of another boot than before. Old ticks may still arrive."""
-    wait_until(f"{host.name}: first tick of {domain.name}", lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"))
+    what = f"{host.name}: first tick of {domain.name}"
+    wait_until(what, lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"), limit_s)
 
 
 def _last_boot(host: Host, domain: Domain) -> str:
