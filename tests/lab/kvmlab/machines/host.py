@@ -199,9 +199,14 @@ class Host:
                     if "error" in answer:
                         raise LabError(f"{self.name}: its QEMU refused the QMP command {name}: {answer['error']}")
 
+    def guest_address(self, guest: int) -> str:
+        """The address of a guest on the segment, if it has a card."""
+        return f"{self.address}{guest}"
+
     def heartbeat_log(self, guest: int) -> Path:
-        """The log of a guest's heartbeat. Guest 1 uses the first device of HEARTBEATS."""
-        return self.folder / f"heartbeat-{HEARTBEATS[guest - 1]}.log"
+        """The log of a guest's heartbeat. Guest 1 uses the first device of HEARTBEATS. Those after the last use the network."""
+        name = self.guest_address(guest) if on_network(guest) else HEARTBEATS[guest - 1]
+        return self.folder / f"heartbeat-{name}.log"
 
     def heartbeat(self, guest: int) -> list[Tick]:
         """All ticks of a guest since the host got its disk."""
@@ -209,7 +214,7 @@ class Host:
 
     def verdict(self, guest: int, since: float = 0.0) -> Verdict:
         """Whether a guest has survived since a moment of time.monotonic()."""
-        return verdict(self.heartbeat(guest), since=since, now=time.monotonic())
+        return verdict(self.heartbeat(guest), since=since, now=time.monotonic(), lossy=on_network(guest))
 
     def last_words(self) -> str:
         """The last lines of the host's logs, for an error message."""
@@ -252,6 +257,11 @@ class Host:
             if process.poll() is not None or time.monotonic() > until:
                 raise LabError(f"{self.name}: the supervisor did not start.\n{self.last_words()}")
             time.sleep(0.1)
+
+
+def on_network(guest: int) -> bool:
+    """Whether the ticks of a guest are datagrams, because there is no device of the host for them."""
+    return guest > len(HEARTBEATS)
 
 
 def neighbours(folder: Path) -> list[Host]:

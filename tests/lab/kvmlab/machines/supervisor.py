@@ -20,11 +20,14 @@ from pathlib import Path
 
 from .. import limits
 from ..run import die_with_parent
+from . import collector
 from .machine import HEARTBEATS, SEGMENT_IN, SEGMENT_OUT
 from .process import Record, write_record
 
 QUIT_LIMIT_S = 10.0
 POLL_S = 0.25
+# So often the collector shows itself to a host. A bridge that does not know where it is sends each tick to all guests of the host.
+INTRODUCED_EVERY_S = 10.0
 # The sockets that QEMU creates.
 SOCKETS = ("qmp.sock", *(f"{name}.sock" for name in HEARTBEATS), SEGMENT_IN)
 
@@ -54,13 +57,13 @@ class Line:
             data = self.socket.recv(65536)
         except ConnectionError:
             data = b""
-        stamp = f"{time.monotonic():.6f} {time.time():.6f}"
+        stamp = time_stamp()
         if not data:
             self.close()
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         if lines:
-            self._log(stamp, lines)
+            log_heartbeat(self.name, stamp, lines)
 
     def close(self) -> None:
         """Close the connection and log the incomplete last line."""
@@ -68,29 +71,37 @@ class Line:
             self.socket.close()
             self.socket = None
         if self._rest:
-            self._log(f"{time.monotonic():.6f} {time.time():.6f}", [self._rest])
+            log_heartbeat(self.name, time_stamp(), [self._rest])
             self._rest = b""
-
-    def _log(self, stamp: str, lines: list[bytes]) -> None:
-        """Append lines to the log. Other bytes than ASCII are escaped."""
-        with open(f"heartbeat-{self.name}.log", "a", encoding="ascii") as log:
-            for line in lines:
-                log.write(f"{stamp} {line.rstrip(chr(13).encode()).decode('ascii', 'backslashreplace')}\n")
 
 
 class Segment:
-    """The host's end of the segment, the network between the hosts. Each frame goes to all other hosts."""
+    """The host's end of the segment, the network between the hosts. Each frame goes to all other hosts, or to the collector."""
 
     def __init__(self) -> None:
         Path(SEGMENT_OUT).unlink(missing_ok=True)
         self.socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind(SEGMENT_OUT)
         self._own = Path.cwd().name
+        self._introduced_at = 0.0
 
     def read(self) -> None:
         """Pass one frame on. A host that is down or too slow loses it, as on any network."""
         assert self.socket is not None
         frame = self.socket.recv(65536)
+        ticks = collector.ticks(frame)
+        if ticks:
+            log_heartbeat(ticks[0], time_stamp(), ticks[1].splitlines())
+        if collector.is_asked_for(frame) or (ticks and time.monotonic() > self._introduced_at + INTRODUCED_EVERY_S):
+            self._introduced_at = time.monotonic()
+            with suppress(OSError):
+                self.socket.sendto(collector.introduction(frame), SEGMENT_IN)
+        elif not ticks:
+            self._pass_on(frame)
+
+    def _pass_on(self, frame: bytes) -> None:
+        """Send a frame to all other hosts."""
+        assert self.socket is not None
         for path in Path("..").glob(f"hv*/{SEGMENT_IN}"):
             if path.parent.name != self._own:
                 with suppress(OSError):
@@ -192,6 +203,18 @@ def quit_qemu(qemu: subprocess.Popen[bytes]) -> None:
         note(f"QEMU did not quit within {QUIT_LIMIT_S:.0f} s, killing it")
         qemu.kill()
         qemu.wait(QUIT_LIMIT_S)
+
+
+def time_stamp() -> str:
+    """This moment, by this machine's two clocks."""
+    return f"{time.monotonic():.6f} {time.time():.6f}"
+
+
+def log_heartbeat(name: str, stamp: str, lines: list[bytes]) -> None:
+    """Append what a guest has said to the log of its heartbeat. Other bytes than ASCII are escaped."""
+    with open(f"heartbeat-{name}.log", "a", encoding="ascii") as log:
+        for line in lines:
+            log.write(f"{stamp} {line.rstrip(chr(13).encode()).decode('ascii', 'backslashreplace')}\n")
 
 
 def note(text: str) -> None:

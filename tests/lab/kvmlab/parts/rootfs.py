@@ -28,6 +28,7 @@ PACKAGES = (
     "libvirt-daemon-system",
     "mount",
     "openssh-server",
+    "ovmf",
     "procps",
     "python3",
     "python3-apt",

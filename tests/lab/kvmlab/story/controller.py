@@ -23,6 +23,7 @@ from .. import limits
 from ..errors import LabError
 from ..lab import Lab
 from ..machines.machine import HEARTBEATS
+from ..watch.heartbeat import Tick
 
 HERE = Path(__file__).parents[2]
 
@@ -44,6 +45,7 @@ class Guest:
     ram: int
     bridged: bool = False
     words: str = ""
+    cpus: int = 1
 
     @property
     def unit(self) -> str:
@@ -54,6 +56,10 @@ class Guest:
     def tty(self) -> str:
         """The host's device that its heartbeat goes to."""
         return f"/dev/{HEARTBEATS[self.port - 1]}"
+
+    def tells_all(self, tick: Tick) -> bool:
+        """Whether a tick says all that this guest has to say, so that a verdict can be about all of it."""
+        return self.cpus == 1 or (len(tick.processors) == self.cpus and min(tick.processors) > 0)
 
 
 GUESTS = (Guest("web", 1, 128), Guest("db", 2, 192, bridged=True))
@@ -72,7 +78,8 @@ class Play:
 
 def described(guests: Iterable[Guest]) -> list[dict[str, Any]]:
     """These guests as the variable of the playbook guests.yml."""
-    return [{"name": guest.name, "tty": guest.tty, "ram": guest.ram, "bridged": guest.bridged, "words": guest.words} for guest in guests]
+    keys = ("name", "tty", "ram", "bridged", "words", "cpus")
+    return [{key: getattr(guest, key) for key in keys} for guest in guests]
 
 
 def variables() -> dict[str, Any]:

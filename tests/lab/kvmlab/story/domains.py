@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import limits
 from ..errors import LabError
 from ..machines.host import Host
 from ..watch import echo, probe
+from ..watch.heartbeat import Tick
 from ..watch.records import Records, check
 from .controller import Controller, Guest, lab_playbook
 from .night import wait_alive, wait_until
@@ -24,17 +26,28 @@ from .night import wait_alive, wait_until
 
 @dataclass(frozen=True)
 class Domain(Guest):
-    """A libvirt domain as a user would define it, so with anonymous memory."""
+    """A libvirt domain as a user would define it, so with anonymous memory.
+
+    scsi: its disks are on virtio-scsi, and there are two: a qcow2 file without and a raw file with the host's page cache.
+    uefi: OVMF starts it, and it has variables (NVRAM).
+    """
 
     disk: bool = False
     network: bool = False
     tpm: bool = False
     virtio: bool = True
     agent: bool = False
+    scsi: bool = False
+    uefi: bool = False
 
     def address(self, host: Host) -> str:
         """Its address if it has a network: on the segment, made from the address of its first host."""
-        return f"{host.address}{self.port}"
+        return host.guest_address(self.port)
+
+    def tells_all(self, tick: Tick) -> bool:
+        """Whether a tick says all that this guest has to say: of its processors, TPM, firmware and second disk, too."""
+        parts = ((self.tpm, tick.tpm_count), (self.uefi, tick.efi_count), (self.scsi, tick.synced_second))
+        return super().tells_all(tick) and all(count for has, count in parts if has)
 
 
 PLAIN = Domain("plain", 3, 128, agent=True)
@@ -42,6 +55,10 @@ DISK = Domain("disk", 4, 128, disk=True, network=True)
 # Without virtio devices, so that it can move to a newer QEMU: 11.1 refuses the virtio queues of Debian's 10.0.
 TPM = Domain("tpm", 5, 128, tpm=True, virtio=False)
 DOMAINS = (PLAIN, DISK, TPM)
+# What more people have. A host with one emulated processor is slow with all of them.
+SCSI = Domain("scsi", 6, 128, disk=True, scsi=True)
+SMP = Domain("smp", 7, 128, cpus=4)
+UEFI = Domain("uefi", 8, 256, uefi=True)
 
 
 def variables(domains: Iterable[Domain] = DOMAINS) -> dict[str, Any]:
@@ -57,7 +74,7 @@ def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[
         raise LabError(f"the lab's domains could not be defined:\n{play.output}")
 
 
-def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> None:
+def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS, limit_s: float = limits.HAPPENS) -> None:
     """Start the domains that are off, on all hosts in parallel. Wait until each domain has read all its memory once."""
     domains = tuple(domains)
     with ThreadPoolExecutor(len(hosts)) as pool:
@@ -65,8 +82,8 @@ def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS) -> Non
     for host, before in zip(hosts, started, strict=True):
         for domain in domains:
             if domain.name in before:
-                _wait_started(host, domain, before[domain.name])
-            wait_alive(host, domain)
+                _wait_started(host, domain, before[domain.name], limit_s)
+            wait_alive(host, domain, limit_s)
 
 
 def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
@@ -79,9 +96,10 @@ def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
     return {name: before[name] for name in done.stdout.split()}
 
 
-def _wait_started(host: Host, domain: Domain, before: str) -> None:
+def _wait_started(host: Host, domain: Domain, before: str, limit_s: float) -> None:
     """Wait for a tick of another boot than before. Old ticks may still arrive."""
-    wait_until(f"{host.name}: first tick of {domain.name}", lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"))
+    what = f"{host.name}: first tick of {domain.name}"
+    wait_until(what, lambda: ((seen := _last_boot(host, domain)) != before, f"boot {seen}"), limit_s)
 
 
 def _last_boot(host: Host, domain: Domain) -> str:
@@ -102,12 +120,14 @@ def shut_down(host: Host, domain: Domain) -> None:
     wait_until(f"{host.name}: domain {domain.name} off", look)
 
 
-def records(host: Host, domain: Domain) -> Records:
-    """The records on the disk of a domain. It must be off. The file system is checked, but not repaired."""
+def records(host: Host, domain: Domain, second: bool = False) -> Records:
+    """The records on the disk of a domain, or on its second disk. It must be off. The file system is checked, but not repaired."""
     raw = f"/var/tmp/{domain.name}.raw"
+    image = f"/var/lib/libvirt/images/{domain.name}"
+    copy = (f"cp --sparse=always {image}-second.raw {raw}",)
+    convert = (f"qemu-img check -q {image}.qcow2", f"qemu-img convert -O raw {image}.qcow2 {raw}")
     steps = (
-        f"qemu-img check -q /var/lib/libvirt/images/{domain.name}.qcow2",
-        f"qemu-img convert -O raw /var/lib/libvirt/images/{domain.name}.qcow2 {raw}",
+        *(copy if second else convert),
         f"e2fsck -fn {raw} >&2",
         f"debugfs -R 'cat /records' {raw}",
     )

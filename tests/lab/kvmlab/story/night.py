@@ -57,17 +57,20 @@ def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Gue
             wait_alive(host, guest)
 
 
-def wait_alive(host: Host, guest: Guest) -> None:
-    """Wait until the guest ticks and has read all its memory."""
+def wait_alive(host: Host, guest: Guest, limit_s: float = limits.HAPPENS) -> None:
+    """Wait until the guest ticks, has read all its memory, and tells of all its parts."""
 
     def look() -> tuple[bool, str]:
         ticks = host.heartbeat(guest.port)
         if not ticks:
             return False, "no tick"
         age = time.monotonic() - ticks[-1].arrived
-        return ticks[-1].turn >= 2 and age < 5, f"tick {ticks[-1].number}, pass {ticks[-1].turn}, {age:.0f} s ago"
+        seen = f"tick {ticks[-1].number}, pass {ticks[-1].turn}, {age:.0f} s ago"
+        if not guest.tells_all(ticks[-1]):
+            return False, f"{seen}, which does not tell of all parts of the guest: {ticks[-1]}"
+        return ticks[-1].turn >= 2 and age < 5, seen
 
-    wait_until(f"{host.name}: guest {guest.name} alive", look)
+    wait_until(f"{host.name}: guest {guest.name} alive", look, limit_s)
 
 
 def boot_of(host: Host) -> Boot:

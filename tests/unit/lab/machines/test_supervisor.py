@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from frames import arp_request, datagram
+from kvmlab.machines import collector
 from kvmlab.machines.host import Host
 from kvmlab.machines.machine import SEGMENT_IN, SEGMENT_OUT
 from kvmlab.machines.process import Record, read_record, start_of, write_record
@@ -156,6 +158,34 @@ def test_a_record_is_of_one_process_only(tmp_path: Path) -> None:
     assert read_record(tmp_path / "none.json") is None
     path.write_text('{"pid": 1')
     assert read_record(path) is None
+
+
+def test_ticks_in_datagrams_are_stamped_and_go_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is told where the collector is, when it asks and now and then."""
+    cards = {}
+    for name in ("hv1", "hv2"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        cards[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        cards[name].bind(SEGMENT_IN)
+    monkeypatch.chdir(tmp_path / "hv1")
+    segment = Segment()
+    began = time.monotonic()
+    frames = [datagram(f"TICK n={number} mono=1.000000 boot={BOOT} sum={1:016x} pass=1\n".encode()) for number in (1, 2)]
+    for frame in frames:
+        cards["hv1"].sendto(frame, SEGMENT_OUT)
+        segment.read()
+    ticks = Host(tmp_path / "hv1").heartbeat(12)
+    assert [tick.number for tick in ticks] == [1, 2]
+    assert all(began <= tick.arrived <= time.monotonic() for tick in ticks)
+    assert cards["hv1"].recv(100) == collector.introduction(frames[0])
+    with pytest.raises(BlockingIOError):
+        cards["hv1"].recv(100)
+    cards["hv1"].sendto(arp_request(), SEGMENT_OUT)
+    segment.read()
+    assert cards["hv1"].recv(100) == collector.introduction(arp_request())
+    with pytest.raises(BlockingIOError):
+        cards["hv2"].recv(100)
 
 
 def test_a_frame_goes_to_all_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,3 +235,92 @@ def test_a_tick_that_was_on_its_way_for_long_was_no_pause() -> None:
     ticks = [replace(tick, arrived=tick.arrived + 1.0) if tick.number == 41 else tick for tick in parse(update())]
     seen = verdict(sorted(ticks, key=lambda tick: tick.number), since=10)
     assert seen.blackout_s == pytest.approx(11.0) and seen.late_s == pytest.approx(1.0)
+
+
+def told(lines: list[str], words: str) -> list[str]:
+    """The same lines; each says these words too, with the number of its tick where NUMBER is."""
+    return [f"{text} {words.replace('NUMBER', text.partition('n=')[2].partition(' ')[0])}" for text in lines]
+
+
+def test_a_tick_says_what_the_parts_of_the_guest_have_done() -> None:
+    (tick,) = parse([line(17, 100.5) + " disk=342 disk2=17 cpus=12,13,11,12 tpm=62e8d94e58431a63,5 efi=2"])
+    assert (tick.synced, tick.synced_second) == (342, 17)
+    assert tick.processors == (12, 13, 11, 12)
+    assert (tick.pcr, tick.tpm_count, tick.efi_count) == ("62e8d94e58431a63", 5, 2)
+    (plain,) = parse([line(17, 100.5)])
+    assert (plain.synced_second, plain.processors, plain.pcr, plain.tpm_count, plain.efi_count) == (None, (), None, None, None)
+
+
+@pytest.mark.parametrize("words", ["cpus=1", "cpus=1,", "tpm=62e8,5", "tpm=62e8d94e58431a63", "efi=", "disk2=x"])
+def test_half_of_what_a_part_has_done_is_no_whole_tick(words: str) -> None:
+    lines = [*log(range(1, 41)), line(41, 20.5) + f" {words}", *log(range(42, 81))]
+    assert [tick.number for tick in parse(lines)] == [*range(1, 41), *range(42, 81)]
+    assert verdict(parse(lines), now=40.1).torn == (41,)
+
+
+PARTS = "cpus=NUMBER,NUMBER tpm=62e8d94e58431a63,NUMBER efi=NUMBER"
+
+
+def test_a_guest_whose_parts_went_on_survived() -> None:
+    assert verdict(parse(told(update(), PARTS)), since=9.0, now=50.1).survived
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("cpus=NUMBER,7", "processor 1"),
+        ("tpm=62e8d94e58431a63,7", "TPM"),
+        ("efi=7", "firmware's variable"),
+    ],
+)
+def test_a_part_that_stands_still_did_not_survive(words: str, part: str) -> None:
+    result = verdict(parse(told(update(), words)), since=9.0, now=50.1)
+    assert not result.survived
+    assert result.reason == f"not proven: its {part} has not counted since the longest gap, which came after tick 40"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("cpus=NUMBER,7", "processor 0"),
+        ("tpm=62e8d94e58431a63,NUMBER", "TPM"),
+        ("efi=NUMBER", "firmware's variable"),
+    ],
+)
+def test_a_part_that_is_as_it_was_before_did_not_survive(words: str, part: str) -> None:
+    """The guest goes on, and its TPM, for one, from an older state."""
+    older = [text.replace("NUMBER", "20") for text in told(log(range(41, 81), start=10.0), words.replace("NUMBER", "20"))]
+    result = verdict(parse([*told(log(range(1, 41)), words), *older]), now=50.1)
+    assert result.reason == f"went back: after count 40 of its {part} came count 20"
+
+
+def test_a_tpm_that_is_another_one_did_not_survive() -> None:
+    other = told(log(range(41, 81), start=10.0), "tpm=0000000000000000,NUMBER")
+    result = verdict(parse([*told(log(range(1, 41)), "tpm=62e8d94e58431a63,NUMBER"), *other]), now=50.1)
+    assert result.reason == "TPM changed: its register was 62e8d94e58431a63, then 0000000000000000"
+
+
+def test_a_part_that_began_after_the_pause_proves_nothing() -> None:
+    lines = [*log(range(1, 41)), *told(log(range(41, 81), start=10.0), "tpm=62e8d94e58431a63,NUMBER")]
+    assert verdict(parse(lines), now=50.1).reason == "not proven: its TPM had not counted before the longest gap"
+
+
+def test_a_guest_whose_ticks_may_be_lost_survived_all_the_same() -> None:
+    lines = log(range(1, 41)) + log(range(44, 81), start=10.0)
+    result = verdict(parse(lines), since=9.0, now=50.1, lossy=True)
+    assert result.survived, result.reason
+    assert result.lost == 3
+    assert result.reason == "ticks 17 to 80 with 3 lost on the network, memory unchanged"
+    assert not verdict(parse(lines), since=9.0, now=50.1).survived
+
+
+@pytest.mark.parametrize(
+    ("lines", "begins"),
+    [
+        (log(range(1, 41)) + log(range(30, 81), start=13.0), "went back: "),
+        (log(range(1, 41)) + log(range(1, 60), start=20.0, boot=OTHER_BOOT), "restarted: "),
+        (log(range(1, 41)) + log(range(44, 81), start=10.0, checksum="0123456789abcdef"), "memory changed: "),
+    ],
+)
+def test_where_ticks_may_be_lost_a_loss_of_the_guest_shows(lines: list[str], begins: str) -> None:
+    assert verdict(parse(lines), now=50.1, lossy=True).reason.startswith(begins)
