@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,3 +80,26 @@ def read_record(path: Path) -> Record | None:
         return Record(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a child of this process and all its descendants. The child is stopped first, so that it starts no more of them."""
+    os.kill(pid, signal.SIGSTOP)
+    for each in (pid, *descendants(pid, parents())):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+
+
+def parents() -> dict[int, int]:
+    """The parent of each process."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def descendants(pid: int, parent_of: Mapping[int, int]) -> list[int]:
+    """The children of a process, their children and so on. Pure."""
+    children = [child for child, parent in parent_of.items() if parent == pid]
+    return children + [each for child in children for each in descendants(child, parent_of)]

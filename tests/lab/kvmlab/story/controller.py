@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .. import limits
 from ..errors import LabError
 from ..lab import Lab
 from ..machines.machine import HEARTBEATS
+from ..machines.process import kill_tree
 
 HERE = Path(__file__).parents[2]
 
@@ -77,47 +78,82 @@ def variables() -> dict[str, Any]:
     }
 
 
+class Running:
+    """A playbook that runs. Its output is read by end() or until(): one of the two has to go on."""
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        report: Path,
+        folder: tempfile.TemporaryDirectory[str],
+        show: bool = False,
+    ) -> None:
+        self._report, self._folder, self._show = report, folder, show
+        self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def until(self, text: str) -> bool:
+        """Read the output until a line has this text. False if the run ends before that."""
+        return any(text in line for line in self._read())
+
+    def kill(self) -> None:
+        """Kill the run and all its processes at once, as a crash of the controller does. Workers of Ansible have sessions of their own."""
+        kill_tree(self._process.pid)
+
+    def end(self) -> Play:
+        """Wait for the end of the run."""
+        try:
+            for _line in self._read():
+                pass
+            code = self._process.wait(limits.PLAYBOOK)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = after.ru_utime - self._before.ru_utime + after.ru_stime - self._before.ru_stime
+        output = "".join(self.lines)
+        with self._folder:
+            return Play(code, output, read_recap(output), read_report(self._report), cpu_s)
+
+    def _read(self) -> Iterator[str]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            self.lines.append(line)
+            if self._show:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+            yield line
+
+
 class Controller:
     """Runs Ansible. Finds the commands in PATH and the collection in ANSIBLE_COLLECTIONS_PATH. tests/setup.sh sets both."""
 
-    def __init__(self, lab: Lab, show: bool = False) -> None:
+    def __init__(self, lab: Lab, show: bool = False, collections: Path | None = None) -> None:
+        """collections: where the collection is that this controller has, if it is not the one of the tests."""
         self._lab = lab
         self._show = show
+        self._collections = collections
         if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
             raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; use tests/lab/demo or tests/run, which set it")
 
     def play(self, playbook: str, *options: str, **extra: Any) -> Play:
         """Run a playbook: one of the collection by its full name, one of the lab by its path."""
-        given = {**variables(), **extra}
-        with tempfile.TemporaryDirectory() as folder:
-            page = given.get("hypervisor_update_report") or f"{folder}/report.html"
-            Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
-            return self._run(playbook, options, {**given, "hypervisor_update_report": page})
+        return self.begin(playbook, *options, **extra).end()
 
-    def _run(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> Play:
+    def begin(self, playbook: str, *options: str, **extra: Any) -> Running:
+        """Start a playbook as :meth:`play` does, and do not wait for its end."""
+        given = {**variables(), **extra}
+        folder = tempfile.TemporaryDirectory()
+        page = given.get("hypervisor_update_report") or f"{folder.name}/report.html"
+        Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
+        given = {**given, "hypervisor_update_report": page}
         command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process = subprocess.Popen(
-            command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        lines = []
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                lines.append(line)
-                if self._show:
-                    sys.stdout.write(line)
-                    sys.stdout.flush()
-            code = process.wait(limits.PLAYBOOK)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        output = "".join(lines)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        report = read_report(Path(f"{given['hypervisor_update_report']}.json"))
-        return Play(code, output, read_recap(output), report, cpu_s)
+        return Running(command, self._environment(), Path(f"{page}.json"), folder, self._show)
 
     def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
         """Run a module of the collection on one host and return its result."""
@@ -134,7 +170,8 @@ class Controller:
         return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+        other = {"ANSIBLE_COLLECTIONS_PATH": str(self._collections)} if self._collections else {}
+        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8", **other}
 
 
 def read_recap(output: str) -> dict[str, dict[str, int]]:
