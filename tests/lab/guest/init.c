@@ -8,7 +8,8 @@
  * Words on the kernel's command line give it more to do: port=NAME, a virtio port on which it tells instead of the console, and
  * twice as often (an emulated UART costs the host an exit or more for each byte, a port one for each line); disk=DEVICE,
  * an ext4 file system to which it appends records, each synced before its number goes into the next tick; address=IP, at which it
- * sends back on port 7 whatever comes, by TCP or UDP; agent=NAME, a virtio port on which it is a guest agent.
+ * sends back on port 7 whatever comes, by TCP or UDP; agent=NAME, a virtio port on which it is a guest agent; load=MIB, so much memory
+ * that it writes all the time, and reads back before it writes it again.
  * On the power button it ends the records, unmounts and powers off.
  */
 #define _GNU_SOURCE
@@ -42,6 +43,11 @@
 #define TICKS_A_PASS_SLOWLY 4
 #define RECORD_SIZE 80
 #define RECORD_PAUSE_US 400000
+/* Under load. */
+#define SHORT_RECORD_PAUSE_US 50000
+#define LOAD_PAGE 4096
+#define LOAD_PAUSE_US 20000
+#define LOAD_PAGES_A_PAUSE 128
 #define ECHO_PORT 7
 
 static uint64_t blob[BLOB_WORDS];
@@ -149,7 +155,7 @@ static uint64_t sum_of(const char *text, size_t length)
 }
 
 /* Append records for ever: number, boot id, checksum of both. What an earlier boot wrote stays in front of them. */
-static void write_records(const char *device)
+static void write_records(const char *device, useconds_t pause_us)
 {
 	char record[RECORD_SIZE + 1];
 	struct stat seen;
@@ -173,7 +179,37 @@ static void write_records(const char *device)
 		if (fsync(fd) < 0)
 			give_up("fsync");
 		*acknowledged = number;
-		usleep(RECORD_PAUSE_US);
+		usleep(pause_us);
+	}
+}
+
+/* What a page of the load has in its first and last word in this round. */
+static uint64_t load_word(uint64_t round, size_t page)
+{
+	return round * 0x9e3779b97f4a7c15ULL + page;
+}
+
+/* Write so many MiB for ever. Before each write a page must have what the round before has written: nothing older, and nothing else. */
+static void load_memory(size_t mib)
+{
+	size_t pages = mib * (1024 * 1024 / LOAD_PAGE), words = LOAD_PAGE / sizeof(uint64_t);
+	uint64_t *region = mmap(NULL, pages * LOAD_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (region == MAP_FAILED)
+		give_up("load");
+	for (uint64_t round = 1;; round++) {
+		for (size_t page = 0; page < pages; page++) {
+			uint64_t *first = region + page * words, *last = first + words - 1;
+			uint64_t expected = round == 1 ? 0 : load_word(round - 1, page);
+
+			if (*first != expected || *last != expected) {
+				errno = EIO;
+				give_up("load: a page has other content");
+			}
+			*first = *last = load_word(round, page);
+			if (page % LOAD_PAGES_A_PAUSE == 0)
+				usleep(LOAD_PAUSE_US);
+		}
 	}
 }
 
@@ -369,6 +405,7 @@ int main(void)
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
 	const char *disk = getenv("disk"), *address = getenv("address"), *port = getenv("port"), *agent = getenv("agent");
+	const char *load = getenv("load");
 	pid_t writer = 0;
 
 	mkdir("/proc", 0755);
@@ -390,11 +427,13 @@ int main(void)
 			seed = 0;
 	acknowledged = mmap(NULL, sizeof(*acknowledged), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (disk && (writer = fork()) == 0)
-		write_records(disk);
+		write_records(disk, load ? SHORT_RECORD_PAUSE_US : RECORD_PAUSE_US);
 	if (address && fork() == 0)
 		echo(address);
 	if (agent && fork() == 0)
 		serve_agent(agent);
+	if (load && fork() == 0)
+		load_memory(strtoul(load, NULL, 10));
 	int events = acpi_events();
 	fill(seed);
 
