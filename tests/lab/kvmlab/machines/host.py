@@ -104,9 +104,7 @@ class Host:
         """Whether it has a disk from an earlier start."""
         return any((self.folder / name).exists() for name in (COPY, OVERLAY))
 
-    def start(
-        self, kind: str, emulator: tuple[str, ...], image: Path, memory_mib: int = MEMORY_MIB, prepared: Path | None = None
-    ) -> None:
+    def start(self, kind: str, emulator: tuple[str, ...], image: Path, memory_mib: int = MEMORY_MIB, prepared: Path | None = None) -> None:
         """Start it from its own disk. If it has none, copy the image first. prepared: a host's disk to start from instead of the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         made_from = str(prepared or image)
@@ -120,9 +118,7 @@ class Host:
                 self._make_disk(image)
         others = {host.port for host in neighbours(self.folder)}
         disk, disk_format = (OVERLAY, "qcow2") if (self.folder / OVERLAY).exists() else (COPY, "raw")
-        machine = Machine(
-            emulator, disk, ssh_port=free_port(others), number=self.number, memory_mib=memory_mib, disk_format=disk_format
-        )
+        machine = Machine(emulator, disk, ssh_port=free_port(others), number=self.number, memory_mib=memory_mib, disk_format=disk_format)
         content = {"name": self.name, "kind": kind, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()

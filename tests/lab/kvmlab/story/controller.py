@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def variables() -> dict[str, Any]:
 
 
 class Running:
-    """A playbook that runs. Its output is read by end() or until(): one of the two has to go on."""
+    """A playbook that runs. Somebody has to be in end(), which reads its output into lines."""
 
     def __init__(
         self,
@@ -96,10 +96,6 @@ class Running:
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def until(self, text: str) -> bool:
-        """Read the output until a line has this text. False if the run ends before that."""
-        return any(text in line for line in self._read())
-
     def kill(self) -> None:
         """Kill the run and all its processes at once, as a crash of the controller does. Workers of Ansible have sessions of their own."""
         kill_tree(self._process.pid)
@@ -107,8 +103,12 @@ class Running:
     def end(self) -> Play:
         """Wait for the end of the run."""
         try:
-            for _line in self._read():
-                pass
+            assert self._process.stdout
+            for line in self._process.stdout:
+                self.lines.append(line)
+                if self._show:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
             code = self._process.wait(limits.PLAYBOOK)
         except BaseException:
             self._process.kill()
@@ -120,24 +120,14 @@ class Running:
         with self._folder:
             return Play(code, output, read_recap(output), read_report(self._report), cpu_s)
 
-    def _read(self) -> Iterator[str]:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            self.lines.append(line)
-            if self._show:
-                sys.stdout.write(line)
-                sys.stdout.flush()
-            yield line
-
 
 class Controller:
     """Runs Ansible. Finds the commands in PATH and the collection in ANSIBLE_COLLECTIONS_PATH. tests/setup.sh sets both."""
 
-    def __init__(self, lab: Lab, show: bool = False, collections: Path | None = None) -> None:
-        """collections: where the collection is that this controller has, if it is not the one of the tests."""
+    def __init__(self, lab: Lab, show: bool = False, environment: Mapping[str, str] | None = None) -> None:
         self._lab = lab
         self._show = show
-        self._collections = collections
+        self._more = environment or {}
         if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
             raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; use tests/lab/demo or tests/run, which set it")
 
@@ -170,8 +160,7 @@ class Controller:
         return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
 
     def _environment(self) -> dict[str, str]:
-        other = {"ANSIBLE_COLLECTIONS_PATH": str(self._collections)} if self._collections else {}
-        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8", **other}
+        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8", **self._more}
 
 
 def read_recap(output: str) -> dict[str, dict[str, int]]:

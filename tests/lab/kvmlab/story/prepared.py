@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A prepared host, kept as a disk: it went through the setup, and its guests start with it. Tests start hosts from overlays on this disk."""
+"""A prepared host, kept as a disk: it went through the setup, and its guests start with it. Tests start hosts from overlays on it."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def _prepare(controller: Controller, host: Host) -> None:
         raise LabError(f"the setup playbook failed:\n{play.output}")
     start_guests(controller, [host], UNITS)
     start_domains([host], DOMAINS)
-    units = " ".join(guest.unit for guest in UNITS)
-    _there(host, f"set -e; systemctl enable {units}; for name in {' '.join(domain.name for domain in DOMAINS)}; do virsh autostart $name; done")
+    steps = [f"systemctl enable {guest.unit}" for guest in UNITS] + [f"virsh autostart {domain.name}" for domain in DOMAINS]
+    _there(host, " && ".join(steps))
 
 
 def _power_off(host: Host) -> None:

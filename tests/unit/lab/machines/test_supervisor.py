@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from kvmlab.machines.host import Host
 from kvmlab.machines.machine import SEGMENT_IN, SEGMENT_OUT
-from kvmlab.machines.process import Record, read_record, start_of, write_record
+from kvmlab.machines.process import Record, descendants, kill_tree, parents, read_record, start_of, write_record
 from kvmlab.machines.supervisor import Segment
 
 LAB = Path(__file__).parents[3] / "lab"
@@ -156,6 +156,22 @@ def test_a_record_is_of_one_process_only(tmp_path: Path) -> None:
     assert read_record(tmp_path / "none.json") is None
     path.write_text('{"pid": 1')
     assert read_record(path) is None
+
+
+def test_all_descendants_of_a_process_are_found() -> None:
+    assert sorted(descendants(10, {11: 10, 12: 11, 13: 10, 14: 1, 15: 14})) == [11, 12, 13]
+    assert os.getpid() in descendants(os.getppid(), parents())
+
+
+def test_a_killed_tree_leaves_nobody(tmp_path: Path) -> None:
+    """Also those who have a session of their own."""
+    command = f"setsid sh -c 'echo $$ > {tmp_path}/pid; sleep 60' & sleep 60"
+    process = subprocess.Popen(["sh", "-c", command])
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    other = int((tmp_path / "pid").read_text())
+    kill_tree(process.pid)
+    assert process.wait(LIMIT_S) == -signal.SIGKILL
+    until(lambda: start_of(other) is None)
 
 
 def test_a_frame_goes_to_all_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
