@@ -122,7 +122,6 @@ def _carry_out(update: dict) -> t.NoReturn:
     _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
-    update["clock_ahead"] = _this_boot.ahead()
     update["stopping_from"] = time.monotonic()
     _advance(update, "stopping")
     _services.stop_the_rest(update)
@@ -130,6 +129,7 @@ def _carry_out(update: dict) -> t.NoReturn:
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     _kexec.load(update["loaded"])
+    update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
     records = _gate.check(update)
     if not _kexec.loaded():
         raise LiveUpdateError("another program has unloaded the kernel for the jump; run the update again")

@@ -812,6 +812,14 @@ def test_guests_start_early_after_the_jump_and_those_of_the_first_stage_ahead(ho
     assert sorted(times, key=times.__getitem__) == ["committed", "stopping", "gate", "saving", "jumping"]
 
 
+def test_the_clock_is_compared_after_the_services_have_stopped(host, monkeypatch):
+    """A step of the clock before that, by a time service or by hand, must not look like a part of the pause."""
+    monkeypatch.setattr(_this_boot, "ahead", lambda: host.note("ahead", ""))
+    update(host)
+    steps = [step[0] for step in host.did]
+    assert steps.index("isolate") < steps.index("ahead") < steps.index("save")
+
+
 def test_holds_are_on_record_until_guests_are_saved(host, monkeypatch):
     """Somebody else's reboot meanwhile is a kexec, from the moment in which the kernel is loaded."""
     seen, load = {}, _kexec.load
