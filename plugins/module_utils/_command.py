@@ -68,12 +68,19 @@ def _hold_memory(name: str) -> None:
 
 def _resume(name: str) -> None:
     from .guests import _paused, _providers
-    from .handover import _lock
+    from .handover import _journal, _lock
 
     with _lock.Lock():
         record = _providers.find(name)
         _paused.settle_running(record)
         why = _paused.let_go_on(record)
+        if not why and _journal.of_guest(name).get("state") == "saved":
+            verb, unit = "restart" if record["provider"] == "qemu" else "start", record["unit"]
+            raise LiveUpdateError(
+                f"guest {name} is not paused: its QEMU loads the saved state, or waits for disks. Wait. If 'systemctl status {unit}' shows"
+                f" no process of the unit besides QEMU, nothing loads the state any more: run 'systemctl {verb} {unit}'. Memory and state"
+                " are kept"
+            )
         whole = _paused.whole_saves(record)
     if not (why or whole):
         raise LiveUpdateError(

@@ -199,6 +199,18 @@ def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, 
     assert "another live update operation runs" in capsys.readouterr().err
 
 
+def test_a_guest_that_is_still_loaded_is_left_alone(capsys, virsh, runs, monkeypatch):
+    """To switch the RAM into its saves now would make the load fail."""
+    runs("inmigrate")
+    monkeypatch.setattr(_providers, "find", lambda name: _providers.known()[name])
+    monkeypatch.setattr(_paused, "whole_saves", lambda record: 1 // 0)
+    saved = {"state": "saved", "guest": "web", "hold": "h", "unit": "web.service", "boot_id": "before", "was_running": True}
+    _files.write_json(_files.journal_path("web"), saved)
+    assert _command.main(["resume", "web"]) == 1
+    said = capsys.readouterr().err
+    assert "guest web is not paused" in said and "systemctl restart web.service" in said
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../web", "a/b", "a\nb", "a\0b"])
 @pytest.mark.parametrize("verb", ["discard", "hold", "hook", "rehearse", "resume"])
 def test_what_is_no_name_of_a_guest_is_refused(capsys, virsh, verb, name):
