@@ -69,7 +69,12 @@ def test_22_random_schedule(story: Story, variant: str, planned: list[schedule.F
             act(story, fault.name, kernel)
     story.end()
     ended = ALL if set(happened) & set(schedule.ENDING) else ()
-    story.must_hold(ended=ended, held=ALL, mend=lambda: story.host.ssh(injections.mended(kernel)), action=story.follow_runbook)
+
+    def action() -> None:
+        story.follow_runbook()
+        story.there(injections.SNAPSHOT_MENDED)  # of a domain that was off before
+
+    story.must_hold(ended=ended, held=ALL, mend=lambda: story.host.ssh(injections.mended(kernel)), action=action)
 
 
 def inject(story: Story, fault: schedule.Fault, kernel: str) -> str:

@@ -134,7 +134,7 @@ CASES = (
         "The restore is killed",
         "SIGKILL to the processes that load a guest's state, to its unit, and to the unit that restores a domain.",
         "No state is loaded twice. The memory is kept.",
-        START,
+        f"{START}; ``loader``: ``systemctl restart``",
         ("loader", "unit", "domain"),
     ),
     Case(

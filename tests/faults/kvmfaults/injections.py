@@ -124,7 +124,7 @@ python3 /root/lab-kexec.py && systemctl --no-block kexec
 
 STRANGER = (
     "systemd-run --quiet --unit lab-stranger qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 64 -nodefaults -display none;"
-    " until ls -l /proc/$(systemctl show -P MainPID lab-stranger)/fd 2>/dev/null | grep -q kvm-vm; do sleep 0.1; done"
+    " timeout 60 sh -c 'until ls -l /proc/$(systemctl show -P MainPID lab-stranger)/fd 2>/dev/null | grep -q kvm-vm; do sleep 0.1; done'"
 )
 STRANGER_MENDED = "systemctl stop lab-stranger"
 

@@ -50,6 +50,8 @@ class Stand:
         return f"{story.plan}{story.seen}" if story else ""
 
     def down(self) -> None:
-        """End the host."""
+        """End the host, and what still runs of a story that was interrupted."""
+        if self._story:
+            self._story.close()
         with uninterrupted():
             self._lab.down()
