@@ -67,10 +67,13 @@ for link in glob.glob("/proc/[0-9]*/fd/*"):
     except OSError:
         continue
     sessions |= {found[1]} if found else set()
+status = subprocess.run(["kvm-liveupdate", "status"], capture_output=True, text=True, timeout=600)
+if status.returncode:
+    sys.exit(f"kvm-liveupdate status: {status.stderr}")
 state = "/var/lib/kvm-liveupdate/guests"
 left = [name for name in (os.listdir(state) if os.path.isdir(state) else []) if name.endswith((".state", ".hold", ".image", ".part"))]
 print(json.dumps({
-    "status": json.loads(said("kvm-liveupdate", "status") or "{}"),
+    "status": json.loads(status.stdout),
     "qemus": qemus,
     "told": told,
     "loaded": open("/sys/kernel/kexec_loaded").read().strip() == "1",
@@ -274,6 +277,7 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self._record(facts)
         self.seen = judge.told(facts)
         self._fail_on(judge.judge(facts, Allowed(frozenset(ended), frozenset(held), frozenset(outcomes))), facts)
+        self._disarm()
         if mend:
             mend()
         if action:
@@ -281,6 +285,12 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self.works()
         self.seen += "; at the end all guests run and the host can be updated"
         return facts
+
+    def _disarm(self) -> None:
+        """End the injections whose step never came: they would act in the next update."""
+        for unit in self._units:
+            self.host.ssh(f"systemctl stop {unit}")
+        self._units = []
 
     def works(self) -> None:
         """All guests run on their own memory, the host is ready for an update, nothing is left of the fault, the disk is whole."""
@@ -404,7 +414,6 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         """Repeat the update command. It must end well."""
         begun = ledger.begin(ledger.path(), self.host.kind, NAMES, f"{self.fault}, repeated")
         before = boot_of(self.host)
-        self._units = []
         play = self._update(None, {}).end()
         self.settle()
         facts = self.facts()
