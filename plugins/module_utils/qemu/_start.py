@@ -51,7 +51,8 @@ def _become(name: str, argv: list[str], started: float) -> None:
             f"{_files.STATE} does not exist, so guest {name} is not started; mount it, or run the playbook kvm.liveupdate.setup"
         )
     saved = journal.get("state") == "saved"
-    back = journal if saved else {"argv": argv}
+    # The drop-in lets the unit start before the network, also in an ordinary boot.
+    back = journal if saved else {"argv": argv, "interfaces": _argv.bridges(argv)}
     lacking = _wait_for_host(name, back["argv"], back.get("interfaces", []))
     if lacking:
         _systemd.log(f"{name}: after {HOST_LIMIT_S} s the host still has {', '.join(lacking)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = (
     "CHARACTER_DEVICES",
     "RAM_ID",
+    "bridges",
     "command",
     "devices",
     "is_read_only",
@@ -45,6 +46,7 @@ _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt
 # Disk names that depend on the order in which the kernel finds the disks.
 _NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
+_BRIDGE = "br0"  # QEMU's default (include/net/net.h, DEFAULT_BRIDGE_INTERFACE)
 _DISK = ("drive", "blockdev")
 CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
 _DESCRIPTORS = ("fd", "fds", "vhostfd", "vhostfds", "sock_fd")
@@ -146,6 +148,13 @@ def nodes(argv: list[str]) -> list[str]:
         "/dev/vhost-vsock": any(option.name == "device" and "vhost-vsock" in option.get("driver") for option in options),
     }
     return [node for node, needed in wanted.items() if needed]
+
+
+def bridges(argv: list[str]) -> list[str]:
+    """The bridges to which QEMU's helper adds a tap. If one does not exist, QEMU does not start."""
+    nets = [option for option in _options.read(argv)[0] if option.name in _NETWORKS]
+    named = [net.get("br") or (_BRIDGE if net.get("type") == "bridge" else "") for net in nets]
+    return sorted({name for name in named if name})
 
 
 def ram_reason(argv: list[str]) -> dict | None:

@@ -140,6 +140,23 @@ def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(
     assert "web: starts after -1 s without the host's network br7" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("saved", [{}, {"state": "saved", "argv": ["qemu"], "interfaces": ["br7"]}])
+def test_a_cold_start_waits_for_the_bridge_of_its_command_line(booting, monkeypatch, saved):
+    """Its unit has no default dependencies: in a boot after a power cut it starts before the network."""
+    asked = []
+
+    def wait(name, argv, interfaces):
+        asked.append((name, argv, interfaces))
+        raise LiveUpdateError("enough")
+
+    monkeypatch.setattr(_start, "_wait_for_host", wait)
+    monkeypatch.setattr(_start._journal, "recorded", lambda name: saved)
+    argv = ["qemu-system-x86_64", "-netdev", "bridge,id=n,br=br3"]
+    with pytest.raises(LiveUpdateError, match="enough"):
+        _start.run("web", argv)
+    assert asked == [("web", ["qemu"], ["br7"]) if saved else ("web", argv, ["br3"])]
+
+
 def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "STATE", str(tmp_path / "nowhere"))
     monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))

@@ -311,6 +311,20 @@ def test_which_device_nodes_it_opens(words, nodes):
     assert _argv.nodes(["qemu-system-x86_64", *words.split()]) == [f"/dev/{node}" for node in nodes]
 
 
+@pytest.mark.parametrize(
+    ("words", "bridges"),
+    [
+        ("-netdev bridge,id=n,br=br7 -netdev bridge,id=m", ["br0", "br7"]),
+        ("-nic bridge,br=br7", ["br7"]),
+        ('-netdev {"type":"bridge","id":"n"}', ["br0"]),
+        ("-netdev tap,id=n,br=br7,helper=/usr/lib/qemu/qemu-bridge-helper", ["br7"]),
+        ("-netdev tap,id=n,ifname=tap0 -netdev user,id=m -name bridge", []),
+    ],
+)
+def test_which_bridges_it_needs(words, bridges):
+    assert _argv.bridges(["qemu-system-x86_64", *words.split()]) == bridges
+
+
 @pytest.mark.parametrize("path", ["/dev/sdb", "/dev/sda1", "/dev/dm-3", "/dev/nvme0n1", "/dev/nvme1n1p2", "/dev/vdb"])
 def test_a_disk_whose_name_a_boot_may_change_is_a_warning(path):
     argv = ["qemu", "-nodefaults", "-M", "pc-q35-10.0", "-blockdev", f"driver=host_device,node-name=d,filename={path}"]
