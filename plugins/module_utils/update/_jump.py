@@ -128,8 +128,8 @@ def _carry_out(update: dict) -> t.NoReturn:
     _services.end_sessions(update)
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
-    _kexec.load(update["loaded"])
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
+    _kexec.load(update["loaded"])
     records = _gate.check(update)
     if not _kexec.loaded():
         raise LiveUpdateError("another program has unloaded the kernel for the jump; run the update again")

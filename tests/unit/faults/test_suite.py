@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_the_process_of_a_guest_is_found_in_its_record(tmp_path: Path) -> None:
     command = injections.WEB_PID.replace(f"{injections.RUN}/web.json", str(record))
     assert subprocess.run(["sh", "-c", f"echo {command}"], capture_output=True, text=True, check=True, timeout=60).stdout == "4711\n"
     assert not re.search(r"[{}]", injections.WEB_PID)
+
+
+def test_what_is_copied_to_a_host_stands_alone() -> None:
+    tree = ast.parse(Path(str(agent.__file__)).read_text())
+    imported = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
+    assert names <= set(sys.stdlib_module_names)
+    assert {node.module for node in imported if isinstance(node, ast.ImportFrom)} == {"__future__"}
