@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    left_out = config.stash.get(LEFT_OUT, [])
+    left_out = [name for name in config.stash.get(LEFT_OUT, []) if not name.startswith("tests/faults/")]  # that suite tells it itself
     if left_out:
         terminalreporter.section("left out of this run; tests/run --all runs them")
         for name in left_out:

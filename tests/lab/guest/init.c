@@ -11,8 +11,9 @@
  * SCSI disk by its place); address=IP, at which it sends back on port 7 whatever comes, by TCP or UDP; relay=IP, to whose port 22 it
  * passes on what comes at its own by TCP; heart=IP, to which it sends its ticks as datagrams; agent=NAME, a virtio port on which it is
  * a guest agent; tpm=yes, to extend a PCR of its TPM once, and count in the TPM; nvram=yes, to count in a variable of its UEFI
- * firmware; wide=MIB, so much more memory whose checksum it takes, one word in each 64 KiB. With more than one processor, a process on
- * each of them counts. On the power button it ends the records, unmounts and powers off.
+ * firmware; wide=MIB, so much more memory whose checksum it takes, one word in each 64 KiB; load=MIB, so much memory that it writes all the time, and reads
+ * back before it writes it again. With more than one processor, a process on each of them counts. On the power button it ends the
+ * records, unmounts and powers off.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -48,6 +49,11 @@
 #define TICKS_A_PASS_SLOWLY 4
 #define RECORD_SIZE 80
 #define RECORD_PAUSE_US 400000
+/* Under load. */
+#define SHORT_RECORD_PAUSE_US 50000
+#define LOAD_PAGE 4096
+#define LOAD_PAUSE_US 20000
+#define LOAD_PAGES_A_PAUSE 128
 #define ECHO_PORT 7
 #define RELAY_PORT 22
 #define HEART_PORT 4077
@@ -223,7 +229,7 @@ static void find_disk(const char *wanted, char *path, size_t size)
 static const char *const FOLDERS[DISKS] = {"/disk", "/disk2"};
 
 /* Append records for ever: number, boot id, checksum of both. What an earlier boot wrote stays in front of them. */
-static void write_records(const char *device, int place)
+static void write_records(const char *device, int place, useconds_t pause_us)
 {
 	char record[RECORD_SIZE + 1], path[300];
 	struct stat seen;
@@ -249,7 +255,37 @@ static void write_records(const char *device, int place)
 		if (fsync(fd) < 0)
 			give_up("fsync");
 		done->records[place] = number;
-		usleep(RECORD_PAUSE_US);
+		usleep(pause_us);
+	}
+}
+
+/* What a page of the load has in its first and last word in this round. */
+static uint64_t load_word(uint64_t round, size_t page)
+{
+	return round * 0x9e3779b97f4a7c15ULL + page;
+}
+
+/* Write so many MiB for ever. Before each write a page must have what the round before has written: nothing older, and nothing else. */
+static void load_memory(size_t mib)
+{
+	size_t pages = mib * (1024 * 1024 / LOAD_PAGE), words = LOAD_PAGE / sizeof(uint64_t);
+	uint64_t *region = mmap(NULL, pages * LOAD_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (region == MAP_FAILED)
+		give_up("load");
+	for (uint64_t round = 1;; round++) {
+		for (size_t page = 0; page < pages; page++) {
+			uint64_t *first = region + page * words, *last = first + words - 1;
+			uint64_t expected = round == 1 ? 0 : load_word(round - 1, page);
+
+			if (*first != expected || *last != expected) {
+				errno = EIO;
+				give_up("load: a page has other content");
+			}
+			*first = *last = load_word(round, page);
+			if (page % LOAD_PAGES_A_PAUSE == 0)
+				usleep(LOAD_PAUSE_US);
+		}
 	}
 }
 
@@ -652,7 +688,7 @@ int main(void)
 	uint64_t seed = 0, sum = 0, running = 0;
 	unsigned long tick = 0, pass = 0;
 	const char *address = getenv("address"), *port = getenv("port"), *agent = getenv("agent"), *heart_to = getenv("heart");
-	const char *relay = getenv("relay"), *disks[DISKS] = {getenv("disk"), getenv("disk2")}, *much = getenv("wide");
+	const char *relay = getenv("relay"), *load = getenv("load"), *disks[DISKS] = {getenv("disk"), getenv("disk2")}, *much = getenv("wide");
 	pid_t writers[DISKS] = {0};
 
 	mkdir("/proc", 0755);
@@ -681,11 +717,13 @@ int main(void)
 	done = mmap(NULL, sizeof(*done), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	for (int place = 0; place < DISKS; place++)
 		if (disks[place] && (writers[place] = fork()) == 0)
-			write_records(disks[place], place);
+			write_records(disks[place], place, load ? SHORT_RECORD_PAUSE_US : RECORD_PAUSE_US);
 	if (address && fork() == 0)
 		serve_network(relay);
 	if (agent && fork() == 0)
 		serve_agent(agent);
+	if (load && fork() == 0)
+		load_memory(strtoul(load, NULL, 10));
 	if (getenv("tpm") && fork() == 0)
 		count_in_tpm();
 	if (getenv("nvram") && fork() == 0)

@@ -98,8 +98,14 @@ class Lab:
         known = ", ".join(host.name for host in self.hosts()) or "none, start some with tests/lab/lab up"
         raise LabError(f"no host {name}; known hosts: {known}")
 
-    def up(self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB, twins: bool = False) -> list[Host]:
-        """Start hv1, hv2 and so on, one of each of these kinds. A host that runs already stays as it is."""
+    def up(
+        self, kinds: Sequence[str], memory_mib: int = MEMORY_MIB, twins: bool = False, prepared: Mapping[str, Path] | None = None
+    ) -> list[Host]:
+        """Start hv1, hv2 and so on, one of each of these kinds. A host that runs already stays as it is.
+
+        prepared: disks by kind. A new host of such a kind starts from this disk, not from the image of its kind.
+        """
+        disks = prepared or {}
         parts = build(kinds, twins)
         if not any(host.record for host in self.hosts()):
             for kind in ("deb", "emulator", "image", "rootfs"):
@@ -113,9 +119,10 @@ class Lab:
                 for host, kind in zip(wanted, kinds, strict=True):
                     if host.record is None:
                         started.append(host)
-                        host.start(kind, parts.emulator, parts.images[kind], memory_mib)
+                        more = {"prepared": disks[kind]} if kind in disks else {}
+                        host.start(kind, parts.emulator, parts.images[kind], memory_mib, **more)
                         say(f"{host.name}: {host.kind}, started, SSH on 127.0.0.1:{host.port}, logs in {host.folder}")
-                    elif host.image != str(parts.images[kind]):
+                    elif host.image != str(disks.get(kind, parts.images[kind])):
                         say(f"{host.name}: runs from an older image; to renew it, run tests/lab/lab down, then tests/lab/lab up")
                 self._write_files(parts.keys)
                 for host in started:

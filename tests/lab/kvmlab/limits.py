@@ -32,3 +32,8 @@ PLAYBOOK = 2 * 3600.0
 HOST_ENDS = 60.0
 # A guest that is silent for this long counts as dead. It ticks once or twice a second.
 SILENCE = 30.0
+
+# After a fault: an undo with all its own limits, or a boot and all restores.
+SETTLES = 2700.0
+# A guest that is silent this long on a host that does nothing by itself any more does not come back by itself.
+STANDS_STILL = 120.0

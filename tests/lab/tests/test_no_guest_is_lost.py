@@ -1,10 +1,9 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What happens to guests when somebody else acts on them, or on their host, in the worst moment of an update.
+"""What happens to guests when somebody else acts on them, or on their host. The fault suite (tests/faults) has more of this.
 
-The host runs a QEMU unit and two libvirt domains. Domains are saved before units; so while the unit's QEMU is stopped (SIGSTOP) the
-update waits between the save of the domains and that of the unit, and somebody else has time.
+The host runs a QEMU unit and two libvirt domains.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pytest
 from kvmlab.machines.host import Host
 from kvmlab.story.controller import GUESTS, Controller, Play
 from kvmlab.story.domains import DISK, PLAIN, Domain, define_domains, records, shut_down, start_domains
-from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_alive, wait_until
+from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_until
 from kvmlab.watch.report import all_survived
 
 pytestmark = pytest.mark.beyond
@@ -47,111 +46,6 @@ def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -
     start_guests(controller, [hv1], [WEB])
     yield hv1
     hv1.ssh(f"systemctl stop {units}; for name in {DISK.name} {NUMBERED.name}; do virsh destroy $name; done; virsh undefine 1")
-
-
-# Waits until the update's journal says "saving", then acts. It acts once: an undo starts again each unit that ran before.
-SOMEBODY = """
-import json, os, signal, subprocess, sys, time
-
-try:
-    os.close(os.open("/run/" + sys.argv[1], os.O_CREAT | os.O_EXCL))
-except FileExistsError:
-    sys.exit()
-
-def until(what, look):
-    limit = time.monotonic() + 900
-    while not look():
-        if time.monotonic() > limit:
-            sys.exit(f"{what}: not within 900 s")
-        time.sleep(0.02)
-
-def record(path):
-    try:
-        return json.load(open(path))
-    except (OSError, ValueError):
-        return {}
-
-def sh(command):
-    print(command, subprocess.run(command, shell=True, capture_output=True, text=True), flush=True)
-
-def saving():
-    return record("/var/lib/kvm-liveupdate/update.json").get("state") == "saving"
-
-def saved(name):
-    return record(f"/var/lib/kvm-liveupdate/guests/{name}.json").get("state") == "saved"
-
-web = record("/run/kvm-liveupdate/guests/web.json")["pid"]
-until("the save", saving)
-"""
-BETWEEN = """
-os.kill(web, signal.SIGSTOP)
-until("the domains' save", lambda: all(map(saved, ("1", "disk"))))
-try:
-    sh(%r)
-    time.sleep(3)
-finally:
-    os.kill(web, signal.SIGCONT)
-"""
-
-
-def update_while(controller: Controller, host: Host, act: str) -> Play:
-    """An update in which somebody else does this."""
-    host.ssh("cat > /root/somebody.py", stdin=SOMEBODY + act)
-    unit = f"somebody-{time.monotonic_ns()}.service"  # systemd keeps the one of the test before, which an update was told to keep
-    started = host.ssh(f"systemd-run --unit {unit} python3 /root/somebody.py {unit}")
-    assert started.returncode == 0, started.stderr
-    asked: dict[str, Any] = {"hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}"}
-    play = controller.play("kvm.liveupdate.update", "--limit", host.name, hypervisor_update_keep_units=[unit], **asked)
-    host.ssh(f"systemctl stop {unit}")  # an undo starts again what ran before
-    return play
-
-
-def undone(host: Host, play: Play, guests: tuple[Any, ...], since: float) -> None:
-    """The update did not jump, and these guests ran on, on their own memory."""
-    assert play.code != 0 and play.report[host.name]["outcome"] == "undone", play.output
-    for guest in guests:
-        verdict = final_verdict(host, guest, since)
-        assert verdict.survived, f"{guest.name}: {verdict.reason}"
-    assert not host.ssh("ls /var/lib/kvm-liveupdate/guests /var/lib/libvirt/qemu/save | grep -E '[.](state|save)$'").stdout
-    assert host.ssh("cat /sys/kernel/kexec_loaded").stdout.strip() == "0"
-
-
-def test_a_guest_that_somebody_lets_go_on_after_its_save_undoes_the_update(controller: Controller, host: Host) -> None:
-    since, before = time.monotonic(), boot_of(host)
-    play = update_while(controller, host, BETWEEN % f"virsh resume {DISK.name}")
-    assert f"guest {DISK.name} was saved" in play.output, play.output
-    undone(host, play, EVERYBODY, since)
-    assert boot_of(host) == before
-
-
-STRANGER = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 64 -nodefaults -display none"
-
-
-def test_a_virtual_machine_that_somebody_starts_after_the_last_gate_undoes_the_update(controller: Controller, host: Host) -> None:
-    since, before = time.monotonic(), boot_of(host)
-    wait = "until ls -l /proc/$(systemctl show -P MainPID stranger)/fd 2>/dev/null | grep kvm-vm; do sleep 0.1; done"
-    play = update_while(controller, host, BETWEEN % f"systemd-run --unit stranger {STRANGER} && timeout 60 sh -c '{wait}'")
-    alive = host.ssh("systemctl is-active stranger").stdout.strip()
-    host.ssh("systemctl stop stranger")
-    assert "stranger" in play.output and alive == "active", play.output
-    undone(host, play, EVERYBODY, since)
-    assert boot_of(host) == before
-
-
-def test_a_qemu_that_is_restarted_before_its_save_undoes_the_update(controller: Controller, host: Host) -> None:
-    """Its unit starts it again at once: what runs then is not what the held memory belongs to."""
-    since, before = time.monotonic(), boot_of(host)
-    dropin = "/run/systemd/system/web.service.d/restart.conf"
-    host.ssh(f"mkdir -p $(dirname {dropin}); printf '[Service]\\nRestart=always\\nRestartSec=0\\n' > {dropin}; systemctl daemon-reload")
-    try:
-        play = update_while(controller, host, "os.kill(web, signal.SIGKILL)\n")
-    finally:
-        host.ssh(f"rm {dropin}; systemctl daemon-reload")
-    assert f"guest {WEB.name}" in play.output
-    undone(host, play, DOMAINS, since)
-    assert boot_of(host) == before
-    wait_alive(host, WEB)
-    assert len(host.verdict(WEB.port, since).boot_ids) == 2  # its own crash, not ours
 
 
 def test_a_domain_that_is_a_number_moves_with_its_neighbours_after_a_live_snapshot(controller: Controller, host: Host) -> None:

@@ -20,8 +20,9 @@ from .. import limits
 from ..errors import LabError
 from ..run import say, tail
 from ..watch.heartbeat import Tick, Verdict, read_ticks, verdict
+from . import overlay
 from .disk import replace_file
-from .machine import HEARTBEATS, MEMORY_MIB, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
+from .machine import CARD, HEARTBEATS, MEMORY_MIB, SEGMENT_IN, SEGMENT_OUT, Machine, segment_mac
 from .process import Record, read_record
 
 PROGRESS_EVERY_S = 10.0
@@ -41,6 +42,8 @@ LLDP=no
 ConfigureWithoutCarrier=yes
 KeepConfiguration=static
 """
+# The disk of a host: a copy of an image, or what differs from a prepared disk.
+COPY, OVERLAY = "disk.raw", "disk.qcow2"
 NOISE = "TCG doesn't support requested feature"
 
 
@@ -99,19 +102,23 @@ class Host:
     @property
     def has_disk(self) -> bool:
         """Whether it has a disk from an earlier start."""
-        return (self.folder / "disk.raw").exists()
+        return any((self.folder / name).exists() for name in (COPY, OVERLAY))
 
-    def start(self, kind: str, emulator: tuple[str, ...], image: Path, memory_mib: int = MEMORY_MIB) -> None:
-        """Start it from its own disk. If it has none, copy the image first."""
+    def start(self, kind: str, emulator: tuple[str, ...], image: Path, memory_mib: int = MEMORY_MIB, prepared: Path | None = None) -> None:
+        """Start it from its own disk. If it has none, copy the image first. prepared: a host's disk to start from instead of the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        made_from = str(image)
+        made_from = str(prepared or image)
         if self.has_disk:
             kind, made_from = self.kind or kind, self.image or made_from
         else:
             self._clear()
-            self._make_disk(image)
+            if prepared:
+                overlay.make(self.folder / OVERLAY, prepared)
+            else:
+                self._make_disk(image)
         others = {host.port for host in neighbours(self.folder)}
-        machine = Machine(emulator, "disk.raw", ssh_port=free_port(others), number=self.number, memory_mib=memory_mib)
+        disk, disk_format = (OVERLAY, "qcow2") if (self.folder / OVERLAY).exists() else (COPY, "raw")
+        machine = Machine(emulator, disk, ssh_port=free_port(others), number=self.number, memory_mib=memory_mib, disk_format=disk_format)
         content = {"name": self.name, "kind": kind, "image": made_from, "command": machine.command(), **asdict(machine)}
         (self.folder / "machine.json").write_text(json.dumps(content, indent=1) + "\n")
         self._spawn()
@@ -132,7 +139,7 @@ class Host:
                 raise LabError(f"{self.name}: process {record.pid} does not end after SIGKILL; see /proc/{record.pid}/status")
         if forget:
             sockets = (*(f"{name}.sock" for name in ("qmp", *HEARTBEATS)), SEGMENT_IN, SEGMENT_OUT)
-            for name in ("disk.raw", "machine.json", "supervisor.json", *sockets):
+            for name in (COPY, OVERLAY, "machine.json", "supervisor.json", *sockets):
                 (self.folder / name).unlink(missing_ok=True)
 
     def ssh_command(self, *words: str) -> list[str]:
@@ -177,6 +184,12 @@ class Host:
         record.send(signal.SIGUSR1)
         return self.wait_ssh(limit_s, not_boot_id=before)
 
+    def cut_power(self) -> None:
+        """Cut the power, whether the host answers or not, and boot again. Does not wait."""
+        record = self.record
+        if record is None or not record.send(signal.SIGUSR1):
+            raise LabError(f"{self.name}: cannot cut the power, it does not run")
+
     def freeze(self) -> None:
         """Stop its processor. The host does not answer, but loses nothing."""
         self._tell_emulator("stop")
@@ -185,15 +198,19 @@ class Host:
         """Let its processor run again."""
         self._tell_emulator("cont")
 
-    def _tell_emulator(self, command: str) -> None:
+    def plug(self, connected: bool) -> None:
+        """Pull out the cable of the card that SSH uses, or put it in again."""
+        self._tell_emulator("set_link", name=CARD, up=connected)
+
+    def _tell_emulator(self, command: str, **arguments: object) -> None:
         """Run one QMP command on the emulator's monitor."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
             monitor.settimeout(limits.HOST_ENDS)
             monitor.connect(os.path.relpath(self.folder / "qmp.sock"))  # a socket path is limited to 108 bytes
             stream = monitor.makefile("rw", encoding="utf-8")
             stream.readline()  # the greeting
-            for name in ("qmp_capabilities", command):
-                stream.write(json.dumps({"execute": name}) + "\n")
+            for name, given in (("qmp_capabilities", {}), (command, arguments)):
+                stream.write(json.dumps({"execute": name, "arguments": given}) + "\n")
                 stream.flush()
                 while "return" not in (answer := json.loads(stream.readline())):
                     if "error" in answer:
@@ -237,7 +254,7 @@ class Host:
         replace_file(partial, "/etc/hostname", self.name + "\n")
         replace_file(partial, "/etc/systemd/network/05-segment.network", SEGMENT_CARD.format(mac=segment_mac(self.number)))
         replace_file(partial, "/etc/systemd/network/05-bridge.network", SEGMENT_BRIDGE.format(address=self.address))
-        partial.rename(self.folder / "disk.raw")
+        partial.rename(self.folder / COPY)
 
     def _spawn(self) -> None:
         """Start the supervisor in its own session and wait until it has written its record."""

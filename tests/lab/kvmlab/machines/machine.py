@@ -21,6 +21,8 @@ CONSOLES = ("hvc0", "hvc1", "hvc2", "hvc3", "hvc4")
 # The host's devices for heartbeats. Guest 1 uses the first.
 HEARTBEATS = (*SERIAL_PORTS, *CONSOLES)
 
+# The network card that SSH uses.
+CARD = "net"
 # The segment, the network between the hosts. Frames are datagrams from QEMU to its supervisor, and from there to the other QEMUs.
 SEGMENT_IN = "segment-in.sock"
 SEGMENT_OUT = "segment-out.sock"
@@ -38,13 +40,14 @@ class Machine:
     kernel: str | None = None
     kernel_options: str = ""
     initrd: str | None = None
+    disk_format: str = "raw"
 
     def command(self) -> list[str]:
         """The emulator's command line."""
         words = [*self.emulator, "-nodefaults", "-no-user-config", "-display", "none"]
         words += ["-machine", "q35", "-accel", ACCELERATOR, "-cpu", PROCESSOR]
         words += ["-smp", str(PROCESSORS), "-m", str(self.memory_mib)]
-        words += ["-drive", f"if=none,id=disk,file={self.disk},format=raw,discard=unmap"]
+        words += ["-drive", f"if=none,id=disk,file={self.disk},format={self.disk_format},discard=unmap"]
         words += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
         words += ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]
         words += ["-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console"]
@@ -56,8 +59,8 @@ class Machine:
         for name in CONSOLES:
             words += ["-chardev", f"socket,id={name},path={name}.sock,server=on,wait=off", "-device", f"virtconsole,chardev={name}"]
         if self.ssh_port is not None:
-            words += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.ssh_port}-10.0.2.15:22"]
-            words += ["-device", "virtio-net-pci,netdev=net,romfile="]
+            words += ["-netdev", f"user,id={CARD},hostfwd=tcp:127.0.0.1:{self.ssh_port}-10.0.2.15:22"]
+            words += ["-device", f"virtio-net-pci,netdev={CARD},romfile="]
         if self.number is not None:
             words += ["-netdev", f"dgram,id=segment,local.type=unix,local.path={SEGMENT_IN},remote.type=unix,remote.path={SEGMENT_OUT}"]
             words += ["-device", f"virtio-net-pci,netdev=segment,mac={segment_mac(self.number)},romfile="]

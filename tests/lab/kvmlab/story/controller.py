@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ HERE = Path(__file__).parents[2]
 
 # PR_SET_CHILD_SUBREAPER: what its children leave behind becomes its own.
 _KEEPER = "import ctypes, subprocess, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); sys.exit(subprocess.call(sys.argv[1:]))"
+_POLL_S = 0.2
 _RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=\d+.*)$", re.MULTILINE)
 
 
@@ -94,10 +96,13 @@ class Run:
     """A playbook that runs in the background, with all processes that it has started.
 
     Among them are masters of SSH connections, which ssh puts into the background: a process that starts ansible-playbook gets them.
+    page: where it writes its report.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], page: Path) -> None:
-        self._page, self._output = page, page.with_name(f"{page.name}.output")
+    def __init__(self, command: list[str], environment: Mapping[str, str], page: Path) -> None:
+        self._page, self._before = page, resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name) / "output"
         with self._output.open("wb") as output:
             self._keeper = subprocess.Popen(
                 [sys.executable, "-c", _KEEPER, *command],
@@ -130,11 +135,31 @@ class Run:
         """Whether it has ended."""
         return self._keeper.poll() is not None
 
-    def end(self) -> Play:
-        """Wait for its end."""
-        code = self._keeper.wait(limits.PLAYBOOK)
-        output = self._output.read_text(encoding="utf-8")
-        return Play(code, output, read_recap(output), read_report(Path(f"{self._page}.json")))
+    def output(self) -> str:
+        """What it has written until now."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    def end(self, show: bool = False) -> Play:
+        """Wait for its end. show: print what it writes. It is killed if the wait is interrupted."""
+        until = time.monotonic() + limits.PLAYBOOK
+        try:
+            with self._output.open(encoding="utf-8", errors="replace") as said:
+                ended = False
+                while not ended:
+                    ended = self.ended()
+                    if show:
+                        sys.stdout.write(said.read())
+                        sys.stdout.flush()
+                    if not ended and time.monotonic() > until:
+                        raise LabError(f"a playbook runs for more than {limits.PLAYBOOK} s:\n{self.output()[-2000:]}")
+                    time.sleep(0 if ended else _POLL_S)
+        except BaseException:
+            self.kill()
+            raise
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = after.ru_utime - self._before.ru_utime + after.ru_stime - self._before.ru_stime
+        output = self.output()
+        return Play(self._keeper.wait(), output, read_recap(output), read_report(Path(f"{self._page}.json")), cpu_s)
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to each process, also to those that a process started before it got its own."""
@@ -160,52 +185,25 @@ class Run:
 class Controller:
     """Runs Ansible. Finds the commands in PATH and the collection in ANSIBLE_COLLECTIONS_PATH. tests/setup.sh sets both."""
 
-    def __init__(self, lab: Lab, show: bool = False) -> None:
+    def __init__(self, lab: Lab, show: bool = False, environment: Mapping[str, str] | None = None) -> None:
         self._lab = lab
         self._show = show
+        self._more = environment or {}
         if "ANSIBLE_COLLECTIONS_PATH" not in os.environ:
             raise LabError("ANSIBLE_COLLECTIONS_PATH is not set; use tests/lab/demo or tests/run, which set it")
 
     def play(self, playbook: str, *options: str, **extra: Any) -> Play:
         """Run a playbook: one of the collection by its full name, one of the lab by its path."""
-        given = {**variables(), **extra}
         with tempfile.TemporaryDirectory() as folder:
-            page = given.get("hypervisor_update_report") or f"{folder}/report.html"
-            Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
-            return self._run(playbook, options, {**given, "hypervisor_update_report": page})
+            page = extra.get("hypervisor_update_report") or f"{folder}/report.html"
+            return self.start(playbook, Path(page), *options, **extra).end(self._show)
 
     def start(self, playbook: str, page: Path, *options: str, **extra: Any) -> Run:
         """Start a playbook in the background. It writes its report to page."""
+        Path(f"{page}.json").unlink(missing_ok=True)  # of an earlier run
         given = {**variables(), **extra, "hypervisor_update_report": str(page)}
-        return Run(self._command(playbook, options, given), self._environment(), page)
-
-    def _command(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> list[str]:
-        return ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
-
-    def _run(self, playbook: str, options: tuple[str, ...], given: dict[str, Any]) -> Play:
-        command = self._command(playbook, options, given)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process = subprocess.Popen(
-            command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        lines = []
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                lines.append(line)
-                if self._show:
-                    sys.stdout.write(line)
-                    sys.stdout.flush()
-            code = process.wait(limits.PLAYBOOK)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        output = "".join(lines)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        report = read_report(Path(f"{given['hypervisor_update_report']}.json"))
-        return Play(code, output, read_recap(output), report, cpu_s)
+        command = ["ansible-playbook", "-i", str(self._lab.inventory), "-e", json.dumps(given), *options, playbook]
+        return Run(command, self._environment(), page)
 
     def ask(self, host: str, module: str, *options: str, **arguments: Any) -> dict[str, Any]:
         """Run a module of the collection on one host and return its result."""
@@ -222,7 +220,7 @@ class Controller:
         return {**result, "failed": "| FAILED!" in headline or "| UNREACHABLE!" in headline}
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+        return {**os.environ, "ANSIBLE_CONFIG": str(HERE / "ansible.cfg"), "LC_ALL": "C.UTF-8", **self._more}
 
 
 def read_recap(output: str) -> dict[str, dict[str, int]]:

@@ -1,7 +1,7 @@
 # Copyright: kvm.liveupdate contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is read from the output of a playbook."""
+"""A playbook that runs in the background, and what is read from its output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+from kvmlab import limits
+from kvmlab.errors import LabError
 from kvmlab.story.controller import Run, read_recap, read_report, state_of
 
 OUTPUT = """
@@ -54,3 +57,18 @@ def test_the_end_of_a_run_is_read(tmp_path: Path):
     (tmp_path / "page.html.json").write_text('{"hv1": {"outcome": "updated"}}')
     play = Run(["sh", "-c", "echo 'hv1 : ok=10 changed=3'; exit 2"], dict(os.environ), tmp_path / "page.html").end()
     assert (play.code, play.recap, play.report) == (2, {"hv1": {"ok": 10, "changed": 3}}, {"hv1": {"outcome": "updated"}})
+
+
+def test_what_a_run_writes_is_shown_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    play = Run(["sh", "-c", "echo first; sleep 1; echo 'lást' >&2"], os.environ, tmp_path / "page.html").end(show=True)
+    assert capsys.readouterr().out == play.output == "first\nlást\n"
+
+
+def test_a_run_is_killed_if_the_wait_for_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pid = tmp_path / "pid"
+    run = Run(["sh", "-c", f"echo $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 300"], os.environ, tmp_path / "page.html")
+    wait_for(pid.exists)
+    monkeypatch.setattr(limits, "PLAYBOOK", 0)
+    with pytest.raises(LabError, match="runs for more than 0 s"):
+        run.end()
+    wait_for(lambda: state_of(int(pid.read_text())) in ("", "Z"))
