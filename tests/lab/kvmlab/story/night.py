@@ -45,7 +45,9 @@ def wait_until(what: str, look: Callable[[], tuple[bool, str]], limit_s: float =
         time.sleep(0.5)
 
 
-def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS) -> None:
+def start_guests(
+    controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS, limit_s: float = limits.HAPPENS
+) -> None:
     """Start the lab's guests and wait until each has read all its memory once."""
     guests = tuple(guests)
     names = ",".join(host.name for host in hosts)
@@ -54,7 +56,7 @@ def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Gue
         raise LabError(f"the lab's guests did not start:\n{play.output}")
     for host in hosts:
         for guest in guests:
-            wait_alive(host, guest)
+            wait_alive(host, guest, limit_s)
 
 
 def wait_alive(host: Host, guest: Guest, limit_s: float = limits.HAPPENS) -> None:
