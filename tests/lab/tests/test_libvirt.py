@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from kvmlab.lab import Lab
@@ -213,7 +214,7 @@ def test_saved_domains_come_back_when_the_update_is_undone(controller: Controlle
     assert not leaves_out_ram(host)
 
 
-def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **options: object) -> None:
+def moves_under_its_domains(controller: Controller, host: Host, beside: Host, **options: Any) -> None:
     """A machine beside it talks to one of them all the time."""
     before = managed(host)
     connection = Connection(beside, host, DISK)
