@@ -55,8 +55,8 @@ def a_drained_host(request: pytest.FixtureRequest, controller: Controller) -> It
     host.ssh(drain)
 
 
-def run(controller: Controller, host: Host, folder: Path, *options: str) -> tuple[Play, dict[str, Any]]:
-    """One trial, to the kernel that the host does not run, and its report. An emulated host is slow."""
+def run(controller: Controller, host: Host, folder: Path, *options: str, within: int = 600) -> tuple[Play, dict[str, Any]]:
+    """One trial, to the kernel that the host does not run, and its report. An emulated host is slow. The trial waits for what is missing."""
     report = folder / "trial.json"
     report.unlink(missing_ok=True)
     play = controller.play(
@@ -67,7 +67,7 @@ def run(controller: Controller, host: Host, folder: Path, *options: str) -> tupl
         hypervisor_update_kernel=f"/boot/vmlinuz-{other_kernel(host)}",
         hypervisor_trial_report=str(report),
         hypervisor_trial_slow=3600,
-        hypervisor_trial_within=600,
+        hypervisor_trial_within=within,
     )
     found: dict[str, Any] = json.loads(report.read_text()).get(host.name, {})
     return play, found
@@ -126,7 +126,7 @@ def test_a_network_card_that_does_not_come_back_is_the_only_finding(controller: 
     (name,) = host.ssh(f"cd /sys/class/net; for card in *; do [ -e $card/device ] && grep -lx {mac} $card/address; done").stdout.split()
     name = name.partition("/")[0]
     try:
-        play, report = run(controller, host, tmp_path)
+        play, report = run(controller, host, tmp_path, within=240)  # until then it waits for the card
     finally:
         host.ssh("systemctl disable lose-card.service; rm /etc/systemd/system/lose-card.service; systemctl daemon-reload")
         host.ssh("cat /root/lost-card >/sys/bus/virtio/drivers/virtio_net/bind; rm /root/lost-card /root/lose-card")
