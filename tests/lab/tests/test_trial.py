@@ -56,7 +56,7 @@ def a_drained_host(request: pytest.FixtureRequest, controller: Controller) -> It
 
 
 def run(controller: Controller, host: Host, folder: Path, *options: str, within: int = 600) -> tuple[Play, dict[str, Any]]:
-    """One trial, to the kernel that the host does not run, and its report. An emulated host is slow. The trial waits for what is missing."""
+    """One trial, to the kernel that the host does not run, and its report. It waits so long for what is missing."""
     report = folder / "trial.json"
     report.unlink(missing_ok=True)
     play = controller.play(

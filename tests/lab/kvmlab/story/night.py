@@ -45,9 +45,7 @@ def wait_until(what: str, look: Callable[[], tuple[bool, str]], limit_s: float =
         time.sleep(0.5)
 
 
-def start_guests(
-    controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS, limit_s: float = limits.HAPPENS
-) -> None:
+def start_guests(controller: Controller, hosts: list[Host], guests: Iterable[Guest] = GUESTS, limit_s: float = limits.HAPPENS) -> None:
     """Start the lab's guests and wait until each has read all its memory once."""
     guests = tuple(guests)
     names = ",".join(host.name for host in hosts)
