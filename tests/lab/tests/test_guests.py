@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from kvmlab import cache
@@ -37,7 +38,7 @@ MANY = tuple(Guest(f"small{number}", number, 64) for number in range(FIRST, FIRS
 # gets each page of a large guest by an exit of its own.
 ALIVE_S = 3600
 # The same holds for an update and for the restores after it: what is tested is not how fast they are.
-PATIENT = {"hypervisor_update_timeout": 7200, "hypervisor_update_restore_timeout": 1800}
+PATIENT: dict[str, Any] = {"hypervisor_update_timeout": 7200, "hypervisor_update_restore_timeout": 1800}
 
 UNIT = """[Unit]
 Description=Small guest {name}

@@ -316,7 +316,7 @@ def test_a_domain_with_a_bit_that_changed_on_the_way_is_started_by_nobody(contro
     asked = {
         "hypervisor_update_kernel": f"/boot/vmlinuz-{other_kernel(host)}",
         "hypervisor_update_verify_memory": "full",
-        "hypervisor_update_restore_timeout": 120,
+        "hypervisor_update_restore_timeout": 240,  # the other domain must be back by then
     }
     play = controller.play("kvm.liveupdate.update", "--limit", host.name, **asked)
     assert play.code != 0 and f"guest {PLAIN.name}: not restored within" in play.output
