@@ -50,7 +50,8 @@ def test_12_device_busy(begin: Callable[..., Story], variant: str) -> None:
     story = begin("trixie")
     seconds = "20" if variant == "boot-briefly" else "infinity"
     story.inject_boot(f"exec 9<>/dev/liveupdate; systemd-notify --ready; sleep {seconds}", map(unit_of, NAMES))
-    story.update(hypervisor_update_restore_timeout=900 if variant == "boot-briefly" else 60)
+    play = story.update(hypervisor_update_restore_timeout=900 if variant == "boot-briefly" else 60)
+    assert story.began_at_boot(), play.output
     if variant == "boot-briefly":
         story.must_hold(outcomes={"updated"})
     else:

@@ -136,7 +136,11 @@ class Story:
         return mark
 
     def inject_boot(self, command: str, before: Iterable[str]) -> None:
-        """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start."""
+        """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start.
+
+        The isolation before the jump starts what sysinit.target wants and does not run, so the unit looks whether the host has booted since.
+        This reloads no units: with a unit of this boot before them, the update would not start the guests before the rest of the boot.
+        """
         unit = f"""[Unit]
 DefaultDependencies=no
 ConditionPathExists=/root/lab-fault-boot
@@ -147,6 +151,7 @@ Before={" ".join(before)}
 Type=notify
 NotifyAccess=all
 TimeoutStartSec=900
+ExecCondition=/bin/sh -c "! grep -qxFf /root/lab-fault-boot /proc/sys/kernel/random/boot_id"
 ExecStartPre=/bin/rm /root/lab-fault-boot
 ExecStart=/bin/sh /root/lab-fault-boot.sh
 """
@@ -154,7 +159,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self.there("cat > /etc/systemd/system/lab-fault-boot.service", unit)
         self.there("cat > /root/lab-fault-boot.sh", command)
         self.there(f"for wants in {wants}; do mkdir -p $wants; ln -sf ../lab-fault-boot.service $wants/; done")
-        self.there("systemctl daemon-reload; touch /root/lab-fault-boot; sync")
+        self.there("cat /proc/sys/kernel/random/boot_id > /root/lab-fault-boot; sync")
+
+    def began_at_boot(self) -> bool:
+        """Whether this boot has run the command of :meth:`inject_boot`."""
+        return self.there("systemctl show -P ExecMainStartTimestampMonotonic lab-fault-boot.service").strip() not in ("", "0")
 
     def acts(self, mark: str, limit_s: float = limits.HAPPENS) -> bool:
         """Wait until an injection acts. False if the update or its run has ended, so that it does not act any more."""
