@@ -80,11 +80,12 @@ until grep -qs '^qemu' $(sed 's|.*|/proc/&/comm|' $group 2>/dev/null) /dev/null;
 KILL_LOADER = f"""{LOADING}
 for pid in $(cat $group); do grep -q '^qemu' /proc/$pid/comm || kill -KILL $pid; done
 """
-KILL_UNIT = f"{LOADING}\n{injections.kill_unit('web.service')}\n"
+# Not with systemctl: until it has started, the guest may run.
+KILL_UNIT = f"{LOADING}\necho 1 > {CGROUPS}/web.service/cgroup.kill\n"
 KILL_HOLDER = f"""
 systemd-notify --ready
 until test -e {RUN}/disk.offer; do sleep 0.05; done
-{injections.kill_unit(unit_of("disk"))}
+echo 1 > {CGROUPS}/{unit_of("disk")}/cgroup.kill
 """
 
 

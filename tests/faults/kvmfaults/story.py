@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -178,6 +179,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
             time.sleep(0.2)
         return True
 
+    def failed_injections(self) -> list[str]:
+        """What an injection said of a command that failed. Then what the case is about may not have happened."""
+        found = re.findall(rf"lab-fault ({re.escape(self.fault)}\.\d+ failed: [^\r\n]*)", self._said())
+        return [f"the injection {text}" for text in dict.fromkeys(found)]
+
     def console(self, text: str) -> None:
         """Wait until the console has shown a text since the story began."""
 
@@ -277,17 +283,20 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         outcomes: Iterable[str] = (),
         mend: Callable[[], object] | None = None,
         action: Callable[[], object] | None = None,
+        surely: bool = True,
     ) -> Facts:
         """All that must hold after a fault, and after the one documented action.
 
         ended: guests whose memory the fault itself destroys. held: guests that may stay off until the action. outcomes: how the run may
-        report the host. mend removes the cause of the fault, action is the documented one.
+        report the host. mend removes the cause of the fault, action is the documented one. surely: the commands of the injections must have
+        succeeded.
         """
         self.settle()
         facts = self.facts()
         self._record(facts)
         self.seen = judge.told(facts)
-        self._fail_on(judge.judge(facts, Allowed(frozenset(ended), frozenset(held), frozenset(outcomes))), facts)
+        problems = judge.judge(facts, Allowed(frozenset(ended), frozenset(held), frozenset(outcomes)))
+        self._fail_on([*problems, *(self.failed_injections() if surely else ())], facts)
         self._disarm()
         if mend:
             mend()
