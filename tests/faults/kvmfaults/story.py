@@ -346,11 +346,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self.host.wait_ssh()
         until, still = time.monotonic() + limits.SETTLES, None
         while time.monotonic() < until:
-            alive = [self._is_alive(guest) for guest in self._guests({})]
+            unproven = [guest for guest in self._guests({}) if not self._is_alive(guest)]
             busy = self._is_busy()
-            if all(alive) and not busy:
+            if not unproven and not busy:
                 return
-            ticking = [guest for guest in self._guests({}) if judge.fate(guest) in (KEPT, RESTARTED) and not self._is_alive(guest)]
+            ticking = [guest for guest in unproven if judge.fate(guest) in (KEPT, RESTARTED)]
             still = None if busy or ticking else still or time.monotonic()
             if still and time.monotonic() - still > limits.STANDS_STILL:
                 return
