@@ -260,16 +260,18 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
 
         wait_until(f"task {name!r}", look)
 
-    def kill_controller(self) -> None:
-        """Kill the run, as a crash of the controller does."""
+    def kill_controller(self) -> bool:
+        """Kill the run, as a crash of the controller does. False if it had ended before."""
         assert self._running
         self._running.kill()
-        self.end()
+        return self.end().code < 0
 
-    def close(self) -> None:
-        """End what still runs of the story."""
+    def close(self, interrupted: bool = False) -> None:
+        """End what still runs of the story. interrupted: so the end of its update says nothing."""
         if self._running and self._end and not self._end.done():
             self._running.kill()
+        if interrupted and self._begun:
+            ledger.end(ledger.path(), self._begun, ledger.INTERRUPTED)
         self._pool.shutdown()
         self._pages.cleanup()
 
