@@ -11,13 +11,13 @@ ended, and SECONDS more. It acts once, even if an undo starts its unit again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 STATE, RUN = "/var/lib/kvm-liveupdate", "/run/kvm-liveupdate"
 DOMAINS = "/run/libvirt/qemu"  # libvirt's record of each domain that runs
@@ -147,7 +147,7 @@ def say(text: str) -> None:
     Twice: the kernel may write one of its own lines into it, and the end of a login there makes a write fail.
     """
     for _time in range(2):
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             handle = os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY)
             try:
                 os.write(handle, f"\r\nlab-fault {text}\r\n".encode())
