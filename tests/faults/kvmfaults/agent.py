@@ -168,7 +168,7 @@ def act(mark: str, command: str, freeze: float | None) -> None:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
         print(command, done, flush=True)
         if done.returncode > 0:  # a signal is the end of the unit or of the host
-            say(f"{mark} failed: exit code {done.returncode}: {' / '.join(done.stderr.split(chr(10))[-3:])[:200]}")
+            say(f"{mark} failed: exit code {done.returncode}: {' / '.join(done.stderr.split(chr(10))[-3:]).strip(' /')[:200]}")
         time.sleep(freeze or 0.0)
     finally:
         for pid in stopped:
