@@ -139,8 +139,8 @@ class Story:
     def inject_boot(self, command: str, before: Iterable[str]) -> None:
         """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start.
 
-        The isolation before the jump starts what sysinit.target wants and does not run, so the unit looks whether the host has booted since.
-        This reloads no units: with a unit of this boot before them, the update would not start the guests before the rest of the boot.
+        The isolation before the jump starts what sysinit.target wants and does not run. So the unit looks whether the host has booted since.
+        This reloads no units: with a unit of this boot before them, the guests would not be restored before the rest of the boot.
         """
         unit = f"""[Unit]
 DefaultDependencies=no
