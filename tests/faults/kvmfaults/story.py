@@ -139,7 +139,7 @@ class Story:
     def inject_boot(self, command: str, before: Iterable[str]) -> None:
         """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start.
 
-        The isolation before the jump starts what sysinit.target wants and does not run. So the unit looks whether the host has booted since.
+        The isolation before the jump starts what sysinit.target wants and does not run. So the unit checks that the host has booted since.
         This reloads no units: with a unit of this boot before them, the guests would not be restored before the rest of the boot.
         """
         unit = f"""[Unit]
