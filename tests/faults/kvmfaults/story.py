@@ -65,17 +65,27 @@ for name, unit in (word.split("=", 1) for word in sys.argv[1:]):
 sessions = set()
 for link in glob.glob("/proc/[0-9]*/fd/*"):
     try:
-        found = re.search(r"luo_session\\]? ?(kvm-[0-9a-f]{32})", os.readlink(link))
+        session = re.search(r"luo_session\\]? ?(kvm-[0-9a-f]{32})", os.readlink(link))
     except OSError:
         continue
-    sessions |= {found[1]} if found else set()
+    sessions |= {session[1]} if session else set()
 status = subprocess.run(["kvm-liveupdate", "status"], capture_output=True, text=True, timeout=600)
 if status.returncode:
     sys.exit(f"kvm-liveupdate status: {status.stderr}")
-state = "/var/lib/kvm-liveupdate/guests"
-left = [name for name in (os.listdir(state) if os.path.isdir(state) else []) if name.endswith((".state", ".hold", ".image", ".part"))]
+found = json.loads(status.stdout)
+state, boot = "/var/lib/kvm-liveupdate/guests", open("/proc/sys/kernel/random/boot_id").read().strip()
+
+def is_left(file):
+    guest, _dot, kind = file.rpartition(".")
+    if kind != "hold":
+        return kind in ("state", "image", "part")
+    # The start of a guest that an update saved releases what was preserved for it. The next boot removes the record.
+    lost = found["guests"].get(guest, {}).get("journal", {}).get("state") == "lost"
+    return not lost or json.load(open(f"{state}/{file}"))["boot_id"] == boot
+
+left = [file for file in (os.listdir(state) if os.path.isdir(state) else []) if is_left(file)]
 print(json.dumps({
-    "status": json.loads(status.stdout),
+    "status": found,
     "qemus": qemus,
     "told": told,
     "loaded": open("/sys/kernel/kexec_loaded").read().strip() == "1",
