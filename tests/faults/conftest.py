@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -45,6 +46,12 @@ def test_of(item: pytest.Item) -> str:
     return f"{found['number']}-{found['variant']}"
 
 
+@functools.cache
+def runtime() -> str:
+    """The digest of the code on hosts when this run began. It takes more than a second, and most of the tests may only be skipped."""
+    return ledger.runtime()
+
+
 def turn_of(config: pytest.Config) -> int:
     """The pass."""
     return int(config.getoption("turn"))
@@ -56,7 +63,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     latest = os.environ.get("KVM_LIVEUPDATE_NO_TEST_AFTER")
     if latest and time.time() > float(latest):
         pytest.skip("the time that KVM_LIVEUPDATE_NO_TEST_AFTER gives is over")
-    known = results.latest(results.read(results.path()), ledger.runtime(), turn_of(item.config)).get(test_of(item))
+    known = results.latest(results.read(results.path()), runtime(), turn_of(item.config)).get(test_of(item))
     if known and known.end == HELD and not item.config.getoption("again"):
         pytest.skip(f"held on {time.strftime('%Y-%m-%d', time.gmtime(known.at))} in this pass with this runtime; --again repeats it")
 
@@ -86,11 +93,11 @@ def replayed(config: pytest.Config) -> bool:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What is left to do in this pass."""
-    known, runtime, turn = results.read(results.path()), ledger.runtime(), turn_of(config)
+    known, digest, turn = results.read(results.path()), ledger.runtime(), turn_of(config)
     every = [name for case in cases.CASES for name in cases.tests(case)]
-    left = results.left(every, known, runtime, turn)
-    now = results.latest(known, runtime, turn)
-    terminalreporter.section(f"fault suite, runtime {runtime}, pass {turn}; tests/run --faults runs all of it")
+    left = results.left(every, known, digest, turn)
+    now = results.latest(known, digest, turn)
+    terminalreporter.section(f"fault suite, runtime {digest}, pass {turn}; tests/run --faults runs all of it")
     terminalreporter.write_line(f"{len(every) - len(left)} of {len(every)} tests held ({results.path()})")
     waiting = [name for name in left if name not in now]
     for name in (name for name in left if name in now):

@@ -41,7 +41,7 @@ def test_01_controller_dies(story: Story, variant: str) -> None:
         assert story.acts(mark)
     else:
         story.boots()
-    story.kill_controller()
+    assert story.kill_controller(), story.play
     if variant == "commit":
         story.acts(mark, COMMIT_S)
     story.must_hold(action=story.rerun)

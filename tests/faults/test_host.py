@@ -50,7 +50,8 @@ def test_12_device_busy(begin: Callable[..., Story], variant: str) -> None:
     story = begin("trixie")
     seconds = "20" if variant == "boot-briefly" else "infinity"
     story.inject_boot(f"exec 9<>/dev/liveupdate; systemd-notify --ready; sleep {seconds}", map(unit_of, NAMES))
-    story.update(hypervisor_update_restore_timeout=900 if variant == "boot-briefly" else 60)
+    play = story.update(hypervisor_update_restore_timeout=900 if variant == "boot-briefly" else 60)
+    assert story.began_at_boot(), play.output
     if variant == "boot-briefly":
         story.must_hold(outcomes={"updated"})
     else:
@@ -66,7 +67,11 @@ def test_13_kexec_delayed(story: Story, variant: str) -> None:
     story.begin()
     assert story.acts(mark)
     story.end()
-    story.must_hold(outcomes={"undone"} if variant == "frozen" else {"updated"})
+    if variant == "frozen":
+        # Nobody can take the request back. When PID 1 runs again, it reboots the host, and the update has unloaded the kernel by then.
+        story.must_hold(ended=ALL, outcomes={"undone", "failed"})
+    else:
+        story.must_hold(outcomes={"updated"})
 
 
 @each(14)
@@ -87,6 +92,8 @@ def test_14_clock_jumps(story: Story, variant: str) -> None:
 def test_17_process_ignores_signals(story: Story, variant: str) -> None:
     story.there("systemctl start user@0.service")
     story.there(injections.IGNORE)
+    look = "systemctl is-active lab-stubborn.service lab-stubborn-scope.scope"
+    wait_until("the processes that ignore signals", lambda: ((done := story.host.ssh(look)).returncode == 0, done.stdout))
     story.host.ssh("setsid sh /root/stubborn.sh </dev/null >/dev/null 2>&1 &")
     story.there("XDG_RUNTIME_DIR=/run/user/0 systemd-run --user --quiet --unit lab-stubborn sh /root/stubborn.sh")
     story.update()

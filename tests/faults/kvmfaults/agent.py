@@ -11,6 +11,7 @@ ended, and SECONDS more. It acts once, even if an undo starts its unit again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -141,12 +142,17 @@ def jumpers() -> list[int]:
 
 
 def say(text: str) -> None:
-    """Write a line to the console, where the lab sees it without a connection."""
-    handle = os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY)
-    try:
-        os.write(handle, f"\r\nlab-fault {text}\r\n".encode())
-    finally:
-        os.close(handle)
+    """Write a line to the console, where the lab sees it without a connection.
+
+    Twice: the kernel may write one of its own lines into it, and the end of a login there makes a write fail.
+    """
+    for _time in range(2):
+        with contextlib.suppress(OSError):
+            handle = os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY)
+            try:
+                os.write(handle, f"\r\nlab-fault {text}\r\n".encode())
+            finally:
+                os.close(handle)
 
 
 def act(mark: str, command: str, freeze: float | None) -> None:
@@ -161,6 +167,8 @@ def act(mark: str, command: str, freeze: float | None) -> None:
         say(f"{mark} acts")
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
         print(command, done, flush=True)
+        if done.returncode > 0:  # a signal is the end of the unit or of the host
+            say(f"{mark} failed: exit code {done.returncode}: {' / '.join(done.stderr.split(chr(10))[-3:]).strip(' /')[:200]}")
         time.sleep(freeze or 0.0)
     finally:
         for pid in stopped:

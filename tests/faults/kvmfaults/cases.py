@@ -149,7 +149,8 @@ CASES = (
         13,
         "The kexec is delayed",
         "A program blocks shutdowns (systemd-inhibit); PID 1 does not run for some seconds, or for longer than the limit.",
-        "An update that is undone because of a silent PID 1 says so.",
+        "Only a PID 1 that is silent for longer than the limit ends the update. It reboots the host later, and the guests start from their"
+        " disks.",
         NOTHING,
         ("inhibitor", "frozen-briefly", "frozen"),
     ),

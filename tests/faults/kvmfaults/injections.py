@@ -67,23 +67,31 @@ def swap_mended(kernel: str) -> str:
     return f"test ! -e /root/lab-kernel || mv /root/lab-kernel {kernel}"
 
 
-# Another network back-end of QEMU, over the monitor that the wrapper gave it.
+# Commands for a guest's QEMU, over the monitor that the wrapper gave it. An error ends them.
 _MONITOR = """
 python3 - <<'END'
-import json, socket
+import json, socket, sys
 with socket.socket(socket.AF_UNIX) as monitor:
     monitor.settimeout(60)
     monitor.connect("/run/kvm-liveupdate/guests/web.qmp")
     stream = monitor.makefile("rw")
     stream.readline()
-    for command in ({"execute": "qmp_capabilities"}, %s):
-        stream.write(json.dumps(command) + "\\n")
+    for name, arguments in (("qmp_capabilities", {}), %s):
+        stream.write(json.dumps({"execute": name, "arguments": arguments}) + "\\n")
         stream.flush()
-        print(stream.readline())
+        answer = {}
+        while "return" not in answer:
+            answer = json.loads(stream.readline())
+            if "error" in answer:
+                sys.exit(f"{name}: {answer}")
 END
 """
-HOT_PLUG = _MONITOR % '{"execute": "netdev_add", "arguments": {"type": "hubport", "id": "lab-fault", "hubid": 7}}'
-HOT_PLUG_MENDED = _MONITOR % '{"execute": "netdev_del", "arguments": {"id": "lab-fault"}}'
+# Another port of the guest's serial device. QEMU can add and remove one at any time, without the guest.
+HOT_PLUG = _MONITOR % (
+    '("chardev-add", {"id": "lab-fault", "backend": {"type": "null", "data": {}}}),'
+    ' ("device_add", {"driver": "virtserialport", "id": "lab-fault", "chardev": "lab-fault", "name": "lab-fault"})'
+)
+HOT_PLUG_MENDED = _MONITOR % '("device_del", {"id": "lab-fault"})'
 
 REPLACE_QEMU = "cd /usr/bin; ln qemu-system-x86_64 lab-qemu; cp lab-qemu lab-qemu.new; mv lab-qemu.new qemu-system-x86_64"
 REPLACE_QEMU_MENDED = "cd /usr/bin; test ! -e lab-qemu || mv lab-qemu qemu-system-x86_64"

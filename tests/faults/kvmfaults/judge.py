@@ -102,7 +102,12 @@ def lives(ticks: Sequence[Tick], since: float) -> tuple[Life, ...]:
         seen = verdict([*earlier, *some], since=some[0].arrived)
         open_question = seen.reason.startswith(("not proven", "silent"))
         wrong = "" if seen.survived or open_question else seen.reason
-        found.append(Life(boot_id, some[0].number, some[-1].number, wrong, seen.survived))
+        proven = seen.survived
+        if found and not proven and not wrong:
+            # The longest gap of a boot may be in its first seconds, before the guest has read anything: only what came later counts then.
+            read = [tick for tick in some if tick.turn > 0]
+            proven = bool(read) and verdict(read, since=read[0].arrived).survived
+        found.append(Life(boot_id, some[0].number, some[-1].number, wrong, proven))
     return tuple(found)
 
 

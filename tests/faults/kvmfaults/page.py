@@ -73,8 +73,8 @@ After every fault all of this must hold:
 
 "Then" is the documented action: :ref:`ansible_collections.kvm.liveupdate.docsite.runbooks`.
 
-Faults of the hardware and its drivers are not in this list: the lab's hosts are emulated. A power cut is the end of the emulator: what the
-host wrote to its disk but did not flush is not lost then, as it may be on a real host.
+Faults of the hardware and its drivers are not in this list: the lab's hosts are emulated. A power cut is the end of the emulator: of what
+the host wrote to its disk but did not flush, more may be left than on a real host.
 """
 
 

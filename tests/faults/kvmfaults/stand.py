@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from kvmlab import cache
 from kvmlab.lab import Lab, uninterrupted
 from kvmlab.machines.host import Host
@@ -47,11 +49,24 @@ class Stand:
         story, self._story, self._clean = self._story, None, held
         if story:
             story.close()
+            if not held:
+                keep_logs(story)
         return f"{story.plan}{story.seen}" if story else ""
 
     def down(self) -> None:
         """End the host, and what still runs of a story that was interrupted."""
         if self._story:
-            self._story.close()
+            self._story.close(interrupted=True)
         with uninterrupted():
             self._lab.down()
+
+
+def keep_logs(story: Story) -> None:
+    """Keep the logs of the host and the output of the run: the next host begins new ones."""
+    folder = cache.root() / "faults-logs" / story.fault
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for log in story.host.folder.glob("*.log"):
+        shutil.copy2(log, folder)
+    if story.play:
+        (folder / "run.log").write_text(story.play.output, encoding="utf-8")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -64,17 +65,27 @@ for name, unit in (word.split("=", 1) for word in sys.argv[1:]):
 sessions = set()
 for link in glob.glob("/proc/[0-9]*/fd/*"):
     try:
-        found = re.search(r"luo_session\\]? ?(kvm-[0-9a-f]{32})", os.readlink(link))
+        session = re.search(r"luo_session\\]? ?(kvm-[0-9a-f]{32})", os.readlink(link))
     except OSError:
         continue
-    sessions |= {found[1]} if found else set()
+    sessions |= {session[1]} if session else set()
 status = subprocess.run(["kvm-liveupdate", "status"], capture_output=True, text=True, timeout=600)
 if status.returncode:
     sys.exit(f"kvm-liveupdate status: {status.stderr}")
-state = "/var/lib/kvm-liveupdate/guests"
-left = [name for name in (os.listdir(state) if os.path.isdir(state) else []) if name.endswith((".state", ".hold", ".image", ".part"))]
+found = json.loads(status.stdout)
+state, boot = "/var/lib/kvm-liveupdate/guests", open("/proc/sys/kernel/random/boot_id").read().strip()
+
+def is_left(file):
+    guest, _dot, kind = file.rpartition(".")
+    if kind != "hold":
+        return kind in ("state", "image", "part")
+    # The start of a guest that an update saved releases what was preserved for it. The next boot removes the record.
+    lost = found["guests"].get(guest, {}).get("journal", {}).get("state") == "lost"
+    return not lost or json.load(open(f"{state}/{file}"))["boot_id"] == boot
+
+left = [file for file in (os.listdir(state) if os.path.isdir(state) else []) if is_left(file)]
 print(json.dumps({
-    "status": json.loads(status.stdout),
+    "status": found,
     "qemus": qemus,
     "told": told,
     "loaded": open("/sys/kernel/kexec_loaded").read().strip() == "1",
@@ -136,7 +147,11 @@ class Story:
         return mark
 
     def inject_boot(self, command: str, before: Iterable[str]) -> None:
-        """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start."""
+        """Have the next boot run a command before it starts these units. The command says "systemd-notify --ready" when they may start.
+
+        The isolation before the jump starts what sysinit.target wants and does not run. So the unit checks that the host has booted since.
+        This reloads no units: with a unit of this boot before them, the guests would not be restored before the rest of the boot.
+        """
         unit = f"""[Unit]
 DefaultDependencies=no
 ConditionPathExists=/root/lab-fault-boot
@@ -147,6 +162,7 @@ Before={" ".join(before)}
 Type=notify
 NotifyAccess=all
 TimeoutStartSec=900
+ExecCondition=/bin/sh -c "! grep -qxFf /root/lab-fault-boot /proc/sys/kernel/random/boot_id"
 ExecStartPre=/bin/rm /root/lab-fault-boot
 ExecStart=/bin/sh /root/lab-fault-boot.sh
 """
@@ -154,7 +170,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self.there("cat > /etc/systemd/system/lab-fault-boot.service", unit)
         self.there("cat > /root/lab-fault-boot.sh", command)
         self.there(f"for wants in {wants}; do mkdir -p $wants; ln -sf ../lab-fault-boot.service $wants/; done")
-        self.there("systemctl daemon-reload; touch /root/lab-fault-boot; sync")
+        self.there("cat /proc/sys/kernel/random/boot_id > /root/lab-fault-boot; sync")
+
+    def began_at_boot(self) -> bool:
+        """Whether this boot has run the command of :meth:`inject_boot`."""
+        return self.there("systemctl show -P ExecMainStartTimestampMonotonic lab-fault-boot.service").strip() not in ("", "0")
 
     def acts(self, mark: str, limit_s: float = limits.HAPPENS) -> bool:
         """Wait until an injection acts. False if the update or its run has ended, so that it does not act any more."""
@@ -168,6 +188,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
                 return False
             time.sleep(0.2)
         return True
+
+    def failed_injections(self) -> list[str]:
+        """What an injection said of a command that failed. Then what the case is about may not have happened."""
+        found = re.findall(rf"lab-fault ({re.escape(self.fault)}\.\d+ failed: [^\r\n]*)", self._said())
+        return [f"the injection {text}" for text in dict.fromkeys(found)]
 
     def console(self, text: str) -> None:
         """Wait until the console has shown a text since the story began."""
@@ -245,16 +270,18 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
 
         wait_until(f"task {name!r}", look)
 
-    def kill_controller(self) -> None:
-        """Kill the run, as a crash of the controller does."""
+    def kill_controller(self) -> bool:
+        """Kill the run, as a crash of the controller does. False if it had ended before."""
         assert self._running
         self._running.kill()
-        self.end()
+        return self.end().code < 0
 
-    def close(self) -> None:
-        """End what still runs of the story."""
+    def close(self, interrupted: bool = False) -> None:
+        """End what still runs of the story. interrupted: so the end of its update says nothing."""
         if self._running and self._end and not self._end.done():
             self._running.kill()
+        if interrupted and self._begun:
+            ledger.end(ledger.path(), self._begun, ledger.INTERRUPTED)
         self._pool.shutdown()
         self._pages.cleanup()
 
@@ -268,17 +295,20 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         outcomes: Iterable[str] = (),
         mend: Callable[[], object] | None = None,
         action: Callable[[], object] | None = None,
+        surely: bool = True,
     ) -> Facts:
         """All that must hold after a fault, and after the one documented action.
 
         ended: guests whose memory the fault itself destroys. held: guests that may stay off until the action. outcomes: how the run may
-        report the host. mend removes the cause of the fault, action is the documented one.
+        report the host. mend removes the cause of the fault, action is the documented one. surely: the commands of the injections must have
+        succeeded.
         """
         self.settle()
         facts = self.facts()
         self._record(facts)
         self.seen = judge.told(facts)
-        self._fail_on(judge.judge(facts, Allowed(frozenset(ended), frozenset(held), frozenset(outcomes))), facts)
+        problems = judge.judge(facts, Allowed(frozenset(ended), frozenset(held), frozenset(outcomes)))
+        self._fail_on([*problems, *(self.failed_injections() if surely else ())], facts)
         self._disarm()
         if mend:
             mend()
@@ -328,11 +358,11 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
         self.host.wait_ssh()
         until, still = time.monotonic() + limits.SETTLES, None
         while time.monotonic() < until:
-            alive = [self._is_alive(guest) for guest in self._guests({})]
+            unproven = [guest for guest in self._guests({}) if not self._is_alive(guest)]
             busy = self._is_busy()
-            if all(alive) and not busy:
+            if not unproven and not busy:
                 return
-            ticking = [guest for guest in self._guests({}) if judge.fate(guest) in (KEPT, RESTARTED) and not self._is_alive(guest)]
+            ticking = [guest for guest in unproven if judge.fate(guest) in (KEPT, RESTARTED)]
             still = None if busy or ticking else still or time.monotonic()
             if still and time.monotonic() - still > limits.STANDS_STILL:
                 return

@@ -52,6 +52,12 @@ def test_a_guest_that_went_on_has_one_life_and_a_restarted_one_has_two() -> None
     )
 
 
+def test_a_boot_whose_longest_gap_came_before_it_had_read_its_memory_is_proven_later() -> None:
+    slow = [tick(1, 30.0, "two", turn=0), *(tick(number, 40.0 + 0.5 * number, "two", number // 4) for number in range(2, 20))]
+    assert judge.lives([*ticking(1, 20, 0.0), *slow], since=9.0)[1] == Life("two", 1, 19, "", True)
+    assert not judge.lives([*ticking(1, 20, 0.0), *slow[:8]], since=9.0)[1].proven
+
+
 @pytest.mark.parametrize(
     ("later", "says"),
     [
