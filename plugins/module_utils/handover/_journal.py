@@ -15,7 +15,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("as_seen", "check_s", "checked", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
+__all__ = (
+    "as_seen",
+    "check_s",
+    "checked",
+    "not_back",
+    "of_guest",
+    "of_guests",
+    "of_update",
+    "outcome",
+    "pause",
+    "record",
+    "recorded",
+    "settle_end",
+)
 
 
 def of_guest(name: str) -> dict:
@@ -125,6 +138,19 @@ def of_update() -> dict:
     """The journal of the last update of this host, with its end even if the disk did not accept that."""
     update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
     return {**update, **ended} if ended and ended["id"] == update.get("id") else update
+
+
+def settle_end() -> None:
+    """Record the end of the last update in /var if the disk did not accept it before. Never raises. The caller has the host's lock.
+
+    /run does not survive a boot: then the next one would find an update that never ended.
+    """
+    try:
+        update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
+        if ended and ended["id"] == update.get("id") and ended["state"] != update["state"]:
+            record({**update, **ended})
+    except (LiveUpdateError, OSError, KeyError):
+        pass  # the next operation tries it again
 
 
 def outcome(update: dict, boot_id: str, release: str) -> str:
