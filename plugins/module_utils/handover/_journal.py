@@ -153,15 +153,19 @@ def settle_end() -> None:
         pass  # the next operation tries it again
 
 
-def outcome(update: dict, boot_id: str, release: str) -> str:
-    """The outcome of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
+def outcome(update: dict, boot_id: str, release: str, by_kexec: bool | None = None) -> str:
+    """The outcome of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (by a cold boot, or another kernel). Pure.
+
+    ``by_kexec`` says whether a kexec started this kernel, None if that is unknown (:func:`_this_boot.by_kexec`).
+    """
     if not update:
         return "none"
     if update["state"] == "aborted":
         return "aborted"
     if update["boot_id"] == boot_id:
         return "pending"
-    return "jumped" if update["state"] == "jumping" and release == update["image"]["release"] else "rebooted"
+    jumped = update["state"] == "jumping" and release == update["image"]["release"] and by_kexec is not False
+    return "jumped" if jumped else "rebooted"
 
 
 def record(update: dict) -> None:
