@@ -109,6 +109,15 @@ def test_only_the_lease_of_a_run_that_has_certainly_ended_is_taken_over(lease, e
     assert value(module["seconds"], hypervisor_update_timeout="1800", hypervisor_update_restore_timeout=180) == 1980
 
 
+@pytest.mark.parametrize(("lease", "ended"), [({}, ""), ({"run": "r", "ended": True}, "r"), ({"run": "r", "ended": False}, "")])
+def test_the_boot_default_is_not_changed_under_another_run(lease, ended):
+    """There a host that runs the kernel already has no lease of this run."""
+    task = tasks("boot_default")["Make the new kernel the boot default"]
+    found = value(task["vars"]["__lease"], __hypervisor_update_host={"lease": lease})
+    module = task["kvm.liveupdate.boot_default"]
+    assert module["only_kept"] is True and value(module["ended"], __lease=found) == ended
+
+
 def test_a_second_look_takes_the_lease_before_it_brings_guests_back():
     found = tasks("look_again")
     assert list(found) == ["Look", "Take the lease", "Bring back guests that are away", "Plan"]
