@@ -93,6 +93,7 @@ def plan(
     ``unfinished``   the update whose run ended before it verified the host after the jump (or a cold boot), as kexec returns it; else empty
     ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
     ``essential``    the names of the essential guests of this host
+    ``essential_absent``  the names and patterns of essential guests that none of this host has
     ``table``        all of it for people, as lines
     """
     if not isinstance(host, dict) or not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
@@ -138,6 +139,7 @@ def plan(
         "unfinished": unfinished,
         "members": members,
         "essential": _essential(guests, essential),
+        "essential_absent": [pattern for pattern in essential if not _essential(guests, [pattern])],
     }
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 

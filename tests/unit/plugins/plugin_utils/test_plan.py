@@ -588,7 +588,9 @@ def test_every_guest_that_stands_still_counts(ladder, counts):
 def test_essential_guests_are_found_by_name_and_pattern_and_shown():
     made = plan(host(*CLUSTER), Policy(), essential=["a", "[cx]*", "elsewhere"])
     assert made["essential"] == ["a", "c"] and "Essential guests: a, c. This host is updated last, alone." in made["table"]
-    assert plan(host(*CLUSTER), Policy())["essential"] == []
+    assert made["essential_absent"] == ["elsewhere"]
+    assert plan(host(*CLUSTER), Policy())["essential"] == plan(host(*CLUSTER), Policy())["essential_absent"] == []
+    assert plan(host(), Policy(), essential=["a", "[cx]*"])["essential_absent"] == ["a", "[cx]*"]
 
 
 LEASE = {"run": "r", "by": "alice on ctl", "begun": 100.0, "since": 100.0, "seconds": 60, "until": "04:00", "left": 9.0}
