@@ -246,8 +246,8 @@ def _came_back(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str
         seen = f"the host came back with kernel {came}"
         seen += f", not {planned}" if look.kernel != wanted else ", but not by the jump"
         message = (
-            f"{seen}: it did a cold boot, and its guests' memory is lost. Its console and 'journalctl -b -1' may show why. Guests start from"
-            " their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start each guest"
+            f"{seen}: it did a cold boot, and its guests' memory is lost. Its console and 'journalctl -b -1' may show why. Guests start"
+            " from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start each guest"
         )
         return {**found, **_failure("rebooted", message)}
     return {**found, "outcome": "jumped"}

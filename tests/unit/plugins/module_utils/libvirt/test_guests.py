@@ -452,7 +452,7 @@ def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved
     assert [verb for verb, *_when in told].count("qemu-monitor-command") == 9 and told[-1][1] > 300
 
 
-ON, OFF = ('{"return": [{"capability": "x-ignore-shared", "state": %s}]}' % state for state in ("true", "false"))
+ON, OFF = (json.dumps({"return": [{"capability": "x-ignore-shared", "state": state}]}) for state in (True, False))
 
 
 @pytest.mark.parametrize("first", [ON, "error: no answer", "not JSON", '{"error": {"desc": "busy"}}'])
