@@ -22,12 +22,13 @@ from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JUMP_UNIT = "kvm-liveupdate-jump.service"
-# One look at the host. It prints lines of a name and a value: the boot id, the kernel's release and version, the records of the update,
-# whether a process still carries it out, and when the boot began. Commands that may have to wait for PID 1 come last.
+# One look at the host. It prints lines of a name and a value: the boot id, the kernel's release and version, the boot loader's type, the
+# records of the update, whether a process still carries it out, and when the boot began. Commands that may have to wait for PID 1 come
+# last.
 LOOK = "; ".join(
     (
         "cd /proc/sys/kernel",
-        r'for name in random/boot_id osrelease version; do printf "%s=%s\n" "$name" "$(cat "$name")"; done',
+        r'for name in random/boot_id osrelease version bootloader_type; do printf "%s=%s\n" "$name" "$(cat "$name")"; done',
         "for file in /var/lib/kvm-liveupdate/update.json /run/kvm-liveupdate/update-outcome.json",
         r'do test -e "$file" && printf "journal=%s\n" "$(tr -d "\n" <"$file")"; done',
         f"systemctl --no-pager show --property=ActiveState,Job {JUMP_UNIT}",
@@ -44,6 +45,8 @@ STAMPS = {
     "UserspaceTimestamp": "userspace",
     "UnitsLoadFinishTimestamp": "units",
 }
+# What a kexec calls itself in place of a boot loader (module_utils/host/_this_boot.py, by_kexec).
+KEXEC_LOADER = 0xD
 PAUSE_S = 2.0
 # The limit of one look on the host, and on the controller. The second includes the connection: ssh(1) has no limit once connected.
 LOOK_S = 30
@@ -59,6 +62,7 @@ class Look(t.NamedTuple):
 
     ``kernel`` is its release and version. ``started`` has the times when the boot began (:data:`STAMPS`, since the epoch). ``journals`` are
     the records of its last update. ``idle`` is the state of the unit that carries an update out, if that unit has ended; else empty.
+    ``cold`` is true if a boot loader certainly started this kernel, and no kexec did.
     """
 
     boot_id: str
@@ -66,6 +70,7 @@ class Look(t.NamedTuple):
     started: dict[str, float]
     journals: list[dict[str, t.Any]]
     idle: str = ""
+    cold: bool = False
 
 
 def look_command(mark: str) -> str:
@@ -93,7 +98,9 @@ def read_look(output: str, mark: str) -> Look | None:
     journals = [journal for name, value in told if name == "journal" and (journal := _record(value))]
     state = found.get("ActiveState", "")
     ended = state in ("inactive", "failed") and found.get("Job", "0") in ("", "0")
-    return Look(boot_id, kernel, started, journals, state if ended else "")
+    loader = found.get("bootloader_type", "")
+    cold = loader.isdecimal() and int(loader) >> 4 != KEXEC_LOADER
+    return Look(boot_id, kernel, started, journals, state if ended else "", cold)
 
 
 def _record(text: str) -> dict[str, t.Any]:
@@ -234,12 +241,13 @@ def _failure(outcome: str, message: str) -> dict[str, t.Any]:
 def _came_back(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t.Any]:
     found = {"boot_id_after": look.boot_id, "kernel_after": look.kernel[0], "elapsed": round(elapsed, 3)}
     wanted = update["image"]["release"], update["image"]["version"]
-    if look.kernel != wanted:
+    if look.kernel != wanted or look.cold:
         came, planned = " ".join(look.kernel), " ".join(wanted)
+        seen = f"the host came back with kernel {came}"
+        seen += f", not {planned}" if look.kernel != wanted else ", but not by the jump"
         message = (
-            f"the host came back with kernel {came}, not {planned}: it did a cold boot, and its guests' memory is lost. Its console and"
-            " 'journalctl -b -1' may show why. Guests start from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start"
-            " each guest"
+            f"{seen}: it did a cold boot, and its guests' memory is lost. Its console and 'journalctl -b -1' may show why. Guests start"
+            " from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start each guest"
         )
         return {**found, **_failure("rebooted", message)}
     return {**found, "outcome": "jumped"}

@@ -34,9 +34,18 @@ options:
     description: Path of the kernel image on the host, C(/boot/vmlinuz-RELEASE). The default is the image of the running kernel.
     type: path
   only_kept:
-    description: Change the boot default only if an earlier call of this module set it. Otherwise change nothing.
+    description:
+      - Change the boot default only if an earlier call of this module set it. Otherwise change nothing.
+      - The module then refuses a change while another run has the lease of the host, see M(kvm.liveupdate.update_lease).
     type: bool
     default: false
+  run:
+    description: The identifier of the run that makes the change. The default is made from the process of C(ansible-playbook).
+    type: str
+  ended:
+    description: The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease does not count.
+    type: str
+    default: ""
 seealso:
   - module: kvm.liveupdate.kexec_image
 """
@@ -65,19 +74,27 @@ kept:
   sample: Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux 7.3.4
 """
 
+import time
+
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.bootloader import _boot_default
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
 
 def manage(module) -> dict:
     """Read, and write if something differs."""
     kernel = module.params["kernel"] or f"/boot/vmlinuz-{_this_boot.kernel()['release']}"
+    wanted = kernel if module.params["state"] == "present" else ""
     before = after = _boot_default.kept()
     if before or not module.params["only_kept"]:
         with _lock.Lock():
-            before, after = _boot_default.change(kernel if module.params["state"] == "present" else "", module.check_mode)
+            if module.params["only_kept"]:
+                before, after = _boot_default.change(wanted, True)
+                if before != after:  # under the lock no other run can take the lease until the change is made
+                    _lease.refuse_other(_lease.read(), module.params["run"] or "", time.time(), module.params["ended"])
+            before, after = _boot_default.change(wanted, module.check_mode)
     return {"changed": before != after, "kept": after, "diff": {"before": {"kept": before}, "after": {"kept": after}}}
 
 
@@ -89,6 +106,8 @@ def main():
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "kernel": {"type": "path"},
             "only_kept": {"type": "bool", "default": False},
+            "run": {"type": "str"},
+            "ended": {"type": "str", "default": ""},
         },
     )
 

@@ -424,7 +424,7 @@ last_update:
       type: str
     outcome:
       description:
-        - V(pending), V(aborted), V(jumped), or V(rebooted) if the host came up with another kernel than planned.
+        - V(pending), V(aborted), V(jumped), or V(rebooted) if the host did a cold boot, or came up with another kernel than planned.
       returned: when there was an update
       type: str
     guests:
@@ -555,7 +555,7 @@ def examined(record: dict, held: bool) -> dict:
 def update_facts(boot_id: str, release: str) -> dict:
     """The last update's journal, with its outcome."""
     update = _journal.of_update()
-    return {**update, "outcome": _journal.outcome(update, boot_id, release)} if update else {}
+    return {**update, "outcome": _journal.outcome(update, boot_id, release, _this_boot.by_kexec())} if update else {}
 
 
 def refusals(reasons: list, guests: list) -> list:

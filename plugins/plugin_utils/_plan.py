@@ -90,9 +90,10 @@ def plan(
     ``room``         ``memory`` and ``saves`` (the disk of managed saves): ``needed_mib`` and ``free_mib`` (None if unknown)
     ``expected_pause``  seconds, the longest pause of the preserved guests in their last update, and ``check_pause``; None if unknown
     ``check_pause``  seconds of the pause for a full check of the memory (``memory_speed`` of ``host``), 0 if there is none
-    ``unfinished``   the update that jumped and whose run ended before it verified the host, as kexec returns it; empty for none
+    ``unfinished``   the update whose run ended before it verified the host after the jump (or a cold boot), as kexec returns it; else empty
     ``members``      for each label of ``paused_max`` and each value of it the names of the guests that pause
     ``essential``    the names of the essential guests of this host
+    ``essential_absent``  the names and patterns of essential guests that none of this host has
     ``table``        all of it for people, as lines
     """
     if not isinstance(host, dict) or not isinstance(host.get("guests"), list) or not isinstance(host.get("reasons"), list):
@@ -138,6 +139,7 @@ def plan(
         "unfinished": unfinished,
         "members": members,
         "essential": _essential(guests, essential),
+        "essential_absent": [pattern for pattern in essential if not _essential(guests, [pattern])],
     }
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 
@@ -152,15 +154,19 @@ def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[
 
 
 def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there."""
+    """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there.
+
+    A cold boot after the pause of the guests counts too: nobody has told yet that they have lost their memory.
+    """
     lease, update = host.get("lease") or {}, host.get("last_update") or {}
     times = update.get("times") or {}
-    if not lease or not (host.get("target") or {}).get("current") or update.get("outcome") != "jumped":
+    cut_off = update.get("outcome") == "rebooted" and update.get("state") in ("saving", "jumping")
+    if not lease or not (host.get("target") or {}).get("current") or not (update.get("outcome") == "jumped" or cut_off):
         return {}
     if lease["begun"] > times.get("committed", 0):
         return {}
     return {
-        "outcome": "jumped",
+        "outcome": update["outcome"],
         "journal": update,
         "times": times,
         "kernel_before": update["kernel"]["release"],
@@ -340,8 +346,14 @@ def _few(names: list[str], shown: int = _SHOWN) -> str:
 def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], blackout_max: float) -> list[str]:
     """The plan for people. ``against`` is why the host itself is refused."""
     if made["verdict"] == "current":
-        unfinished = ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."]
-        return [f"The host runs {_kernel(host)} already.", *(unfinished if made["unfinished"] else [])]
+        unfinished = {
+            "jumped": ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."],
+            "rebooted": [
+                "The host did a cold boot during an update of an earlier run, or after it: the memory of its guests is lost. This run"
+                " checks whether an update restored them before that."
+            ],
+        }
+        return [f"The host runs {_kernel(host)} already.", *unfinished.get(made["unfinished"].get("outcome", ""), [])]
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]

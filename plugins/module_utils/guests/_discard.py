@@ -24,7 +24,7 @@ def discard(name: str) -> None:
 
 
 def _discard_locked(name: str) -> None:
-    update = _files.read_json(_files.UPDATE)
+    update = _journal.of_update()
     if _journal.outcome(update, _this_boot.boot_id(), "") == "pending":
         raise LiveUpdateError(
             f"guest {name}: an update of this host is in the step '{update['state']}'; wait for its end. If {_units.JUMP} no longer"

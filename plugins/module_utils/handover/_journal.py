@@ -15,7 +15,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("as_seen", "check_s", "checked", "not_back", "of_guest", "of_guests", "of_update", "outcome", "pause", "record", "recorded")
+__all__ = (
+    "as_seen",
+    "check_s",
+    "checked",
+    "not_back",
+    "of_guest",
+    "of_guests",
+    "of_update",
+    "outcome",
+    "pause",
+    "record",
+    "recorded",
+    "settle_end",
+)
 
 
 def of_guest(name: str) -> dict:
@@ -127,15 +140,32 @@ def of_update() -> dict:
     return {**update, **ended} if ended and ended["id"] == update.get("id") else update
 
 
-def outcome(update: dict, boot_id: str, release: str) -> str:
-    """The outcome of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (into another kernel). Pure."""
+def settle_end() -> None:
+    """Record the end of the last update in /var if the disk did not accept it before. Never raises. The caller has the host's lock.
+
+    /run does not survive a boot: then the next one would find an update that never ended.
+    """
+    try:
+        update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
+        if ended and ended["id"] == update.get("id") and ended["state"] != update["state"]:
+            record({**update, **ended})
+    except (LiveUpdateError, OSError, KeyError):
+        pass  # the next operation tries it again
+
+
+def outcome(update: dict, boot_id: str, release: str, by_kexec: bool | None = None) -> str:
+    """The outcome of an update: ``none``, ``pending``, ``aborted``, ``jumped`` or ``rebooted`` (by a cold boot, or another kernel). Pure.
+
+    ``by_kexec`` says whether a kexec started this kernel, None if that is unknown (:func:`_this_boot.by_kexec`).
+    """
     if not update:
         return "none"
     if update["state"] == "aborted":
         return "aborted"
     if update["boot_id"] == boot_id:
         return "pending"
-    return "jumped" if update["state"] == "jumping" and release == update["image"]["release"] else "rebooted"
+    jumped = update["state"] == "jumping" and release == update["image"]["release"] and by_kexec is not False
+    return "jumped" if jumped else "rebooted"
 
 
 def record(update: dict) -> None:

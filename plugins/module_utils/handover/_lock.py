@@ -30,6 +30,7 @@ class Lock:
         self._fd = os.open(_files.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._take()
+            _journal.settle_end()
             if not self._of_update and _under_way():
                 raise LiveUpdateError(f"a live update of this host is running; wait for its end ('systemctl status {_units.JUMP}')")
         except BaseException:

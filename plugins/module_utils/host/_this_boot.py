@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 import time
 
-__all__ = ("ahead", "boot_id", "consoles", "current_cmdline", "kernel", "line", "random_uuid", "step")
+__all__ = ("ahead", "boot_id", "by_kexec", "consoles", "current_cmdline", "kernel", "line", "random_uuid", "step")
 
 _RTC = "/sys/class/rtc/rtc0/since_epoch"  # Documentation/ABI/testing/sysfs-class-rtc
 _POLL_S = 0.01
+
+# What a boot loader calls itself to an x86 kernel, in the upper bits (Documentation/arch/x86/boot.rst, type_of_loader). A kexec is 0xD
+# (arch/x86/kernel/kexec-bzimage64.c).
+_LOADER = "proc/sys/kernel/bootloader_type"
+_KEXEC = 0xD
 
 _CONSOLES = "/sys/class/tty/console/active"
 
@@ -62,6 +67,14 @@ def line(root: str, path: str) -> str:
 def boot_id(root: str = "/") -> str:
     """This boot's id, a UUID (random(4))."""
     return line(root, "proc/sys/kernel/random/boot_id")
+
+
+def by_kexec(root: str = "/") -> bool | None:
+    """Whether a kexec started this kernel, and no boot loader did; None if that is unknown."""
+    try:
+        return int(line(root, _LOADER)) >> 4 == _KEXEC
+    except (OSError, ValueError):
+        return None
 
 
 def random_uuid() -> str:

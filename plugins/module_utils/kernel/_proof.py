@@ -501,23 +501,9 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
     config = target.get("config")
     if not config:
         return []
+    needed = facts["needs"]["root"]
     enough = ("y", "m") if facts["initrd"] else ("y",)
-    inside = ((facts.get("contents") or {}).get("modules") or {}).get(target["release"])
-    lacking = [
-        _modules.ROOT_MODULES[option]
-        for option in facts["needs"]["root"]
-        if inside and config.get(option) == "m" and _modules.ROOT_MODULES[option] not in inside
-    ]
     found = [
-        _reason(
-            REFUSED,
-            "root-driver",
-            f"the initial RAM disk {facts['initrd']} of {target_name} lacks the modules {', '.join(lacking)}, which the root file system of"
-            f" this host needs: {_PANICS}",
-            f"build it again for this host ({_BUILD_INITRD.format(release=target['release'])})",
-        )
-    ]
-    return (found if lacking else []) + [
         _reason(
             REFUSED,
             "root-driver",
@@ -525,8 +511,25 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
             f" root file system of this host needs that driver: {_PANICS}",
             f"use a kernel with CONFIG_{option}=y" + (" or m" if facts["initrd"] else ", or give it an initial RAM disk"),
         )
-        for option in facts["needs"]["root"]
+        for option in needed
         if config.get(option) not in enough
+    ]
+    inside = ((facts.get("contents") or {}).get("modules") or {}).get(target["release"])
+    if not inside:
+        return found
+    modules = [_modules.ROOT_MODULES[option] for option in needed if config.get(option) == "m"]
+    lacking = [module for module in modules if module not in inside]
+    if not lacking:
+        return found
+    return [
+        _reason(
+            REFUSED,
+            "root-driver",
+            f"the initial RAM disk {facts['initrd']} of {target_name} lacks the modules {', '.join(lacking)}, which the root file system of"
+            f" this host needs: {_PANICS}",
+            f"build it again for this host ({_BUILD_INITRD.format(release=target['release'])})",
+        ),
+        *found,
     ]
 
 

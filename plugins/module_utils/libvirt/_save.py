@@ -22,6 +22,7 @@ SAVES_SLOWLY = True  # several calls of virsh
 SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
 UNDO_LIMIT_S = _limits.UNDO
 UNDO_ANSWER_S = _limits.UNDO_ANSWER
+_CAPABILITIES = {"execute": "query-migrate-capabilities"}
 _LAST_ANSWER_S = 10.0  # the limit of a question that is asked right before UNDO_LIMIT_S is over
 
 
@@ -144,8 +145,9 @@ def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the domain runs, or stays paused, in the QEMU from which it was saved.
 
     If this gives up, the domain stays paused. So each step is repeated for UNDO_LIMIT_S: a cancelled job may need a moment to end, and QEMU
-    refuses other commands until then; the daemon may be busy or restart. What counts is the state that libvirt reports in the end, not what
-    a command returned. An error has the detail ``ended`` if QEMU has ended: then nothing can be resumed.
+    refuses other commands until then; the daemon may be busy or restart. What counts is what libvirt and QEMU report in the end, not what
+    a command returned: a daemon that hung may carry out the last request of the save after ours. An error has the detail ``ended`` if QEMU
+    has ended: then nothing can be resumed.
     """
     name, uuid, image = record["name"], record["uuid"], _virsh.image_path(record["name"])
     until = time.monotonic() + UNDO_LIMIT_S
@@ -161,6 +163,10 @@ def resume(record: dict, running: bool) -> None:
             _undo_step(problems, until, "resume", uuid)
             state = _undo_step(problems, until, "domstate", uuid)
         done = whole and (not running or state not in (None, "paused"))
+        if done:  # as it seems: ask once more
+            whole = _is_off(problems, _undo_step(problems, until, "qemu-monitor-command", uuid, json.dumps(_CAPABILITIES)))
+            state = _undo_step(problems, until, "domstate", uuid)
+            done = whole and (not running or state not in (None, "paused"))
         if done or not _processes.lives(record) or time.monotonic() > until:
             break
         time.sleep(0.5)
@@ -169,10 +175,11 @@ def resume(record: dict, running: bool) -> None:
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+    left = [] if whole else [_guests.ignore_shared_stays(record)]
     if running and state != "running":
-        raise LiveUpdateError(f"the domain is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s: {why}")
-    if not whole:
-        raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
+        left.insert(0, f"the domain is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s")
+    if left:
+        raise LiveUpdateError(f"{'; '.join(left)}: {why}")
 
 
 def _undo_step(problems: list[str], until: float, *words: str) -> str | None:
@@ -193,6 +200,21 @@ def _is_taken(problems: list[str], said: str | None) -> bool:
         problems.append(str(err))
         return False
     return said is not None
+
+
+def _is_off(problems: list[str], said: str | None) -> bool:
+    """Whether QEMU's saves have the RAM, by its answer to _CAPABILITIES. If not, or if it is unknown, ``problems`` gets the reason."""
+    from ..vmm import _now  # a restore does not need it
+
+    try:
+        capabilities = json.loads(said or "null")["return"]
+    except (KeyError, TypeError, ValueError):
+        problems.append(f"QEMU: query-migrate-capabilities: {said or 'no answer'}")
+        return False
+    if _now.ignores_shared(capabilities):
+        problems.append("QEMU: query-migrate-capabilities: x-ignore-shared is on")
+        return False
+    return True
 
 
 def discard(name: str) -> None:

@@ -91,14 +91,17 @@ def _advance(update: dict, state: str) -> None:
 
 
 def _end(update: dict, error: str) -> None:
-    """Record that the update was undone; on a full disk at least in /run, because the controller waits for it. Never raises."""
+    """Record that the update was undone; on a full disk at least in /run, because the controller waits for it. Never raises.
+
+    The next operation that takes the lock writes it to the disk then (:func:`_journal.settle_end`).
+    """
     update["error"] = error
     with contextlib.suppress(OSError):
         _files.write_json(_files.OUTCOME, {"id": update["id"], "state": "aborted", "error": error})
     try:
         _advance(update, "aborted")
     except OSError as err:
-        _systemd.log(f"update {update['id']}: aborted, but {_files.UPDATE} cannot be written: {err}")
+        _systemd.log(f"update {update['id']}: aborted, but {_files.UPDATE} cannot be written: {err}. The next operation tries it again")
 
 
 def jump() -> int:

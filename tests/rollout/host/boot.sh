@@ -16,6 +16,9 @@ mount --bind "$folder/passwd" /etc/passwd
 for file in osrelease version random/boot_id; do
     mount --bind "$folder/$(basename "$file")" "/proc/sys/kernel/$file"
 done
+if [ -e /proc/sys/kernel/bootloader_type ]; then # of x86 only
+    mount --bind "$folder/bootloader_type" /proc/sys/kernel/bootloader_type
+fi
 if [ -d "$sshd/usr/lib/openssh" ] && [ -d /usr/lib/openssh ]; then
     mount --bind "$sshd/usr/lib/openssh" /usr/lib/openssh
 fi

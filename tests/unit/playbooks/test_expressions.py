@@ -22,7 +22,8 @@ ENVIRONMENT = NativeEnvironment()
 ENVIRONMENT.filters |= {
     "bool": bool,
     "difference": lambda ours, theirs: [each for each in ours if each not in theirs],
-    "extract": lambda name, hosts: hosts[name],
+    "extract": lambda name, hosts, fact=None: hosts[name][fact] if fact else hosts[name],
+    "flatten": lambda lists: [each for one in lists for each in one],
     "items2dict": lambda items, key_name, value_name: {item[key_name]: item[value_name] for item in items},
     "kvm.liveupdate._failure": failure,
     "kvm.liveupdate._update_gate": update_gate,
@@ -107,6 +108,38 @@ def test_only_the_lease_of_a_run_that_has_certainly_ended_is_taken_over(lease, e
     module = task["kvm.liveupdate.update_lease"]
     assert value(module["ended"], __lease=found) == ended
     assert value(module["seconds"], hypervisor_update_timeout="1800", hypervisor_update_restore_timeout=180) == 1980
+
+
+@pytest.mark.parametrize(
+    ("places", "nowhere"),
+    [
+        ({}, []),
+        ({"hv1": ([], [])}, []),
+        ({"hv1": (["dns1"], ["awx"]), "hv2": (["awx"], ["dns1"])}, []),
+        ({"hv1": (["dns1"], ["dsn2", "gw*"]), "hv2": (["gw*"], ["dns1", "dsn2"])}, ["dsn2"]),
+        ({"hv1": ([], ["dsn2"]), "hv2": ([], ["dsn2"])}, ["dsn2"]),
+        ({"hv1": ([], []), "hv2": ([], ["dsn2"])}, ["dsn2"]),  # an option of one host
+    ],
+)
+def test_an_essential_guest_that_no_host_of_the_run_has_is_told(places, nowhere):
+    task = tasks("batches")["Warn about essential guests that no host of this run has"]
+    known = {name: {"__hypervisor_update_place": {"present": present, "absent": absent}} for name, (present, absent) in places.items()}
+    groups = {"kvm_liveupdate_fit": list(places)} if places else {}
+    given = {"ansible_play_hosts_all": [*places, "refused"], "groups": groups, "hostvars": known}
+    given["__places"] = value(task["vars"]["__places"], **given)
+    assert value(task["vars"]["__nowhere"], **given) == nowhere
+    assert when(task, __nowhere=nowhere, groups=groups) is bool(nowhere)
+    assert not when(task, __nowhere=["dsn2"], groups={"kvm_liveupdate_stop": ["hv3"]})
+    assert task["run_once"] is True
+
+
+@pytest.mark.parametrize(("lease", "ended"), [({}, ""), ({"run": "r", "ended": True}, "r"), ({"run": "r", "ended": False}, "")])
+def test_the_boot_default_is_not_changed_under_another_run(lease, ended):
+    """There a host that runs the kernel already has no lease of this run."""
+    task = tasks("boot_default")["Make the new kernel the boot default"]
+    found = value(task["vars"]["__lease"], __hypervisor_update_host={"lease": lease})
+    module = task["kvm.liveupdate.boot_default"]
+    assert module["only_kept"] is True and value(module["ended"], __lease=found) == ended
 
 
 def test_a_second_look_takes_the_lease_before_it_brings_guests_back():

@@ -45,6 +45,10 @@ UPDATE = {"id": "u", "boot_id": BOOT, "kernel": {"release": "7.2.13"}, "image": 
         (HEAD + "m ActiveState=inactive\nm Job=4711\n", Look(*SEEN, {}, [])),
         (HEAD + "m ActiveState=deactivating\n", Look(*SEEN, {}, [])),
         (HEAD.replace("\n", "\r\n"), Look(*SEEN, {}, [])),
+        (HEAD + "m bootloader_type=208\n", Look(*SEEN, {}, [])),  # a kexec
+        (HEAD + "m bootloader_type=114\n", Look(*SEEN, {}, [], "", True)),  # GRUB
+        (HEAD + "m bootloader_type=114\r\n", Look(*SEEN, {}, [], "", True)),
+        (HEAD + "m bootloader_type=\n", Look(*SEEN, {}, [])),  # not an x86 kernel
         (f"bash: warning: setlocale: LC_ALL\nWelcome\n{NEXT}\n{HEAD}Broadcast message\n", Look(*SEEN, {}, [])),
         ("", None),
         (HEAD.replace("m ", ""), None),
@@ -126,6 +130,16 @@ def test_another_kernel_is_a_failure():
     for kernel in (("7.2.13", "#1 SMP"), ("7.3.4", "#2 SMP")):
         found = verdict(UPDATE, Look(NEXT, kernel, {}, []), 12.0)
         assert found["failed"] and found["boot_id_after"] == NEXT and "memory is lost" in found["msg"]
+
+
+def test_a_cold_boot_of_the_new_kernel_is_no_jump():
+    """A power cut after the guests were saved, and the new kernel is the boot default."""
+    journal = {"id": "u", "state": "jumping"}
+    found = verdict(UPDATE, Look(NEXT, ("7.3.4", "#1 SMP"), {}, [journal], "", True), 12.0)
+    assert (found["outcome"], found["failed"]) == ("rebooted", True)
+    told = "the host came back with kernel 7.3.4 #1 SMP, but not by the jump: it did a cold boot, and its guests' memory is lost"
+    assert found["msg"].startswith(told)
+    assert verdict(UPDATE, Look(*SEEN, {}, [journal], "", True), 12.0) == {}  # the old kernel, which GRUB started
 
 
 def test_a_host_that_came_back_has_the_stamps_of_both_kernels():

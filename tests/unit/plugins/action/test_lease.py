@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action.normal import ActionModule as Normal
-from ansible_collections.kvm.liveupdate.plugins.action import hypervisor_info, kexec, update_lease
+from ansible_collections.kvm.liveupdate.plugins.action import boot_default, hypervisor_info, kexec, update_lease
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
 
 
@@ -79,3 +79,10 @@ def test_the_commit_names_this_run(monkeypatch):
     monkeypatch.setattr(kexec.ActionModule, "_execute_module", lambda _self, **words: asked.append(words) or {"failed": True})
     made.run(None, {})
     assert asked[0]["module_args"] == {"run": "mine", "guests": ["web"]}
+
+
+def test_a_change_of_the_boot_default_says_whose_it_is(run):
+    action(boot_default, only_kept=True, kernel=None).run(None, {})
+    assert run.args == {"run": "mine", "only_kept": True}
+    run.answer = AnsibleConnectionFailure("gone")
+    assert action(boot_default).run(None, {"inventory_hostname": "hv1"})["lost"]

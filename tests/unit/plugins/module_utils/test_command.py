@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -125,6 +126,18 @@ def test_nothing_is_given_up_during_another_operation_or_an_update(tmp_path, mon
         assert f"an update of this host is in the step '{state}'" in capsys.readouterr().err
     assert (tmp_path / "web.json").exists()
     _files.write_json(_files.UPDATE, {"state": "aborted", "boot_id": "now"})
+    assert _command.main(["discard", "web"]) == 0
+
+
+def test_an_end_that_only_run_knows_keeps_nobody_from_giving_up(tmp_path, monkeypatch, virsh, stored):
+    def full(_update):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "OUTCOME", str(tmp_path / "outcome"))
+    monkeypatch.setattr(_journal, "record", full)
+    _files.write_json(_files.journal_path("web"), {"state": "saved", "unit": "web.service"})
+    _files.write_json(_files.UPDATE, {"id": "u", "state": "saving", "boot_id": "now"})
+    _files.write_json(_files.OUTCOME, {"id": "u", "state": "aborted", "error": "no room"})
     assert _command.main(["discard", "web"]) == 0
 
 

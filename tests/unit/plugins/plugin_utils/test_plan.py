@@ -588,7 +588,9 @@ def test_every_guest_that_stands_still_counts(ladder, counts):
 def test_essential_guests_are_found_by_name_and_pattern_and_shown():
     made = plan(host(*CLUSTER), Policy(), essential=["a", "[cx]*", "elsewhere"])
     assert made["essential"] == ["a", "c"] and "Essential guests: a, c. This host is updated last, alone." in made["table"]
-    assert plan(host(*CLUSTER), Policy())["essential"] == []
+    assert made["essential_absent"] == ["elsewhere"]
+    assert plan(host(*CLUSTER), Policy())["essential"] == plan(host(*CLUSTER), Policy())["essential_absent"] == []
+    assert plan(host(), Policy(), essential=["a", "[cx]*"])["essential_absent"] == ["a", "[cx]*"]
 
 
 LEASE = {"run": "r", "by": "alice on ctl", "begun": 100.0, "since": 100.0, "seconds": 60, "until": "04:00", "left": 9.0}
@@ -618,7 +620,10 @@ JUMPED = {
         ({"lease": {}}, False),
         ({"lease": {**LEASE, "left": 0, "since": 109.0}}, True),
         ({"lease": {**LEASE, "left": 0, "begun": 102.0, "since": 102.0}}, False),
-        ({"last_update": {**JUMPED, "outcome": "rebooted"}}, False),
+        ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "jumping"}}, True),
+        ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "stopping"}}, False),
+        ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "jumping"}, "target": {"release": "7.3.4", "current": False}}, False),
+        ({"last_update": {**JUMPED, "outcome": "aborted"}}, False),
         ({"target": {"release": "7.4.0", "current": False}}, False),
     ],
     ids=[
@@ -626,7 +631,10 @@ JUMPED = {
         "no lease",
         "left by a second run, too",
         "the lease is newer than the update",
+        "a cold boot in the middle of the jump",
+        "a cold boot before the pause",
         "another kernel came up",
+        "undone before the jump",
         "another kernel is wanted",
     ],
 )
@@ -636,6 +644,9 @@ def test_an_update_whose_run_ended_after_the_jump_is_unfinished(about, unfinishe
     made = plan(host(guest(), guest("db"), **facts), Policy())
     assert bool(made["unfinished"]) == unfinished
     if unfinished:
-        assert made["verdict"] == "current" and made["staying"] == ["web"] and "This run checks them" in made["table"][1]
+        assert made["verdict"] == "current" and made["staying"] == ["web"] and "This run checks" in made["table"][1]
+        rebooted = about.get("last_update", JUMPED)["outcome"] == "rebooted"
+        assert made["unfinished"]["outcome"] == ("rebooted" if rebooted else "jumped")
+        assert ("The host did a cold boot" in made["table"][1]) == rebooted
         after = {name: made["unfinished"][name] for name in ("kernel_before", "kernel_after", "boot_id_before", "boot_id_after")}
         assert after == {"kernel_before": "7.2.13", "kernel_after": "7.3.4", "boot_id_before": "b1", "boot_id_after": "b2"}

@@ -37,6 +37,24 @@ def test_without_a_hardware_clock_nothing_is_claimed(clock):
     assert _this_boot.ahead(str(clock)) is None
 
 
+@pytest.mark.parametrize(
+    ("loader", "by_kexec"),
+    [
+        ("208", True),
+        ("114", False),  # GRUB
+        ("176", False),  # QEMU
+        ("464", False),  # 0x1d0, an extended type whose lower bits are the same
+        ("", None),
+        (None, None),  # not an x86 kernel
+    ],
+)
+def test_a_kexec_is_known_by_the_type_of_the_boot_loader(tmp_path, loader, by_kexec):
+    if loader is not None:
+        (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+        (tmp_path / "proc/sys/kernel/bootloader_type").write_text(f"{loader}\n")
+    assert _this_boot.by_kexec(str(tmp_path)) is by_kexec
+
+
 def test_a_clock_that_stands_is_given_up(clock, monkeypatch):
     monkeypatch.setattr(_this_boot, "_seconds", lambda path: 7)
     assert _this_boot.ahead(str(clock)) is None

@@ -511,6 +511,14 @@ def test_what_this_host_needs_of_a_kernel(boot, cmdline, code, text):
     assert code is None or message(way, code) == text
 
 
+def test_no_reason_is_made_for_drivers_that_are_there(monkeypatch):
+    made = []
+    monkeypatch.setattr(_proof, "_reason", lambda *given: made.append(given) or {})
+    boot = {**BOOT, "needs": {**NEEDS, "root": ["VIRTIO_BLK"]}, "contents": inside("7.3.4", "virtio_blk")}
+    target = change(TARGET, boot=boot, config={"VIRTIO_BLK": "m"})
+    assert _proof._root_drivers(target, THERE, target["boot"]) == made == []
+
+
 def test_a_string_that_is_not_there_settles_it_without_a_configuration():
     bare = change(TARGET, abi=dict.fromkeys(ABI), config=None, unread={"config": "none"})
     verdicts = _proof.compare(RUNNING, bare)

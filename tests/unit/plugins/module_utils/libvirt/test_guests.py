@@ -290,7 +290,7 @@ def test_a_domain_that_libvirt_does_not_let_go_on_at_once_is_told_again(libvirt,
     resumes = [when for verb, when, _limit in told if verb == "resume"]
     assert resumes == [40.0 * number for number in range(8)]
     assert all(0 < limit <= 60 for _verb, _when, limit in told)
-    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 1
+    assert [verb for verb, *_when in told].count("qemu-monitor-command") == 2  # off, and whether it is off in the end
 
 
 def test_a_domain_that_never_goes_on_is_given_up_at_the_limit(libvirt, saved, record, monkeypatch):
@@ -303,8 +303,9 @@ def test_a_domain_that_never_goes_on_is_given_up_at_the_limit(libvirt, saved, re
 
 def test_what_libvirt_says_in_the_end_counts_and_no_exit_code(libvirt, saved, record, monkeypatch):
     monkeypatch.setattr(_save, "UNDO_LIMIT_S", -1)
-    monkeypatch.setattr(_save, "_is_taken", lambda *_said: True)
-    said = ["paused", "running"]  # somebody else let it go on meanwhile
+    for check in ("_is_taken", "_is_off"):
+        monkeypatch.setattr(_save, check, lambda *_said: True)
+    said = ["paused", "running", "running"]  # somebody else let it go on meanwhile
     answers = {"domstate": lambda: said.pop(0), "resume": lambda: 1 / 0}
 
     def virsh(verb, *_words, limit):
@@ -344,7 +345,7 @@ def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvi
     state_is(libvirt, "paused")
     goes_on(libvirt, monkeypatch)
     _save.resume(record, running=True)
-    verbs = ["domstate", "domjobabort", "qemu-monitor-command", "resume", "domstate"]
+    verbs = ["domstate", "domjobabort", "qemu-monitor-command", "resume", "domstate", "qemu-monitor-command", "domstate"]
     assert libvirt.asked()[4:] == [f"{verb} app" for verb in verbs] and not saved.exists()
 
 
@@ -435,7 +436,7 @@ def test_a_link_for_the_folder_of_saves_is_not_followed(saved, record, tmp_path,
 
 def test_a_domain_that_was_not_suspended_yet_runs_on(libvirt, saved, record):
     _save.resume(record, running=True)
-    assert libvirt.asked() == ["domstate app", "qemu-monitor-command app"]
+    assert libvirt.asked() == ["domstate app", *["qemu-monitor-command app"] * 2, "domstate app"]
 
 
 def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved, record, monkeypatch, tmp_path):
@@ -449,6 +450,49 @@ def test_a_domain_runs_on_although_a_setting_cannot_be_taken_back(libvirt, saved
         _save.resume(record, running=True)
     assert ("resume", 0.0) in [step[:2] for step in told] and not saved.exists()  # it does not wait for the setting
     assert [verb for verb, *_when in told].count("qemu-monitor-command") == 9 and told[-1][1] > 300
+
+
+ON, OFF = (json.dumps({"return": [{"capability": "x-ignore-shared", "state": state}]}) for state in (True, False))
+
+
+@pytest.mark.parametrize("first", [ON, "error: no answer", "not JSON", '{"error": {"desc": "busy"}}'])
+def test_a_setting_that_a_late_request_switches_on_again_is_switched_off(libvirt, saved, record, monkeypatch, first):
+    """A daemon that hung may carry out a request of the save after those of the undo."""
+    asked, answers, real = [], [first, OFF], _virsh.virsh
+
+    def virsh(*words, limit=60.0):
+        asked.append(json.loads(words[2])["execute"] if words[0] == "qemu-monitor-command" else words[0])
+        if asked[-1] == "query-migrate-capabilities":
+            libvirt.domains[0]["says"][asked[-1]] = answers.pop(0)
+            libvirt.keep()
+        return real(*words, limit=limit)
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    _save.resume(record, running=True)
+    assert not answers and asked.count("migrate-set-capabilities") == 2 and "resume" not in asked
+
+
+def test_a_guest_that_a_late_request_pauses_again_is_resumed_again(libvirt, saved, record, monkeypatch):
+    told = goes_on(libvirt, monkeypatch)
+    goes_on_again = _virsh.virsh
+
+    def virsh(*words, limit=60.0):
+        if "query-migrate-capabilities" in words[-1] and not any(verb == "resume" for verb, *_when in told):
+            state_is(libvirt, "paused")
+        return goes_on_again(*words, limit=limit)
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    _save.resume(record, running=True)
+    assert [verb for verb, *_when in told].count("resume") == 1 and told[-1][0] == "domstate"
+
+
+def test_a_setting_that_does_not_stay_off_is_told_at_the_limit(libvirt, saved, record, monkeypatch):
+    libvirt.domains[0]["says"]["query-migrate-capabilities"] = ON
+    state_is(libvirt, "running")
+    told = goes_on(libvirt, monkeypatch)
+    with pytest.raises(LiveUpdateError, match=r"^QEMU's migration option x-ignore-shared is still on.*: x-ignore-shared is on$"):
+        _save.resume(record, running=True)
+    assert 300 < told[-1][1] < 400
 
 
 def test_a_job_that_was_told_to_end_may_need_a_moment(libvirt, saved, record, monkeypatch):

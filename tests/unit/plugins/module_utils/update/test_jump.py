@@ -484,9 +484,34 @@ def test_an_undo_on_a_full_disk_is_done_and_told(host, monkeypatch):
     told = _files.read_json(_files.OUTCOME)
     assert told == {"id": ended["id"], "state": "aborted", "error": ended["error"]}
     assert _files.read_json(_files.UPDATE)["state"] == "saving"
+    with _lock.Lock():
+        assert _files.read_json(_files.UPDATE)["state"] == "saving"  # still no room, and no failure of this operation
     host.did.clear()
     _jump.recover()
     assert host.did == []  # not undone twice
+
+
+@pytest.mark.parametrize("of_update", [False, True])
+def test_an_end_that_the_disk_did_not_accept_is_written_by_the_next_operation(host, of_update):
+    """/run does not survive a power cut."""
+    committed = _jump.commit(list(host.records), [], "start")
+    _files.write_json(_files.UPDATE, {**committed, "state": "jumping"})
+    _files.write_json(_files.OUTCOME, {"id": "of an earlier update", "state": "aborted", "error": "no"})
+    with _lock.Lock(of_update=of_update):
+        assert _files.read_json(_files.UPDATE)["state"] == "jumping"
+    _files.write_json(_files.OUTCOME, {"id": committed["id"], "state": "aborted", "error": "no room"})
+    with _lock.Lock(of_update=of_update):
+        assert _files.read_json(_files.UPDATE) == {**committed, "state": "aborted", "error": "no room"}
+    written = os.stat(_files.UPDATE).st_ino
+    with _lock.Lock(of_update=of_update):
+        assert os.stat(_files.UPDATE).st_ino == written  # once
+
+
+def test_a_journal_that_is_damaged_does_not_keep_the_undo_from_the_lock(host):
+    with open(_files.UPDATE, "w", encoding="utf-8") as file:
+        file.write("torn")
+    with _lock.Lock(of_update=True):
+        pass
 
 
 @pytest.mark.parametrize(("state", "boot_id"), [("aborted", "b"), ("jumping", "b2"), ("saving", "b2")])

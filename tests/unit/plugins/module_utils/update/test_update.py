@@ -21,19 +21,22 @@ UPDATE = {"state": "jumping", "boot_id": "b1", "image": {"release": "7.3.4"}}
 
 
 @pytest.mark.parametrize(
-    ("update", "boot_id", "release", "outcome"),
+    ("update", "boot_id", "release", "by_kexec", "outcome"),
     [
-        ({}, "b1", "7.2.13", "none"),
-        ({**UPDATE, "state": "aborted"}, "b1", "7.2.13", "aborted"),
-        ({**UPDATE, "state": "aborted"}, "b2", "7.3.4", "aborted"),
-        ({**UPDATE, "state": "saving"}, "b1", "7.2.13", "pending"),
-        (UPDATE, "b2", "7.3.4", "jumped"),
-        (UPDATE, "b2", "7.2.13", "rebooted"),
-        ({**UPDATE, "state": "saving"}, "b2", "7.3.4", "rebooted"),
+        ({}, "b1", "7.2.13", None, "none"),
+        ({**UPDATE, "state": "aborted"}, "b1", "7.2.13", None, "aborted"),
+        ({**UPDATE, "state": "aborted"}, "b2", "7.3.4", True, "aborted"),
+        ({**UPDATE, "state": "saving"}, "b1", "7.2.13", False, "pending"),
+        (UPDATE, "b1", "7.2.13", False, "pending"),
+        (UPDATE, "b2", "7.3.4", True, "jumped"),
+        (UPDATE, "b2", "7.3.4", None, "jumped"),
+        (UPDATE, "b2", "7.3.4", False, "rebooted"),  # a power cut at that moment, and the new kernel is the boot default
+        (UPDATE, "b2", "7.2.13", True, "rebooted"),
+        ({**UPDATE, "state": "saving"}, "b2", "7.3.4", True, "rebooted"),
     ],
 )
-def test_outcome(update, boot_id, release, outcome):
-    assert _journal.outcome(update, boot_id, release) == outcome
+def test_outcome(update, boot_id, release, by_kexec, outcome):
+    assert _journal.outcome(update, boot_id, release, by_kexec) == outcome
 
 
 READY = {"image": {"path": "/boot/k"}, "guests": {"web": {}}, "holds": {"web": {"hold": "h"}}, "not_back": [], "strangers": []}
