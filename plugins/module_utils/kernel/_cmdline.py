@@ -34,6 +34,11 @@ NEEDED = ("kho=on", "liveupdate=on")
 _LOADERS_OWN = ("BOOT_IMAGE", "initrd")
 GUESTS_FIRST = f"systemd.unit={_units.TARGET}"
 CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")
+# PID 1 reads the table of mounts at most 5 times a second unless this variable says otherwise (docs/ENVIRONMENT.md of systemd). A boot has
+# more mounts, so the next ones, and libvirt's daemon after them, would wait up to a second. The kernel passes a word that it does not know
+# to PID 1 as a variable, but panics if there are too many (init/main.c, CONFIG_INIT_ENV_ARG_LIMIT).
+MOUNTS = "SYSTEMD_DEFAULT_MOUNT_RATE_LIMIT_BURST=100"
+_MANY_WORDS = 24
 _END = ("--", None)
 _BLANKS = " \t\n\v\f\r"
 # COMMAND_LINE_SIZE of x86 and arm64, without the zero byte at its end.
@@ -141,7 +146,7 @@ def is_builtin(config: dict[str, str] | None) -> bool:
 
 def next_cmdline(running: str) -> str:
     """The default command line of the next kernel: the running one without what its boot loader added."""
-    ours = {tuple(word.split("=", 1)) for word in (GUESTS_FIRST, *CONSOLE)}
+    ours = {tuple(word.split("=", 1)) for word in (GUESTS_FIRST, MOUNTS, *CONSOLE)}
     return without(running, lambda name, seen: (name, seen) in ours or (name in _LOADERS_OWN and seen is not None))
 
 
@@ -165,6 +170,8 @@ def for_jump(given: str, guests_first: bool, consoles: str) -> str:
     more = []
     if guests_first and "systemd.unit" not in names:
         more.append(GUESTS_FIRST)
+    if MOUNTS.partition("=")[0] not in names and len(names) < _MANY_WORDS:
+        more.append(MOUNTS)
     virtual = not consoles or consoles.split()[-1].removeprefix("tty").isdigit()
     if not virtual and not any(name == "TERM" or name.startswith("systemd.tty.") for name in names):
         more += CONSOLE

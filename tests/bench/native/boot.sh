@@ -21,4 +21,6 @@ done
 if [ "$1" = domain ]; then
     ln -s ../kvm-liveupdate-daemons.target "$units/kvm-liveupdate-guests.target.wants/kvm-liveupdate-daemons.target"
 fi
+# The kernel makes this of a word of the jump's command line (module_utils/kernel/_cmdline.py).
+export SYSTEMD_DEFAULT_MOUNT_RATE_LIMIT_BURST=100
 exec /usr/lib/systemd/systemd systemd.unit=kvm-liveupdate-guests.target

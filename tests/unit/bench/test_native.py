@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline
 from kvmbench.native import NATIVE, Native, free_mib, parts_of, that_fit
 from kvmbench.rooms import PROGRAMS, cgroup_folder
 
@@ -30,6 +31,11 @@ def test_every_measurement_has_a_name_of_its_own_and_a_program() -> None:
 def test_the_programs_of_the_rooms_compile() -> None:
     for path in PROGRAMS.glob("*.py"):
         compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+def test_systemd_boots_in_a_room_with_the_words_of_a_jump() -> None:
+    script = (PROGRAMS / "boot.sh").read_text(encoding="utf-8")
+    assert f"export {_cmdline.MOUNTS}\n" in script and f"systemd {_cmdline.GUESTS_FIRST}\n" in script
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_an_update_goes_on_if_the_modules_cannot_be_named(tmp_path, monkeypatch,
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
     told = _cmdline.for_jump("root=/dev/vda1 rw kho=on", True, "tty0 ttyS0")
-    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_units.TARGET}", *_cmdline.CONSOLE))
+    assert told == " ".join(("root=/dev/vda1 rw kho=on", f"systemd.unit={_units.TARGET}", _cmdline.MOUNTS, *_cmdline.CONSOLE))
     assert _cmdline.for_jump(told, True, "tty0 ttyS0") == told
     assert _cmdline.next_cmdline(f"BOOT_IMAGE=/vmlinuz {told}") == "root=/dev/vda1 rw kho=on"
 
@@ -121,12 +121,20 @@ def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
     ("consoles", "added"), [("tty0", ()), ("ttyS0 tty0", ()), ("", ()), ("hvc0", _cmdline.CONSOLE), ("ttyS1", _cmdline.CONSOLE)]
 )
 def test_only_a_console_that_cannot_answer_is_described(consoles, added):
-    assert _cmdline.for_jump("rw", False, consoles) == " ".join(("rw", *added))
+    assert _cmdline.for_jump("rw", False, consoles) == " ".join(("rw", _cmdline.MOUNTS, *added))
 
 
-@pytest.mark.parametrize("words", ["systemd.unit=fleet.target TERM=vt100", "systemd.unit=fleet.target systemd.tty.rows.console=50"])
+@pytest.mark.parametrize("words", ["TERM=vt100", "systemd.tty.rows.console=50"])
 def test_who_says_otherwise_has_it_so(words):
+    words = f"systemd.unit=fleet.target SYSTEMD_DEFAULT_MOUNT_RATE_LIMIT_BURST=7 {words}"
     assert _cmdline.for_jump(words, True, "ttyS0") == words
+
+
+def test_pid_1_gets_no_variable_more_if_the_kernel_could_have_too_many():
+    """It panics with more than 32."""
+    few, many = (" ".join(f"site{number}=x" for number in range(count)) for count in (23, 24))
+    assert _cmdline.for_jump(few, False, "tty0") == f"{few} {_cmdline.MOUNTS}"
+    assert _cmdline.for_jump(many, False, "tty0") == many
 
 
 def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
