@@ -26,8 +26,10 @@ CONSOLE = "/dev/console"
 GUARD = "/run/lab-fault-{}"  # exists once this injection acts or waits
 LIMIT_S = 1800.0
 STARTS_S = 30.0
-# Often enough for a step that lasts a second, and cheap: usually one look at the time stamps of a file.
+# Often enough for a step that lasts a second. A look takes several milliseconds of an emulated processor, so until services stop, where
+# steps are long, there are fewer.
 POLL_S = 0.01
+FAR_POLL_S = 0.2
 IN_ORDER = ("committed", "stopping", "saving", "jumping")
 
 
@@ -128,7 +130,7 @@ def wait(update: Update, step: str) -> bool:
     while not update.reached(step):
         if (update.state() == "aborted" and step != "aborted") or time.monotonic() > until:
             return False
-        time.sleep(POLL_S)
+        time.sleep(POLL_S if update.state() in IN_ORDER[1:] else FAR_POLL_S)
     return True
 
 
