@@ -349,8 +349,8 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         unfinished = {
             "jumped": ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."],
             "rebooted": [
-                "The host did a cold boot during an update of an earlier run, or after it: the memory of its guests is lost. This run"
-                " checks whether an update restored them before that."
+                "The host did a cold boot during the update of an earlier run, or after it. Its guests lost their memory. This run checks"
+                " and reports each of them."
             ],
         }
         return [f"The host runs {_kernel(host)} already.", *unfinished.get(made["unfinished"].get("outcome", ""), [])]

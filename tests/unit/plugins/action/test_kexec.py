@@ -17,6 +17,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.kvm.liveupdate.plugins.action import kexec
 from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, journal_of, look_command, read_look, verdict
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
 
 BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 NEXT = "1f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
@@ -115,6 +116,8 @@ def test_a_look_at_this_machine_does_not_depend_on_the_terminal(host, term):
     assert look.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert look.kernel[0] == os.uname().release and look.kernel[1] == os.uname().version
     assert look.started == {"kernel": STAMPS["kernel"]} and look.idle == "failed"
+    # As the host itself decides. On a machine that a boot loader started, this is true.
+    assert look.cold is (_this_boot.by_kexec() is False)
 
 
 def test_a_look_ends_on_the_host_and_tells_what_it_saw(host, monkeypatch):
@@ -130,6 +133,10 @@ def test_another_kernel_is_a_failure():
     for kernel in (("7.2.13", "#1 SMP"), ("7.3.4", "#2 SMP")):
         found = verdict(UPDATE, Look(NEXT, kernel, {}, []), 12.0)
         assert found["failed"] and found["boot_id_after"] == NEXT and "memory is lost" in found["msg"]
+
+
+def test_host_and_controller_know_a_kexec_by_the_same_number():
+    assert kexec.KEXEC_LOADER == _this_boot._KEXEC
 
 
 def test_a_cold_boot_of_the_new_kernel_is_no_jump():
