@@ -55,7 +55,7 @@ CASES = (
     Case(
         2,
         "SSH breaks",
-        "The host's network card loses its cable while the kernel is staged, while RAM is preserved, or during the jump.",
+        "The host's network card loses its cable: while the kernel is staged, while RAM is preserved, or during the jump.",
         "A cut before the commit ends the run. After a cut that covers the jump, the run finds the host again.",
         RERUN,
         ("stage", "preserve", "jump"),
@@ -64,7 +64,7 @@ CASES = (
     Case(
         3,
         "The holder is killed",
-        "SIGKILL to the unit that holds a session, before the jump and while guests are saved; with and without the fd store of systemd.",
+        "SIGKILL to the unit that holds a session: before the jump, and while guests are saved. With and without the fd store of systemd.",
         "Without a session the host does not jump.",
         RERUN,
         ("forky-preserved", "forky-saving", "trixie-preserved", "trixie-saving"),
@@ -72,7 +72,7 @@ CASES = (
     Case(
         4,
         "A guest's save fails or hangs",
-        "QEMU or libvirt's daemon is stopped (SIGSTOP) during the save; a state file cannot be written.",
+        "QEMU or libvirt's daemon is stopped (SIGSTOP) during the save. A state file cannot be written.",
         "All guests resume, also those that were saved.",
         NOTHING,
         ("unit-hangs", "daemon-hangs"),
@@ -107,7 +107,7 @@ CASES = (
     Case(
         8,
         "The new kernel panics or hangs",
-        "It finds no root file system and panics, its PID 1 ends, or it waits for a root device that never comes.",
+        "It panics: it finds no root file system, or its PID 1 ends. Or it hangs: its root device never comes.",
         "After a panic the host boots the old kernel, and the guests start from their disks. A hang is told at the limit of the update.",
         "nothing; after a hang: power-cycle the host",
         ("panic", "init", "hang"),
@@ -125,7 +125,7 @@ CASES = (
         10,
         "The restore of one guest fails",
         "Its state is damaged, QEMU cannot be executed, its memory limit is too small, or another program has its disk locked.",
-        "The other guests are restored. The guest stays off, its memory is kept as long as the kernel can keep it, and the host says why.",
+        "The other guests are restored. This one stays off, and the host says why. Its memory is kept as long as the kernel can keep it.",
         "``state``, ``memory``: " + DISCARD + "; the others: " + f"{REMEDY}, then {START}",
         ("state", "qemu", "memory", "locked"),
     ),
@@ -140,7 +140,7 @@ CASES = (
     Case(
         12,
         "Another process has the live update device open",
-        "It is open at the jump, for a while at the boot after it, or at this boot until the process is ended.",
+        "It is open at the jump. Or it is open at the next boot: for a while, or until somebody ends the process.",
         "The restore waits for the device.",
         f"{REMEDY} (end the process)",
         ("jump", "boot-briefly", "boot"),
@@ -191,7 +191,7 @@ CASES = (
         18,
         "A second controller",
         "Another run updates the same host while the first one preserves RAM, and after its commit.",
-        "The second run is refused or does not reach the host, and changes nothing.",
+        "The second run changes nothing. It is refused, or it does not reach the host.",
         NOTHING,
         ("preserved", "stopping"),
     ),

@@ -215,7 +215,7 @@ def told(facts: Facts) -> str:
     groups: dict[str, list[str]] = {}
     for guest in facts.guests:
         groups.setdefault(_fate_in_words(guest), []).append(guest.name)
-    return "; ".join([host, *(f"{', '.join(names)} {end}" for end, names in groups.items())])
+    return "; ".join([host, *(f"{', '.join(names)}{' each' if len(names) > 1 else ''} {end}" for end, names in groups.items())])
 
 
 def _fate_in_words(guest: Guest) -> str:

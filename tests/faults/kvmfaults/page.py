@@ -48,9 +48,11 @@ What happens when it goes wrong
 ===============================
 
 The fault suite injects faults into updates of hosts in :ref:`the lab <ansible_collections.kvm.liveupdate.docsite.lab>`. Each test starts a
-prepared host with two guests in systemd units and two libvirt domains, begins an update, injects a fault in one of its steps, and then
-checks what must hold. ``tests/run --faults`` runs all tests (:ref:`how <ansible_collections.kvm.liveupdate.docsite.lab.faults>`), and
-``tests/run --faults --report`` wrote this page from ``tests/faults/results.jsonl``.
+prepared host with two guests in systemd units and two libvirt domains. It begins an update and injects a fault in one of its steps. Then it
+checks what must hold.
+
+``tests/run --faults`` runs all tests (:ref:`how <ansible_collections.kvm.liveupdate.docsite.lab.faults>`). ``tests/run --faults --report``
+wrote this page from ``tests/faults/results.jsonl``.
 
 The version of the code that runs on hosts has the digest ``{runtime}``. {sums[0].upper()}{sums[1:]}.
 
@@ -59,8 +61,8 @@ After every fault all of this must hold:
 * No guest runs on wrong memory: within a boot of a guest no tick is missing and none comes again, and the checksum of its memory is the
   same.
 * No guest runs twice.
-* No guest is silently gone: it is alive on its own memory, or the fault itself ended it, or its record says that it is lost or saved, and
-  the host says why.
+* No guest is silently gone. It is alive on its own memory, the fault itself ended it, or its record says that it is lost or saved. Then the
+  host says why.
 * What the host records and what the run reports is true.
 * One documented action brings the host back to work: all guests run, and the next update would be accepted.
 * The guest with a disk has every record that it ever flushed, and its file system has no error.
@@ -90,7 +92,7 @@ def _row(case: Case, found: dict[int, dict[str, Result]]) -> tuple[str, ...]:
     names = dict(zip(cases.tests(case), case.variants, strict=True))
     seen = [line for turn in TURNS for line in _seen(names, found[turn], turn)]
     named = ", ".join(f"``{name}``" for name in case.elsewhere.split(", ") if name)
-    done = f"**{case.title}.** {case.done}" + (f" (Part of it is in {named}.)" if named else "")
+    done = f"**{case.title}.** {case.done}" + (f" Partly tested in {named}." if named else "")
     return str(case.number), done, case.holds, " ".join(seen) or NOT_RUN, case.action
 
 

@@ -41,6 +41,8 @@ def ticking(first: int, last: int, since: float, boot: str = "one") -> list[Tick
 def test_an_update_without_a_loss_holds() -> None:
     assert problems(UPDATED) == []
     assert judge.told(UPDATED) == "the host jumped; web kept its memory"
+    both = replace(UPDATED, guests=(WEB, replace(WEB, name="db")))
+    assert judge.told(both) == "the host jumped; web, db each kept its memory"
 
 
 def test_a_guest_that_went_on_has_one_life_and_a_restarted_one_has_two() -> None:
