@@ -9,6 +9,8 @@ Source: kernel/params.c (parse_args, next_arg, parameq), lib/kstrtox.c, arch/x86
 
 from __future__ import annotations
 
+import os
+
 from ..host import _units
 
 TYPE_CHECKING = False
@@ -43,6 +45,8 @@ _END = ("--", None)
 _BLANKS = " \t\n\v\f\r"
 # COMMAND_LINE_SIZE of x86 and arm64, without the zero byte at its end.
 _LONGEST = 2047
+# kexec_file_load on x86 keeps room for "elfcorehdr=" and for the zero byte (bzImage64_load in arch/x86/kernel/kexec-bzimage64.c).
+_LONGEST_TO_LOAD = _LONGEST - 30 - 1
 
 
 def words(line: str) -> list[tuple[str, str | None]]:
@@ -163,16 +167,23 @@ def _kstrtobool(text: str) -> bool:
 def for_jump(given: str, guests_first: bool, consoles: str) -> str:
     """The command line for the jump: the given one, with words that make this boot fast unless it already has such words. Pure.
 
+    A word that would make the line too long to load is left out: it saves time, but the guests live without it.
+
     ``consoles`` are the kernel's, from /sys/class/tty/console/active. The last one is /dev/console. PID 1 asks it for its type and size,
     and waits a second for an answer that a serial line does not give (src/basic/terminal-util.c).
     """
     names = [name for name, _value in words(given)]
-    more = []
+    more: list[tuple[str, ...]] = []
     if guests_first and "systemd.unit" not in names:
-        more.append(GUESTS_FIRST)
+        more.append((GUESTS_FIRST,))
     if MOUNTS.partition("=")[0] not in names and len(names) < _MANY_WORDS:
-        more.append(MOUNTS)
+        more.append((MOUNTS,))
     virtual = not consoles or consoles.split()[-1].removeprefix("tty").isdigit()
     if not virtual and not any(name == "TERM" or name.startswith("systemd.tty.") for name in names):
-        more += CONSOLE
-    return added(given, more)
+        more.append(CONSOLE)
+    line = given
+    for some in more:
+        longer = added(line, some)
+        if len(os.fsencode(longer)) <= _LONGEST_TO_LOAD:
+            line = longer
+    return line

@@ -63,6 +63,7 @@ class Facts:
     ``before``, ``after``  its boot when the story began, and now
     ``update``           the record of its last update, empty if this story made none
     ``target``           the kernel that the update goes to
+    ``by_kexec``         whether a kexec started the boot of now, and no boot loader did
     ``reported``         the report of the run for this host, empty if it wrote none
     ``kexec_loaded``     whether an image is loaded: then every reboot is a kexec
     """
@@ -72,6 +73,7 @@ class Facts:
     guests: tuple[Guest, ...]
     update: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
+    by_kexec: bool = False
     reported: Mapping[str, Any] = field(default_factory=dict)
     kexec_loaded: bool = False
 
@@ -184,6 +186,8 @@ def _update(facts: Facts) -> Iterable[str]:
     outcome = facts.reported.get("outcome", "")
     if outcome == "updated" and (stayed or (facts.target and facts.after.kernel != facts.target)):
         yield f"the run reports an update to {facts.target}, but the host runs {facts.after.kernel}"
+    if outcome == "updated" and not facts.by_kexec:
+        yield "the run reports an update, but a boot loader started the host's kernel"
     if outcome == "updated":
         for guest in facts.guests:
             if fate(guest) != KEPT:
@@ -208,7 +212,7 @@ def told(facts: Facts) -> str:
     update = str(facts.update.get("state", ""))
     if facts.before.boot_id == facts.after.boot_id:
         host = "the update was undone" if update == "aborted" else "the host stayed"
-    elif facts.after.kernel == facts.target and update == "jumping":
+    elif facts.by_kexec and facts.after.kernel == facts.target and update == "jumping":
         host = "the host jumped"
     else:
         host = "the host booted"

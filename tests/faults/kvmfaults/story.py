@@ -89,6 +89,8 @@ print(json.dumps({
     "qemus": qemus,
     "told": told,
     "loaded": open("/sys/kernel/kexec_loaded").read().strip() == "1",
+    # Documentation/arch/x86/boot.rst, type_of_loader: 0xD is a kexec.
+    "by_kexec": int(open("/proc/sys/kernel/bootloader_type").read()) >> 4 == 0xD,
     "sessions": sorted(sessions),
     "left": sorted(left),
 }))
@@ -391,6 +393,7 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
             guests=tuple(self._guests(there)),
             update={} if update.get("id") == self._last_update else update,
             target=self.target,
+            by_kexec=there["by_kexec"],
             reported=self.play.report.get(self.host.name, {}) if self.play else {},
             kexec_loaded=there["loaded"],
         )

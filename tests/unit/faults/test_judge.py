@@ -19,7 +19,7 @@ OLD, NEW = Boot("old", "7.2"), Boot("new", "7.3")
 ONE, OTHER = Life("one", 1, 90, proven=True), Life("other", 1, 20, proven=True)
 WEB = Guest("web", (ONE,), 0.5, journal={"state": "restored", "update_id": "u"})
 UPDATE = {"id": "u", "state": "jumping", "boot_id": "old"}
-UPDATED = Facts(OLD, NEW, (WEB,), UPDATE, "7.3", {"outcome": "updated"})
+UPDATED = Facts(OLD, NEW, (WEB,), UPDATE, "7.3", by_kexec=True, reported={"outcome": "updated"})
 
 
 def problems(facts: Facts, **allowed: frozenset[str]) -> list[str]:
@@ -43,6 +43,10 @@ def test_an_update_without_a_loss_holds() -> None:
     assert judge.told(UPDATED) == "the host jumped; web kept its memory"
     both = replace(UPDATED, guests=(WEB, replace(WEB, name="db")))
     assert judge.told(both) == "the host jumped; web, db each kept its memory"
+
+
+def test_an_update_is_a_kexec() -> None:
+    assert problems(replace(UPDATED, by_kexec=False)) == ["the run reports an update, but a boot loader started the host's kernel"]
 
 
 def test_a_guest_that_went_on_has_one_life_and_a_restarted_one_has_two() -> None:
@@ -99,6 +103,7 @@ def test_a_lost_guest_is_named_or_ended_by_the_fault() -> None:
     silently = with_guest(cold, lives=(ONE, OTHER), journal={})
     assert problems(named) == []
     assert judge.told(named) == "the host booted; web started from its disks (lost)"
+    assert judge.told(replace(named, after=NEW, by_kexec=False)) == judge.told(named)
     assert problems(silently) == ["web lost its memory, and neither the fault nor its record explains it"]
     assert problems(silently, ended=frozenset({"web"})) == []
     without_a_reason = with_guest(cold, lives=(ONE, OTHER), journal={**LOST, "why": ""})

@@ -137,6 +137,24 @@ def test_pid_1_gets_no_variable_more_if_the_kernel_could_have_too_many():
     assert _cmdline.for_jump(many, False, "tty0") == many
 
 
+@pytest.mark.parametrize(
+    ("room", "guests_first", "kept"),
+    [
+        (0, True, ()),
+        (len(_cmdline.GUESTS_FIRST), True, ()),
+        (len(_cmdline.GUESTS_FIRST) + 1, True, (_cmdline.GUESTS_FIRST,)),
+        (len(_cmdline.MOUNTS), False, ()),
+        (len(_cmdline.MOUNTS) + 1, False, (_cmdline.MOUNTS,)),
+    ],
+)
+def test_a_line_that_just_fits_is_not_made_too_long_to_load(room, guests_first, kept):
+    """bzImage64_load refuses more than 2,016 characters. The words only save time."""
+    line = f"root=/dev/vda1 site.text={'x' * (2016 - room - 25)}"
+    assert len(line) == 2016 - room
+    told = _cmdline.for_jump(line, guests_first, "ttyS0")
+    assert told == " ".join((line, *kept)) and len(told) <= 2016
+
+
 def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
     monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
     ordinary, ahead = "sysinit.target.wants/web.service", f"{_units.TARGET}.wants/web.service"
