@@ -34,15 +34,17 @@ MARK_AT = 0x8010
 # Addresses are 0xFFFF0000 + offset. [SEED] and [END] are the two numbers at 0xFFFFFF00.
 _CODE = bytes.fromhex(
     "fa"  # cli
-    "2e660f0116d0f0"  # lgdtl cs:gdtr
+    "2e660f0116e4f0"  # lgdtl cs:gdtr
     "0f20c0 0c01 0f22c0"  # cr0 |= 1: protected mode
     "66ea18f0ffff0800"  # ljmpl 8:next
     "66b81000 8ed8 8ec0 8ed0"  # ds = es = ss = 16
     "bc00700000"  # esp = 0x7000
-    "0f011dd6f0ffff"  # lidt idtr
-    # The interrupt controller: timer only, as vector 0x20, without an end of interrupt. Let the processor take its interrupts (LINT0).
+    "0f011deaf0ffff"  # lidt idtr
+    # The interrupt controller: timer only, as vector 0x20, without an end of interrupt. Let the processor take its interrupts (LINT0), which
+    # needs an enabled local APIC. The timer: 18.2 times a second; KVM's does not run before somebody sets it.
     "b011e620 b020e621 b004e621 b003e621 b0fee621"  # 0x11 to port 0x20; 0x20, 4, 3 and 0xFE to port 0x21
-    "c7055003e0fe00070000"  # [0xFEE00350] = 0x700
+    "c705f000e0feff010000 c7055003e0fe00070000"  # [0xFEE000F0] = 0x1FF, [0xFEE00350] = 0x700
+    "b034e643 30c0e640e640"  # 0x34 to port 0x43; 0 and 0 to port 0x40
     "fc"  # cld
     "a100ffffff bf00001000"  # eax = [SEED], edi = 1 MiB
     "b900040000 f3ab 40"  # fill: write eax 1024 times, ++eax
@@ -57,9 +59,9 @@ _CODE = bytes.fromhex(
     "ff0500800000 ebba"  # ++[0x8000], pass
     "cf 6690"  # the handler of the timer: iret
     "0000000000000000 ffff0000009bcf00 ffff00000093cf00"  # GDT: none, code, data
-    "adf00800008effff"  # IDT, vector 0x20
-    "1700b0f0ffff"  # gdtr
-    "0701c8efffff"  # idtr, 0x100 below its only entry
+    "c1f00800008effff"  # IDT, vector 0x20
+    "1700c4f0ffff"  # gdtr
+    "0701dcefffff"  # idtr, 0x100 below its only entry
 )
 _RESET = bytes.fromhex("e90df0")  # jmp to the code
 

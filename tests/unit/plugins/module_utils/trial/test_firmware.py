@@ -42,6 +42,14 @@ def test_the_image_is_what_qemu_takes_and_the_processor_begins_with_the_code():
     assert image[0xF000] == 0xFA and 0xF000 + len(_firmware._CODE) <= 0xFF00
 
 
+def test_the_guest_turns_on_what_kvm_leaves_off():
+    """An emulated machine begins with a timer that runs, and takes LINT0 from a local APIC that is off. KVM does neither."""
+    apic, lint0, timer, sleep = (
+        _firmware._CODE.index(bytes.fromhex(words)) for words in ("c705f000e0feff01", "c7055003e0fe0007", "b034e643", "fbf4")
+    )
+    assert apic < lint0 < sleep and timer < sleep
+
+
 def test_a_ram_that_came_through_is_whole(ram):
     whole = {"passes": 3, "wrong": 0, "ticks": 200, "marked": True, "pages": PAGES, "differ": 0}
     assert _firmware.look(ram, SEED, MARK) == whole
