@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from .lab import Lab, build
 from .machines.host import Host
 from .machines.machine import HEARTBEATS
 from .parts.kinds import KINDS, USUAL
+from .watch import ledger, runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "ssh": ssh,
         "down": down,
         "build": build_only,
+        "report": report,
     }
     try:
         return commands[options.command](options)
@@ -56,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     ssh_command.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
     commands.add_parser("down", help="stop all hosts and delete their disks")
     commands.add_parser("build", help="build what is missing, start nothing")
+    commands.add_parser("report", help="write the page of the documentation that says which test ran when")
     return top
 
 
@@ -122,4 +126,18 @@ def build_only(options: argparse.Namespace) -> int:
     print(f"kernels: {', '.join(kernel.release for kernel in parts.kernels)}")
     for kind, image in parts.images.items():
         print(f"image of {kind}: {image}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Add the last runs of this machine to those of the repository, and write the page."""
+    listed = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "--every", "tests/lab/tests"]
+    found = subprocess.run(listed, cwd=ledger.COLLECTION, capture_output=True, text=True, check=False, timeout=limits.COLLECTS)
+    if found.returncode:
+        raise LabError(f"pytest cannot list the tests of the lab:\n{found.stdout}{found.stderr}")
+    tests = [re.sub(r"^[^\[:]*/", "", line) for line in found.stdout.splitlines() if "::" in line]
+    known = runs.latest(runs.read(runs.KEPT, runs.path()))
+    runs.write(runs.KEPT, (known[test] for test in sorted(known)))
+    runs.PAGE.write_text(runs.page(tests, known.values(), ledger.runtime(), KINDS), encoding="utf-8")
+    print(f"written: {runs.KEPT} and {runs.PAGE}")
     return 0

@@ -20,6 +20,8 @@ LOCK = BUILD
 HOST_ANSWERS = 1200.0
 # One attempt to log in. It is repeated until HOST_ANSWERS.
 LOGIN = 60.0
+# pytest lists the tests of the lab.
+COLLECTS = 600.0
 # One command on a host.
 HOST_COMMAND = 900.0
 # An event on a host or in a guest: a boot, a tick, one pass over the memory, a connection.

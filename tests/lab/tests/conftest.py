@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,9 @@ from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
 from kvmlab.parts.kinds import USUAL
 from kvmlab.story.controller import Controller
-from kvmlab.watch import ledger
+from kvmlab.watch import ledger, runs
+
+TOOK = pytest.StashKey[float]()
 
 
 def pytest_configure() -> None:
@@ -28,6 +32,32 @@ def pytest_runtest_setup() -> None:
     latest = os.environ.get("KVM_LIVEUPDATE_NO_TEST_AFTER")
     if latest and time.time() > float(latest):
         pytest.skip("the time that KVM_LIVEUPDATE_NO_TEST_AFTER gives is over")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Keep how a test ended. What was skipped or interrupted has no end."""
+    report: pytest.TestReport = yield
+    item.stash[TOOK] = item.stash.get(TOOK, 0.0) + call.duration
+    ended = call.when == "call" or (call.when == "setup" and report.failed)
+    if ended and not report.skipped and not (call.excinfo and call.excinfo.errisinstance(KeyboardInterrupt)):
+        test = f"{item.path.name}::{item.name}"
+        end = runs.PASSED if report.passed else runs.FAILED
+        runs.add(runs.path(), runs.Run(test, round(time.time()), commit(), ledger.runtime(), end, round(item.stash[TOOK])))
+    return report
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is checked out, with a plus sign if files differ from it; empty outside of git."""
+    git = ("git", "-c", f"safe.directory={ledger.COLLECTION}", "-C", str(ledger.COLLECTION))
+    try:
+        described = subprocess.run(
+            (*git, "describe", "--always", "--exclude=*", "--dirty=+"), capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return described.stdout.strip()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

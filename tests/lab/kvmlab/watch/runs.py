@@ -1,0 +1,141 @@
+# Copyright: kvm.liveupdate contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which test of the lab ran last when, on which commit, and how it ended. And the page of the documentation that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import cache
+from .ledger import COLLECTION
+
+KEPT = COLLECTION / "tests/lab/runs.jsonl"
+PAGE = COLLECTION / "docs/docsite/rst/runs.rst"
+PASSED, FAILED = "passed", "failed"
+NODE = re.compile(r"(?:.*/)?(?P<file>[^/]+\.py)::(?P<name>[^\[]+)(?:\[(?P<case>.*)\])?")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One test of the lab that ran.
+
+    ``test``     file, name and case, as pytest names it: ``test_initrd.py::test_check_mode_changes_nothing[forky-dracut]``
+    ``at``       when it ended, in seconds since the epoch
+    ``commit``   the commit that was checked out, with a plus sign if files differed from it; empty outside of git
+    ``runtime``  the digest of the code that runs on hosts (ledger.runtime)
+    ``end``      one of the values above
+    ``seconds``  how long it took, with what it had to prepare
+    """
+
+    test: str
+    at: float
+    commit: str
+    runtime: str
+    end: str
+    seconds: int
+
+
+def path() -> Path:
+    """The runs of this machine."""
+    return cache.root() / "runs.jsonl"
+
+
+def add(file: Path, run: Run) -> None:
+    """Keep a run, durably."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(run), sort_keys=True) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read(*files: Path) -> list[Run]:
+    """All runs, each once, oldest first. A last line that is cut off does not count."""
+    found = {
+        Run(**json.loads(line)): None
+        for file in files
+        if file.exists()
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    }
+    return sorted(found, key=lambda run: (run.at, run.test))
+
+
+def latest(runs: Iterable[Run]) -> dict[str, Run]:
+    """The last run of each test. Pure."""
+    return {run.test: run for run in sorted(runs, key=lambda run: run.at)}
+
+
+def write(file: Path, runs: Iterable[Run]) -> None:
+    """Write a file with these runs."""
+    file.write_text("".join(json.dumps(asdict(run), sort_keys=True) + "\n" for run in runs), encoding="utf-8")
+
+
+def group_of(test: str, kinds: Collection[str]) -> tuple[str, str]:
+    """The file of a test, and the kind of host that its case names; empty if it names none. Pure."""
+    found = NODE.fullmatch(test)
+    words = (found["case"] or "").split("-") if found else []
+    # A kind has a dash itself: the longest name that begins or ends the case.
+    cases = ["-".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
+    named = sorted((case for case in cases if case in kinds), key=len)
+    return found["file"] if found else test, named[-1] if named else ""
+
+
+def page(tests: Iterable[str], runs: Iterable[Run], runtime: str, kinds: Collection[str]) -> str:
+    """The page. ``tests`` are all that exist; a run of another one is not told. Pure."""
+    known = latest(runs)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for test in tests:
+        groups.setdefault(group_of(test, kinds), []).append(test)
+    rows = "\n".join(_row(*group, names, known, runtime) for group, names in groups.items())
+    return f"""..
+  Copyright: kvm.liveupdate contributors
+  SPDX-License-Identifier: GPL-3.0-or-later
+
+.. _ansible_collections.kvm.liveupdate.docsite.runs:
+
+Which test ran when
+===================
+
+Each row is a file of ``tests/lab/tests``, or the part of it for one :ref:`kind of host <ansible_collections.kvm.liveupdate.docsite.lab>`.
+The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. A *current* test ran on the code that this
+version installs on hosts (digest ``{runtime}``). To run one file, call in a checkout:
+
+.. code-block:: shell
+
+    (. tests/setup.sh; ensure_venv; PYTHONPATH=$ANSIBLE_COLLECTIONS_PATH pytest --every tests/lab/tests/test_guests.py)
+
+Add ``-k forky-dracut`` for one kind. ``tests/lab/lab report`` adds the last runs of your machine to ``tests/lab/runs.jsonl``, and writes
+this page.
+
+.. list-table::
+   :header-rows: 1
+   :widths: 24 16 14 14 12 20
+
+   * - File
+     - Kind
+     - Passed
+     - Current
+     - Minutes
+     - Last, and commits
+{rows}
+"""
+
+
+def _row(file: str, kind: str, tests: list[str], known: dict[str, Run], runtime: str) -> str:
+    ran = [known[test] for test in tests if test in known]
+    passed = [run for run in ran if run.end == PASSED]
+    failed = [run for run in ran if run.end == FAILED]
+    current = sum(1 for run in passed if run.runtime == runtime)
+    dates = sorted(time.strftime("%Y-%m-%d", time.gmtime(run.at)) for run in ran)
+    commits = ", ".join(dict.fromkeys(f"``{run.commit}``" for run in ran if run.commit))
+    end = f"{len(passed)} of {len(tests)}" + (f", **{len(failed)} failed**" if failed else "")
+    minutes = f"{sum(run.seconds for run in ran) / 60:.0f}" if ran else ""
+    cells = (f"``{file}``", kind, end, str(current), minutes, f"{dates[-1]}: {commits}" if ran else "not run yet")
+    return "\n".join(f"   {'*' if number == 0 else ' '} - {cell}".rstrip() for number, cell in enumerate(cells))
