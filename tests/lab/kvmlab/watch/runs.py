@@ -88,7 +88,7 @@ def group_of(test: str, kinds: Collection[str]) -> tuple[str, str]:
 
 
 def page(tests: Iterable[str], runs: Iterable[Run], runtime: str, kinds: Collection[str]) -> str:
-    """The page. ``tests`` are all that exist; a run of another one is not told. Pure."""
+    """The page. ``tests`` are all that exist. The run of any other test is left out. Pure."""
     known = latest(runs)
     groups: dict[tuple[str, str], list[str]] = {}
     for test in tests:
@@ -104,7 +104,7 @@ Which test ran when
 ===================
 
 Each row is a file of ``tests/lab/tests``, or the part of it for one :ref:`kind of host <ansible_collections.kvm.liveupdate.docsite.lab>`.
-The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. A *current* test ran on the code that this
+The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. A *current* test passed on the code that this
 version installs on hosts (digest ``{runtime}``). To run one file, call in a checkout:
 
 .. code-block:: shell
@@ -123,7 +123,7 @@ this page.
      - Passed
      - Current
      - Minutes
-     - Last, and commits
+     - Last run, commits
 {rows}
 """
 
