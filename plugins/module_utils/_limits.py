@@ -47,8 +47,10 @@ REHEARSAL_END = 900
 # The end of a stand-in. Its guest is paused until then.
 REHEARSAL_QUIT = 5.0
 
-# A look at all paths of one guest: a network file system without its server never answers.
+# One path of a guest, without the time in which the look waits for a processor: a network file system without its server never answers.
+# And all paths of the guest.
 PATHS = 30.0
+PATHS_LONGEST = 1800.0
 
 # A trial: the throw-away guest has filled and read its RAM once; its timer ticks. And for how long the boot watches the devices.
 TRIAL_GUEST = 300.0

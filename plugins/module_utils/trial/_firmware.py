@@ -40,8 +40,8 @@ _CODE = bytes.fromhex(
     "66b81000 8ed8 8ec0 8ed0"  # ds = es = ss = 16
     "bc00700000"  # esp = 0x7000
     "0f011deaf0ffff"  # lidt idtr
-    # The interrupt controller: timer only, as vector 0x20, without an end of interrupt. Let the processor take its interrupts (LINT0), which
-    # needs an enabled local APIC. The timer: 18.2 times a second; KVM's does not run before somebody sets it.
+    # The interrupt controller: timer only, as vector 0x20, without an end of interrupt. Let the processor take its interrupts (LINT0): that
+    # needs an enabled local APIC. The timer: 18.2 times a second. KVM's does not run before somebody sets it.
     "b011e620 b020e621 b004e621 b003e621 b0fee621"  # 0x11 to port 0x20; 0x20, 4, 3 and 0xFE to port 0x21
     "c705f000e0feff010000 c7055003e0fe00070000"  # [0xFEE000F0] = 0x1FF, [0xFEE00350] = 0x700
     "b034e643 30c0e640e640"  # 0x34 to port 0x43; 0 and 0 to port 0x40

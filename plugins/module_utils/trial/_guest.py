@@ -88,9 +88,11 @@ def look(seed: int, mark: bytes) -> dict:
 
 def remove() -> None:
     """End the guest and remove all of the trial from this host, also a guest that was not restored. Can be repeated."""
-    with _lock.Lock(), contextlib.suppress(LiveUpdateError):  # there may be no such unit
-        _commands.run("systemctl", "stop", "--", _units.TRIAL, _units.TRIAL_WATCH)
-        _commands.run("systemctl", "reset-failed", "--", _units.TRIAL, _units.TRIAL_WATCH)
+    with _lock.Lock():
+        for verb in ("stop", "reset-failed"):
+            for unit in (_units.TRIAL, _units.TRIAL_WATCH):  # not both at once: if one does not exist, systemd 262 stops none
+                with contextlib.suppress(LiveUpdateError):
+                    _commands.run("systemctl", verb, "--", unit)
     if running():
         raise LiveUpdateError(f"guest {NAME} does not end; end its QEMU, process {running()['pid']}, and repeat this")
     if _journal.of_guest(NAME).get("state") == "saved" or os.path.exists(_files.state_path(NAME)):

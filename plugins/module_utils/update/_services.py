@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -34,6 +33,7 @@ __all__ = (
 _MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5); daemon-reload reads it again
 SESSIONS_LIMIT_S = _limits.SESSIONS
 FINAL_KILL_S = _limits.FINAL_KILL
+_STOPS = 3
 # Between the stop of a service and the start of its socket, something may start the service again.
 SOCKET_ATTEMPTS = 3
 SOCKET_LIMIT_S = _limits.SOCKETS
@@ -225,14 +225,21 @@ def end_sessions(update: dict) -> None:
     """
     used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
     for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
-        units = sessions(active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
-        if not units:
-            return
-        _gate.spare_others(update)
-        update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
-        _journal.record(update)
-        with contextlib.suppress(LiveUpdateError):  # a unit that has just ended causes an error; the next look shows which units are left
-            _commands.run("systemctl", *verb, "--", *units, timeout=SESSIONS_LIMIT_S)
+        until = time.monotonic() + SESSIONS_LIMIT_S
+        # If one of the units has just ended, systemctl stops none of them (seen with systemd 262). A new look no longer has this unit.
+        for _attempt in range(_STOPS):
+            units = sessions(active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
+            if not units:
+                return
+            _gate.spare_others(update)
+            update["ended"] = list(dict.fromkeys((*update.get("ended", ()), *units)))
+            _journal.record(update)
+            try:
+                _commands.run("systemctl", *verb, "--", *units, timeout=max(until - time.monotonic(), 1.0))
+                break
+            except LiveUpdateError:  # the next look shows which units are left
+                if time.monotonic() >= until:
+                    break
     _systemd.log(f"these units did not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
 
 

@@ -21,7 +21,7 @@ from kvmlab.machines.host import Host
 from kvmlab.machines.machine import HEARTBEATS
 from kvmlab.story.controller import Controller, Guest
 from kvmlab.story.domains import SCSI, SMP, TPM, UEFI, Domain, define_domains, records, shut_down, start_domains
-from kvmlab.story.night import boot_of, other_kernel, start_guests, update, wait_alive
+from kvmlab.story.night import boot_of, end_guests, other_kernel, start_guests, update, wait_alive
 from kvmlab.watch.report import all_survived
 
 pytestmark = pytest.mark.beyond
@@ -84,8 +84,7 @@ def its_controller(roomy: tuple[Controller, Host]) -> Controller:
 def the_host_without_guests(roomy: tuple[Controller, Host]) -> Iterator[Host]:
     host = roomy[1]
     yield host
-    units = " ".join(guest.unit for guest in (FOUR, BIG, *MANY))
-    host.ssh(f"for name in $(virsh list --name); do virsh destroy $name; done; systemctl stop {units}")
+    end_guests(host, (FOUR, BIG, *MANY))
 
 
 def moves_there_and_back(controller: Controller, host: Host, guests: Iterable[Guest]) -> None:

@@ -15,7 +15,7 @@ from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
 from kvmlab.parts.keys import keys
 from kvmlab.story import memory_fault
-from kvmlab.story.controller import GUESTS, Controller
+from kvmlab.story.controller import Controller
 from kvmlab.story.domains import (
     DISK,
     DOMAINS,
@@ -30,7 +30,7 @@ from kvmlab.story.domains import (
     start_domains,
     wait_for_clock,
 )
-from kvmlab.story.night import boot_of, final_verdict, update, wait_alive, wait_until
+from kvmlab.story.night import boot_of, end_guests, final_verdict, update, wait_alive, wait_until
 from kvmlab.watch.report import all_survived
 
 # How much the domains of a host may have together.
@@ -43,7 +43,7 @@ def hosts_with_domains(lab: Lab, controller: Controller) -> Iterator[list[Host]]
     hosts = lab.hosts()
     names = [domain.name for domain in DOMAINS]
     for host in hosts:
-        host.ssh(f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}")
+        end_guests(host)
     define_domains(controller, hosts)
     prepared = controller.play(
         "kvm.liveupdate.setup", hypervisor_setup_reboot_ok=True, hypervisor_setup_domains=names, hypervisor_setup_ram_size=f"{RAM_MIB}m"

@@ -18,7 +18,7 @@ import pytest
 from kvmlab.machines.host import Host
 from kvmlab.story.controller import GUESTS, Controller, Play
 from kvmlab.story.domains import DISK, PLAIN, Domain, define_domains, records, shut_down, start_domains
-from kvmlab.story.night import boot_of, final_verdict, other_kernel, start_guests, update, wait_until
+from kvmlab.story.night import boot_of, end_guests, final_verdict, other_kernel, start_guests, update, wait_until
 from kvmlab.watch.report import all_survived
 
 pytestmark = pytest.mark.beyond
@@ -32,9 +32,8 @@ EVERYBODY = (WEB, *DOMAINS)
 
 @pytest.fixture(scope="module", name="host")
 def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -> Iterator[Host]:
-    units = " ".join(guest.unit for guest in GUESTS)
     for each in (hv1, hv2):
-        each.ssh(f"systemctl stop {units}; for name in $(virsh list --name); do virsh destroy $name; done")
+        end_guests(each)
     define_domains(controller, [hv1], DOMAINS)
     for each, domains in ((hv1, DOMAINS), (hv2, ())):
         asked: dict[str, Any] = {"hypervisor_setup_domains": [domain.name for domain in domains]}
@@ -45,7 +44,8 @@ def host_with_a_unit_and_domains(controller: Controller, hv1: Host, hv2: Host) -
     start_domains([hv1], [NUMBERED])
     start_guests(controller, [hv1], [WEB])
     yield hv1
-    hv1.ssh(f"systemctl stop {units}; for name in {DISK.name} {NUMBERED.name}; do virsh destroy $name; done; virsh undefine 1")
+    end_guests(hv1)
+    hv1.ssh(f"virsh undefine {NUMBERED.name}")
 
 
 def test_a_domain_that_is_a_number_moves_with_its_neighbours_after_a_live_snapshot(controller: Controller, host: Host) -> None:

@@ -14,8 +14,7 @@ import pytest
 from kvmlab.machines.host import Host
 from kvmlab.machines.machine import segment_mac
 from kvmlab.story.controller import GUESTS, Controller, Play
-from kvmlab.story.domains import DOMAINS
-from kvmlab.story.night import boot_of, other_kernel, start_guests
+from kvmlab.story.night import boot_of, end_guests, other_kernel, start_guests
 
 pytestmark = pytest.mark.beyond
 
@@ -45,14 +44,12 @@ done
 def a_drained_host(request: pytest.FixtureRequest, controller: Controller) -> Iterator[Host]:
     """One of each kind: with systemd's fd store that survives a kexec, and with a process that holds the memory."""
     host: Host = request.getfixturevalue(request.param)
-    names = " ".join(domain.name for domain in DOMAINS)
-    drain = f"systemctl stop {' '.join(guest.unit for guest in GUESTS)}; for name in {names}; do virsh destroy $name; done"
-    host.ssh(drain)
+    end_guests(host)
     prepared = controller.play("kvm.liveupdate.setup", "--limit", host.name, hypervisor_setup_reboot_ok=True)
     if prepared.code:
         raise RuntimeError(f"the setup playbook failed:\n{prepared.output}")
     yield host
-    host.ssh(drain)
+    end_guests(host)
 
 
 def run(controller: Controller, host: Host, folder: Path, *options: str, within: int = 600) -> tuple[Play, dict[str, Any]]:

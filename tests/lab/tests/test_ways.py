@@ -17,8 +17,8 @@ from kvmlab.machines.host import Host
 from kvmlab.machines.repository import packaged
 from kvmlab.parts.keys import keys
 from kvmlab.story.controller import GUESTS, Controller, Play
-from kvmlab.story.domains import DISK, DOMAINS, PLAIN, TPM, Domain, define_domains, start_domains
-from kvmlab.story.night import boot_of, final_verdict, start_guests, wait_alive, wait_until
+from kvmlab.story.domains import DISK, PLAIN, TPM, Domain, define_domains, start_domains
+from kvmlab.story.night import boot_of, end_guests, final_verdict, start_guests, wait_alive, wait_until
 from kvmlab.watch.report import Boot
 
 pytestmark = pytest.mark.beyond
@@ -33,10 +33,8 @@ LOCAL = (*STAY, DISK, MOVER)
 @pytest.fixture(scope="module", name="host")
 def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iterator[Host]:
     """The one with the older QEMU and libvirt. The other one only takes in a guest, and runs nothing of its own."""
-    names = " ".join(domain.name for domain in (*DOMAINS, MOVER))
-    units = " ".join(guest.unit for guest in GUESTS)
     for each in (hv1, hv2):
-        each.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
+        end_guests(each)
     define_domains(controller, [hv2], LOCAL)
     prepared = controller.play(
         "kvm.liveupdate.setup",
@@ -51,7 +49,7 @@ def the_host_to_be_updated(controller: Controller, hv1: Host, hv2: Host) -> Iter
     start_domains([hv2], LOCAL)
     hv2.ssh("umask 77; cat > /root/migration", stdin=keys().client.read_text())
     yield hv2
-    hv2.ssh(f"systemctl stop {units}; for name in {names}; do virsh destroy $name; done")
+    end_guests(hv2)
 
 
 def run(controller: Controller, host: Host, kernel: str, ladders: dict[str, list[Any]], **extra: Any) -> Play:

@@ -35,6 +35,45 @@ def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
     assert told.value.path == "/srv/\udcff" and time.monotonic() - start < 30
 
 
+def test_each_path_has_the_whole_limit(monkeypatch):
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 6.0)
+
+    def work(say):
+        for number in range(4):
+            say(f"/srv/{number}")
+            time.sleep(2)
+        return "seen"
+
+    assert _apart.look(work) == "seen"
+
+
+def test_the_wait_for_a_processor_does_not_count(monkeypatch):
+    """Here the child computes: the kernel shows it as one that waits for a processor."""
+    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 1.0)
+
+    def work(say):
+        say("/srv/a")
+        end = time.process_time() + 3.0
+        while time.process_time() < end:
+            pass
+        return "seen"
+
+    assert _apart.look(work) == "seen"
+
+
+def test_a_look_without_an_end_has_a_limit(monkeypatch):
+    monkeypatch.setattr(_apart, "LONGEST_S", 2.0)
+
+    def work(say):
+        say("/srv/a")
+        while True:
+            pass
+
+    with pytest.raises(_apart.Silent) as told:
+        _apart.look(work)
+    assert told.value.path == "/srv/a"
+
+
 def test_a_look_that_fails_is_an_error():
     with pytest.raises(LiveUpdateError, match="ZeroDivisionError"):
         _apart.look(lambda _say: 1 // 0)

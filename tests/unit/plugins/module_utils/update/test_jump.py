@@ -721,6 +721,24 @@ def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stu
     assert journal["ended"] == ["session-3.scope"]
 
 
+def test_one_session_that_has_just_ended_keeps_the_others_from_no_stop(host, monkeypatch):
+    """systemd 262 stops no unit if it does not know one of them. So they are asked to stop again before they are killed."""
+    running = ["session-3.scope", "session-4.scope"]
+
+    def run(*command, **_limit):
+        host.did.append((command[1], command[3:]))
+        if "session-4.scope" in command:
+            running.remove("session-4.scope")
+            raise LiveUpdateError("Failed to enqueue jobs: Unit session-4.scope not loaded.")
+        running.clear()
+
+    monkeypatch.setattr(_services, "active_units", lambda types="": list(running))
+    monkeypatch.setattr(_commands, "run", run)
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
+    _services.end_sessions({"records": host.records, "kept": [], "in_place": []})
+    assert host.did == [("stop", ("session-3.scope", "session-4.scope")), ("stop", ("session-3.scope",))]
+
+
 def a_login(host, monkeypatch):
     """A login that runs until it is stopped, and a service."""
 
