@@ -357,9 +357,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
-    lines += [
-        f"WARNING {guest['name']}: {warning}" for guest in made["guests"] if guest["way"] == "preserve" for warning in guest["warnings"]
-    ]
+    lines += _warnings(made["guests"])
     if made["verdict"] == "refuse":
         return [f"The update to {_kernel(host)} is refused.", *against, *lines]
     return [
@@ -370,6 +368,15 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         *([f"Essential guests: {_few(made['essential'])}. This host is updated last, alone."] if made["essential"] else []),
         _pause(made["expected_pause"], made["check_pause"], blackout_max),
     ]
+
+
+def _warnings(guests: list[dict[str, t.Any]]) -> list[str]:
+    """A line for each warning, with all guests that it is about: many guests often have the same one."""
+    about: dict[str, list[str]] = {}
+    for guest in guests:
+        for warning in guest["warnings"] if guest["way"] == "preserve" else ():
+            about.setdefault(warning, []).append(guest["name"])
+    return [f"WARNING {', '.join(names)}: {warning}" for warning, names in about.items()]
 
 
 def _needs(room: dict[str, t.Any]) -> list[str]:

@@ -398,6 +398,15 @@ def test_the_table_is_for_people():
     ]
 
 
+def test_a_warning_that_several_guests_have_is_one_line():
+    warned = {name: [reason("vsock"), reason("genid")][: 2 if name == "a" else 1] for name in "abc"}
+    table = plan(host(*(guest(name, warnings=warnings) for name, warnings in warned.items())), Policy())["table"]
+    assert [line for line in table if "WARNING" in line] == [
+        "WARNING a, b, c: it has vsock - remove vsock",
+        "WARNING a: it has genid - remove genid",
+    ]
+
+
 def test_many_guests_are_counted():
     assert "preserve the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
 
