@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvmlab import cache
+from kvmlab.watch import lines
 
 REPOSITORY = Path(__file__).parents[3]
 KEPT = REPOSITORY / "tests/faults/results.jsonl"
@@ -47,27 +46,17 @@ def path() -> Path:
 
 def add(file: Path, result: Result) -> None:
     """Keep a result, durably."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(result), sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    lines.append(file, result)
 
 
 def read(*files: Path) -> list[Result]:
-    """All results, each once, oldest first. A last line that is cut off does not count."""
-    found = {
-        Result(**json.loads(line)): None
-        for file in files
-        if file.exists()
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if line.endswith("\n")
-    }
-    return sorted(found, key=lambda result: (result.at, result.test))
+    """All results, each once, oldest first."""
+    return sorted(dict.fromkeys(lines.read(Result, *files)), key=lambda result: (result.at, result.test))
 
 
 def write(file: Path, results: Iterable[Result]) -> None:
     """Write a file with these results."""
-    file.write_text("".join(json.dumps(asdict(result), sort_keys=True) + "\n" for result in results), encoding="utf-8")
+    lines.write(file, results)
 
 
 def latest(results: Iterable[Result], runtime: str, turn: int) -> dict[str, Result]:

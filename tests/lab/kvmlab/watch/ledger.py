@@ -8,8 +8,6 @@ The first line is on disk before the update begins. So an update whose end nobod
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -17,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import cache
+from . import lines
 
 # The collection: what is measured is what runs on hosts.
 COLLECTION = Path(__file__).parents[4]
@@ -76,37 +75,27 @@ def runtime() -> str:
 def begin(ledger: Path, kind: str, guests: Iterable[str], fault: str = "") -> Update:
     """Record, durably, that an update begins."""
     update = Update(str(uuid.uuid4()), round(time.time(), 1), runtime(), kind, dict.fromkeys(guests, ""), fault)
-    _append(ledger, update)
+    lines.append(ledger, update)
     return update
 
 
 def end(ledger: Path, update: Update, ended: str, guests: Mapping[str, str] | None = None) -> None:
     """Record how it ended, and for each guest why it is lost: empty if it is not."""
-    _append(ledger, Update(**{**asdict(update), "ended": ended, "guests": dict(update.guests if guests is None else guests)}))
-
-
-def _append(ledger: Path, update: Update) -> None:
-    with ledger.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(update), sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    lines.append(ledger, Update(**{**asdict(update), "ended": ended, "guests": dict(update.guests if guests is None else guests)}))
 
 
 def read(*ledgers: Path) -> list[Update]:
     """The updates in these ledgers, by their begin. The later line of an update counts. A last line that is cut off does not."""
     found: dict[str, Update] = {}
-    for ledger in ledgers:
-        for line in ledger.read_text(encoding="utf-8").splitlines(keepends=True) if ledger.exists() else ():
-            if line.endswith("\n"):
-                update = Update(**json.loads(line))
-                if update.id not in found or found[update.id].ended == UNKNOWN:
-                    found[update.id] = update
+    for update in lines.read(Update, *ledgers):
+        if update.id not in found or found[update.id].ended == UNKNOWN:
+            found[update.id] = update
     return sorted(found.values(), key=lambda update: update.at)
 
 
 def write(ledger: Path, updates: Iterable[Update]) -> None:
     """Write a ledger with one line for each update."""
-    ledger.write_text("".join(json.dumps(asdict(update), sort_keys=True) + "\n" for update in updates), encoding="utf-8")
+    lines.write(ledger, updates)
 
 
 def counted(updates: Iterable[Update]) -> list[Update]:

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import cache
+from . import lines
 from .ledger import COLLECTION
 
 KEPT = COLLECTION / "tests/lab/runs.jsonl"
@@ -49,22 +48,12 @@ def path() -> Path:
 
 def add(file: Path, run: Run) -> None:
     """Keep a run, durably."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(run), sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    lines.append(file, run)
 
 
 def read(*files: Path) -> list[Run]:
-    """All runs, each once, oldest first. A last line that is cut off does not count."""
-    found = {
-        Run(**json.loads(line)): None
-        for file in files
-        if file.exists()
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if line.endswith("\n")
-    }
-    return sorted(found, key=lambda run: (run.at, run.test))
+    """All runs, each once, oldest first."""
+    return sorted(dict.fromkeys(lines.read(Run, *files)), key=lambda run: (run.at, run.test))
 
 
 def latest(runs: Iterable[Run]) -> dict[str, Run]:
@@ -74,7 +63,7 @@ def latest(runs: Iterable[Run]) -> dict[str, Run]:
 
 def write(file: Path, runs: Iterable[Run]) -> None:
     """Write a file with these runs."""
-    file.write_text("".join(json.dumps(asdict(run), sort_keys=True) + "\n" for run in runs), encoding="utf-8")
+    lines.write(file, runs)
 
 
 def group_of(test: str, kinds: Collection[str]) -> tuple[str, str]:
@@ -104,15 +93,18 @@ Which test ran when
 ===================
 
 Each row is a file of ``tests/lab/tests``, or the part of it for one :ref:`kind of host <ansible_collections.kvm.liveupdate.docsite.lab>`.
-The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. A *current* test passed on the code that this
-version installs on hosts (digest ``{runtime}``). To run one file, call in a checkout:
+The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. Runs are recorded since 2026-11-30.
+
+A *current* test passed with the code that this version installs on hosts. The digest of that code is ``{runtime}``.
+
+To run one file, call in a checkout:
 
 .. code-block:: shell
 
     (. tests/setup.sh; ensure_venv; PYTHONPATH=$ANSIBLE_COLLECTIONS_PATH pytest --every tests/lab/tests/test_guests.py)
 
-Add ``-k forky-dracut`` for one kind. ``tests/lab/lab report`` adds the last runs of your machine to ``tests/lab/runs.jsonl``, and writes
-this page.
+Add ``-k forky-dracut`` for one kind. ``tests/lab/lab report`` adds the last runs of your machine to ``tests/lab/runs.jsonl``. Then it
+writes this page.
 
 .. list-table::
    :header-rows: 1
@@ -137,5 +129,5 @@ def _row(file: str, kind: str, tests: list[str], known: dict[str, Run], runtime:
     commits = ", ".join(dict.fromkeys(f"``{run.commit}``" for run in ran if run.commit))
     end = f"{len(passed)} of {len(tests)}" + (f", **{len(failed)} failed**" if failed else "")
     minutes = f"{sum(run.seconds for run in ran) / 60:.0f}" if ran else ""
-    cells = (f"``{file}``", kind, end, str(current), minutes, f"{dates[-1]}: {commits}" if ran else "not run yet")
+    cells = (f"``{file}``", kind, end, str(current), minutes, f"{dates[-1]}: {commits}" if ran else "no run is recorded")
     return "\n".join(f"   {'*' if number == 0 else ' '} - {cell}".rstrip() for number, cell in enumerate(cells))

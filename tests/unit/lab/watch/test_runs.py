@@ -53,5 +53,5 @@ def test_the_page_says_what_ran_what_failed_and_what_did_not_run() -> None:
         ["``test_crowd.py``", "", "0 of 1, **1 failed", "0", "0", "2026-05-29: ``abc1234+``"],
         ["``test_initrd.py``", "forky-dracut", "1 of 2", "1", "2", "2026-05-29: ``abc1234``"],
     ]
-    assert "not run yet" not in text and "not run yet" in page(TESTS[:1], [], "new", KINDS)
+    assert "no run is recorded" not in text and "no run is recorded" in page(TESTS[:1], [], "new", KINDS)
     assert "test_gone" not in text
