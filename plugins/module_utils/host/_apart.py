@@ -28,18 +28,18 @@ _MANY_FDS = 1 << 16
 
 
 class Silent(LiveUpdateError):
-    """A path does not answer: ``path``."""
+    """A path does not answer: ``path``. The text says which limit ended the look."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"{path} does not answer within {PATH_LIMIT_S:g} s", path=path)
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(text, path=path)
         self.path = path
 
 
 def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
     """Run ``work`` in a child process and return its result, through JSON. With its argument ``work`` names each path before it looks.
 
-    Raises :class:`Silent` if one path takes PATH_LIMIT_S, and LiveUpdateError if ``work`` fails. The time in which the child waits for a
-    processor does not count: the looks at many guests may run on a host that has none left.
+    Raises :class:`Silent` if one path takes PATH_LIMIT_S or all together take LONGEST_S, and LiveUpdateError if ``work`` fails. Only
+    LONGEST_S counts the time in which the child waits for a processor: the looks at many guests may run on a host that has none left.
     """
     import json
     import select
@@ -63,7 +63,10 @@ def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
             text, silent = text + part, 0.0
         else:
             os.kill(child, signal.SIGKILL)
-            raise Silent(os.fsdecode(text.rpartition(b"\0")[0].rpartition(b"\0")[2]) or "a path")
+            path = os.fsdecode(text.rpartition(b"\0")[0].rpartition(b"\0")[2]) or "a path"
+            if silent < PATH_LIMIT_S:
+                raise Silent(path, f"the look at all paths takes longer than {LONGEST_S:g} s, {path} was the last")
+            raise Silent(path, f"{path} does not answer within {PATH_LIMIT_S:g} s")
     finally:
         os.close(reading)
         _reap(child)

@@ -13,7 +13,6 @@ Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.
 from __future__ import annotations
 
 from .._errors import reason
-from ..host import _apart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -226,7 +225,7 @@ def _file_reason(file: dict, wrong: str, name: str) -> dict:
         message = f"{path}, {what}, is a loop, NBD or RAM device, which a boot does not set up"
         return reason("file-volatile", message, f"use the file itself or a permanent device in the XML, and restart the domain{eject}")
     if wrong == "silent":
-        message = f"{path}, {what}, does not answer within {_apart.PATH_LIMIT_S:g} s, so QEMU may not be able to open it again"
+        message = f"{path}, {what}, does not answer, so QEMU may not be able to open it again"
         return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the domain down")
     message = f"{path}, {what}, is not the file that QEMU has open, so the domain would continue with another file"
     return reason("file-replaced", message, f"restore the first file, or restart the domain{eject}")

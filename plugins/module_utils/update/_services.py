@@ -224,11 +224,12 @@ def end_sessions(update: dict) -> None:
     Otherwise the shutdown would wait for them during the pause (src/shutdown/shutdown.c, broadcast_signal).
     """
     used = {_processes.unit_of(record["pid"]) for record in update["records"].values()}
+    used.update(update["kept"], update["in_place"])
     for verb in (["stop"], ["kill", "--signal=SIGKILL"], ["stop"]):
         until = time.monotonic() + SESSIONS_LIMIT_S
         # If one of the units has just ended, systemctl stops none of them (seen with systemd 262). A new look no longer has this unit.
         for _attempt in range(_STOPS):
-            units = sessions(active_units("scope,service"), {*used, *update["kept"], *update["in_place"]})
+            units = sessions(active_units("scope,service"), used)
             if not units:
                 return
             _gate.spare_others(update)
@@ -240,7 +241,9 @@ def end_sessions(update: dict) -> None:
             except LiveUpdateError:  # the next look shows which units are left
                 if time.monotonic() >= until:
                     break
-    _systemd.log(f"these units did not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
+    units = sessions(active_units("scope,service"), used)
+    if units:
+        _systemd.log(f"these units did not end, not even by SIGKILL, and may make the pause longer: {', '.join(units)}")
 
 
 def sessions(active: list[str], used: set[str | None]) -> list[str]:

@@ -66,13 +66,13 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
     try:
         found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
     except _apart.Silent as err:
-        found = [silent(err.path)]
+        found = [silent(err)]
     return found + _peers(_options.read(argv)[0], brought)
 
 
-def silent(path: str) -> dict:
+def silent(err: _apart.Silent) -> dict:
     """The reason against a guest with a path that does not answer."""
-    message = f"{path} does not answer within {_apart.PATH_LIMIT_S:g} s, so QEMU may not be able to open it again"
+    message = f"{err}, so QEMU may not be able to open it again"
     return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the guest down")
 
 
@@ -244,7 +244,7 @@ def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
     try:
         found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
     except _apart.Silent as err:
-        return [silent(err.path)]
+        return [silent(err)]
     message = "{} was replaced since QEMU started: a state that was saved with the old file may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
 

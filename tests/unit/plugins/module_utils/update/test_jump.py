@@ -709,8 +709,8 @@ def test_guests_that_are_quick_to_save_are_paused_last(tmp_path, monkeypatch):
     assert sorted(host.done("save")[:2]) == ["app", "db"] and host.done("save")[2:] == ["web"]
 
 
-@pytest.mark.parametrize("stubborn", [0, 1, 9])
-def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stubborn):
+@pytest.mark.parametrize("stubborn", [0, 1, 2, 9])
+def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, capsys, stubborn):
     """In the pause a login whose shell ignores SIGTERM would be waited for."""
     left = itertools.count()
     monkeypatch.setattr(_services, "active_units", lambda types="": ["session-3.scope"] if next(left) <= stubborn else [])
@@ -719,6 +719,7 @@ def test_what_does_not_end_is_killed_while_the_guests_run(host, monkeypatch, stu
     _services.end_sessions(journal)
     assert [step[0] for step in host.did] == (["stop", "kill", "stop"] if stubborn > 1 else ["stop", "kill"][: stubborn + 1])
     assert journal["ended"] == ["session-3.scope"]
+    assert ("these units did not end" in capsys.readouterr().err) == (stubborn == 9)
 
 
 def test_one_session_that_has_just_ended_keeps_the_others_from_no_stop(host, monkeypatch):
