@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -20,10 +21,19 @@ def running_program(tmp_path):
     """A program of its own that waits for the end of its input, and its process."""
     path = tmp_path / "program"
     shutil.copy(shutil.which("cat"), path)
-    process = subprocess.Popen([path], stdin=subprocess.PIPE)
-    yield path, process
-    process.stdin.close()
-    process.wait(10)
+    with echoing([path]) as process:
+        yield path, process
+
+
+@contextlib.contextmanager
+def echoing(words, **how):
+    """A process of ``cat``. It runs already: while the kernel still starts a program, it shows no command line of it."""
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **how) as process:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        yield process
+        process.stdin.close()
 
 
 def test_a_program_that_is_still_there_is_not_replaced(program):
@@ -50,8 +60,8 @@ def test_a_program_whose_link_was_turned_is_replaced(program, tmp_path, by_path)
     path, _process = program
     link = tmp_path / "emulator"
     link.symlink_to(path)
-    words = {"executable": link, "args": ["emulator"]} if by_path else {"args": [link]}
-    with subprocess.Popen(**words, env={"PATH": str(tmp_path)}, stdin=subprocess.PIPE) as process:
+    words = {"executable": link, "words": ["emulator"]} if by_path else {"words": [link]}
+    with echoing(**words, env={"PATH": str(tmp_path)}) as process:
         assert _processes.replaced_program(process.pid) == ""
         shutil.copy(path, tmp_path / "new")
         link.unlink()
@@ -61,7 +71,6 @@ def test_a_program_whose_link_was_turned_is_replaced(program, tmp_path, by_path)
         (tmp_path / "new").write_text("#!/bin/sh\nexec program\n")  # of a script nobody knows what it runs
         (tmp_path / "new").chmod(0o755)
         assert _processes.replaced_program(process.pid) == ""
-        process.stdin.close()
 
 
 def test_of_the_name_that_a_process_was_started_by_only_an_ordinary_file_is_opened(program, monkeypatch):
