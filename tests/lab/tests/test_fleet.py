@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,31 +80,48 @@ while True:
         update = {}
     if update.get("state") in states and update["times"]["committed"] >= since:
         break
-    time.sleep(0.1)
+    time.sleep(0.3)
 """
 
 
+# ssh ends with this status if the connection is lost: the host stops its services, or it stood still for a while.
+CONNECTION_LOST = 255
+
+
+def look_for(host: Host, clock: int, states: Iterable[str]) -> subprocess.Popen[bytes]:
+    """Begin to wait on a host, from this time of its clock on."""
+    command = host.ssh_command("--", f"python3 -c {shlex.quote(LOOK)} {clock} {' '.join(states)}")
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def reach(run: Run, clocks: list[tuple[Host, int]], *states: str) -> None:
-    """Return as soon as the update of each host is in one of these states. Each host looks for itself, from this time of its clock on."""
-    looks = [
-        subprocess.Popen(
-            host.ssh_command("--", f"python3 -c {shlex.quote(LOOK)} {clock} {' '.join(states)}"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for host, clock in clocks
-    ]
+    """Return as soon as the update of each host is in one of these states. Each host looks for itself, from this time of its clock on.
+
+    A lost connection is made anew. A host that does not accept it stops its services, so it is on its way to the jump.
+    """
+    looks = {host: look_for(host, clock, states) for host, clock in clocks}
+    since = dict(clocks)
     try:
-        while any(look.poll() is None for look in looks):
+        while looks:
             assert not run.ended(), run.end().output
+            for host in [host for host, look in looks.items() if look.poll() is not None]:
+                ended = looks.pop(host).returncode
+                assert ended in (0, CONNECTION_LOST), f"the look on {host.name} ended with {ended}"
+                if ended and answers(host):
+                    looks[host] = look_for(host, since[host], states)
             time.sleep(0.1)
     finally:
-        for look in looks:
+        for look in looks.values():
             look.kill()
             look.wait()
-    # 255: the host has begun to stop its services, and with them this connection.
-    assert {look.returncode for look in looks} <= {0, 255}
+
+
+def answers(host: Host) -> bool:
+    """Whether somebody can log in on a host."""
+    try:
+        return host.ssh("true", limit_s=limits.LOGIN).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def booted(host: Host) -> None:
@@ -230,7 +247,9 @@ def test_nothing_of_the_run_is_needed_between_the_pause_and_the_return(
     inventory.write_text(json.dumps({"hypervisors": {"hosts": {host.name: way}}}))
     kernel, since, clock = other_kernel(host), time.monotonic(), now_on(host)
     before = boot_of(host)
-    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_serial": 2}
+    # Its wait for the host goes on while the controller is stopped.
+    patience = {"hypervisor_update_timeout": int(limits.PLAYBOOK)}
+    given = {"hypervisor_update_kernel": f"/boot/vmlinuz-{kernel}", "hypervisor_update_serial": 2, **patience}
     names = f"{host.name},{other.name}"
     run = controller.start(UPDATE, tmp_path / "page.html", "-i", str(inventory), "--limit", names, **given)
     try:
