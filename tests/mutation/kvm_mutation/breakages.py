@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import io
 import re
 import tokenize
@@ -308,3 +309,20 @@ def statement_at(source: str, line: int) -> range:
 @functools.lru_cache(maxsize=4)
 def _statements(source: str) -> tuple[ast.stmt | ast.ExceptHandler, ...]:
     return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.stmt, ast.ExceptHandler)))
+
+
+def identity(operator: str, source: str, mutated: str, line: int) -> str:
+    """The same for mutants that change the same function in the same way, whatever stands around it; empty outside of functions. Pure."""
+    functions = [node for node in _statements(source) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    around = [node for node in functions if _first_line(node) <= line <= (node.end_lineno or node.lineno)]
+    if not around:
+        return ""
+    outermost = min(around, key=_first_line)
+    begin, end = _first_line(outermost) - 1, outermost.end_lineno or outermost.lineno
+    lines, changed = source.splitlines(), mutated.splitlines()
+    texts = lines[begin:end], changed[begin : end + len(changed) - len(lines)]
+    return hashlib.sha256("\0".join((operator, *("\n".join(text) for text in texts))).encode()).hexdigest()[:24]
+
+
+def _first_line(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return min((function.lineno, *(decorator.lineno for decorator in function.decorator_list)))

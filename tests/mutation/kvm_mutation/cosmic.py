@@ -64,6 +64,8 @@ CORE = (
     "ReplaceUnaryOperator_Delete_USub",
     "ZeroIterationForLoop",
 )
+# In the folder of a session: by job, what makes its mutant the same one in another state of the file (breakages.identity).
+SAME = "same.json"
 # Ours first: of two that mean the same, the one with the plainer name stays.
 CHOSEN = (*(f"kvm/{name}" for name in breakages.OPERATORS), *(f"core/{name}" for name in CORE))
 
@@ -82,11 +84,20 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f"part-{os.getpid()}"
             new = WorkDB(part, WorkDB.Mode.create)
-            new.add_work_items(mutants_of(path, self._source))
+            items = list(mutants_of(path, self._source))
+            new.add_work_items(items)
+            same = {item.job_id: self._identity(item.mutations[0]) for item in items}
+            for job, result in _killed_before(cache, Path(path).stem, same):
+                new.set_result(job, result)
             new.close()
+            (folder / SAME).write_text(json.dumps(same), encoding="utf-8")
             part.replace(database)
         self._database = WorkDB(database, WorkDB.Mode.open)
         self._items: dict[str, t.Any] = {item.job_id: item.mutations[0] for item in self._database.work_items}
+
+    def _identity(self, item: t.Any) -> str:
+        mutated = _mutated(self._source, item.operator_name, item.occurrence)
+        return breakages.identity(item.operator_name, self._source, mutated, item.start_pos[0])
 
     def mutated(self, job: str) -> str:
         """The source of a mutant."""
@@ -127,6 +138,21 @@ class Session:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _killed_before(cache: Path, stem: str, same: dict[str, str]) -> t.Iterator[tuple[str, WorkResult]]:
+    """The results of the mutants that a test killed in an earlier state of a file, and whose function is as it was."""
+    jobs: dict[str, list[str]] = {}
+    for job, identity in same.items():
+        jobs.setdefault(identity, []).append(job)
+    for names in sorted(cache.glob(f"{stem}-*/{SAME}")):
+        before = json.loads(names.read_text(encoding="utf-8"))
+        database = WorkDB(names.with_name("session.sqlite"), WorkDB.Mode.open)
+        for job, result in database.results:
+            if json.loads(result.output)["outcome"] == "killed" and before[job]:
+                for now in jobs.pop(before[job], ()):
+                    yield now, result
+        database.close()
 
 
 def mutants_of(path: str, source: str) -> t.Iterator[t.Any]:

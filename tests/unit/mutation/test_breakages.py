@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from kvm_mutation.breakages import OPERATORS, apply, breakages, is_exempt, is_new, statement_at
+from kvm_mutation.breakages import OPERATORS, apply, breakages, identity, is_exempt, is_new, statement_at
 
 
 def mutants(source: str, operator: str) -> list[str]:
@@ -202,3 +202,33 @@ def save(path):
 )
 def test_a_line_belongs_to_the_innermost_statement_without_its_body(line, first, last):
     assert statement_at(STATEMENTS, line) == range(first, last + 1)
+
+
+FUNCTION = """
+class Guest:
+    @property
+    def pauses(self):
+        def inner():
+            return 1
+        return inner()
+"""
+
+
+def test_a_mutant_is_the_same_as_long_as_its_function_is():
+    mutated = FUNCTION.replace("return 1", "return 2")
+    known = identity("number", FUNCTION, mutated, 6)
+    above, below = "TEXT = 1\n\n", "\n\ndef other():\n    return 3\n"
+    assert known and known == identity("number", above + FUNCTION + below, above + mutated + below, 8)
+    assert known != identity("other", FUNCTION, mutated, 6)
+    assert known != identity("number", FUNCTION, FUNCTION.replace("return 1", "return 3"), 6)
+    for changed in (("@property", "@cached_property"), ("return inner()", "return -inner()")):
+        assert known != identity("number", FUNCTION.replace(*changed), mutated.replace(*changed), 6)
+
+
+def test_a_mutant_that_leaves_out_a_line_of_its_function_is_the_same_only_in_that_function():
+    mutated = FUNCTION.replace("        return inner()\n", "")
+    assert identity("drop", FUNCTION + "A = 1\n", mutated + "A = 1\n", 7) == identity("drop", FUNCTION + "B = 2\n", mutated + "B = 2\n", 7)
+
+
+def test_outside_of_functions_a_mutant_is_that_of_its_file_only():
+    assert identity("number", "A = 1\n", "A = 2\n", 1) == ""
