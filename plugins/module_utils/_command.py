@@ -125,9 +125,9 @@ def main(argv: list[str] | None = None) -> int:
 
             _jump.recover()
         elif words == ["boot"]:
-            from .update import _boot_order
+            from .update import _rest_of_boot
 
-            _boot_order.start_rest()
+            _rest_of_boot.start_rest()
         elif words == ["give-up-unclaimed"]:
             from .guests import _unclaimed
 

@@ -34,8 +34,8 @@ __all__ = (
     "went_on",
 )
 
-# The exit code of a start that could not restore its guest yet. systemd then starts the unit again (_texts.py, RestartForceExitStatus=).
-# It is even, because a guest can make QEMU exit with any odd code (isa-debug-exit).
+# The exit code of a start that could not restore its guest yet. systemd then starts the unit again (_unit_files.py,
+# RestartForceExitStatus=). It is even, because a guest can make QEMU exit with any odd code (isa-debug-exit).
 AGAIN = 100
 BACK_LIMIT_S = _limits.BACK
 SETTLE_S = _limits.BACK_SETTLE

@@ -183,10 +183,10 @@ def inspect(record: dict) -> list[dict]:
     job = _reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
         return reasons + job  # while a job runs, libvirt allows no other monitor commands
-    from ..vmm import _now  # not on the boot path
+    from ..vmm import _changes  # not on the boot path
 
-    if _now.ignores_shared(seen.get("capabilities")):
-        reasons.append(_now.left_on(ignore_shared_stays(record)))
+    if _changes.ignores_shared(seen.get("capabilities")):
+        reasons.append(_changes.left_on(ignore_shared_stays(record)))
     return reasons + _reasons.monitor_reasons(seen)
 
 

@@ -19,7 +19,7 @@ from .._errors import LiveUpdateError
 from ..handover import _early, _journal, _return, _session
 from ..host import _files, _processes, _systemd, _units
 from ..kernel import _luo
-from . import _keeper, _saves, _virsh
+from . import _keeper, _save_directory, _virsh
 
 __all__ = ("awaited", "restore")
 
@@ -216,7 +216,7 @@ def _go_on(journal: dict) -> None:
 def _started(image: str) -> float:
     """Remove the image of a restored domain if libvirt has not done so. It lacks the RAM, so no other start may use it."""
     went_on = time.time()
-    _saves.remove(image)
+    _save_directory.remove(image)
     return went_on
 
 

@@ -53,7 +53,7 @@ def _record(name: str) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
-    from ..vmm import _now, _reopened  # not on the boot path
+    from ..vmm import _changes, _reopened  # not on the boot path
 
     reasons = _argv.reasons(record["argv"])
     if record.get("reason"):
@@ -73,7 +73,7 @@ def inspect(record: dict) -> list[dict]:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")
-            now = _now.ask(monitor)
+            now = _changes.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
     if state not in ("running", "paused"):
@@ -82,9 +82,9 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if now["ignores_shared"]:
-        reasons.append(_now.left_on(ignore_shared_stays(record)))
+        reasons.append(_changes.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}
-    return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
+    return reasons + [why for why in _changes.differences(record["argv"], now) if why["code"] not in codes]
 
 
 def survey(records: list[dict]) -> None:

@@ -17,7 +17,7 @@ from ..guests import _hold, _providers
 from ..handover import _digests, _early, _journal, _lock
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ..kernel import _cmdline, _kexec, _kvm
-from . import _boot_order, _gate, _services
+from . import _gate, _rest_of_boot, _services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _carry_out(update: dict) -> t.NoReturn:
     update["units"] = _services.active_units()
     _commands.end_by(update["pause_by"], "half of the update's time, within which the guests have to be paused,")
     records = _gate.check(update)
-    update["stages"] = _boot_order.plan(list(records.values()))
-    _boot_order.load_early()
+    update["stages"] = _rest_of_boot.plan(list(records.values()))
+    _rest_of_boot.load_early()
     update["kvm"] = _kvm.answers() if update.get("reuse_probe") else ""
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
     _kexec.try_out(update["loaded"])

@@ -14,7 +14,7 @@ import re
 import stat
 
 from .._errors import reason
-from ..host import _apart, _processes
+from ..host import _processes, _slow_paths
 from . import _argv, _block, _opens, _options
 from ._options import Option
 
@@ -64,13 +64,13 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
     create files that QEMU only reads. ``brought`` are the services that start with its unit, and the unit itself.
     """
     try:
-        found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
-    except _apart.Silent as err:
+        found: list[dict] = _slow_paths.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
+    except _slow_paths.Silent as err:
         found = [silent(err)]
     return found + _peers(_options.read(argv)[0], brought)
 
 
-def silent(err: _apart.Silent) -> dict:
+def silent(err: _slow_paths.Silent) -> dict:
     """The reason against a guest with a path that does not answer."""
     message = f"{err}, so QEMU may not be able to open it again"
     return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the guest down")
@@ -242,8 +242,8 @@ def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
     if not started:
         return []
     try:
-        found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
-    except _apart.Silent as err:
+        found: list[str] = _slow_paths.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
+    except _slow_paths.Silent as err:
         return [silent(err)]
     message = "{} was replaced since QEMU started: a state that was saved with the old file may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]

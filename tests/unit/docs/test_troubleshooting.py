@@ -19,7 +19,7 @@ PLUGINS = REPO / "plugins"
 PAGE = REPO / "docs/docsite/rst/troubleshooting.rst"
 # These judge kernels.
 KERNELS = ("kernel/_proof.py", "kernel/_image.py")
-TABLES = ("vmm/_argv.py", "libvirt/_reasons.py", "vmm/_now.py")
+TABLES = ("vmm/_argv.py", "libvirt/_reasons.py", "vmm/_changes.py")
 KINDS = ("network", "pool")
 # Codes that a kernel's reasons are put together from.
 BUILT_WITH = {*_modules.OPTIONS, *(option for option, *_words in _proof._PARTS.values())} - {"VHOST_NET"}
