@@ -166,7 +166,7 @@ def _correct_clock(name: str, restored: dict, recorded: bool) -> dict:
     outcome = _agent.correct_clock(name)
     restored = {**restored, **outcome}
     if recorded:
-        _files.write_json(_files.journal_path(name), restored)
+        _journal.record_guest(restored)
     _systemd.log(f"{name}: clock: {outcome['clock']}{', file systems thawed' if outcome['thawed'] else ''}")
     return restored
 

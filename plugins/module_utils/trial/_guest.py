@@ -100,7 +100,8 @@ def remove() -> None:
     with _lock.Lock():
         _hold.release_ended(NAME)
         _early.start_early(_units.TRIAL, False)
-        for path in (_files.journal_path(NAME), *_paths()):
+        _journal.forget_guest(NAME)
+        for path in _paths():
             _files.remove(path)
         _commands.run("systemctl", "daemon-reload")
 

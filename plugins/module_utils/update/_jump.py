@@ -275,7 +275,7 @@ def _save(record: dict, update: dict) -> None:
         "unit": record["unit"],
         "was_running": was_running,
     }
-    _files.write_json(_files.journal_path(name), journal)
+    _journal.record_guest(journal)
 
 
 def _digests_of(record: dict, hold: dict, kind: str, times: dict) -> dict:
@@ -323,7 +323,7 @@ def _abort(update: dict, why: str) -> None:
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
     def run_on(name: str) -> bool:
-        undo(f"the journal of guest {name}", _files.remove, _files.journal_path(name))
+        undo(f"the journal of guest {name}", _journal.forget_guest, name)
         if undo(f"the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
             return True
         if not _processes.lives(records[name]):

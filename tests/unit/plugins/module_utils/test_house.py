@@ -75,6 +75,12 @@ def test_nobody_imports_in_a_circle():
     assert house.circle(HOUSE_IMPORTS) == []
 
 
+def test_one_file_writes_the_journal_of_a_guest():
+    """Whoever else needs its path only asks whether it is there."""
+    asking = {name for name, path in house.files(HOUSE).items() if "journal_path(" in path.read_text(encoding="utf-8")}
+    assert asking == {"host._files", "handover._journal", "trial._guest"}
+
+
 def names_in(path):
     """What a file defines at its top, and the files that it imports there or in functions, by the names that it gives them."""
     defined, files = set(), {}
