@@ -22,7 +22,7 @@ from ..host import _processes, _units
 from ..vmm import _options
 from . import _batch, _ram, _reasons, _setup, _virsh
 
-__all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "survey", "warn")
+__all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "of_unit", "survey", "warn")
 
 # Before it starts a domain, libvirt waits for a lock of logind's.
 DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
@@ -231,6 +231,11 @@ def warn(record: dict) -> list[dict]:
     wanted = _needs.needs(xml)
     names = _argv.name_warnings(file["path"] for file in wanted["files"])
     return _reasons.xml_warnings(xml) + names + _after_boot.peer_warnings(wanted["sockets"])
+
+
+def of_unit(record: dict, shown: dict[str, str]) -> list[dict]:  # pylint: disable=unused-argument  # the contract's
+    """Nothing: the unit of a domain is the hold unit, whose text is ours (_unit_files.py)."""
+    return []
 
 
 def describe(record: dict) -> dict:

@@ -38,8 +38,8 @@ FLOORS = (
     "_runtime",
     "_module",
 )
-# Where both providers are named: their table, and the command, which starts what a unit asks for.
-KNOW_PROVIDERS = ("guests._providers", "guests._reasons", "_command", "_runtime", "_unit_files")
+# Where both providers are named: their table, and the command, which starts what a unit asks for. What a host is given names libvirt.
+KNOW_PROVIDERS = ("guests._providers", "_command", "_runtime", "_unit_files")
 # What a restore imports of ours at most, the folders among it; and what it never imports, because that is slow.
 MOST_FILES = 23
 SLOW = {"socket", "subprocess", "typing"}
