@@ -97,6 +97,7 @@ _PARTS = (
     "update._services",
     "vmm._after_boot",
     "vmm._argv",
+    "vmm._argv_reasons",
     "vmm._block",
     "vmm._changes",
     "vmm._monitor",

@@ -192,7 +192,7 @@ def inspect(record: dict) -> list[dict]:
 
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
     """Reasons for what libvirt and QEMU would not find when they start the domain after a boot."""
-    from ..vmm import _after_boot, _argv, _reopened
+    from ..vmm import _after_boot, _argv_reasons, _reopened
     from . import _needs  # not on the boot path
 
     wanted = _needs.needs(seen["xml"])
@@ -202,7 +202,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     past_libvirt, _environment = _needs.command_line(seen["xml"])
     return [
         *_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
-        *_argv.reasons(["qemu", *past_libvirt]),
+        *_argv_reasons.reasons(["qemu", *past_libvirt]),
         *_reopened.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
     ]
 
@@ -222,14 +222,14 @@ def _volumes(volumes: list[dict]) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """Warnings: what does not survive the jump unchanged, although the domain can be preserved."""
-    from ..vmm import _after_boot, _argv
+    from ..vmm import _after_boot, _argv_reasons
     from . import _needs  # not on the boot path
 
     xml = _surveyed(record).get("xml")
     if not xml:
         return []  # which is a reason by itself, for inspect
     wanted = _needs.needs(xml)
-    names = _argv.name_warnings(file["path"] for file in wanted["files"])
+    names = _argv_reasons.name_warnings(file["path"] for file in wanted["files"])
     return _reasons.xml_warnings(xml) + names + _after_boot.peer_warnings(wanted["sockets"])
 
 

@@ -15,7 +15,7 @@ import stat
 
 from .._errors import reason
 from ..host import _processes, _slow_paths
-from . import _argv, _block, _opens, _options
+from . import _block, _opens, _options
 from ._options import Option
 
 TYPE_CHECKING = False
@@ -283,7 +283,7 @@ def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
     names += _firmware(options, bool(flash))
-    names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other one contains the guest's variables
+    names += [_opens.local_file(disk, nodes) for disk in flash if _opens.is_read_only(disk)]  # the other one contains the guest's variables
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]
     drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]
