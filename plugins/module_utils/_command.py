@@ -51,14 +51,14 @@ def _status() -> None:
 
 def _hold_memory(name: str) -> None:
     from .handover import _journal
-    from .host import _files, _this_boot
+    from .host import _this_boot
     from .libvirt import _start
 
     journal = _journal.recorded(name)
     cut_off = _start.awaited(name) if journal.get("state") != "saved" else {}
     if cut_off and cut_off["boot_id"] != _this_boot.boot_id():
         journal = cut_off
-        _files.write_json(_files.journal_path(name), journal)
+        _journal.record_guest(journal)
     if journal.get("provider") == "libvirt" and journal["state"] == "saved" and journal["boot_id"] != _this_boot.boot_id():
         _start.restore(name, journal)
     else:
@@ -125,9 +125,9 @@ def main(argv: list[str] | None = None) -> int:
 
             _jump.recover()
         elif words == ["boot"]:
-            from .update import _boot_order
+            from .update import _rest_of_boot
 
-            _boot_order.start_rest()
+            _rest_of_boot.start_rest()
         elif words == ["give-up-unclaimed"]:
             from .guests import _unclaimed
 

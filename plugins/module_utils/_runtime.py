@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 
-from . import _command, _texts
+from . import _command, _unit_files
 from ._errors import LiveUpdateError
 from .handover import _early
 from .host import _files, _units
@@ -47,12 +47,12 @@ _PARTS = (
     "handover._lock",
     "handover._return",
     "handover._session",
-    "host._apart",
     "host._commands",
     "host._devices",
     "host._files",
     "host._memory",
     "host._processes",
+    "host._slow_paths",
     "host._systemd",
     "host._tcp",
     "host._this_boot",
@@ -63,6 +63,7 @@ _PARTS = (
     "kernel._luo",
     "kernel._modules",
     "libvirt._agent",
+    "libvirt._away",
     "libvirt._batch",
     "libvirt._definition",
     "libvirt._guests",
@@ -73,14 +74,16 @@ _PARTS = (
     "libvirt._ram",
     "libvirt._reasons",
     "libvirt._rehearsal",
+    "libvirt._room",
     "libvirt._save",
+    "libvirt._save_directory",
     "libvirt._save_image",
-    "libvirt._saves",
     "libvirt._setup",
     "libvirt._stand_in",
     "libvirt._start",
     "libvirt._survey",
     "libvirt._virsh",
+    "qemu._away",
     "qemu._guests",
     "qemu._ram_file",
     "qemu._rehearsal",
@@ -88,15 +91,16 @@ _PARTS = (
     "qemu._start",
     "qemu._unit",
     "trial._watch",
-    "update._boot_order",
     "update._gate",
     "update._jump",
+    "update._rest_of_boot",
     "update._services",
     "vmm._after_boot",
     "vmm._argv",
+    "vmm._argv_reasons",
     "vmm._block",
+    "vmm._changes",
     "vmm._monitor",
-    "vmm._now",
     "vmm._opens",
     "vmm._options",
     "vmm._reopened",
@@ -134,28 +138,29 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
             f"ram_size: {ram_size!r} is not a size; use a whole number of bytes, or one followed by k, m, g or % (of the host's RAM)"
         )
     wanted = {path: (content, 0o644) for path, content in _library().items()}
-    wanted[_files.COMMAND] = (_texts.COMMAND, 0o755)
-    wanted[f"{_units.FOLDER}/{_units.JUMP}"] = (_texts.JUMP_SERVICE, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.HOLD}"] = (_texts.HOLD_SERVICE, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.REHEARSAL}"] = (_texts.REHEARSAL_SERVICE, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.JUMP_TARGET}"] = (_texts.TARGET, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.TARGET}"] = (_texts.GUESTS_TARGET, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.DAEMONS_TARGET}"] = (_texts.DAEMONS_TARGET, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.REST_UNIT}"] = (_texts.REST_SERVICE, 0o644)
-    wanted[f"{_units.FOLDER}/{_units.UNCLAIMED_UNIT}"] = (_texts.UNCLAIMED_SERVICE, 0o644)
-    wanted[f"{_units.FOLDER}/sysinit.target.d/{DROPIN}"] = (_texts.EVERY_BOOT, 0o644)
-    for unit in (*_texts.BEFORE_GUESTS, *(_texts.BEFORE_DOMAINS if _setup.has_libvirt() else ())):
-        wanted[f"{_units.FOLDER}/{unit}.d/{DROPIN}"] = (f"[Service]\n{_texts.NEXT if unit in _early.BASE else _texts.AHEAD}", 0o644)
+    wanted[_files.COMMAND] = (_unit_files.COMMAND, 0o755)
+    wanted[f"{_units.FOLDER}/{_units.JUMP}"] = (_unit_files.JUMP_SERVICE, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.HOLD}"] = (_unit_files.HOLD_SERVICE, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.REHEARSAL}"] = (_unit_files.REHEARSAL_SERVICE, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.JUMP_TARGET}"] = (_unit_files.TARGET, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.TARGET}"] = (_unit_files.GUESTS_TARGET, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.DAEMONS_TARGET}"] = (_unit_files.DAEMONS_TARGET, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.REST_UNIT}"] = (_unit_files.REST_SERVICE, 0o644)
+    wanted[f"{_units.FOLDER}/{_units.UNCLAIMED_UNIT}"] = (_unit_files.UNCLAIMED_SERVICE, 0o644)
+    wanted[f"{_units.FOLDER}/sysinit.target.d/{DROPIN}"] = (_unit_files.EVERY_BOOT, 0o644)
+    for unit in (*_unit_files.BEFORE_GUESTS, *(_unit_files.BEFORE_DOMAINS if _setup.has_libvirt() else ())):
+        weights = _unit_files.NEXT if unit in _early.BASE else _unit_files.AHEAD
+        wanted[f"{_units.FOLDER}/{unit}.d/{DROPIN}"] = (f"[Service]\n{weights}", 0o644)
     if _setup.has_libvirt():
-        wanted[f"{_units.FOLDER}/{_setup.RAM_MOUNT}"] = (_texts.RAM_MOUNT, 0o644)
+        wanted[f"{_units.FOLDER}/{_setup.RAM_MOUNT}"] = (_unit_files.RAM_MOUNT, 0o644)
         if ram_size:
             options = _setup.RAM_OPTIONS.format(size=ram_size.replace("%", "%%"))
             wanted[_setup.RAM_SIZE] = (f"[Mount]\nOptions={options}\n", 0o644)
-        wanted[_virsh.HOOK] = (_texts.HOOK, 0o755)
+        wanted[_virsh.HOOK] = (_unit_files.HOOK, 0o755)
         if os.path.exists(_setup.APPARMOR_ABSTRACTION):
-            wanted[_setup.APPARMOR_RULE] = (_texts.APPARMOR, 0o644)
+            wanted[_setup.APPARMOR_RULE] = (_unit_files.APPARMOR, 0o644)
     for unit in guest_units:
-        wanted[f"{_units.FOLDER}/{unit}.d/{DROPIN}"] = (_texts.GUEST_DROPIN, 0o644)
+        wanted[f"{_units.FOLDER}/{unit}.d/{DROPIN}"] = (_unit_files.GUEST_DROPIN, 0o644)
     return wanted
 
 

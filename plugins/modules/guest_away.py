@@ -172,20 +172,16 @@ import time
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
-from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away as _guests_away
-from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _away, _hold, _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _away
-from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _away as _qemu_away
 
-PROVIDERS = {"libvirt": _away, "qemu": _qemu_away}
 POLL_S = 1.0
 
 
 def answer(name: str, way: str, before: str, after: str, told: str) -> dict:
     """The result of a guest: where it was and is, and how it left. Pure."""
-    left = _guests_away.WHERE.get(way, "")
+    left = _away.WHERE.get(way, "")
     place = {"name": name, "left": left, "before": before, "where": after}
     return {**place, "changed": before != after, "failed": False, "msg": f"guest {name} {told}"}
 
@@ -204,7 +200,7 @@ def has_left(away: dict) -> str:
 
 def plan(record: dict, asked: dict, held: bool) -> dict:
     """The record of a running guest that is to leave; refuses one that cannot."""
-    provider = PROVIDERS[record["provider"]]
+    provider = _providers.of(record).away
     known = {"guest": record["name"], **{key: record[key] for key in ("provider", "uuid", "unit", "pid", "started")}}
     away = {**known, **asked, **provider.about(record), "boot_id": _this_boot.boot_id()}
     problems = provider.obstacles(away)
@@ -251,64 +247,64 @@ def send(params: dict, check_mode: bool) -> list:
 
 def predicted(away: dict) -> dict:
     """The result of a guest that leaves. Pure."""
-    return answer(away["guest"], away["way"], "here", _guests_away.WHERE[away["way"]], has_left(away))
+    return answer(away["guest"], away["way"], "here", _away.WHERE[away["way"]], has_left(away))
 
 
 def absent(name: str, check_mode: bool) -> dict:
     """The result of a guest that does not run: it is away already, or off."""
-    kept = _guests_away.read(name)
+    kept = _away.read(name)
     if not kept:
         return answer(name, "", "off", "off", "does not run, so it need not be sent away")
     if kept["state"] == "leaving" and not check_mode:
-        _guests_away.write(kept, "away")  # it left after its limit, or the run that sent it away ended before it wrote this
-    where = _guests_away.WHERE[kept["way"]]
+        _away.write(kept, "away")  # it left after its limit, or the run that sent it away ended before it wrote this
+    where = _away.WHERE[kept["way"]]
     return answer(name, kept["way"], where, where, f"{has_left(kept)} already")
 
 
 def leave(away: dict, timeouts: dict) -> dict:
     """Send a guest away. A failure that leaves it here for certain leaves no record of it."""
-    name, provider = away["guest"], PROVIDERS[away["provider"]]
+    name, provider = away["guest"], _providers.of(away).away
     limit = timeouts.get(away["way"]) or provider.limit_s(away)
     if name not in _providers.known():
         return absent(name, False)  # it went off while others left
     problems = provider.obstacles(away)  # the others may have taken the room
     if problems:
         return failed(name, "", cannot_leave(away, problems))
-    before, away = _guests_away.read(name), _guests_away.write({**away, "limit_s": limit}, "leaving")
+    before, away = _away.read(name), _away.write({**away, "limit_s": limit}, "leaving")
     try:
         provider.leave(away, limit)
     except LiveUpdateError as err:
         if err.details.get("settled", True) and name in _providers.known():
             if before and may_leave(before):
-                _guests_away.write(before, "leaving")  # an earlier order stands
+                _away.write(before, "leaving")  # an earlier order stands
             else:
-                _guests_away.forget(name)
+                _away.forget(name)
         return failed(name, "", err)
-    _guests_away.write(away, "away")
+    _away.write(away, "away")
     return predicted(away)
 
 
 def bring_back(params: dict, check_mode: bool) -> list:
     """See that none of them is away. Those that have not left yet come last, because this waits for them."""
-    kept = {away["guest"]: away for away in _guests_away.records()}
+    kept = {away["guest"]: away for away in _away.records()}
     names = list(kept) if params["names"] is None else list(dict.fromkeys(params["names"]))
     names.sort(key=lambda name: kept.get(name, {}).get("state") == "leaving")
     if check_mode or not set(names) & set(kept):
         return [come_back(name, kept.get(name, {}), params["timeouts"], check_mode) for name in names]
     with _lock.Lock():
-        return [come_back(name, _guests_away.read(name), params["timeouts"], check_mode) for name in names]
+        return [come_back(name, _away.read(name), params["timeouts"], check_mode) for name in names]
 
 
 def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     """Bring one guest back."""
     if not away:
         return answer(name, "", "here", "here", "is not away")
-    way, where = away["way"], _guests_away.WHERE[away["way"]]
+    way, where = away["way"], _away.WHERE[away["way"]]
     if way == "migrate" and not away["back"] and away["state"] == "away":
         if not check_mode:
-            _guests_away.forget(name)
+            _away.forget(name)
         return answer(name, way, where, where, f"has moved to {away['destination']} and stays there")
-    provider, lost = PROVIDERS[away["provider"]], ""
+    provider, lost = _providers.of(away).away, ""
     limit = timeouts.get(way) or provider.limit_s(away)
     try:
         here = is_here(away, provider, 0 if check_mode else limit)
@@ -318,7 +314,7 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
         if not check_mode:
             if not here:
                 lost = provider.come_back(away, limit)
-            _guests_away.forget(name)
+            _away.forget(name)
     except LiveUpdateError as err:
         return failed(name, where, err)
     told = f"is back{'' if lost else ', it was ' + where}{'; ' + lost if lost else ''}"
@@ -339,7 +335,7 @@ def is_here(away: dict, provider, limit: float) -> bool:
 
 def may_leave(away: dict) -> bool:
     """Whether the guest, which is here, may still power off."""
-    return _guests_away.may_leave(away, _providers.known().get(away["guest"], {}), _this_boot.boot_id(), time.time())
+    return _away.may_leave(away, _providers.known().get(away["guest"], {}), _this_boot.boot_id(), time.time())
 
 
 def manage(module):

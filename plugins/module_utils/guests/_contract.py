@@ -4,14 +4,37 @@
 
 """The functions of a provider, the only code that knows its VMM. PRIVATE to the collection.
 
-``record`` is one of those that ``known`` returns. Errors are LiveUpdateError unless stated otherwise.
+``record`` is one of those that ``known`` returns. Errors are LiveUpdateError unless stated otherwise. How a provider restores a guest
+after the jump is not here: each unit calls the ``_start`` of its provider.
 """
 
 from __future__ import annotations
 
 import typing as t
 
-__all__ = ("Provider",)
+__all__ = ("Away", "Provider")
+
+
+class Away(t.Protocol):
+    """How guests leave this host and come back: the file ``_away`` of a provider. ``away`` is a record of guests/_away.py."""
+
+    def about(self, record: dict) -> dict:
+        """What the provider adds to the record of a running guest: ``bytes``, ``was_running``, ``autostart``, and what it needs itself."""
+
+    def limit_s(self, away: dict) -> float:
+        """The default limit in seconds to leave or to come back."""
+
+    def obstacles(self, away: dict) -> list[str]:
+        """Why the running guest cannot leave in the way of its record; each with its remedy."""
+
+    def leave(self, away: dict, limit: float) -> None:
+        """Send it away. After an error it is here; with the detail ``settled=False`` it may still leave later."""
+
+    def is_back(self, away: dict) -> bool:
+        """Whether it is here again as it was."""
+
+    def come_back(self, away: dict, limit: float) -> str:
+        """Bring it back, or wait for it if the boot was faster. Returns what was lost, in words; usually nothing."""
 
 
 class Provider(t.NamedTuple):
@@ -27,6 +50,12 @@ class Provider(t.NamedTuple):
     """Why the guest cannot be preserved: reasons with ``code``, ``message`` and ``remedy``."""
     warn: t.Callable[[dict], list[dict]]
     """Warnings with the same keys: what the operator must know although the guest can be preserved."""
+    unit_properties: tuple[str, ...]
+    """The properties of its unit that the next two need, by systemd's names."""
+    unit_reasons: t.Callable[[dict, dict[str, str]], list[dict]]
+    """Why its unit, with these properties, could not restore it: reasons as of ``inspect``."""
+    unit_warnings: t.Callable[[dict, dict[str, str]], list[dict]]
+    """Warnings about its unit, as of ``warn``."""
     describe: t.Callable[[dict], dict]
     """The facts for a policy: ``memory_mib`` (None if unknown), ``devices`` (words such as ``disk:virtio``, ``interface:bridge``,
     ``hostdev``, ``tpm``), ``labels`` by name, and ``ladder`` (the ways that its owner wants, or None)."""
@@ -54,3 +83,5 @@ class Provider(t.NamedTuple):
     """Units that keep running until the guests are saved."""
     daemons: tuple[str, ...]
     """Units of the services that restore its guests. Only those that run on the host count."""
+    away: Away
+    """How its guests leave this host for an update, and come back."""

@@ -55,7 +55,7 @@ def _discard_locked(name: str) -> None:
         _hold.release(record)
     else:
         _hold.release_ended(name)
-    _files.remove(_files.journal_path(name))
+    _journal.forget_guest(name)
     _files.remove(state)
     _files.remove(_files.run_path(name, "trying"))
     _early.start_early(unit, False)

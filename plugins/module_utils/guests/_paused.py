@@ -88,10 +88,10 @@ def whole_saves(record: dict) -> bool:
     """
     if record["provider"] != "qemu":
         return False
-    from ..vmm import _monitor, _now
+    from ..vmm import _changes, _monitor
 
     with _monitor.Monitor(record["monitor"]) as monitor:
-        if not _now.ignores_shared(monitor.execute("query-migrate-capabilities")):
+        if not _changes.ignores_shared(monitor.execute("query-migrate-capabilities")):
             return False
         monitor.ignore_shared(False)
     return True

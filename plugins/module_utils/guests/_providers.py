@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from .._errors import LiveUpdateError
 from ..host import _processes
+from ..libvirt import _away as _libvirt_away
 from ..libvirt import _guests as _libvirt_guests
 from ..libvirt import _rehearsal as _libvirt_rehearsal
 from ..libvirt import _save as _libvirt_save
 from ..libvirt import _virsh
+from ..qemu import _away as _qemu_away
 from ..qemu import _guests as _qemu_guests
 from ..qemu import _rehearsal as _qemu_rehearsal
 from ..qemu import _save as _qemu_save
+from ..qemu import _unit as _qemu_unit
 from ._contract import Provider
 
 TYPE_CHECKING = False
@@ -30,6 +33,9 @@ def _qemu() -> Provider:
         survey=_qemu_guests.survey,
         inspect=_qemu_guests.inspect,
         warn=_qemu_guests.warn,
+        unit_properties=_qemu_unit.PROPERTIES,
+        unit_reasons=_qemu_unit.reasons,
+        unit_warnings=_qemu_unit.warnings,
         describe=_qemu_guests.describe,
         memory=_qemu_guests.memory,
         status=_qemu_guests.status,
@@ -42,6 +48,7 @@ def _qemu() -> Provider:
         saves_slowly=_qemu_save.SAVES_SLOWLY,
         kept=_qemu_guests.KEPT,
         daemons=_qemu_guests.DAEMONS,
+        away=_qemu_away,
     )
 
 
@@ -51,6 +58,9 @@ def _libvirt() -> Provider:
         survey=_libvirt_guests.survey,
         inspect=_libvirt_guests.inspect,
         warn=_libvirt_guests.warn,
+        unit_properties=(),
+        unit_reasons=_libvirt_guests.of_unit,
+        unit_warnings=_libvirt_guests.of_unit,
         describe=_libvirt_guests.describe,
         memory=_libvirt_guests.memory,
         status=_virsh.status,
@@ -63,6 +73,7 @@ def _libvirt() -> Provider:
         saves_slowly=_libvirt_save.SAVES_SLOWLY,
         kept=_libvirt_guests.KEPT,
         daemons=_libvirt_guests.DAEMONS,
+        away=_libvirt_away,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from .._errors import reason
 from ..host import _processes, _systemd, _units
-from ..qemu import _unit
 from . import _memory, _providers
 
 __all__ = ("describe", "inspect", "memory_limits", "name_reasons", "survey", "warn")
@@ -16,6 +15,7 @@ __all__ = ("describe", "inspect", "memory_limits", "name_reasons", "survey", "wa
 _UNIT_NAME_LIMIT = 255  # systemd's limit (src/basic/unit-def.h, UNIT_NAME_MAX)
 _UNIT_ACTIONS = ("FailureAction", "StartLimitAction")
 _UNIT_NEEDS = {"FileDescriptorStorePreserve": ("yes",), "NotifyAccess": ("all", "main", "exec"), "IgnoreOnIsolate": ("yes",)}
+_UNIT_PROPERTIES = (*_UNIT_NEEDS, *_UNIT_ACTIONS, "FileDescriptorStoreMax")
 
 
 def survey(records: list[dict]) -> None:
@@ -31,7 +31,8 @@ def survey(records: list[dict]) -> None:
 
 def _ask_systemd(records: list[dict]) -> None:
     """Store in each record the properties of its unit (``shown``) and the memory limits of the unit and its slices (``limits``)."""
-    shown = _systemd.show_each(sorted({record["unit"] for record in records}), *_UNIT_PROPERTIES, "Slice", *_memory.LIMITS)
+    wanted = {*_UNIT_PROPERTIES, "Slice", *_memory.LIMITS, *(key for record in records for key in _providers.of(record).unit_properties)}
+    shown = _systemd.show_each(sorted({record["unit"] for record in records}), *sorted(wanted))
     slices = {unit: _memory.parents(properties.get("Slice", "")) for unit, properties in shown.items()}
     around = _systemd.show_each(sorted({name for names in slices.values() for name in names}), *_memory.LIMITS)
     for record in records:
@@ -53,7 +54,8 @@ def inspect(record: dict) -> list[dict]:
     wrong = name_reasons(record)
     if wrong:
         return wrong  # systemd and the records cannot identify the guest
-    reasons: list[dict] = _paused.reasons(record) + _providers.of(record).inspect(record)
+    provider = _providers.of(record)
+    reasons: list[dict] = _paused.reasons(record) + provider.inspect(record)
     if any(why["code"] == "ignore-shared" for why in reasons) and _hold.held(record):
         # An update may be saving the guest now. Its undo switches the option off.
         reasons = [why for why in reasons if why["code"] != "ignore-shared"]
@@ -67,7 +69,7 @@ def inspect(record: dict) -> list[dict]:
         reasons
         + program_reasons(_processes.replaced_program(record["pid"]))
         + unit_reasons(record["unit"], shown)
-        + (_unit.reasons(record, shown) if record["provider"] == "qemu" else [])
+        + provider.unit_reasons(record, shown)
         + _memory.limit_reasons(sum(ram["size"] for ram in record["ram"]), limits)
     )
 
@@ -116,26 +118,11 @@ def program_reasons(replaced: str) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """Warnings: what does not survive the jump unchanged."""
-    warnings: list[dict] = _providers.of(record).warn(record)
-    if record["provider"] != "qemu" or not record["unit"] or name_reasons(record):
+    provider = _providers.of(record)
+    warnings: list[dict] = provider.warn(record)
+    if not record["unit"] or name_reasons(record):
         return warnings
-    unit, shown = record["unit"], _asked(record)["shown"]
-    return warnings + _unit.start_warnings(unit, shown) + _unit.drop_in_warnings(unit, shown)
-
-
-_UNIT_PROPERTIES = (
-    *_unit.RUN_AT_START,
-    *_unit.BRINGS,
-    "MainPID",
-    "DevicePolicy",
-    "DeviceAllow",
-    "DropInPaths",
-    "FileDescriptorStoreMax",
-    "FragmentPath",
-    "NeedDaemonReload",
-    *_UNIT_NEEDS,
-    *_UNIT_ACTIONS,
-)
+    return warnings + provider.unit_warnings(record, _asked(record)["shown"])
 
 
 def unit_reasons(unit: str, properties: dict[str, str]) -> list[dict]:

@@ -14,7 +14,7 @@ from . import _journal
 
 __all__ = ("BASE", "LIMIT_S", "POLL_S", "late", "link", "not_early", "settled", "start_early")
 
-# What the first target starts besides the guests (_texts.py).
+# What the first target starts besides the guests (_unit_files.py).
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1

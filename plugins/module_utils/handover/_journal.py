@@ -19,6 +19,7 @@ __all__ = (
     "as_seen",
     "check_s",
     "checked",
+    "forget_guest",
     "not_back",
     "of_guest",
     "of_guests",
@@ -26,6 +27,7 @@ __all__ = (
     "outcome",
     "pause",
     "record",
+    "record_guest",
     "recorded",
     "settle_end",
 )
@@ -171,3 +173,13 @@ def outcome(update: dict, boot_id: str, release: str, by_kexec: bool | None = No
 def record(update: dict) -> None:
     """Record what the update does next, so that :func:`_jump.recover` can undo it if this process is killed."""
     _files.write_json(_files.UPDATE, update)
+
+
+def record_guest(journal: dict) -> None:
+    """Record durably what an update, a restore or a discard did with the ``guest`` of this journal."""
+    _files.write_json(_files.journal_path(journal["guest"]), journal)
+
+
+def forget_guest(name: str) -> None:
+    """Remove the guest's journal durably, if there is one."""
+    _files.remove(_files.journal_path(name))

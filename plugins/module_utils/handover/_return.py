@@ -34,8 +34,8 @@ __all__ = (
     "went_on",
 )
 
-# The exit code of a start that could not restore its guest yet. systemd then starts the unit again (_texts.py, RestartForceExitStatus=).
-# It is even, because a guest can make QEMU exit with any odd code (isa-debug-exit).
+# The exit code of a start that could not restore its guest yet. systemd then starts the unit again (_unit_files.py,
+# RestartForceExitStatus=). It is even, because a guest can make QEMU exit with any odd code (isa-debug-exit).
 AGAIN = 100
 BACK_LIMIT_S = _limits.BACK
 SETTLE_S = _limits.BACK_SETTLE
@@ -100,12 +100,12 @@ def check_memory(journal: dict, files: list[int], times: dict) -> None:
         mark = {"hold": journal["hold"], "wrong": journal.get("memory_wrong") or "", "verified": "none"}
         if not mark["wrong"]:
             mark.update(_compared(journal, files))
-        _noted(path, mark)
+        _noted(name, _files.write_json, path, mark)
     if not mark["wrong"]:
         times["checked"] = time.time()
         return
     if not journal.get("memory_wrong"):
-        _noted(_files.journal_path(name), {**journal, "memory_wrong": mark["wrong"]})
+        _noted(name, _journal.record_guest, {**journal, "memory_wrong": mark["wrong"]})
     raise LiveUpdateError(
         f"guest {name}: its preserved memory is not the same as before the jump: {mark['wrong']}. The guest is not started, and its memory"
         " and state are kept. Look for faults of the host's memory ('journalctl -k'). To start the guest from its disks, run"
@@ -134,12 +134,12 @@ def _compared(journal: dict, files: list[int]) -> dict[str, str]:
     return {"verified": noted["kind"]}
 
 
-def _noted(path: str, content: dict) -> None:
+def _noted(name: str, write: t.Callable[..., None], *arguments: object) -> None:
     """Write a record. A failure is only logged: what follows does not depend on it."""
     try:
-        _files.write_json(path, content)
+        write(*arguments)
     except OSError as err:
-        _systemd.log(f"{path} cannot be written: {err}")
+        _systemd.log(f"{name}: the result of the check of its memory cannot be written: {err}")
 
 
 def may_have_run(name: str, journal: dict) -> bool:
@@ -166,7 +166,7 @@ def settle(journal: dict) -> None:
     The state is removed first: on a full disk this may free the space that the record needs.
     """
     _files.remove(_files.state_path(journal["guest"]))
-    _files.write_json(_files.journal_path(journal["guest"]), journal)
+    _journal.record_guest(journal)
     _early.start_early(journal["unit"], False)
 
 

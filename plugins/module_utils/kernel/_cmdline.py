@@ -32,7 +32,7 @@ __all__ = (
 )
 
 NEEDED = ("kho=on", "liveupdate=on")
-# Words that a boot loader or a jump (update/_boot_order.py) adds for itself. The next kernel must not inherit them.
+# Words that a boot loader or a jump (update/_rest_of_boot.py) adds for itself. The next kernel must not inherit them.
 _LOADERS_OWN = ("BOOT_IMAGE", "initrd")
 GUESTS_FIRST = f"systemd.unit={_units.TARGET}"
 CONSOLE = ("systemd.tty.term.console=vt220", "systemd.tty.rows.console=24", "systemd.tty.columns.console=80")

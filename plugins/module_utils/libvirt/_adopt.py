@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from .._errors import LiveUpdateError, told
-from . import _agent, _definition, _guests, _needs, _room, _save_image, _saves, _setup, _virsh
+from . import _agent, _definition, _guests, _needs, _room, _save_directory, _save_image, _setup, _virsh
 
 __all__ = ("adopt", "obstacles", "refuse")
 
@@ -38,7 +38,7 @@ def adopt(record: dict) -> dict:
         raise LiveUpdateError(f"domain {name}: {err}; {otherwise}") from err
     try:
         before = _read_head(image)
-        _saves.put(head, before)  # a copy, in case the power fails while the image is changed
+        _save_directory.put(head, before)  # a copy, in case the power fails while the image is changed
         _write_head(image, _save_image.with_xml(before, _definition.with_shared_file))
         _virsh.virsh(*start, limit=limit)
     except (LiveUpdateError, OSError) as err:
@@ -52,9 +52,9 @@ def adopt(record: dict) -> dict:
                 f" write this file over the beginning of {image}"
             )
             raise LiveUpdateError(message) from err
-        _saves.remove(head)
+        _save_directory.remove(head)
         raise LiveUpdateError(f"domain {name} is not moved and continues on its old RAM: {err}") from err
-    _saves.remove(head)
+    _save_directory.remove(head)
     return _agent.correct_clock(name) if was_running else {}
 
 
@@ -85,14 +85,14 @@ def obstacles(reasons: list[dict], size: int, on_disk: int, in_memory: int) -> l
 
 
 def _read_head(image: str) -> bytes:
-    with open(_saves.open_existing(image, os.O_RDONLY), "rb") as file:
+    with open(_save_directory.open_existing(image, os.O_RDONLY), "rb") as file:
         header = file.read(_save_image.HEADER)
         return header + file.read(_save_image.stream_start(header) - len(header))
 
 
 def _write_head(image: str, head: bytes) -> None:
     """Over the beginning of the image."""
-    with open(_saves.open_existing(image, os.O_WRONLY), "wb") as file:
+    with open(_save_directory.open_existing(image, os.O_WRONLY), "wb") as file:
         file.write(head)
         file.flush()
         os.fsync(file.fileno())

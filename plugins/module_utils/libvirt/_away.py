@@ -12,8 +12,6 @@ goes directly between the two libvirts.
 from __future__ import annotations
 
 import os
-import tempfile
-import threading
 import time
 
 from .. import _limits
@@ -142,6 +140,9 @@ def _migrate_back(away: dict, limit: float) -> None:
 
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
     """Move the domain with its definition and its autostart setting."""
+    import tempfile
+    import threading  # the command needs neither
+
     name, uuid, (source, target) = away["guest"], away["uuid"], ends
     where = ("--migrateuri", uri) if uri else ()
     # Killing virsh might not stop libvirt. So the migration is cancelled first, and virsh then ends by itself.

@@ -22,7 +22,7 @@ from ..host import _processes, _units
 from ..vmm import _options
 from . import _batch, _ram, _reasons, _setup, _virsh
 
-__all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "survey", "warn")
+__all__ = ("KEPT", "confinement", "describe", "ignore_shared_stays", "inspect", "known", "memory", "of_unit", "survey", "warn")
 
 # Before it starts a domain, libvirt waits for a lock of logind's.
 DAEMONS = ("libvirtd.service", "systemd-logind.service", "virtqemud.service")
@@ -183,16 +183,16 @@ def inspect(record: dict) -> list[dict]:
     job = _reasons.job_reasons(seen["job"]) if "job" in seen else []
     if job:
         return reasons + job  # while a job runs, libvirt allows no other monitor commands
-    from ..vmm import _now  # not on the boot path
+    from ..vmm import _changes  # not on the boot path
 
-    if _now.ignores_shared(seen.get("capabilities")):
-        reasons.append(_now.left_on(ignore_shared_stays(record)))
+    if _changes.ignores_shared(seen.get("capabilities")):
+        reasons.append(_changes.left_on(ignore_shared_stays(record)))
     return reasons + _reasons.monitor_reasons(seen)
 
 
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
     """Reasons for what libvirt and QEMU would not find when they start the domain after a boot."""
-    from ..vmm import _after_boot, _argv, _reopened
+    from ..vmm import _after_boot, _argv_reasons, _reopened
     from . import _needs  # not on the boot path
 
     wanted = _needs.needs(seen["xml"])
@@ -202,7 +202,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     past_libvirt, _environment = _needs.command_line(seen["xml"])
     return [
         *_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
-        *_argv.reasons(["qemu", *past_libvirt]),
+        *_argv_reasons.reasons(["qemu", *past_libvirt]),
         *_reopened.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
     ]
 
@@ -222,15 +222,20 @@ def _volumes(volumes: list[dict]) -> list[dict]:
 
 def warn(record: dict) -> list[dict]:
     """Warnings: what does not survive the jump unchanged, although the domain can be preserved."""
-    from ..vmm import _after_boot, _argv
+    from ..vmm import _after_boot, _argv_reasons
     from . import _needs  # not on the boot path
 
     xml = _surveyed(record).get("xml")
     if not xml:
         return []  # which is a reason by itself, for inspect
     wanted = _needs.needs(xml)
-    names = _argv.name_warnings(file["path"] for file in wanted["files"])
+    names = _argv_reasons.name_warnings(file["path"] for file in wanted["files"])
     return _reasons.xml_warnings(xml) + names + _after_boot.peer_warnings(wanted["sockets"])
+
+
+def of_unit(record: dict, shown: dict[str, str]) -> list[dict]:  # pylint: disable=unused-argument  # the contract's
+    """Nothing: the unit of a domain is the hold unit, whose text is ours (_unit_files.py)."""
+    return []
 
 
 def describe(record: dict) -> dict:

@@ -18,7 +18,7 @@ import stat
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..host import _files, _processes, _this_boot
-from . import _batch, _definition, _guests, _keeper, _reasons, _save, _save_image, _saves, _stand_in, _virsh
+from . import _batch, _definition, _guests, _keeper, _reasons, _save, _save_directory, _save_image, _stand_in, _virsh
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def rehearse(record: dict) -> float:
     _give_memory(record, other)
     image = os.path.join(folder, "state")
     paused = _save.write_image(record, image, running=False)
-    with open(_saves.open_existing(image, os.O_RDWR), "r+b") as file:
+    with open(_save_directory.open_existing(image, os.O_RDWR), "r+b") as file:
         saved = file.read()
         file.seek(0)
         file.write(_save_image.with_xml(saved[: _save_image.stream_start(saved)], lambda old: _stand_in.stand_in(old, other, uuid, folder)))

@@ -14,7 +14,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..host import _files, _processes
-from . import _batch, _definition, _guests, _ram, _save_image, _saves, _virsh
+from . import _batch, _definition, _guests, _ram, _save_directory, _save_image, _virsh
 
 __all__ = ("discard", "ignore_shared", "ram_places", "resume", "save", "still_saved", "write_image")
 
@@ -137,7 +137,7 @@ def write_image(record: dict, image: str, running: bool) -> float:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(written)
-    _saves.put(image, loadable)
+    _save_directory.put(image, loadable)
     return begin.ended
 
 
@@ -171,7 +171,7 @@ def resume(record: dict, running: bool) -> None:
             break
         time.sleep(0.5)
     if os.path.exists(_files.state_path(name)) and os.path.isfile(image):  # else another program saved it
-        _saves.remove(image)
+        _save_directory.remove(image)
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
@@ -204,14 +204,14 @@ def _is_taken(problems: list[str], said: str | None) -> bool:
 
 def _is_off(problems: list[str], said: str | None) -> bool:
     """Whether QEMU's saves have the RAM, by its answer to _CAPABILITIES. If not, or if it is unknown, ``problems`` gets the reason."""
-    from ..vmm import _now  # a restore does not need it
+    from ..vmm import _changes  # a restore does not need it
 
     try:
         capabilities = json.loads(said or "null")["return"]
     except (KeyError, TypeError, ValueError):
         problems.append(f"QEMU: query-migrate-capabilities: {said or 'no answer'}")
         return False
-    if _now.ignores_shared(capabilities):
+    if _changes.ignores_shared(capabilities):
         problems.append("QEMU: query-migrate-capabilities: x-ignore-shared is on")
         return False
     return True

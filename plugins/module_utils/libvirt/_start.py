@@ -19,7 +19,7 @@ from .._errors import LiveUpdateError
 from ..handover import _early, _journal, _return, _session
 from ..host import _files, _processes, _systemd, _units
 from ..kernel import _luo
-from . import _keeper, _saves, _virsh
+from . import _keeper, _save_directory, _virsh
 
 __all__ = ("awaited", "restore")
 
@@ -166,7 +166,7 @@ def _correct_clock(name: str, restored: dict, recorded: bool) -> dict:
     outcome = _agent.correct_clock(name)
     restored = {**restored, **outcome}
     if recorded:
-        _files.write_json(_files.journal_path(name), restored)
+        _journal.record_guest(restored)
     _systemd.log(f"{name}: clock: {outcome['clock']}{', file systems thawed' if outcome['thawed'] else ''}")
     return restored
 
@@ -216,7 +216,7 @@ def _go_on(journal: dict) -> None:
 def _started(image: str) -> float:
     """Remove the image of a restored domain if libvirt has not done so. It lacks the RAM, so no other start may use it."""
     went_on = time.time()
-    _saves.remove(image)
+    _save_directory.remove(image)
     return went_on
 
 

@@ -53,9 +53,9 @@ def _record(name: str) -> dict:
 
 def inspect(record: dict) -> list[dict]:
     """Why this guest cannot be preserved: reasons with code, message and remedy; none when it can."""
-    from ..vmm import _now, _reopened  # not on the boot path
+    from ..vmm import _argv_reasons, _changes, _reopened  # not on the boot path
 
-    reasons = _argv.reasons(record["argv"])
+    reasons = _argv_reasons.reasons(record["argv"])
     if record.get("reason"):
         known_codes = {why["code"] for why in reasons}
         reasons += [record["reason"]] * (record["reason"]["code"] not in known_codes)
@@ -73,7 +73,7 @@ def inspect(record: dict) -> list[dict]:
             state = monitor.status()
             blockers = monitor.query("query-migrate").get("blocked-reasons", [])
             jobs = monitor.execute("query-block-jobs")
-            now = _now.ask(monitor)
+            now = _changes.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
     if state not in ("running", "paused"):
@@ -82,9 +82,9 @@ def inspect(record: dict) -> list[dict]:
     if jobs:
         reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if now["ignores_shared"]:
-        reasons.append(_now.left_on(ignore_shared_stays(record)))
+        reasons.append(_changes.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}
-    return reasons + [why for why in _now.differences(record["argv"], now) if why["code"] not in codes]
+    return reasons + [why for why in _changes.differences(record["argv"], now) if why["code"] not in codes]
 
 
 def survey(records: list[dict]) -> None:
@@ -93,16 +93,19 @@ def survey(records: list[dict]) -> None:
 
 def warn(record: dict) -> list[dict]:
     """Warnings: what does not survive the jump unchanged, although the guest can be preserved."""
-    from ..vmm import _after_boot, _opens, _options  # not on the boot path
+    from ..vmm import _after_boot, _argv_reasons, _opens, _options  # not on the boot path
 
     peers = _opens.peers(_options.read(record["argv"])[0])
-    return _argv.warnings(record["argv"]) + _after_boot.peer_warnings([{"path": peer, "what": text} for peer, text in peers.items()])
+    warnings = _argv_reasons.warnings(record["argv"])
+    return warnings + _after_boot.peer_warnings([{"path": peer, "what": text} for peer, text in peers.items()])
 
 
 def describe(record: dict) -> dict:
     """The facts for a policy. A command line has no labels."""
+    from ..vmm import _argv_reasons  # not on the boot path
+
     argv = record["argv"]
-    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv.devices(argv), "labels": {}, "ladder": None}
+    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv_reasons.devices(argv), "labels": {}, "ladder": None}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

@@ -95,11 +95,12 @@ def _start(name: str, argv: list[str]) -> None:
     if unit:
         _early.not_early(unit)  # after a power cut before its save, nothing else would undo this
         _be_one_of_many(unit)
-    reason = _argv.ram_reason(argv)
+    from ..vmm import _argv_reasons
+    from . import _ram_file  # neither on the way back
+
+    reason = _argv_reasons.ram_reason(argv)
     ram = None
     if reason is None:
-        from . import _ram_file  # not on the way back
-
         size = _argv.ram_size(argv)
         ram = {"fd": _ram_file.create(name, size), "size": size}
     _exec(name, argv, ram, reason, incoming=False)

@@ -13,7 +13,7 @@ from .._errors import reason
 from ..host import _files, _processes
 from ..kernel import _luo
 
-__all__ = ("BRINGS", "RUN_AT_START", "drop_in_warnings", "reasons", "start_warnings")
+__all__ = ("PROPERTIES", "reasons", "warnings")
 
 
 def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
@@ -23,12 +23,17 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
     pid, unit = record["pid"], record["unit"]
     ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
     made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
-    brought = {unit, *" ".join(shown.get(key, "") for key in BRINGS).split()}
+    brought = {unit, *" ".join(shown.get(key, "") for key in _BRINGS).split()}
     found = start_reasons(unit, pid, shown) + file_reasons(unit, record["name"], shown)
     if shown.get("NeedDaemonReload") == "yes" and not _is_out_of_order(shown, _processes.started_at(pid)):
         message = f"the file of its unit {unit} has changed, and systemd has not loaded the change, but the boot after the jump will"
         found.append(reason("unit", message, "run 'systemctl daemon-reload', then run this again"))
     return found + rights_reasons(unit, pid) + _reopened.reasons(pid, record["argv"], ram, made_again, brought)
+
+
+def warnings(record: dict, shown: dict[str, str]) -> list[dict]:
+    """Warnings about the unit of a guest that can be preserved."""
+    return start_warnings(record["unit"], shown) + drop_in_warnings(record["unit"], shown)
 
 
 def rights_reasons(unit: str, pid: int) -> list[dict]:
@@ -154,8 +159,11 @@ def _denied(properties: dict[str, str]) -> bool:
     return (properties.get("DevicePolicy", "auto") != "auto" or bool(listed)) and not {_luo.DEVICE, "char-misc", "char-*"} & set(listed)
 
 
-RUN_AT_START = ("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost")
+_BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
+PROPERTIES = (
+    *("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost", *_BRINGS),
+    *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
+)
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # each boot creates these
 # The drop-in of the setup, and those that systemd writes for the wrapper's set-property. They exist again after a boot.
 _OWN_DROP_INS = ("40-kvm-liveupdate.conf", "50-StartupCPUWeight.conf", "50-StartupIOWeight.conf")
-BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")

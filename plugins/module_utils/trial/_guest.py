@@ -14,7 +14,7 @@ import os
 import re
 import time
 
-from .. import _limits, _texts
+from .. import _limits, _unit_files
 from .._errors import LiveUpdateError, reason
 from ..guests import _discard, _hold
 from ..handover import _early, _journal, _lock
@@ -32,7 +32,7 @@ _QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/usr/bin/qemu-
 GUEST_LIMIT_S = _limits.TRIAL_GUEST
 TICKS_LIMIT_S = _limits.TRIAL_TICKS
 POLL_S = 0.2
-# Both targets can be the first one of a boot (update/_boot_order.py).
+# Both targets can be the first one of a boot (update/_rest_of_boot.py).
 _WANTED_BY = ("sysinit.target", _units.TARGET)
 
 
@@ -61,8 +61,8 @@ def start(qemu: str, seed: int, mark: bytes) -> None:
     _files.make_directory(_files.STATE)
     _write_firmware(_firmware.firmware(seed))
     command = " ".join((qemu, *_arguments(_machine(_commands.run(qemu, "-machine", "help")))))
-    _files.write_text(_unit_path(_units.TRIAL), _texts.TRIAL_SERVICE.format(name=NAME, command=command), 0o644)
-    _files.write_text(_unit_path(_units.TRIAL_WATCH), _texts.TRIAL_WATCH_SERVICE, 0o644)
+    _files.write_text(_unit_path(_units.TRIAL), _unit_files.TRIAL_SERVICE.format(name=NAME, command=command), 0o644)
+    _files.write_text(_unit_path(_units.TRIAL_WATCH), _unit_files.TRIAL_WATCH_SERVICE, 0o644)
     for link in _links():
         _early.link(link, True)
     _commands.run("systemctl", "daemon-reload")
@@ -100,7 +100,8 @@ def remove() -> None:
     with _lock.Lock():
         _hold.release_ended(NAME)
         _early.start_early(_units.TRIAL, False)
-        for path in (_files.journal_path(NAME), *_paths()):
+        _journal.forget_guest(NAME)
+        for path in _paths():
             _files.remove(path)
         _commands.run("systemctl", "daemon-reload")
 

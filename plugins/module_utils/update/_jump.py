@@ -17,7 +17,7 @@ from ..guests import _hold, _providers
 from ..handover import _digests, _early, _journal, _lock
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ..kernel import _cmdline, _kexec, _kvm
-from . import _boot_order, _gate, _services
+from . import _gate, _rest_of_boot, _services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _carry_out(update: dict) -> t.NoReturn:
     update["units"] = _services.active_units()
     _commands.end_by(update["pause_by"], "half of the update's time, within which the guests have to be paused,")
     records = _gate.check(update)
-    update["stages"] = _boot_order.plan(list(records.values()))
-    _boot_order.load_early()
+    update["stages"] = _rest_of_boot.plan(list(records.values()))
+    _rest_of_boot.load_early()
     update["kvm"] = _kvm.answers() if update.get("reuse_probe") else ""
     update["loaded"] = _to_load(update["image"], bool(update["stages"]))
     _kexec.try_out(update["loaded"])
@@ -275,7 +275,7 @@ def _save(record: dict, update: dict) -> None:
         "unit": record["unit"],
         "was_running": was_running,
     }
-    _files.write_json(_files.journal_path(name), journal)
+    _journal.record_guest(journal)
 
 
 def _digests_of(record: dict, hold: dict, kind: str, times: dict) -> dict:
@@ -323,7 +323,7 @@ def _abort(update: dict, why: str) -> None:
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
     def run_on(name: str) -> bool:
-        undo(f"the journal of guest {name}", _files.remove, _files.journal_path(name))
+        undo(f"the journal of guest {name}", _journal.forget_guest, name)
         if undo(f"the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
             return True
         if not _processes.lives(records[name]):

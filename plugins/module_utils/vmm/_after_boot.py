@@ -10,7 +10,7 @@ import os
 import stat
 
 from .._errors import reason
-from ..host import _apart, _processes, _systemd, _tcp
+from ..host import _processes, _slow_paths, _systemd, _tcp
 from . import _block
 
 TYPE_CHECKING = False
@@ -47,8 +47,8 @@ def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> 
     if not files:
         return {}
     try:
-        found: dict[str, str] = _apart.look(lambda say: _wrong(files, pid, mounts, say))
-    except _apart.Silent as err:
+        found: dict[str, str] = _slow_paths.look(lambda say: _wrong(files, pid, mounts, say))
+    except _slow_paths.Silent as err:
         named = [file["path"] for file in files]
         return {err.path if err.path in named else named[0]: "silent"}
     return found

@@ -14,10 +14,25 @@ import re
 import stat
 
 from ..host import _processes
-from . import _argv, _options
+from . import _options
 from ._options import Option
 
-__all__ = ("READ", "connections", "devices", "images", "is_output", "needed", "outputs", "peers", "pipes", "ports", "read_at_start")
+__all__ = (
+    "CHARACTER_DEVICES",
+    "READ",
+    "connections",
+    "devices",
+    "images",
+    "is_output",
+    "is_read_only",
+    "local_file",
+    "needed",
+    "outputs",
+    "peers",
+    "pipes",
+    "ports",
+    "read_at_start",
+)
 
 # Options that name a file which QEMU reads at its start, and the keys with the file.
 READ = {
@@ -36,6 +51,7 @@ READ = {
     "nic": ("script",),
     "net": ("script",),
 }
+CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
 _WRITES = ("filter-dump",)  # objects whose file is what they write
 _TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
 _PORTS = ("serial", "parallel", "tty", "parport")
@@ -47,8 +63,40 @@ def images(options: list[Option], folder: str = "/") -> list[str]:
     """The files and block devices of the disks. A relative path is relative to ``folder``, where QEMU started."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     disks = [option for option in options if option.name in ("drive", "blockdev")]
-    named = dict.fromkeys(_argv.local_file(disk, nodes) for disk in disks)
+    named = dict.fromkeys(local_file(disk, nodes) for disk in disks)
     return [os.path.join(folder, path) for path in named if path.startswith("/") or (path and ":" not in path)]
+
+
+def is_read_only(disk: Option) -> bool:
+    """Whether the guest cannot write to this disk."""
+    return disk.get("media") == "cdrom" or disk.is_on("readonly") or disk.is_on("read-only")
+
+
+def local_file(disk: Option, nodes: dict[str, Option]) -> str:
+    """The file or block device of the host with a disk's image, or empty. ``nodes`` are the ``-blockdev`` options by their names."""
+    for key, value in disk.keys.items():
+        last = key.rpartition(".")[2]
+        if set(key.split(".")[:-1]) <= {"file"} and last in ("file", "filename"):
+            if last == "file" and value in nodes:
+                return local_file(nodes[value], {name: node for name, node in nodes.items() if node is not disk})
+            if last == "filename":
+                return value
+            if disk.name == "drive":
+                return _local(value)
+    return ""
+
+
+def _local(name: str) -> str:
+    """The file behind a name in ``-drive file=``. It may begin with a protocol (block.c, path_has_protocol), also "json:"."""
+    if name.startswith("json:"):
+        try:
+            return local_file(Option("drive", _options.keys_of("blockdev", name[len("json:") :]), name), {})
+        except ValueError:
+            return ""
+    protocol, colon, rest = name.partition(":")
+    if not colon or "/" in protocol:
+        return name
+    return rest if protocol in ("file", "host_device", "host_cdrom") else ""
 
 
 def read_at_start(options: list[Option], argv: list[str]) -> list[str]:
@@ -64,7 +112,7 @@ def connections(options: list[Option]) -> dict[str, str]:
     found = {}
     for option in options:
         path = ""
-        if option.name in _argv.CHARACTER_DEVICES and not _is_server(option) and not _connects_later(option):
+        if option.name in CHARACTER_DEVICES and not _is_server(option) and not _connects_later(option):
             path = _socket_of(option)
         elif option.name in _NETWORKS and not _is_server(option) and not _connects_later(option):
             path = {"stream": option.get("addr.path"), "vde": f"{option.get('sock')}/ctl"}.get(option.get("type"), "")
@@ -83,7 +131,7 @@ def peers(options: list[Option]) -> dict[str, str]:
     for option in options:
         if option.name in ("drive", "blockdev"):
             peer = _disk_peer(option)
-        elif option.name not in (*_argv.CHARACTER_DEVICES, *_NETWORKS) or _is_server(option) or _connects_later(option):
+        elif option.name not in (*CHARACTER_DEVICES, *_NETWORKS) or _is_server(option) or _connects_later(option):
             continue
         elif option.name in _NETWORKS:
             peer = {"stream": _peer(option, "addr."), "socket": option.get("connect")}.get(option.get("type"), "")
@@ -123,7 +171,7 @@ def outputs(options: list[Option]) -> list[str]:
     """The files that QEMU creates or writes at its start, and the sockets at which it listens: their folders must exist."""
     found = []
     for option in options:
-        if option.name in _argv.CHARACTER_DEVICES:
+        if option.name in CHARACTER_DEVICES:
             found += [option.get("logfile"), option.get("backend.data.logfile")]
             if _backend(option) == "file":
                 found += [option.get("path"), option.get("backend.data.out")]
@@ -144,7 +192,7 @@ def outputs(options: list[Option]) -> list[str]:
 
 def ports(options: list[Option]) -> list[str]:
     """The serial ports and terminals of the host that QEMU opens, and its sources of random numbers."""
-    backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) in _PORTS]
+    backed = [option for option in options if option.name in CHARACTER_DEVICES and _backend(option) in _PORTS]
     found = [option.get(key) for option in backed for key in ("path", "backend.data.device")]
     found += [option.get("filename") for option in options if option.name == "object" and option.get("qom-type") == "rng-random"]
     return [path for path in dict.fromkeys(found) if path.startswith("/dev/")]
@@ -152,7 +200,7 @@ def ports(options: list[Option]) -> list[str]:
 
 def pipes(options: list[Option]) -> list[str]:
     """The pipes that QEMU opens: each is one pipe, or two with ``.in`` and ``.out`` after its name."""
-    backed = [option for option in options if option.name in _argv.CHARACTER_DEVICES and _backend(option) == "pipe"]
+    backed = [option for option in options if option.name in CHARACTER_DEVICES and _backend(option) == "pipe"]
     return [path for option in backed for path in (option.get("path"), option.get("backend.data.device")) if path.startswith("/")]
 
 

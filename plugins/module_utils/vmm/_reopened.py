@@ -14,8 +14,8 @@ import re
 import stat
 
 from .._errors import reason
-from ..host import _apart, _processes
-from . import _argv, _block, _opens, _options
+from ..host import _processes, _slow_paths
+from . import _block, _opens, _options
 from ._options import Option
 
 TYPE_CHECKING = False
@@ -64,13 +64,13 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
     create files that QEMU only reads. ``brought`` are the services that start with its unit, and the unit itself.
     """
     try:
-        found: list[dict] = _apart.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
-    except _apart.Silent as err:
+        found: list[dict] = _slow_paths.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
+    except _slow_paths.Silent as err:
         found = [silent(err)]
     return found + _peers(_options.read(argv)[0], brought)
 
 
-def silent(err: _apart.Silent) -> dict:
+def silent(err: _slow_paths.Silent) -> dict:
     """The reason against a guest with a path that does not answer."""
     message = f"{err}, so QEMU may not be able to open it again"
     return reason("file-silent", message, "make sure that its storage (NFS?) answers, or shut the guest down")
@@ -242,8 +242,8 @@ def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:
     if not started:
         return []
     try:
-        found: list[str] = _apart.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
-    except _apart.Silent as err:
+        found: list[str] = _slow_paths.look(lambda say: _newer(pid, _options.read(argv, opens)[0], started, say))
+    except _slow_paths.Silent as err:
         return [silent(err)]
     message = "{} was replaced since QEMU started: a state that was saved with the old file may not load"
     return [reason("rom-replaced", message.format(path), "restart the guest, or migrate it away and back") for path in found]
@@ -283,7 +283,7 @@ def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda
     flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
     flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
     names += _firmware(options, bool(flash))
-    names += [_argv.local_file(disk, nodes) for disk in flash if _argv.is_read_only(disk)]  # the other one contains the guest's variables
+    names += [_opens.local_file(disk, nodes) for disk in flash if _opens.is_read_only(disk)]  # the other one contains the guest's variables
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]
     drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 
 import room
-from kvm_liveupdate.update import _boot_order
+from kvm_liveupdate.update import _rest_of_boot
 
-room.finish(_boot_order._before(["libvirtd.service"]))
+room.finish(_rest_of_boot._before(["libvirtd.service"]))
 subprocess.run(["systemctl", "--force", "halt"], check=True)

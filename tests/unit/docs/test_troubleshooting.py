@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _modules, _proof
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv_reasons
 
 REPO = Path(__file__).parents[3]
 PLUGINS = REPO / "plugins"
 PAGE = REPO / "docs/docsite/rst/troubleshooting.rst"
 # These judge kernels.
 KERNELS = ("kernel/_proof.py", "kernel/_image.py")
-TABLES = ("vmm/_argv.py", "libvirt/_reasons.py", "vmm/_now.py")
+TABLES = ("vmm/_argv_reasons.py", "libvirt/_reasons.py", "vmm/_changes.py")
 KINDS = ("network", "pool")
 # Codes that a kernel's reasons are put together from.
 BUILT_WITH = {*_modules.OPTIONS, *(option for option, *_words in _proof._PARTS.values())} - {"VHOST_NET"}
@@ -99,7 +99,7 @@ def test_every_message_is_one_of_the_code(part):
 
 def test_every_reason_and_warning_of_a_guest_or_host_is_told_and_no_other():
     modules = [path for path in PLUGINS.rglob("*.py") if "/".join(path.parts[-2:]) not in KERNELS]
-    made = {code for path in modules for code in codes(path)} | set(_argv._SAYS)
+    made = {code for path in modules for code in codes(path)} | set(_argv_reasons._SAYS)
     assert {"saves-link", "ram-gone", "pool-transient", "name-twice", "unit", "hostdev", "genid", "not-back", "runtime"} <= made
     assert {*told("guests"), *told("warnings"), *told("hosts"), *told("devices")} == made
 

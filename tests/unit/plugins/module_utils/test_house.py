@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who may import whom below plugins/module_utils (CONTRIBUTING.md, The house)."""
+"""Who may import whom below plugins, and on the floors of plugins/module_utils (CONTRIBUTING.md, The house)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 
 HOUSE = Path(module_utils.__path__[0])
+PACKAGE = module_utils.__name__
+PLUGINS = HOUSE.parent
+ALL = PACKAGE.rpartition(".")[0]
 # From the bottom to the top: a file imports what is in its own folder or below.
 FLOORS = (
     "_errors",
@@ -32,20 +35,75 @@ FLOORS = (
     "libvirt",
     "guests",
     "update",
-    "_texts",
+    "_unit_files",
     "trial",
     "_command",
     "_runtime",
     "_module",
 )
-# Where both providers are named: their table, and the command, which starts what a unit asks for.
-KNOW_PROVIDERS = ("guests._providers", "guests._reasons", "_command", "_runtime", "_texts")
-# What a restore imports of ours at most, the folders among it; and what it never imports, because that is slow.
-MOST_FILES = 23
-SLOW = {"socket", "subprocess", "typing"}
+# Where both providers are named: their table, and the command, which starts what a unit asks for. What a host is given names libvirt.
+KNOW_PROVIDERS = ("guests._providers", "_command", "_runtime", "_unit_files")
+# What each part of a restore imports of ours at most, the folders among it.
+MOST_FILES = {"qemu._start": 23, "libvirt._start": 23, "libvirt._hook": 8, "update._rest_of_boot": 14}
+# What it never imports, because that is slow or large.
+SLOW = {"socket", "subprocess", "typing", "kvm_liveupdate.vmm._argv_reasons"}
+# What each kind of plugin imports of plugins.
+IMPORTED_BY = {
+    "action": {"plugin_utils"},
+    "doc_fragments": set(),
+    "filter": {"module_utils", "plugin_utils"},
+    "module_utils": {"module_utils"},
+    "modules": {"module_utils"},
+    "plugin_utils": {"module_utils", "plugin_utils"},
+}
+# What the controller needs of the code for hosts: pure functions, and the class of errors.
+ON_THE_CONTROLLER = {"_errors", "kernel._proof", "libvirt._room", "update._lease", "update._window"}
+# Who may name libvirt besides: what is about domains only.
+NAME_LIBVIRT = {"modules.domain_memory", "modules.hypervisor_info", "modules.runtime", "plugin_utils._plan"}
+# What is neither ours nor of Python: Ansible, with which plugins have to do and hosts do not, and its libraries.
+NOT_OF_PYTHON = {
+    "module_utils._module": {"ansible.module_utils.basic"},
+    "plugin_utils._lost_host": {"ansible.errors", "ansible.plugins.action.normal"},
+    "plugin_utils._policy": {"jmespath", "jmespath.exceptions", "jmespath.visitor"},
+}
+
+HOUSE_IMPORTS = house.imports(HOUSE, PACKAGE)
+ALL_IMPORTS = house.imports(PLUGINS, ALL)
 
 
-HOUSE_IMPORTS = house.imports(HOUSE)
+def test_every_import_is_of_a_file():
+    """Of none that the run computes, either: nobody could say who imports it."""
+    assert house.no_files(ALL_IMPORTS) == []
+
+
+def test_each_kind_of_plugin_imports_what_it_may():
+    kinds = {house.floor(name): set() for name in ALL_IMPORTS}
+    for name, some in ALL_IMPORTS.items():
+        kinds[house.floor(name)] |= {house.floor(used) for used in some}
+    assert kinds == IMPORTED_BY
+
+
+def test_the_controller_runs_little_of_what_is_for_hosts():
+    elsewhere = [some for name, some in ALL_IMPORTS.items() if house.floor(name) not in ("module_utils", "modules")]
+    used = {name.removeprefix("module_utils.") for some in elsewhere for name in some if house.floor(name) == "module_utils"}
+    assert used == ON_THE_CONTROLLER
+
+
+def test_few_plugins_name_a_provider():
+    sides = ("module_utils.libvirt.", "module_utils.qemu.")
+    naming = {(name, used.split(".")[1]) for name, some in ALL_IMPORTS.items() for used in some if used.startswith(sides)}
+    assert {(name, side) for name, side in naming if house.floor(name) != "module_utils"} == {(name, "libvirt") for name in NAME_LIBVIRT}
+
+
+def test_who_needs_more_than_python():
+    """Hosts run module_utils at boot, without Ansible. Only actions and filters have to do with Ansible freely."""
+    python = {*sys.stdlib_module_names, "compression"}  # which is new in Python 3.14
+    found = {
+        name: {used for used in some if house.floor(used) not in python}
+        for name, some in house.outside(PLUGINS, ALL).items()
+        if house.floor(name) not in ("action", "filter")
+    }
+    assert {name: some for name, some in found.items() if some} == NOT_OF_PYTHON
 
 
 def test_every_file_is_on_a_floor():
@@ -72,7 +130,13 @@ def test_few_know_a_provider_by_its_name():
 
 def test_nobody_imports_in_a_circle():
     """Also not inside a function."""
-    assert house.circle(HOUSE_IMPORTS) == []
+    assert house.circle(ALL_IMPORTS) == []
+
+
+def test_one_file_writes_the_journal_of_a_guest():
+    """Whoever else needs its path only asks whether it is there."""
+    asking = {name for name, path in house.files(HOUSE).items() if "journal_path(" in path.read_text(encoding="utf-8")}
+    assert asking == {"host._files", "handover._journal", "trial._guest"}
 
 
 def names_in(path):
@@ -117,7 +181,7 @@ def test_a_folder_has_a_sentence_and_no_code():
     assert house.without_a_sentence(HOUSE) == []
 
 
-@pytest.mark.parametrize("start", ["qemu._start", "libvirt._start", "libvirt._hook"])
+@pytest.mark.parametrize("start", MOST_FILES)
 def test_the_way_back_imports_little(tmp_path, start):
     """Each file costs the pause up to a millisecond."""
     for path, (content, _mode) in _runtime.files([]).items():
@@ -129,5 +193,5 @@ def test_the_way_back_imports_little(tmp_path, start):
     done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     ours = sorted(name for name in modules if name.startswith("kvm_liveupdate."))
-    assert len(ours) <= MOST_FILES, ours
+    assert len(ours) <= MOST_FILES[start], ours
     assert modules & SLOW == set()

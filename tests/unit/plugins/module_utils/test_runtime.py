@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime, _texts
+from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime, _unit_files
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _return
@@ -125,11 +125,12 @@ def test_what_an_older_version_left_in_the_library_is_found(tmp_path):
     assert _runtime.left_over(wanted, str(tmp_path)) == []
     library(tmp_path / _files.LIBRARY.lstrip("/"))
     package = tmp_path / _files.LIBRARY.lstrip("/") / "kvm_liveupdate"
-    (package / "__pycache__").mkdir()
-    for name in ("_qemu_argv.py", "__pycache__/_qemu_argv.cpython-311.pyc", "__pycache__/_command.cpython-311.pyc"):
+    old = ["__pycache__/_qemu_argv.cpython-311.pyc", "_qemu_argv.py", "vmm/__pycache__/_now.cpython-311.pyc", "vmm/_now.py"]
+    for name in (*old, "__pycache__/_command.cpython-311.pyc", "vmm/__pycache__/_changes.cpython-311.pyc"):
+        (package / name).parent.mkdir(exist_ok=True)
         (package / name).touch()
     found = _runtime.left_over(wanted, str(tmp_path))
-    assert found == [f"{_files.LIBRARY}/kvm_liveupdate/{name}" for name in ("__pycache__/_qemu_argv.cpython-311.pyc", "_qemu_argv.py")]
+    assert found == [f"{_files.LIBRARY}/kvm_liveupdate/{name}" for name in old]
     assert f"{_files.LIBRARY}/kvm_liveupdate/vmm/_argv.py" in _runtime.left_over([], str(tmp_path))
 
 
@@ -137,7 +138,7 @@ def test_the_hook_marks_a_saved_domain_as_resumed_and_no_other(tmp_path):
     """What says that the memory is no longer what the state belongs to. Where that cannot be written libvirt must not go on."""
     for folder in ("state", "run"):
         (tmp_path / folder).mkdir()
-    script = _texts.HOOK.replace(_files.GUESTS_STATE, str(tmp_path / "state")).replace(_files.GUESTS_RUN, str(tmp_path / "run"))
+    script = _unit_files.HOOK.replace(_files.GUESTS_STATE, str(tmp_path / "state")).replace(_files.GUESTS_RUN, str(tmp_path / "run"))
 
     def hook(name, *words):
         return subprocess.run(["sh", "-c", script, "hook", name, *words], check=False, capture_output=True).returncode
@@ -155,7 +156,7 @@ def test_the_hook_asks_before_a_saved_domain_or_a_stand_in_starts_and_its_no_is_
     asked = tmp_path / "asked"
     command = tmp_path / "command.py"
     command.write_text(f"import sys\nopen({str(asked)!r}, 'a').write(repr(sys.argv[1:]))\nsys.exit(1)\n")
-    script = _texts.HOOK.replace(_files.COMMAND, str(command)).replace("/usr/bin/python3", sys.executable)
+    script = _unit_files.HOOK.replace(_files.COMMAND, str(command)).replace("/usr/bin/python3", sys.executable)
     script = script.replace(_files.GUESTS_STATE, str(tmp_path)).replace(_files.GUESTS_RUN, str(tmp_path))
 
     def hook(name, *words):

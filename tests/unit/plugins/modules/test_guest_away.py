@@ -75,7 +75,7 @@ def a_guest(tmp_path, monkeypatch):
     monkeypatch.setattr(_providers, "known", provider.known)
     monkeypatch.setattr(_hold, "held_each", lambda records: {})
     monkeypatch.setattr(_this_boot, "boot_id", lambda: "b1")
-    monkeypatch.setitem(guest_away.PROVIDERS, "libvirt", provider)
+    monkeypatch.setattr(_providers, "of", lambda record: {"libvirt": SimpleNamespace(away=provider)}[record["provider"]])
     clock = SimpleNamespace(time=lambda: provider.now, monotonic=lambda: provider.now, sleep=provider.sleep)
     monkeypatch.setattr(guest_away, "time", clock)
     monkeypatch.setattr(_away, "time", clock)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _needs, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv_reasons
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._plan import chosen, plan
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._policy import WAYS, Policy, PolicyError
 from hypothesis import HealthCheck, given, settings
@@ -173,7 +173,7 @@ def test_it_is_known_of_each_reason_whether_it_keeps_from_a_shutdown():
     }
     # Of a machine that no provider runs, and which is only ever refused.
     assert documented["guests"] == {*NO_SHUTDOWN, *SHUTDOWN, "not-managed"}
-    found = {*_needs.OF_A_BOOT, *_argv._SAYS, *(row[0] for row in (*_reasons._REASONS, *_reasons._WARNINGS))}
+    found = {*_needs.OF_A_BOOT, *_argv_reasons._SAYS, *(row[0] for row in (*_reasons._REASONS, *_reasons._WARNINGS))}
     for file in (REPO / "plugins/module_utils").rglob("*.py"):
         if file.stem not in ("_readiness", "_proof") and file.parent.name != "trial":  # which judge hosts
             found.update(re.findall(r'reason\(\s*"([a-z-]+)"', file.read_text()))

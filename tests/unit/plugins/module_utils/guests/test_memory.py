@@ -141,6 +141,6 @@ def test_memory_limits_are_those_of_the_unit_and_its_slices(monkeypatch):
     }
     asked = []
     monkeypatch.setattr(_systemd, "show_each", lambda units, *_names: asked.append(units) or {unit: shown[unit] for unit in units})
-    record = {"unit": "web1.service"}
+    record = {"provider": "qemu", "unit": "web1.service"}
     assert _reasons.memory_limits(record) == _reasons.memory_limits(record) == {"web1.service": 5, "web.slice": 7}
     assert asked == [["web1.service"], ["-.slice", "web-a.slice", "web.slice"]]

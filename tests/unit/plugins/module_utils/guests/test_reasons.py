@@ -117,7 +117,14 @@ class Shown(dict):
         return super().get(key, default)
 
 
-PROVIDER = SimpleNamespace(inspect=lambda _record: [], warn=lambda _record: [], describe=lambda _record: {**DESCRIBED})
+PROVIDER = SimpleNamespace(
+    inspect=lambda _record: [],
+    warn=lambda _record: [],
+    unit_properties=_unit.PROPERTIES,
+    unit_reasons=_unit.reasons,
+    unit_warnings=_unit.warnings,
+    describe=lambda _record: {**DESCRIBED},
+)
 
 
 @pytest.fixture(name="looked")

@@ -14,7 +14,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _se
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _rest_of_boot
 
 WEB = {"name": "web", "uuid": "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "unit": "web.service"}
 SESSION = "kvm-6f9619ff8b86d011b42d00cf4fc964ff"
@@ -130,7 +130,7 @@ def test_every_boot_does_it_before_guests_start(monkeypatch):
     assert f"ConditionPathExistsGlob={_files.hold_path('*')}\n" in unit
     assert f"Wants={_units.UNCLAIMED_UNIT}\n" in files[f"{_units.FOLDER}/sysinit.target.d/{_runtime.DROPIN}"]
     assert f"After={_units.UNCLAIMED_UNIT} " in files[f"{_units.FOLDER}/web.service.d/{_runtime.DROPIN}"]
-    assert _boot_order.alone(["-.mount", _units.UNCLAIMED_UNIT, "system.slice"])
+    assert _rest_of_boot.alone(["-.mount", _units.UNCLAIMED_UNIT, "system.slice"])
 
 
 def test_the_command_gives_up(host):

@@ -291,7 +291,7 @@ def test_memory_is_wrong_also_if_that_cannot_be_recorded(ram, monkeypatch, capsy
     monkeypatch.setattr(_files, "write_json", full)
     with pytest.raises(LiveUpdateError, match="not the same as before the jump"):
         _return.check_memory(journal, [file], {})
-    assert "web1.json cannot be written: " in capsys.readouterr().err
+    assert "web1: the result of the check of its memory cannot be written: " in capsys.readouterr().err
 
 
 def test_memory_that_is_the_same_is_checked_once_in_a_boot(ram, home):

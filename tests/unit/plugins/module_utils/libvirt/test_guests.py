@@ -13,7 +13,7 @@ import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _slow_paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _guests, _ram, _reasons, _save, _save_image, _virsh
 
 SIZE = 128 << 20
@@ -233,7 +233,7 @@ def test_of_a_command_line_from_proc_no_file_is_opened(libvirt, record, monkeypa
     opened, plain = [], _files.open_ordinary
     monkeypatch.setattr(_files, "open_ordinary", lambda path: opened.append(path) or plain(path))
     monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["qemu", "-readconfig", str(tmp_path / "file")])
-    monkeypatch.setattr("ansible_collections.kvm.liveupdate.plugins.module_utils.host._apart.look", lambda work: work(lambda _path: None))
+    monkeypatch.setattr(_slow_paths, "look", lambda work: work(lambda _path: None))
     _guests.inspect(record)
     assert opened == []
 

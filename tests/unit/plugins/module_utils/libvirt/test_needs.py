@@ -11,7 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _apart, _processes, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _slow_paths, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _guests, _needs
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _after_boot, _block
 
@@ -262,7 +262,7 @@ def test_the_tcp_peers_of_a_domain(xml, peers):
 
 def test_a_domains_file_that_does_not_answer_is_a_reason(monkeypatch, tmp_path):
     plain = os.stat
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 2.0)
     monkeypatch.setattr(os, "stat", lambda path: time.sleep(60) if str(path) == "/srv/nfs/a" else plain(path))
     files = [{"path": path, "what": "disk vda", "open": True, "target": ""} for path in (str(tmp_path), "/srv/nfs/a")]
     wrong = _after_boot.paths(files, 0)

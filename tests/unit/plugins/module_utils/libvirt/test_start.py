@@ -23,7 +23,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
     _keeper,
     _probe_cache,
     _save,
-    _saves,
+    _save_directory,
     _start,
     _virsh,
 )
@@ -299,18 +299,18 @@ def test_what_fails_once_a_domain_runs_keeps_it_from_nothing(way, tmp_path, fail
 
 def test_an_image_that_cannot_be_removed_keeps_its_guard(way, tmp_path, monkeypatch):
     """Without its RAM no other start may find it: until it is gone the state, which libvirt's hook looks for, stays."""
-    real = _saves.remove
+    real = _save_directory.remove
 
     def remove(path):
         if path == str(way.image):
             raise OSError(30, "Read-only file system")
         return real(path)
 
-    monkeypatch.setattr(_saves, "remove", remove)
+    monkeypatch.setattr(_save_directory, "remove", remove)
     with pytest.raises(OSError, match="Read-only"):
         _start.restore("app", way.journal())
     assert left(tmp_path) >= {"save", "state"} and _journal.of_guest("app")["state"] == "saved"
-    monkeypatch.setattr(_saves, "remove", real)
+    monkeypatch.setattr(_save_directory, "remove", real)
     _start.restore("app", _journal.recorded("app"))  # its unit is started again
     assert left(tmp_path) == {"resumed"} and _journal.of_guest("app")["state"] == "restored"
 

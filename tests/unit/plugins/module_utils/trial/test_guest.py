@@ -15,7 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _disc
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.trial import _firmware, _guest
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _argv_reasons
 
 HELP = """Supported machines are:
 pc                   Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-11.1)
@@ -77,7 +77,7 @@ def test_the_guest_starts_as_an_ordinary_one_and_its_memory_is_marked(host):
     assert starts.startswith("ExecStart=/usr/local/sbin/kvm-liveupdate run liveupdate-trial -- /usr/bin/qemu ")
     assert "IgnoreOnIsolate=yes" in unit and "FileDescriptorStorePreserve=yes" in unit
     argv = starts.partition(" -- ")[2].split()
-    assert _argv.reasons(argv) == [] and _argv.warnings(argv) == [] and _argv.ram_size(argv) == _firmware.RAM
+    assert _argv_reasons.reasons(argv) == [] and _argv_reasons.warnings(argv) == [] and _argv.ram_size(argv) == _firmware.RAM
     assert (host.folder / "trial_firmware").read_bytes() == _firmware.firmware(SEED)
     for target in ("sysinit.target", "kvm-liveupdate-guests.target"):
         assert (host.folder / f"units/{target}.wants/{_units.TRIAL_WATCH}").resolve() == host.folder / "units" / _units.TRIAL_WATCH

@@ -24,7 +24,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _lock, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order, _gate, _jump, _services
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _gate, _jump, _rest_of_boot, _services
 
 ASKED = (1, signal.SIGRTMIN + 16)
 LINK = "anon_inode:[luo_session] kvm-"
@@ -127,7 +127,7 @@ def make(root, monkeypatch, names) -> Host:
     ):
         monkeypatch.setattr(module, name, str(root / path))
     monkeypatch.setattr(_units, "FOLDER", str(root / "etc"))
-    monkeypatch.setattr(_boot_order, "plan", lambda records: [])
+    monkeypatch.setattr(_rest_of_boot, "plan", lambda records: [])
     monkeypatch.setattr(_files, "MODULES", str(root / "modules-load.d/kvm-liveupdate.conf"))
     monkeypatch.setattr(_this_boot, "consoles", lambda: "")
     monkeypatch.setattr(_this_boot, "ahead", lambda: None)
@@ -908,7 +908,7 @@ def test_guests_start_early_after_the_jump_and_those_of_the_first_stage_ahead(ho
         if wanted:  # so that a crash from here on can take it back
             assert _files.read_json(_files.UPDATE)["early"] == ["app.service", "web.service"]
 
-    monkeypatch.setattr(_boot_order, "plan", lambda records: stages if [record["name"] for record in records] == ["app", "web"] else [])
+    monkeypatch.setattr(_rest_of_boot, "plan", lambda records: stages if [record["name"] for record in records] == ["app", "web"] else [])
     monkeypatch.setattr(_early, "start_early", start_early)
     monkeypatch.setattr(_this_boot, "ahead", lambda: 5.5)
     host.at["kill"] = lambda: times.update(_files.read_json(_files.UPDATE)["times"], clock=_journal.of_guest("web")["clock_ahead"])

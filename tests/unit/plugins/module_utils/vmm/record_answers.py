@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor, _now
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _changes, _monitor
 
 BLOCKDEVS = (
     '-blockdev {"driver":"file","filename":"@/over.qcow2","node-name":"f","cache":{"direct":true}}'
@@ -76,8 +76,8 @@ KEPT = ("file", "ro", "drv", "node-name", "backing_file", "cache")
 
 
 def look(monitor: _monitor.Monitor) -> dict:
-    """What _now.ask returns, without what no test needs."""
-    answers = _now.ask(monitor)
+    """What _changes.ask returns, without what no test needs."""
+    answers = _changes.ask(monitor)
     for disk in answers["disks"]:
         if "inserted" in disk:
             disk["inserted"] = {key: disk["inserted"][key] for key in KEPT if key in disk["inserted"]}

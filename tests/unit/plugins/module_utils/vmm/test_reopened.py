@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _apart, _processes, _systemd
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _slow_paths, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _options, _reopened
 
 OPENER = """
@@ -133,7 +133,7 @@ def test_a_console_that_was_rotated_and_removed_is_no_reason(disk, opened):
 def test_a_path_that_does_not_answer_is_a_reason_for_this_guest(monkeypatch, disk, opened):
     (disk / "image").touch()
     pid, plain = opened("r+", disk / "image"), os.stat
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 2.0)
     monkeypatch.setattr(os, "stat", lambda path, *words, **keys: time.sleep(60) if "image" in str(path) else plain(path, *words, **keys))
     (reason,) = _reopened.reasons(pid, ["qemu", "-drive", f"file={disk}/image"], set(), False)
     assert reason["code"] == "file-silent" and f"{disk}/image does not answer within 2 s" in reason["message"]

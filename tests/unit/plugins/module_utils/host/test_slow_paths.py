@@ -9,7 +9,7 @@ import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _apart
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _slow_paths
 
 
 def test_what_a_look_found_is_handed_back():
@@ -18,11 +18,11 @@ def test_what_a_look_found_is_handed_back():
             say(f"/srv/{number}")
         return {"seen": ["\udcff", 1]}
 
-    assert _apart.look(work) == {"seen": ["\udcff", 1]}
+    assert _slow_paths.look(work) == {"seen": ["\udcff", 1]}
 
 
 def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 2.0)
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 2.0)
 
     def work(say):
         say("/srv/a")
@@ -30,13 +30,13 @@ def test_a_look_that_hangs_ends_at_the_limit_and_names_the_path(monkeypatch):
         time.sleep(60)
 
     start = time.monotonic()
-    with pytest.raises(_apart.Silent, match=r"does not answer within 2 s") as told:
-        _apart.look(work)
+    with pytest.raises(_slow_paths.Silent, match=r"does not answer within 2 s") as told:
+        _slow_paths.look(work)
     assert told.value.path == "/srv/\udcff" and time.monotonic() - start < 30
 
 
 def test_each_path_has_the_whole_limit(monkeypatch):
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 6.0)
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 6.0)
 
     def work(say):
         for number in range(4):
@@ -44,12 +44,12 @@ def test_each_path_has_the_whole_limit(monkeypatch):
             time.sleep(2)
         return "seen"
 
-    assert _apart.look(work) == "seen"
+    assert _slow_paths.look(work) == "seen"
 
 
 def test_the_wait_for_a_processor_does_not_count(monkeypatch):
     """Here the child computes: the kernel shows it as one that waits for a processor."""
-    monkeypatch.setattr(_apart, "PATH_LIMIT_S", 1.0)
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 1.0)
 
     def work(say):
         say("/srv/a")
@@ -58,33 +58,35 @@ def test_the_wait_for_a_processor_does_not_count(monkeypatch):
             pass
         return "seen"
 
-    assert _apart.look(work) == "seen"
+    assert _slow_paths.look(work) == "seen"
 
 
 def test_a_look_without_an_end_has_a_limit(monkeypatch):
-    monkeypatch.setattr(_apart, "LONGEST_S", 2.0)
+    monkeypatch.setattr(_slow_paths, "LONGEST_S", 2.0)
 
     def work(say):
         say("/srv/a")
         while True:
             pass
 
-    with pytest.raises(_apart.Silent, match=r"all paths takes longer than 2 s, /srv/a was the last") as told:
-        _apart.look(work)
+    with pytest.raises(_slow_paths.Silent, match=r"all paths takes longer than 2 s, /srv/a was the last") as told:
+        _slow_paths.look(work)
     assert told.value.path == "/srv/a"
 
 
 def test_a_look_that_fails_is_an_error():
     with pytest.raises(LiveUpdateError, match="ZeroDivisionError"):
-        _apart.look(lambda _say: 1 // 0)
+        _slow_paths.look(lambda _say: 1 // 0)
     with pytest.raises(LiveUpdateError, match="it ended"):
-        _apart.look(lambda _say: os._exit(1))
+        _slow_paths.look(lambda _say: os._exit(1))
 
 
 def test_who_hangs_keeps_no_lock_and_no_output():
     number = os.dup2(os.open(__file__, os.O_RDONLY), 60)
     try:
-        found = _apart.look(lambda _say: [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)] + [os.path.exists("/proc/self/fd/60")])
+        found = _slow_paths.look(
+            lambda _say: [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)] + [os.path.exists("/proc/self/fd/60")]
+        )
     finally:
         os.close(number)
     assert found == [os.devnull] * 3 + [False]

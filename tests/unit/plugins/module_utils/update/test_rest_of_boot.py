@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _modules
-from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot_order
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _rest_of_boot
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _boot
     ],
 )
 def test_a_guest_comes_first_when_it_is_behind_nothing_else(after, alone):
-    assert _boot_order.alone(after.split()) is alone
+    assert _rest_of_boot.alone(after.split()) is alone
 
 
 WEB, MAIL = ({"name": name, "provider": "qemu", "unit": f"{name}.service"} for name in ("web", "mail"))
@@ -60,7 +60,7 @@ def links(root):
 
 
 def test_units_come_first_and_domains_next(systemd, tmp_path):
-    stages = _boot_order.plan([WEB, MAIL, DB])
+    stages = _rest_of_boot.plan([WEB, MAIL, DB])
     assert stages == [{"guests": ["web"], "start": _units.DAEMONS_TARGET}, {"guests": ["db"], "start": "default.target"}]
     dropin = tmp_path / f"{_units.DAEMONS_TARGET}.d/wants.conf"
     assert dropin.stat().st_mode & 0o777 == 0o644
@@ -73,40 +73,40 @@ def test_units_come_first_and_domains_next(systemd, tmp_path):
 
 
 def test_what_a_boot_starts_is_found_through_others_and_circles():
-    assert _boot_order.reached({"a": ["b", "c"], "b": ["d", "a"], "x": ["y"]}, ["a"]) == {"a", "b", "c", "d"}
+    assert _rest_of_boot.reached({"a": ["b", "c"], "b": ["d", "a"], "x": ["y"]}, ["a"]) == {"a", "b", "c", "d"}
 
 
 def test_daemons_are_not_told_to_start_where_no_unit_comes_first(systemd, tmp_path):
     link = f"{_units.TARGET}.wants/{_units.DAEMONS_TARGET}"
-    assert _boot_order.plan([MAIL, DB]) == [{"guests": ["db"], "start": "default.target"}]
+    assert _rest_of_boot.plan([MAIL, DB]) == [{"guests": ["db"], "start": "default.target"}]
     assert links(tmp_path) == [link]
-    _boot_order.plan([WEB, DB])
+    _rest_of_boot.plan([WEB, DB])
     assert links(tmp_path) == []
 
 
 def test_domains_come_with_the_boot_where_no_daemon_is_known(systemd, tmp_path):
     systemd.clear()
-    assert _boot_order.plan([WEB, DB]) == [{"guests": ["web"], "start": "default.target"}]
-    assert _boot_order.plan([MAIL, DB]) == [] and links(tmp_path) == []
+    assert _rest_of_boot.plan([WEB, DB]) == [{"guests": ["web"], "start": "default.target"}]
+    assert _rest_of_boot.plan([MAIL, DB]) == [] and links(tmp_path) == []
 
 
 def test_the_next_boot_loads_what_guests_use_now_before_they_start(tmp_path, monkeypatch):
     path = tmp_path / "modules-load.d/kvm-liveupdate.conf"
     monkeypatch.setattr(_files, "MODULES", str(path))
     monkeypatch.setattr(_modules, "loaded", lambda: ["kvm", "kvm_amd", "tun"])
-    _boot_order.load_early()
+    _rest_of_boot.load_early()
     assert path.read_text() == "kvm\nkvm_amd\ntun\n" and path.stat().st_mode & 0o777 == 0o644
     monkeypatch.setattr(_modules, "loaded", list)
-    _boot_order.load_early()
+    _rest_of_boot.load_early()
     assert not path.exists()
-    _boot_order.load_early()
+    _rest_of_boot.load_early()
 
 
 def test_an_update_goes_on_if_the_modules_cannot_be_named(tmp_path, monkeypatch, capfd):
     (tmp_path / "modules-load.d").write_text("")
     monkeypatch.setattr(_files, "MODULES", str(tmp_path / "modules-load.d/kvm-liveupdate.conf"))
     monkeypatch.setattr(_modules, "loaded", lambda: ["kvm"])
-    _boot_order.load_early()
+    _rest_of_boot.load_early()
     assert "the next boot loads the modules of the guests late: " in capfd.readouterr().err
 
 
@@ -192,7 +192,7 @@ def host_that_boots(tmp_path, monkeypatch):
 
 def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
     _early.late("db")
-    _boot_order.start_rest()
+    _rest_of_boot.start_rest()
     assert booting == [(3, _units.DAEMONS_TARGET), (5, "default.target")]
 
 
@@ -207,7 +207,7 @@ def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, cap
 def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
     for name in ("db", "web", "mail"):
         _files.write_json(_files.journal_path(name), {"state": "restored"})
-    _boot_order.start_rest()
+    _rest_of_boot.start_rest()
     assert booting == [(0, _units.DAEMONS_TARGET), (0, "default.target")]
 
 
@@ -215,13 +215,13 @@ def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
 def test_the_rest_of_the_boot_starts_where_no_update_asked_for_stages(booting, update):
     """With a command line that was taken over from the boot after a jump."""
     _files.write_json(_files.UPDATE, update)
-    _boot_order.start_rest()
+    _rest_of_boot.start_rest()
     assert booting == [(0, "default.target")]
 
 
 def test_the_rest_of_the_boot_starts_at_the_limit(booting, monkeypatch):
     monkeypatch.setattr(_early, "LIMIT_S", -1)
-    _boot_order.start_rest()
+    _rest_of_boot.start_rest()
     assert booting == [(0, _units.DAEMONS_TARGET), (0, "default.target")]
 
 

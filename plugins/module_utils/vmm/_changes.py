@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from .._errors import reason
-from . import _argv, _options
+from . import _opens, _options
 from ._options import Option
 
 TYPE_CHECKING = False
@@ -106,9 +106,9 @@ def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
     found = []
     for option in options:
         if option.name == "drive" and any(map(option.get, ("file", "filename", "file.driver", "file.filename", "driver"))):
-            found.append((_argv.local_file(option, {}), _words(option, {}), option.text))
+            found.append((_opens.local_file(option, {}), _words(option, {}), option.text))
         elif option.name == "blockdev" and option.get("node-name") in used:
-            found.append((_argv.local_file(option, nodes), _words(option, nodes), option.text))
+            found.append((_opens.local_file(option, nodes), _words(option, nodes), option.text))
     return found
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _now
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _changes
 
 GUESTS = json.loads((Path(__file__).parent / "fixtures/answers.json").read_text(encoding="utf-8"))
 EXPECTED = """
@@ -39,7 +39,7 @@ def test_a_change_since_the_start_is_a_reason_and_a_guest_without_one_is_as_it_w
     name, step, reasons = line.split(" ", 2)
     argv, recorded = GUESTS[name]
     wanted = [reason.split(": ", 1) for reason in reasons.split(" | ")] if reasons != "-" else []
-    found = _now.differences(argv, recorded[int(step)][1])
+    found = _changes.differences(argv, recorded[int(step)][1])
     assert [reason["code"] for reason in found] == [code for code, _words in wanted]
     assert all(words in reason["message"] and reason["remedy"] for reason, (_code, words) in zip(found, wanted, strict=True))
 
@@ -58,7 +58,7 @@ def test_what_qemu_has_is_asked_of_it():
         def execute(self, command, **arguments):
             return answers[next(iter(arguments.values()), command)]
 
-    assert _now.ask(Monitor()) == {
+    assert _changes.ask(Monitor()) == {
         "disks": [{"device": "virtio0"}],
         "devices": {"s": "virtio-scsi-pci"},
         "nameless": ["scsi-cd"],
@@ -76,7 +76,7 @@ def started(name):
 def test_a_processor_that_was_taken_away_is_a_change():
     argv, now = started("old")
     assert now["cpus"] == 2
-    (reason,) = _now.differences(argv, {**now, "cpus": 1})
+    (reason,) = _changes.differences(argv, {**now, "cpus": 1})
     assert reason["code"] == "device-changed" and "1 processors instead of 2" in reason["message"]
 
 
@@ -86,24 +86,24 @@ def test_a_card_on_another_tap_than_that_of_the_command_line_is_a_change():
     argv[argv.index("user,id=n")] = "tap,id=n,ifname=web1,script=no"
     shown = now["networks"].replace("type=user,net=10.0.2.0,restrict=off", "type=tap,ifname={},script=no,downscript=no")
     assert "ifname={}" in shown
-    assert _now.differences(argv, {**now, "networks": shown.format("web1")}) == []
-    (reason,) = _now.differences(argv, {**now, "networks": shown.format("web11")})
+    assert _changes.differences(argv, {**now, "networks": shown.format("web1")}) == []
+    (reason,) = _changes.differences(argv, {**now, "networks": shown.format("web11")})
     assert reason["code"] == "network-changed" and "ifname=web11" in reason["message"]
     numbered = [word.replace("web1", "vm%d") for word in argv]  # the kernel gives the number
-    assert _now.differences(numbered, {**now, "networks": shown.format("vm3")}) == []
-    (reason,) = _now.differences(argv, {**now, "networks": ""})
+    assert _changes.differences(numbered, {**now, "networks": shown.format("vm3")}) == []
+    (reason,) = _changes.differences(argv, {**now, "networks": ""})
     assert reason["code"] == "network-changed" and "n is gone" in reason["message"]
 
 
 def test_a_drive_without_a_medium_is_as_it_was():
     argv, now = started("lab")
-    assert _now.differences([*argv, "-cdrom", "", "-drive", "if=floppy"], now) == []
+    assert _changes.differences([*argv, "-cdrom", "", "-drive", "if=floppy"], now) == []
 
 
 def test_two_devices_without_a_name_that_changed_places_are_told_by_their_types():
     argv, now = started("lab")
     now["nameless"][0] = "virtio-rng-pci"
-    (reason,) = _now.differences(argv, now)
+    (reason,) = _changes.differences(argv, now)
     assert "added since its start: virtio-rng-pci" in reason["message"] and "removed: virtio-serial-pci" in reason["message"]
 
 
@@ -140,5 +140,5 @@ def test_two_devices_without_a_name_that_changed_places_are_told_by_their_types(
 def test_an_image_that_qemu_calls_by_another_name_is_the_same_image(words, opened, same):
     _argv, now = started("docs")
     now = {**now, "nameless": ["virtio-blk-pci"], "disks": [{"inserted": {"file": opened, "ro": False}}]}
-    found = _now.differences(["qemu", "-nodefaults", "-drive", f"{words},if=virtio"], now)
+    found = _changes.differences(["qemu", "-nodefaults", "-drive", f"{words},if=virtio"], now)
     assert [reason["code"] for reason in found] == ([] if same else ["disk-changed"])
