@@ -10,8 +10,8 @@ module: runtime
 short_description: Install or remove the host runtime
 version_added: 0.2.0
 description:
-  - The host runtime is the part of the collection that acts on the host alone. The module installs the command C(kvm-liveupdate), its Python
-    files, its systemd units, and a drop-in for each guest's unit.
+  - The host runtime is the part of the collection that acts on the host alone. The module installs the command C(kvm-liveupdate), its
+    Python files, its systemd units, and a drop-in for each guest's unit.
   - The module does not touch running guests. A drop-in takes effect when the unit starts the next time. The role
     P(kvm.liveupdate.hypervisor_setup#role) calls the module.
   - The module removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no

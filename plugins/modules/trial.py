@@ -13,8 +13,7 @@ description:
   - With O(state=prepared), the module records the devices, drivers and links of the host, and starts a throw-away guest,
     C(liveupdate-trial). The update of the host then preserves this guest like any other. The role
     P(kvm.liveupdate.hypervisor_trial#role) does all of this.
-  - The throw-away guest has 64 MiB of RAM, no disk and no operating system. It fills its RAM with known numbers and checks them all the
-    time.
+  - The throw-away guest fills its RAM with known numbers and checks them all the time.
   - With O(state=compared), after the jump, the module compares the devices with the record, and checks the memory of the guest. It changes
     nothing. A unit of the host, C(liveupdate-trial-watch.service), records from the beginning of the boot when each device is back.
   - With O(state=absent), the module ends the guest and removes everything of the trial from the host.
@@ -213,8 +212,18 @@ devices:
           returned: always
           type: dict
   sample:
-    before: {processors: 2, pci: {}, interfaces: {}, disks: {vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}}}
-    after: {processors: 2, pci: {}, interfaces: {}, disks: {vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}}}
+    before:
+      processors: 2
+      pci: {}
+      interfaces: {}
+      disks:
+        vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}
+    after:
+      processors: 2
+      pci: {}
+      interfaces: {}
+      disks:
+        vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}
 waited:
   description: For how many seconds the module waited for devices.
   returned: with O(state=compared)

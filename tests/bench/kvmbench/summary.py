@@ -32,7 +32,8 @@ def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
         f"..\n{textwrap.indent(NOTICE, '  ')}\n\n.. _{_LABEL}:\n",
         title("How long guests pause", "="),
         f"``tests/bench/run --report`` wrote this page from {len(results)} measurements.\n",
-        f"* Date: {day(results)}.\n* Machine: {results[0].machine}.\n* Code: digest ``{results[0].code}``, of the collection, the lab and the bench.\n",
+        f"* Date: {day(results)}.\n* Machine: {results[0].machine}.\n"
+        f"* Code: digest ``{results[0].code}``, of the collection, the lab and the bench.\n",
         f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
         "Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
         "The heartbeats of the guests give the pauses. A measurement is the longest pause on the host. The tables show medians, with the\n"

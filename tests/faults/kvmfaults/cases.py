@@ -109,8 +109,7 @@ CASES = (
         8,
         "The new kernel panics or hangs",
         "It panics: it finds no root file system, or its PID 1 ends. Or it hangs: its root device never comes.",
-        "After a panic the host boots the old kernel, and the guests start from their disks. A hang is reported when"
-        " the time limit ends.",
+        "After a panic the host boots the old kernel, and the guests start from their disks. A hang is reported when the time limit ends.",
         "nothing; after a hang: power-cycle the host",
         ("panic", "init", "hang"),
     ),

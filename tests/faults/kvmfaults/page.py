@@ -74,8 +74,8 @@ After every fault all of this must hold:
 
 {table}
 
-"What was seen" has the date of each pass. The words before a colon are the variants of the test: the step in which the fault comes, the kind
-of host, or what is changed. "Then" is the documented action: :ref:`ansible_collections.kvm.liveupdate.docsite.runbooks`.
+"What was seen" has the date of each pass. The words before a colon are the variants of the test: the step in which the fault comes, the
+kind of host, or what is changed. "Then" is the documented action: :ref:`ansible_collections.kvm.liveupdate.docsite.runbooks`.
 
 Faults of the hardware and its drivers are not in this list: the lab's hosts are emulated. A power cut is the end of the emulator: of what
 the host wrote to its disk but did not flush, more may be left than on a real host.
