@@ -7,35 +7,35 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_cmdline
-short_description: Add words to the kernel command line of every cold boot
+short_description: Add parameters to the kernel command line of every cold boot
 version_added: 0.2.0
 description:
-  - With O(state=present) the module adds O(words) to the command line that GRUB gives to a kernel. It writes the file
+  - With O(state=present) the module adds the parameters in O(words) to the command line that GRUB gives to a kernel. It writes the file
     C(/etc/default/grub.d/kvm-liveupdate.cfg) and runs C(update-grub).
-  - Then it reads GRUB's menu and checks that the next boot gets all words. It fails if another configuration file removes them, and names
+  - Then it reads GRUB's menu and checks that the next boot gets all of them. It fails if another configuration file removes them, and names
     that file.
-  - With O(state=absent) the module removes the words that it added.
+  - With O(state=absent) the module removes the parameters that it added.
   - The module supports GRUB with C(update-grub), as on Debian. It fails on a host that another boot loader starts.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
   check_mode:
     support: full
-    details: In check mode the module does not write the menu, so it cannot detect that another file removes the words.
+    details: In check mode the module does not write the menu, so it cannot detect that another file removes the parameters.
   diff_mode:
     support: full
   idempotent:
     support: full
 options:
   state:
-    description: Whether the command line contains the words.
+    description: Whether the command line contains the parameters.
     type: str
     choices: [present, absent]
     default: present
   words:
     description:
-      - The complete list of words that this module adds. Words of an earlier call that are not in the list are removed.
-      - A word contains no blanks, quotes, backslashes or dollar signs. Required with O(state=present).
+      - The kernel parameters that this module adds, as a complete list. Parameters of an earlier call that are not in the list are removed.
+      - A parameter contains no blanks, quotes, backslashes or dollar signs. Required with O(state=present).
     type: list
     elements: str
 seealso:
@@ -47,14 +47,14 @@ EXAMPLES = r"""
   kvm.liveupdate.boot_cmdline:
     words: [kho=on, liveupdate=on]
 
-- name: Remove the words again
+- name: Remove the parameters again
   kvm.liveupdate.boot_cmdline:
     state: absent
 """
 
 RETURN = r"""
 words:
-  description: The words that this module now adds to the command line.
+  description: The kernel parameters that this module now adds to the command line.
   returned: success
   type: list
   elements: str

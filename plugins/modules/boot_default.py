@@ -16,7 +16,10 @@ description:
     C(/etc/default/grub.d/kvm-liveupdate-default.cfg), and then checks the result in GRUB's menu.
   - It also supports C(grubby), as on Fedora and RHEL. This part is not tested in a lab yet.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
+  - kvm.liveupdate._run
 attributes:
   check_mode:
     support: full
@@ -39,9 +42,6 @@ options:
       - The module then refuses a change while another run has the lease of the host, see M(kvm.liveupdate.update_lease).
     type: bool
     default: false
-  run:
-    description: The identifier of the run that makes the change. The default is made from the process of C(ansible-playbook).
-    type: str
   ended:
     description: The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease does not count.
     type: str
@@ -72,6 +72,11 @@ kept:
   returned: success
   type: str
   sample: Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux 7.3.4
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

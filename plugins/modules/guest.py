@@ -17,12 +17,14 @@ description:
     module waits until the host has restored the guests.
   - With O(state=running) the module also resumes a guest that a rehearsal or an update left paused. It does not resume a guest that
     somebody else paused, or that was migrated to another host. RV(guests[].msg) reports such a guest.
-  - If the operation fails for one guest, it continues for the others. The task then fails and names each guest that failed, and RV(guests)
+  - If the module fails for one guest, it continues with the others. The task then fails and names each guest that failed, and RV(guests)
     has the result of every guest.
   - With O(state=preserved), if one guest cannot be preserved, the module preserves none.
   - One call for all guests of a host takes little more time than a call for one guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -142,7 +144,7 @@ guests:
           returned: when the guest was restored
           type: str
         memory_wrong:
-          description: Where the memory is not the same as before the jump. The guest is not started then.
+          description: Which parts of the memory differ from those before the jump. The guest is not started then.
           returned: when the memory differs
           type: str
         clock:
@@ -162,6 +164,11 @@ msg:
   returned: always
   type: str
   sample: guest web1 runs
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

@@ -21,7 +21,9 @@ description:
     and starts it again. If the guest still runs half an hour after its limit, the module assumes that it stays.
   - If a guest cannot be brought back, the module continues with the others. The task then fails and names each such guest.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -166,6 +168,11 @@ msg:
   returned: always
   type: str
   sample: guest web1 is saved to disk
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

@@ -14,12 +14,14 @@ description:
     It handles one guest after the other.
   - The second QEMU, the stand-in, has the same command line and a private copy of the guest's memory. It never runs the guest, never
     writes to its disks, and is not connected to its networks.
-  - The guest is paused until the stand-in has loaded the state. For a guest in a unit this takes well under a second. For a libvirt domain
-    it includes the time in which libvirt starts the stand-in.
+  - The guest is paused until the stand-in has loaded the state. For a libvirt domain this includes the time in which libvirt starts the
+    stand-in. RV(guests[].paused_s) says how long it was.
   - The host resumes the guest in any case, also if the controller or the module fails.
   - The task fails if a state does not load or a stand-in cannot be made. The module then does not pause the remaining guests.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -81,6 +83,11 @@ msg:
   returned: always
   type: str
   sample: "guest web1: its state loads. The guest was paused for 0.31 s"
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError

@@ -13,7 +13,9 @@ description:
   - The module examines the running kernel, systemd, the host runtime, the staged kernel, and every virtual machine of the host.
   - It changes nothing. Each reason against a live update comes with its remedy.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -36,7 +38,7 @@ options:
   cmdline:
     description:
       - The command line of O(kernel).
-      - The default is the command line of the running kernel, without the words that the boot loader adds for itself.
+      - The default is the command line of the running kernel, without the parameters that the boot loader adds for itself.
     type: str
   accept_unknown:
     description:
@@ -120,10 +122,27 @@ proof:
           returned: always
           type: str
         reasons:
-          description: The reasons, as in RV(reasons), if the verdict is not V(proven).
+          description: The reasons, if the verdict is not V(proven).
           returned: always
           type: list
           elements: dict
+          contains:
+            code:
+              description: A short name of the reason, for programs.
+              returned: always
+              type: str
+            message:
+              description: The reason, with the value seen.
+              returned: always
+              type: str
+            remedy:
+              description: What to do about it.
+              returned: always
+              type: str
+            verdict:
+              description: V(refused) if the jump would fail, V(unknown) if this cannot be known.
+              returned: always
+              type: str
     back:
       description: The jump from O(kernel) back to the running kernel. Its verdict is not a reason against an update.
       returned: always
@@ -134,10 +153,27 @@ proof:
           returned: always
           type: str
         reasons:
-          description: The reasons, as in RV(reasons), if the verdict is not V(proven).
+          description: The reasons, if the verdict is not V(proven).
           returned: always
           type: list
           elements: dict
+          contains:
+            code:
+              description: A short name of the reason, for programs.
+              returned: always
+              type: str
+            message:
+              description: The reason, with the value seen.
+              returned: always
+              type: str
+            remedy:
+              description: What to do about it.
+              returned: always
+              type: str
+            verdict:
+              description: V(refused) if the jump would fail, V(unknown) if this cannot be known.
+              returned: always
+              type: str
   sample:
     pair: 3b1f0a5c77de-9f86d081884c
     there: {verdict: proven, reasons: []}
@@ -198,7 +234,7 @@ guests:
       type: list
       elements: str
     labels:
-      description: The labels in the metadata of a libvirt domain. Empty for others.
+      description: The labels in the metadata of a libvirt domain, as names with values. Empty for others.
       returned: for guests that can be managed
       type: dict
     ladder:
@@ -215,16 +251,41 @@ guests:
       returned: for guests that can be managed
       type: float
     reasons:
-      description: Why the guest cannot be preserved, with the keys of RV(reasons).
+      description: Why the guest cannot be preserved.
       returned: always
       type: list
       elements: dict
+      contains:
+        code:
+          description: A short name of the reason, for programs.
+          returned: always
+          type: str
+        message:
+          description: The reason, with the value seen.
+          returned: always
+          type: str
+        remedy:
+          description: What to do about it.
+          returned: always
+          type: str
     warnings:
-      description:
-        - What does not survive the update unchanged, with the keys of RV(reasons). A warning does not keep a guest from being preserved.
+      description: What does not survive the update unchanged. A warning does not keep a guest from being preserved.
       returned: always
       type: list
       elements: dict
+      contains:
+        code:
+          description: A short name of the warning, for programs.
+          returned: always
+          type: str
+        message:
+          description: The warning, with the value seen.
+          returned: always
+          type: str
+        remedy:
+          description: What to do about it.
+          returned: always
+          type: str
   sample:
     - name: web1
       provider: qemu
@@ -345,7 +406,10 @@ image:
       description: The path of the kernel image. The other keys are those of RV(kvm.liveupdate.kexec_image#module:image).
       returned: when a kernel is staged
       type: str
-  sample: {}
+  sample:
+    path: /boot/vmlinuz-7.3.4
+    release: 7.3.4
+    initrd: /boot/initrd.img-7.3.4
 target:
   description: The kernel at O(kernel).
   returned: when O(kernel) is given
@@ -406,7 +470,13 @@ target:
       type: bool
   sample:
     path: /boot/vmlinuz-7.3.4
+    kind: bzImage
     release: 7.3.4
+    version: "#1 SMP PREEMPT_DYNAMIC Debian 7.3.4-1"
+    size: 12345678
+    sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    abi: {kho: kho-v4, luo: luo-v5, memfd: memfd-v2}
+    signed: false
     initrd: /boot/initrd.img-7.3.4
     current: false
 last_update:
@@ -433,10 +503,34 @@ last_update:
       type: list
       elements: str
     times:
-      description: When each step began, in seconds since the epoch on the host's clock, with the keys of
-        RV(kvm.liveupdate.kexec#module:times) as far as the host records them.
+      description: When each step began, in seconds since the epoch on the host's clock.
       returned: when there was an update
       type: dict
+      contains:
+        committed:
+          description: The update was committed.
+          returned: when there was an update
+          type: float
+        stopping:
+          description: The host began to stop other services.
+          returned: if the update came to this step
+          type: float
+        gate:
+          description: The host made its last checks before the pause.
+          returned: if the update came to this step
+          type: float
+        saving:
+          description: The host began to pause and save the guests.
+          returned: if the update came to this step
+          type: float
+        jumping:
+          description: The host began the kexec.
+          returned: if the update came to this step
+          type: float
+        aborted:
+          description: The host had undone the update.
+          returned: when the update was undone
+          type: float
     error:
       description: Why the update was undone.
       returned: when the update was undone
@@ -446,8 +540,9 @@ last_update:
     state: jumping
     outcome: jumped
     guests: [db1, web1]
+    times: {committed: 1790000000.1, stopping: 1790000003.4, gate: 1790000020.2, saving: 1790000020.3, jumping: 1790000021.7}
 lease:
-  description: Which run updates this host, from M(kvm.liveupdate.update_lease). Empty if none does, and if all runs ended normally.
+  description: Which run updates this host, from M(kvm.liveupdate.update_lease). Empty if no run updates the host.
   returned: success
   type: dict
   contains:
@@ -460,7 +555,7 @@ lease:
       returned: when there is a lease
       type: str
     begun:
-      description: When the first run took a lease after the last one that was given back, in seconds since the epoch.
+      description: When the first of the runs that did not give their lease back took it, in seconds since the epoch.
       returned: when there is a lease
       type: float
     since:
@@ -480,19 +575,33 @@ lease:
       returned: when there is a lease
       type: float
     own:
-      description: Whether this run has it.
+      description: Whether the run that calls this module has the lease.
       returned: when there is a lease
       type: bool
     ended:
       description: Whether the controller knows that the process of the run has ended.
       returned: when there is a lease
       type: bool
-  sample: {}
+  sample:
+    run: 1b0f1f5e-8f3c-4d5a-8a6b-3f0d3f8d1c11/4026531836/4711/1234567
+    by: alice on controller1
+    begun: 1795951500.2
+    since: 1795951500.2
+    seconds: 1980
+    until: "2026-11-29T11:58:00+00:00"
+    left: 1925.6
+    own: false
+    ended: false
 examined_at:
   description: When the controller started this examination, by its own clock, in seconds since the epoch.
   returned: always
   type: float
   sample: 1795951554.6
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import os

@@ -32,8 +32,8 @@ options:
     required: true
   config:
     description:
-      - Path of the build configuration of the kernel. The image's own configuration (C(CONFIG_IKCONFIG)) wins.
-      - The default is C(config-RELEASE) beside the image, else in C(/boot) or in the folder of the kernel's modules.
+      - Path of the build configuration of the kernel. The image's own configuration (C(CONFIG_IKCONFIG)) takes precedence.
+      - The default is C(config-RELEASE) beside the image, otherwise in C(/boot) or in the directory of the kernel's modules.
     type: path
 """
 
@@ -77,13 +77,18 @@ reasons:
       description: V(refused) if a jump would fail, V(unknown) if this cannot be known.
       returned: always
       type: str
-  sample: []
+  sample:
+    - code: kvm-off
+      message: "kernel /boot/vmlinuz-7.3.4 is built without CONFIG_KVM: no guest can run on it"
+      remedy: use a kernel with CONFIG_KVM=m or y
+      verdict: refused
 refusals:
   description: All reasons as sentences with their remedies.
   returned: success
   type: list
   elements: str
-  sample: []
+  sample:
+    - "kernel /boot/vmlinuz-7.3.4 is built without CONFIG_KVM: no guest can run on it - use a kernel with CONFIG_KVM=m or y"
 kernel:
   description: The kernel.
   returned: success

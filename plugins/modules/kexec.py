@@ -18,8 +18,12 @@ description:
   - The task fails if the host undid the update before the jump or did not come back in time. It does not report the host as unreachable,
     so that a rescue block can act.
   - The task never waits longer than O(timeout).
+  - If another run has the lease of the host (M(kvm.liveupdate.update_lease)), the jump is refused. A lease of this run is renewed.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
+  - kvm.liveupdate._run
 attributes:
   check_mode:
     support: full
@@ -29,9 +33,6 @@ attributes:
   idempotent:
     support: none
     details: The module always jumps. The role P(kvm.liveupdate.hypervisor_update#role) calls it only if the host runs another kernel.
-  action:
-    description: An action plugin on the controller does a part of the work.
-    support: full
 options:
   guests:
     description: The names of all guests of the host. Their RAM must be preserved.
@@ -43,7 +44,7 @@ options:
       - Units that keep running until the guests are paused. Name the units that the guests' storage or network needs, with the full unit
         name, for example C(ceph-osd@3.service).
       - Some units keep running in any case. These are the guests, what their units require, mounts, the network, and the known packet
-        filter, routing and storage services. The collection's documentation lists them.
+        filter, routing and storage services. The page I(Guests) of the documentation lists them.
       - A unit that the host does not have is refused.
       - If a cluster manager is active (Pacemaker, Corosync, SBD, Proxmox HA), the jump is refused unless this list names it.
     type: list
@@ -74,7 +75,7 @@ options:
     default: 1800
   reuse_probe:
     description:
-      - Whether libvirt may reuse what it knows of QEMU after the jump. It does so only if KVM of the new kernel gives the same answers as
+      - Whether libvirt may reuse its knowledge of QEMU after the jump. It does so only if KVM of the new kernel gives the same answers as
         KVM of the old one, and if QEMU, libvirt and the processor are the same.
       - Otherwise libvirt starts QEMU several times to find out what it can do, while the domains are paused.
     type: bool
@@ -85,12 +86,6 @@ options:
         clock of the host, the module commits no jump. Empty means no end.
     type: str
     default: ""
-  run:
-    description:
-      - The identifier of the run, as in M(kvm.liveupdate.update_lease). If another run has the lease of the host, the jump is refused. A
-        lease of this run is renewed.
-      - The default is made from the process of C(ansible-playbook).
-    type: str
 """
 
 EXAMPLES = r"""
@@ -119,13 +114,35 @@ journal:
       type: list
       elements: str
     image:
-      description: The staged kernel, as RV(kvm.liveupdate.kexec_image#module:image).
+      description: The staged kernel. The other keys are those of RV(kvm.liveupdate.kexec_image#module:image).
       returned: always
       type: dict
+      contains:
+        path:
+          description: The path of the kernel image.
+          returned: always
+          type: str
+        release:
+          description: Its release, as C(uname -r) shows it after the jump.
+          returned: always
+          type: str
     kernel:
-      description: The kernel before the jump, as RV(kvm.liveupdate.hypervisor_info#module:kernel).
+      description: The kernel before the jump.
       returned: always
       type: dict
+      contains:
+        release:
+          description: Its release, as C(uname -r) shows it.
+          returned: always
+          type: str
+        version:
+          description: Its version, as C(uname -v) shows it.
+          returned: always
+          type: str
+        cmdline:
+          description: Its command line.
+          returned: always
+          type: str
     timeout:
       description: The value of O(timeout).
       returned: always
@@ -134,6 +151,9 @@ journal:
     id: 6f4d0c7e-4a3a-4b5e-9a51-0a3c1f9c2b77
     boot_id: 1b0f1f5e-8f3c-4d5a-8a6b-3f0d3f8d1c11
     guests: [db1, web1]
+    image: {path: /boot/vmlinuz-7.3.4, release: 7.3.4}
+    kernel: {release: 7.2.13, version: "#1 SMP PREEMPT_DYNAMIC Debian 7.2.13-1", cmdline: root=/dev/vda1 ro kho=on liveupdate=on}
+    timeout: 1800.0
 boot_id_before:
   description: The boot ID before the jump.
   returned: when a jump was committed
@@ -216,6 +236,11 @@ elapsed:
   returned: when the host came back
   type: float
   sample: 41.2
+lost:
+  description: V(true) if the host did not answer when it was told to jump, or did not come back in time. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

@@ -18,7 +18,9 @@ description:
   - The module refuses a file that is missing, cut off or not a kernel. It also refuses a kernel or command line if it cannot prove that the
     kernel takes over what the running kernel preserves (see RV(kvm.liveupdate.hypervisor_info#module:proof)).
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -38,7 +40,7 @@ options:
   initrd:
     description:
       - Path of the initial RAM disk on the host.
-      - The default is the file that a boot loader uses with this kernel. The collection's documentation lists the file layouts.
+      - The default is the file that a boot loader uses with this kernel. The page I(Kernels) of the documentation lists the layouts.
       - V(none) stages the kernel without an initial RAM disk.
       - The file must be complete. If none is found, the kernel is refused, unless the kernel can mount the root file system alone and the
         running kernel started without an initial RAM disk.
@@ -46,7 +48,7 @@ options:
   cmdline:
     description:
       - The command line of the next kernel.
-      - The default is the command line of the running kernel, without the words that the boot loader adds for itself.
+      - The default is the command line of the running kernel, without the parameters that the boot loader adds for itself.
     type: str
   accept_unknown:
     description: Pairs of kernels that may be staged without proof, as in O(kvm.liveupdate.hypervisor_info#module:accept_unknown).
@@ -113,6 +115,11 @@ image:
     initrd: /boot/initrd.img-7.3.4
     initrd_sha256: 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
     cmdline: root=/dev/vda1 ro kho=on liveupdate=on
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: runtime
-short_description: Install the host side of live updates
+short_description: Install or remove the host runtime
 version_added: 0.2.0
 description:
-  - The module installs the command C(kvm-liveupdate), its Python files, its systemd units, and a drop-in for each guest's unit.
-  - The role P(kvm.liveupdate.hypervisor_setup#role) calls it. It does not touch running guests. The drop-in takes
-    effect when the unit starts the next time.
-  - It removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no longer in
-    O(guest_units), unless their guests run.
+  - The host runtime is the part of the collection that acts on the host alone. The module installs the command C(kvm-liveupdate), its
+    Python files, its systemd units, and a drop-in for each guest's unit.
+  - The module does not touch running guests. A drop-in takes effect when the unit starts the next time. The role
+    P(kvm.liveupdate.hypervisor_setup#role) calls the module.
+  - The module removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no
+    longer in O(guest_units), unless their guests run.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -33,7 +34,9 @@ options:
     choices: [present, absent]
     default: present
   guest_units:
-    description: The units that run guests through C(kvm-liveupdate run), each as C(NAME.service).
+    description:
+      - The units that run guests through C(kvm-liveupdate run), each as C(NAME.service).
+      - With O(state=absent) the module removes the drop-ins of all units, also of those that are not in this list.
     type: list
     elements: str
     default: []
@@ -53,7 +56,6 @@ EXAMPLES = r"""
 - name: Remove the runtime
   kvm.liveupdate.runtime:
     state: absent
-    guest_units: [web1.service, db1.service]
 """
 
 RETURN = r"""

@@ -67,7 +67,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 held:
-  description: Whether the file descriptor store of the unit now contains the session.
+  description: Whether the memory is preserved now, so that the file descriptor store of the unit contains the session.
   returned: success
   type: bool
   sample: true

@@ -13,14 +13,15 @@ description:
   - With O(state=prepared), the module records the devices, drivers and links of the host, and starts a throw-away guest,
     C(liveupdate-trial). The update of the host then preserves this guest like any other. The role
     P(kvm.liveupdate.hypervisor_trial#role) does all of this.
-  - The throw-away guest has 64 MiB of RAM, no disk and no operating system. It fills its RAM with known numbers and checks them all the
-    time.
+  - The throw-away guest fills its RAM with known numbers and checks them all the time.
   - With O(state=compared), after the jump, the module compares the devices with the record, and checks the memory of the guest. It changes
     nothing. A unit of the host, C(liveupdate-trial-watch.service), records from the beginning of the boot when each device is back.
   - With O(state=absent), the module ends the guest and removes everything of the trial from the host.
-  - Devices are read from sysfs only. A device is the same if its PCI address, or the number of its disk, is the same.
+  - Devices are read from sysfs only. A device is the same if its PCI address is the same, a disk if its own number is the same.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
 attributes:
   check_mode:
     support: full
@@ -98,11 +99,11 @@ findings:
       message: "network interface ens3 (0000:01:00.0): the speed of its link is 1000 Mb/s now, 10000 Mb/s before"
       remedy: take the link down and up again, and compare with a reboot
 notes:
-  description: What is new after the jump, and disks with another name. Not findings.
+  description: What is new after the jump, and disks with another name. These are not findings.
   returned: with O(state=compared)
   type: list
   elements: str
-  sample: []
+  sample: ["disk naa.5000c500a1b2c3d4 is called sdb now, before sda"]
 times:
   description: When each device, driver and link was back.
   returned: with O(state=compared)
@@ -118,7 +119,7 @@ times:
       returned: always
       type: float
     at_most:
-      description: Whether it was back already when the host first looked, so that it took at most this long.
+      description: Whether it was back already when the host first looked. Then V(seconds) is an upper limit.
       returned: always
       type: bool
   sample:
@@ -164,16 +165,75 @@ guest:
       type: int
   sample: {runs: true, goes_on: true, marked: true, pages: 16128, differ: 0, wrong: 0, passes: 9, ticks: 601}
 devices:
-  description:
-    - The devices V(before) and V(after) the jump, with the keys V(processors), V(pci), V(interfaces) and V(disks).
+  description: The devices of the host before and after the jump.
   returned: with O(state=compared)
   type: dict
-  sample: {}
+  contains:
+    before:
+      description: The devices before the jump.
+      returned: always
+      type: dict
+      contains:
+        processors:
+          description: How many processors are online.
+          returned: always
+          type: int
+        pci:
+          description: The PCI devices by address, with their ID, class, driver, NUMA node, link and virtual functions.
+          returned: always
+          type: dict
+        interfaces:
+          description: The network interfaces by the address of their device, with name, driver, MAC address, link, speed and queues.
+          returned: always
+          type: dict
+        disks:
+          description: The disks by their own number, with names, model, size, queues, and whether they are read-only.
+          returned: always
+          type: dict
+    after:
+      description: The devices after the jump.
+      returned: always
+      type: dict
+      contains:
+        processors:
+          description: How many processors are online.
+          returned: always
+          type: int
+        pci:
+          description: The PCI devices by address, with their ID, class, driver, NUMA node, link and virtual functions.
+          returned: always
+          type: dict
+        interfaces:
+          description: The network interfaces by the address of their device, with name, driver, MAC address, link, speed and queues.
+          returned: always
+          type: dict
+        disks:
+          description: The disks by their own number, with names, model, size, queues, and whether they are read-only.
+          returned: always
+          type: dict
+  sample:
+    before:
+      processors: 2
+      pci: {}
+      interfaces: {}
+      disks:
+        vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}
+    after:
+      processors: 2
+      pci: {}
+      interfaces: {}
+      disks:
+        vda-serial: {names: [vda], model: "", size: 8589934592, read_only: false, queues: 2}
 waited:
   description: For how many seconds the module waited for devices.
   returned: with O(state=compared)
   type: float
   sample: 0.1
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

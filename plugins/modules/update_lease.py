@@ -10,13 +10,16 @@ module: update_lease
 short_description: Let only one run at a time update a hypervisor
 version_added: 0.2.0
 description:
-  - A lease is a record on the host that says which run of Ansible updates it. Another run cannot take the lease before it expires, and
-    M(kvm.liveupdate.kexec) refuses to commit the jump of another run.
+  - A lease is a record on the host that says which run of Ansible updates the host. Another run cannot take the lease before it expires.
+    M(kvm.liveupdate.kexec) refuses the jump of another run.
   - If the process of a run has ended, a run on the same controller takes its lease over at once. Another controller cannot know this, and
     waits until the lease expires.
   - A lease only concerns runs. A host that jumps, boots, restores its guests or undoes an update does not need it.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
-extends_documentation_fragment: kvm.liveupdate._attributes
+extends_documentation_fragment:
+  - kvm.liveupdate._attributes
+  - kvm.liveupdate._action
+  - kvm.liveupdate._run
 attributes:
   check_mode:
     support: full
@@ -35,9 +38,6 @@ options:
     description: How long the lease lasts. M(kvm.liveupdate.kexec) renews it when it commits the jump.
     type: int
     default: 1800
-  run:
-    description: The identifier of the run. The default is made from the process of C(ansible-playbook).
-    type: str
   by:
     description: Who started the run, for messages. The default names the user and the controller, or the job of AWX.
     type: str
@@ -64,10 +64,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 taken_over:
-  description: Whose lease this run took over, and why it could. Empty if there was no lease of another run.
-  returned: O(state=present)
+  description: Whose lease this run took over, and why. Empty if there was no lease of another run.
+  returned: with O(state=present)
   type: str
   sample: alice on controller1; its process has ended
+lost:
+  description: V(true) if the host did not answer, so that the result on the host is unknown. The task fails then.
+  returned: when the host did not answer
+  type: bool
+  sample: true
 """
 
 import time

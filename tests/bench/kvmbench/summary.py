@@ -31,7 +31,9 @@ def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
     parts = [
         f"..\n{textwrap.indent(NOTICE, '  ')}\n\n.. _{_LABEL}:\n",
         title("How long guests pause", "="),
-        f"``tests/bench/run --report`` wrote this page from {len(results)} measurements, {day(results)}, on {results[0].machine}.\n",
+        f"``tests/bench/run --report`` wrote this page from {len(results)} measurements.\n",
+        f"* Date: {day(results)}.\n* Machine: {results[0].machine}.\n"
+        f"* Code: digest ``{results[0].code}``, of the collection, the lab and the bench.\n",
         f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
         "Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
         "The heartbeats of the guests give the pauses. A measurement is the longest pause on the host. The tables show medians, with the\n"
@@ -40,8 +42,6 @@ def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
         "often takes minutes. A kexec runs no firmware.\n",
         *_speed(found),
         title("The pauses", "-"),
-        _pauses(rows, found),
-        ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the shortest to the longest.\n",
     ]
     if "floor" in found.get(FLOOR_OF, {}):
         parts.append(
@@ -50,6 +50,11 @@ def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
             f"{found[FLOOR_OF]['floor'].words} s. It was measured in the updates of {FLOOR_OF}.\n"
         )
         parts += _systemd(found[FLOOR_OF])
+    parts += [
+        "The first column has the names that ``tests/bench/run --only`` takes.\n",
+        _pauses(rows, found),
+        ".. figure:: bench.svg\n   :alt: A bar for each scenario: the median pause, and a line from the shortest to the longest.\n",
+    ]
     live = [scenario for scenario in rows if any(name.startswith("part: ") for name in found[scenario.name])]
     if live:
         parts += [title("The parts of the pause", "-"), _breakdown(live, found)]

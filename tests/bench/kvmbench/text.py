@@ -52,9 +52,9 @@ def figures(results: Iterable[Result]) -> Figures:
 
 
 def day(results: Sequence[Result]) -> str:
-    """From which day to which day these are."""
-    first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
-    return f"{first} to {last}"
+    """The day of these, or from which day to which day they are."""
+    days = (time.strftime("%Y-%m-%d", time.gmtime(moment(result.at for result in results))) for moment in (min, max))
+    return " to ".join(dict.fromkeys(days))
 
 
 def title(text: str, line: str) -> str:

@@ -64,7 +64,8 @@ CASES = (
     Case(
         3,
         "The holder is killed",
-        "SIGKILL to the unit that holds a session: before the jump, and while guests are saved. With and without the fd store of systemd.",
+        "SIGKILL to the unit that holds a session: before the jump, and while guests are saved. With and without systemd's file"
+        " descriptor store.",
         "Without a session the host does not jump.",
         RERUN,
         ("forky-preserved", "forky-saving", "trixie-preserved", "trixie-saving"),
@@ -97,7 +98,7 @@ CASES = (
     ),
     Case(
         7,
-        "The target cannot take over",
+        "The new kernel cannot take over",
         "The kernel gets ``kho=off`` or ``liveupdate=off``; it has another handover ABI (kho, luo, memfd); it is built without LUO.",
         "The update is refused before anything is touched.",
         NOTHING,
@@ -108,7 +109,7 @@ CASES = (
         8,
         "The new kernel panics or hangs",
         "It panics: it finds no root file system, or its PID 1 ends. Or it hangs: its root device never comes.",
-        "After a panic the host boots the old kernel, and the guests start from their disks. A hang is told at the limit of the update.",
+        "After a panic the host boots the old kernel, and the guests start from their disks. A hang is reported when the time limit ends.",
         "nothing; after a hang: power-cycle the host",
         ("panic", "init", "hang"),
     ),
@@ -207,8 +208,8 @@ CASES = (
     Case(
         20,
         "A service of somebody else with sessions",
-        "A service has a LUO session of its own in its fd store during an update.",
-        "Its memory comes over, and nothing of it is touched.",
+        "A service has a LUO session of its own in its file descriptor store during an update.",
+        "Its memory survives the jump, and nothing of it is touched.",
         NOTHING,
         ("session",),
     ),

@@ -17,6 +17,10 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv_re
 REPO = Path(__file__).parents[3]
 PLUGINS = REPO / "plugins"
 PAGE = REPO / "docs/docsite/rst/troubleshooting.rst"
+RUNBOOKS = PAGE.with_name("runbooks.rst")
+# The lines of runbooks that quote messages, and what else stands there.
+SAYS = re.compile(r"says\*|The run says|run says|message is|^ +\* - ``")
+NO_MESSAGES = ('"', "kvm-liveupdate ", "systemctl ")
 # These judge kernels.
 KERNELS = ("kernel/_proof.py", "kernel/_image.py")
 TABLES = ("vmm/_argv_reasons.py", "libvirt/_reasons.py", "vmm/_changes.py")
@@ -94,6 +98,14 @@ def test_every_message_is_one_of_the_code(part):
     messages = [message for cell in first_cells(part) for message in re.findall("``(.+?)``", cell)]
     assert len(messages) > 10
     pieces = {piece for message in messages for piece in re.split(r" ?\.\.\. ?|: WHY", message) if piece}
+    assert sorted(piece for piece in pieces if piece not in said) == []
+
+
+def test_every_message_in_a_runbook_is_one_of_the_code():
+    said = "\n".join(sentences())
+    quoted = [text for line in RUNBOOKS.read_text().splitlines() if SAYS.search(line) for text in re.findall("``(.+? .+?)``", line)]
+    pieces = {piece for text in quoted for piece in re.split(r" ?\.\.\. ?", text) if piece and not text.startswith(NO_MESSAGES)}
+    assert len(pieces) > 10
     assert sorted(piece for piece in pieces if piece not in said) == []
 
 

@@ -121,4 +121,4 @@ def test_ansible_builder_makes_the_context_of_the_execution_environment(tmp_path
     assert "openssh-clients" in (build / "bindep.txt").read_text()
     # The name depends on the container engine of the machine.
     (recipe,) = (path for name in ("Containerfile", "Dockerfile") if (path := tmp_path / name).is_file())
-    assert re.search(r'ANSIBLE_INSTALL_REFS="ansible-core>=2\.20 ansible-runner"', recipe.read_text())
+    assert re.search(r'ANSIBLE_INSTALL_REFS="ansible-core>=2\.20,<2\.23 ansible-runner"', recipe.read_text())

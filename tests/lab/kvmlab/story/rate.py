@@ -117,6 +117,8 @@ def page(updates: Collection[Update], runtime: str) -> str:
     rows = [(kind, [update for update in ours if update.kind == kind]) for kind in sorted({update.kind for update in ours})]
     shown = [(f"``{kind}``", some) for kind, some in rows] + [("all kinds, this version", ours), ("all versions", counted)]
     injected = [update for update in updates if update.fault]
+    days = [time.strftime("%Y-%m-%d", time.gmtime(update.at)) for update in sorted(counted, key=lambda update: update.at)]
+    dates = f"\n\nThe updates that are counted here began between {days[0]} and {days[-1]}." if days else ""
     return f"""..
   Copyright: kvm.liveupdate contributors
   SPDX-License-Identifier: GPL-3.0-or-later
@@ -132,10 +134,10 @@ How often an update fails
 * The record of an update is on disk before the update begins. If nobody saw its end, the host and all its guests count as lost.
 * A guest is lost unless it continues on the same memory: the same boot ID, no tick missing, the same checksum.
 * An update that the host undid before the jump is not counted, unless it lost a guest.
-* Updates with an injected fault are not counted: {len(injected)} so far.
+* Updates with an injected fault are not counted. {len(injected)} of these are recorded.
 
-"This version" is the code with the digest ``{runtime}``. "At most" is the upper bound of the failure rate with a confidence of
-95 % (Clopper and Pearson).
+"This version" is the one whose code that runs on hosts has the digest ``{runtime}``. "At most" is the upper bound of the failure rate with
+a confidence of 95 % (Clopper and Pearson).{dates}
 
 {_table(shown)}
 Updates in the lab do not show failures of hardware or of its drivers. Before you update a fleet, update one host of each model.

@@ -83,6 +83,7 @@ def page(tests: Iterable[str], runs: Iterable[Run], runtime: str, kinds: Collect
     for test in tests:
         groups.setdefault(group_of(test, kinds), []).append(test)
     rows = "\n".join(_row(*group, names, known, runtime) for group, names in groups.items())
+    failed = [known[test] for names in groups.values() for test in names if test in known and known[test].end == FAILED]
     return f"""..
   Copyright: kvm.liveupdate contributors
   SPDX-License-Identifier: GPL-3.0-or-later
@@ -93,10 +94,13 @@ Which test ran when
 ===================
 
 Each row is a file of ``tests/lab/tests``, or the part of it for one :ref:`kind of host <ansible_collections.kvm.liveupdate.docsite.lab>`.
-The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. Runs are recorded since 2026-11-30.
+The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. Runs are recorded since 2026-11-30. The last
+run of each test counts.
 
-A *current* test passed with the code that this version installs on hosts. The digest of that code is ``{runtime}``.
+The column *passed* counts the tests that passed with any version of the code. The column *current* counts those that passed with the
+version that this page is about: its code that runs on hosts has the digest ``{runtime}``.
 
+{_failures(failed)}
 To run one file, call in a checkout:
 
 .. code-block:: shell
@@ -120,12 +124,22 @@ writes this page.
 """
 
 
+def _failures(failed: Iterable[Run]) -> str:
+    """The tests that failed in their last run."""
+    lines = [f"* ``{run.test}``, {_day(run.at)}" + (f", commit ``{run.commit}``" if run.commit else "") for run in failed]
+    return "\n".join(["These tests failed in their last run:", "", *lines, ""]) if lines else "No test failed in its last run.\n"
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
+
+
 def _row(file: str, kind: str, tests: list[str], known: dict[str, Run], runtime: str) -> str:
     ran = [known[test] for test in tests if test in known]
     passed = [run for run in ran if run.end == PASSED]
     failed = [run for run in ran if run.end == FAILED]
     current = sum(1 for run in passed if run.runtime == runtime)
-    dates = sorted(time.strftime("%Y-%m-%d", time.gmtime(run.at)) for run in ran)
+    dates = sorted(_day(run.at) for run in ran)
     commits = ", ".join(dict.fromkeys(f"``{run.commit}``" for run in ran if run.commit))
     end = f"{len(passed)} of {len(tests)}" + (f", **{len(failed)} failed**" if failed else "")
     minutes = f"{sum(run.seconds for run in ran) / 60:.0f}" if ran else ""

@@ -30,7 +30,7 @@ def test_the_page_counts_this_version_apart() -> None:
         "all kinds, this version": ["99", "0", "3 %", "198", "0", "1.5 %"],
         "all versions": ["100", "1", "4.7 %", "200", "2", "3.1 %"],
     }
-    assert "not counted: 1 so far" in page and "``cafe``" in page
+    assert "1 of these are recorded" in page and "``cafe``" in page and "between 1970-01-01 and 1970-01-01" in page
 
 
 def test_a_version_without_updates_has_no_rate() -> None:

@@ -55,3 +55,5 @@ def test_the_page_says_what_ran_what_failed_and_what_did_not_run() -> None:
     ]
     assert "no run is recorded" not in text and "no run is recorded" in page(TESTS[:1], [], "new", KINDS)
     assert "test_gone" not in text
+    assert "These tests failed in their last run:\n\n* ``test_crowd.py::test_many``, 2026-05-29, commit ``abc1234+``\n" in text
+    assert "No test failed in its last run." in page(TESTS, [UPDATED], "new", KINDS)

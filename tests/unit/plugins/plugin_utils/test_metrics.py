@@ -55,7 +55,7 @@ def test_an_update():
         "# HELP kvm_liveupdate_blackout_max_seconds The longest pause that was allowed. 0 means any.\n"
         "# TYPE kvm_liveupdate_blackout_max_seconds gauge\n"
         "kvm_liveupdate_blackout_max_seconds 10.000\n"
-        "# HELP kvm_liveupdate_guest_restored Whether the guest came back with its memory.\n"
+        "# HELP kvm_liveupdate_guest_restored Whether the guest is restored with its memory.\n"
         "# TYPE kvm_liveupdate_guest_restored gauge\n"
         'kvm_liveupdate_guest_restored{guest="web"} 1.000\n'
         'kvm_liveupdate_guest_restored{guest="db"} 0.000\n'
