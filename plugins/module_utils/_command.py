@@ -18,7 +18,7 @@ __all__ = ("main",)
 USAGE = """usage: kvm-liveupdate COMMAND
 
 For the operator:
-  status                     show the last update, all guests and the guests that are away, as JSON
+  status                     show the last update and its outcome, all guests and the guests that are away, as JSON
   resume NAME                resume a guest that a rehearsal or an update left paused
   discard NAME               discard a guest's preserved memory and saved state, so that it starts from its disks
   recover                    undo an update whose process ended before the jump
@@ -45,7 +45,7 @@ def _status() -> None:
     held = {name for name, record in running.items() if _hold.held(record)}
     guests = {name: {"running": name in running, "held": name in held, "journal": journals.get(name, {})} for name in {*running, *journals}}
     away = {record["guest"]: record for record in _away.records()}
-    json.dump({"update": _journal.of_update(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
+    json.dump({"update": _journal.last_update(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 
 

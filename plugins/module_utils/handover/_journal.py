@@ -20,6 +20,7 @@ __all__ = (
     "check_s",
     "checked",
     "forget_guest",
+    "last_update",
     "not_back",
     "of_guest",
     "of_guests",
@@ -140,6 +141,14 @@ def of_update() -> dict:
     """The journal of the last update of this host, with its end even if the disk did not accept that."""
     update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
     return {**update, **ended} if ended and ended["id"] == update.get("id") else update
+
+
+def last_update() -> dict:
+    """The journal of the last update of this host with its ``outcome``; empty if there was none."""
+    update = of_update()
+    if not update:
+        return {}
+    return {**update, "outcome": outcome(update, _this_boot.boot_id(), _this_boot.kernel()["release"], _this_boot.by_kexec())}
 
 
 def settle_end() -> None:
