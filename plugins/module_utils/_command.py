@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from ._errors import LiveUpdateError
+from ._errors import LiveUpdateError, typed
 
 __all__ = ("main",)
 
@@ -78,9 +78,9 @@ def _resume(name: str) -> None:
         if not why and _journal.of_guest(name).get("state") == "saved":
             verb, unit = "restart" if record["provider"] == "qemu" else "start", record["unit"]
             raise LiveUpdateError(
-                f"guest {name} is not paused: its QEMU loads the saved state, or waits for disks. Wait. If 'systemctl status {unit}' shows"
-                f" no process of the unit besides QEMU, nothing loads the state any more: run 'systemctl {verb} {unit}'. Memory and state"
-                " are kept"
+                f"guest {name} is not paused: its QEMU loads the saved state, or waits for disks. Wait. If 'systemctl status"
+                f" {typed(unit)}' shows no process of the unit besides QEMU, nothing loads the state any more: run"
+                f" 'systemctl {verb} {typed(unit)}'. Memory and state are kept"
             )
         whole = _paused.whole_saves(record)
     if not (why or whole):

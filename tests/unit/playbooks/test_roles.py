@@ -84,7 +84,7 @@ def test_no_host_is_rebooted_whose_menu_does_not_have_the_words(tmp_path):
     role = {"name": "kvm.liveupdate.hypervisor_setup", "tasks_from": "finish"}
     host = {"__hypervisor_setup_host": seen, "hypervisor_setup_reboot_ok": True}
     code, output = play(tmp_path, [{"ansible.builtin.include_role": role}], {"here": host}, "--check")
-    assert code != 0 and "Write kernel options to the boot menu" in output, output
+    assert code != 0 and "Write kernel parameters to the boot menu" in output, output
     assert "Reboot the host" not in output
 
 
