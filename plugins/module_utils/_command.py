@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import sys
 
-from ._errors import LiveUpdateError
+from ._errors import LiveUpdateError, typed
 
 __all__ = ("main",)
 
 USAGE = """usage: kvm-liveupdate COMMAND
 
 For the operator:
-  status                     show the last update, all guests and the guests that are away, as JSON
+  status                     show the last update and its outcome, all guests and the guests that are away, as JSON
   resume NAME                resume a guest that a rehearsal or an update left paused
   discard NAME               discard a guest's preserved memory and saved state, so that it starts from its disks
   recover                    undo an update whose process ended before the jump
@@ -45,7 +45,7 @@ def _status() -> None:
     held = {name for name, record in running.items() if _hold.held(record)}
     guests = {name: {"running": name in running, "held": name in held, "journal": journals.get(name, {})} for name in {*running, *journals}}
     away = {record["guest"]: record for record in _away.records()}
-    json.dump({"update": _journal.of_update(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
+    json.dump({"update": _journal.last_update(), "guests": guests, "away": away}, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 
 
@@ -78,9 +78,9 @@ def _resume(name: str) -> None:
         if not why and _journal.of_guest(name).get("state") == "saved":
             verb, unit = "restart" if record["provider"] == "qemu" else "start", record["unit"]
             raise LiveUpdateError(
-                f"guest {name} is not paused: its QEMU loads the saved state, or waits for disks. Wait. If 'systemctl status {unit}' shows"
-                f" no process of the unit besides QEMU, nothing loads the state any more: run 'systemctl {verb} {unit}'. Memory and state"
-                " are kept"
+                f"guest {name} is not paused: its QEMU loads the saved state, or waits for disks. Wait. If 'systemctl status"
+                f" {typed(unit)}' shows no process of the unit besides QEMU, nothing loads the state any more: run"
+                f" 'systemctl {verb} {typed(unit)}'. Memory and state are kept"
             )
         whole = _paused.whole_saves(record)
     if not (why or whole):

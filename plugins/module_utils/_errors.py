@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-__all__ = ("LiveUpdateError", "reason", "told")
+__all__ = ("LiveUpdateError", "reason", "told", "typed")
 
 
 class LiveUpdateError(Exception):
@@ -29,3 +29,10 @@ def reason(code: str, message: str, remedy: str) -> dict:
 def told(why: dict) -> str:
     """A reason as a sentence."""
     return f"{why['message']} - {why['remedy']}"
+
+
+def typed(word: str) -> str:
+    """A word of a command that a message names, as it is typed into a shell: the unit of the guest db-1 has a backslash in its name."""
+    import shlex  # for messages only
+
+    return shlex.quote(word)

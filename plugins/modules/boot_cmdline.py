@@ -72,7 +72,9 @@ def manage(module) -> dict:
     words = module.params["words"] if module.params["state"] == "present" else []
     unfit = [word for word in words if not word or set(word) & set(" \t\n\"'\\$`")]
     if unfit:
-        raise LiveUpdateError(f"words: {unfit[0]!r} is not allowed; use words without blanks, quotes, backslashes and dollar signs")
+        raise LiveUpdateError(
+            f"words: {unfit[0]!r} is not allowed; use kernel parameters without blanks, quotes, backslashes and dollar signs"
+        )
     with _lock.Lock():
         before, after, changed = _boot_cmdline.change(words, module.check_mode)
     return {"changed": changed, "words": after, "diff": {"before": {"words": before}, "after": {"words": after}}}

@@ -173,7 +173,7 @@ lost:
 
 import time
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told, typed
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _paused, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock, _return, _session
@@ -315,12 +315,13 @@ def may_be_back(record: dict, journal: dict) -> bool:
 
 def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateError:
     """What was last seen of a guest that is not back at the limit. Pure."""
-    unit, told_by = journal["unit"], f"'journalctl -b -u {journal['unit']}' shows why"
+    unit = journal["unit"]
+    told_by = f"'journalctl -b -u {typed(unit)}' shows why"
     if journal["state"] == "saved" and journal.get("memory_wrong"):
         found = (
             f"its preserved memory is not the same as before the jump: {journal['memory_wrong']}. It is not started, and its memory and"
             " state are kept. Look for faults of the host's memory ('journalctl -k'). To start the guest from its disks, run"
-            f" 'kvm-liveupdate discard {name}' on the host, then start it"
+            f" 'kvm-liveupdate discard {typed(name)}' on the host, then start it"
         )
     elif journal["state"] != "saved":
         found = (
@@ -331,10 +332,10 @@ def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateEr
         # A restart would end a QEMU that is about to resume the guest, or has already done so.
         found = (
             f"its QEMU runs, but may still load the saved state or wait for disks; {told_by}. Do not restart or stop {unit}. Wait, then"
-            f" run this again. If its QEMU ends, run 'systemctl start {unit}' to try again; the saved memory is kept until then"
+            f" run this again. The saved memory is kept. If its QEMU ends, run 'systemctl start {typed(unit)}' to try again"
         )
     else:
-        found = f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {unit}'"
+        found = f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {typed(unit)}'"
     return LiveUpdateError(f"guest {name}: not restored within {timeout} s: {found}")
 
 

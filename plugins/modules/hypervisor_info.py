@@ -661,12 +661,6 @@ def examined(record: dict, held: bool) -> dict:
     }
 
 
-def update_facts(boot_id: str, release: str) -> dict:
-    """The last update's journal, with its outcome."""
-    update = _journal.of_update()
-    return {**update, "outcome": _journal.outcome(update, boot_id, release, _this_boot.by_kexec())} if update else {}
-
-
 def refusals(reasons: list, guests: list) -> list:
     """All reasons as sentences. Pure."""
     return [told(why) for why in reasons] + [f"guest {guest['name']}: {told(why)}" for guest in guests for why in guest["reasons"]]
@@ -699,7 +693,7 @@ def examine(module):
         "kernel": kernel,
         "systemd": version,
         "image": _kexec.record() if os.path.exists("/sys/kernel/kexec_loaded") else {},
-        "last_update": update_facts(boot_id, kernel["release"]),
+        "last_update": _journal.last_update(),
         "lease": _lease.seen(_lease.read(), time.time()),
     }
     if module.params["verify_memory"] == "full":

@@ -75,7 +75,7 @@ held:
 
 import os
 
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, typed
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd
@@ -116,8 +116,8 @@ def end(name: str, unit: str, pid: int, state: str) -> None:
     holders = _processes.holders(_processes.SESSION_LINK + name)
     if not holders:
         raise LiveUpdateError(
-            f"session {name} is in the fd store of {unit}, but no process has it open; run 'systemctl clean --what=fdstore {unit}' to clear"
-            " the store"
+            f"session {name} is in the fd store of {unit}, but no process has it open; run 'systemctl clean --what=fdstore {typed(unit)}'"
+            " to clear the store"
         )
     session = _processes.take_fd(*holders[0])
     try:

@@ -43,14 +43,14 @@ def expected_too_long(expected: float | None, limit: float, check: float = 0.0) 
         return ""
     remedy = "raise it, or give the guests that cannot wait another ladder (hypervisor_update_guests)"
     if not check:
-        said = f"the expected pause is {least:.1f} s, as in the last update,"
+        said = f"expected pause: {least:.1f} s (as in the last update)"
     elif expected is None:
-        said = f"the full check of the memory alone takes about {check:.1f} s of the pause,"
+        said = f"the full check of the memory alone takes about {check:.1f} s of the pause"
     else:
-        said = f"the expected pause is {least:.1f} s, as in the last update and with about {check:.1f} s for the full check of the memory,"
+        said = f"expected pause: {least:.1f} s (as in the last update, with about {check:.1f} s for the full check of the memory)"
     if check:
         remedy = f"set hypervisor_update_verify_memory to sample, {remedy}"
-    return f"{said} and hypervisor_update_blackout_max allows {limit:g} s - {remedy}"
+    return f"{said}. hypervisor_update_blackout_max allows {limit:g} s - {remedy}"
 
 
 def paused_too_long(pauses: dict[str, float], limit: float) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import typed
+
 from ._budget import paused_too_long
 from ._stamps import blackout
 
@@ -241,7 +243,7 @@ def _guest(facts: dict[str, t.Any], planned: str, last: dict[str, t.Any], update
         if last["state"] == "restored" and found["memory_verified"] != asked:
             warnings.append(
                 f"its memory was not checked after the jump, although hypervisor_update_verify_memory is {asked} - see 'journalctl -b -u"
-                f" {last.get('unit', '')}' on the host, and check the guest's services"
+                f" {typed(last.get('unit', ''))}' on the host, and check the guest's services"
             )
     return {**found, "warnings": warnings}
 

@@ -73,7 +73,7 @@ def _sizes(serial: t.Any, total: int) -> list[int]:
         number, percent = text.removesuffix("%"), text.endswith("%")
         if not number.isdecimal() or int(number) == 0:
             raise RolloutError(
-                f'hypervisor_update_serial is {serial!r}; write a number of hosts from 1, a percentage such as "10%", or a list of them'
+                f'hypervisor_update_serial is {serial!r}; write a number of hosts, 1 or more, a percentage such as "10%", or a list of them'
             )
         sizes.append(max(1, int(number) * total // 100) if percent else int(number))
     return sizes
@@ -85,7 +85,7 @@ def read_paused_max(given: t.Any) -> dict[str, int]:
         raise RolloutError(f"hypervisor_update_paused_max is {given!r}; write labels with numbers of guests, e.g. cluster: 1")
     for label, most in (given or {}).items():
         if not str(most).isdecimal() or int(most) == 0:
-            raise RolloutError(f"hypervisor_update_paused_max, {label}: {most!r} is not a number of guests from 1")
+            raise RolloutError(f"hypervisor_update_paused_max, {label}: {most!r}; write a number of guests, 1 or more")
     return {str(label): int(most) for label, most in (given or {}).items()}
 
 
@@ -142,7 +142,7 @@ def asked(request: dict[str, t.Any], file: str) -> str:
         return ""
     if exists:
         return f"the file {file} exists. Remove it, then repeat the command"
-    return f"the file {file} cannot be looked for. Make that host reachable, then repeat the command"
+    return f"it is unknown whether the file {file} exists, because that host does not answer. Make it reachable, then repeat the command"
 
 
 # A host that is still "checked" after its batch did not finish: one of its tasks found it unreachable.

@@ -91,7 +91,7 @@ def _refuse_no_effect(words: list[str]) -> None:
     remedy = (
         f'write GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ..." in {other}'
         if other
-        else "choose an entry that update-grub makes, or add the words to this entry"
+        else "choose an entry that update-grub makes, or add the kernel parameters to this entry"
     )
     raise LiveUpdateError(
         f'the next boot would start "{entry.get("title", "")}" without {" ".join(lacking)} (GRUB\'s menu {_grub.MENU}): {why}; {remedy},'

@@ -60,7 +60,7 @@ def not_in_charge(root: str = "/") -> str:
         return f"{loader} started it"
     if not kind or kind[0] >> 4 == _BY_KEXEC:
         return ""
-    return "its kernel command line has no BOOT_IMAGE=, the word that GRUB adds"
+    return "its kernel command line has no BOOT_IMAGE=, the parameter that GRUB adds"
 
 
 def _read(path: str) -> bytes:

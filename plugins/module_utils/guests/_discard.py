@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._errors import LiveUpdateError, told
+from .._errors import LiveUpdateError, told, typed
 from ..handover import _early, _journal, _lock, _return, _session
 from ..host import _commands, _files, _systemd, _this_boot, _units
 from . import _hold, _paused, _providers
@@ -69,7 +69,7 @@ def _refuse(record: dict, journal: dict) -> None:
     if journal.get("state") == "saved":
         raise LiveUpdateError(
             f"guest {name}: its QEMU runs ({state}) and may be loading the saved state. If the guest is not restored, stop it first"
-            f" ('systemctl stop {record['unit']}', for a domain also 'virsh destroy'), then discard the state"
+            f" ('systemctl stop {typed(record['unit'])}', for a domain also 'virsh destroy'), then discard the state"
         )
     if state != "running":
         raise LiveUpdateError(f"guest {name} is {state}, and may need its saved state; resume or stop the guest first")

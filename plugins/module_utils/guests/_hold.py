@@ -15,7 +15,7 @@ import json
 import os
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..handover import _early, _journal, _session
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ..kernel import _luo
@@ -83,7 +83,7 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
     found = held_each(begun)
     for record in (record for record in begun if record["name"] not in found):
         name, unit = record["name"], units[record["name"]]
-        problems[name] = LiveUpdateError(f"guest {name}: {unit} did not keep its session; 'journalctl -u {unit}' may show why")
+        problems[name] = LiveUpdateError(f"guest {name}: {unit} did not keep its session; 'journalctl -u {typed(unit)}' may show why")
         try:
             release(record)
         except LiveUpdateError as err:
@@ -95,7 +95,8 @@ def _hold(record: dict, unit: str, stored: bool) -> None:
     """Preserve one guest's RAM and hand its session to the hold unit. ``stored``: an older session exists, which is released first."""
     name = record["name"]
     if _journal.of_guest(name).get("state") == "saved":
-        raise LiveUpdateError(f"guest {name}: the last update has not restored it yet; wait, or see 'journalctl -b -u {record['unit']}'")
+        shows = f"'journalctl -b -u {typed(record['unit'])}'"
+        raise LiveUpdateError(f"guest {name}: the last update has not restored it yet; wait, or see {shows}")
     if stored or _files.read_json(_files.run_path(name, "held")):
         release(record)
     if unit != _units.hold(name):
@@ -110,7 +111,7 @@ def _hold(record: dict, unit: str, stored: bool) -> None:
             _commands.run("systemctl", "restart", unit, timeout=HOLD_LIMIT_S)
         except LiveUpdateError as err:
             said = _systemd.show(unit, "StatusText").get("StatusText")
-            raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' shows more") from err
+            raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {typed(unit)}' shows more") from err
 
 
 def _preserve(record: dict, hold_id: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from .._errors import LiveUpdateError, reason
+from .._errors import LiveUpdateError, reason, typed
 from ..handover import _journal, _return
 from ..host import _files, _this_boot
 from . import _hold, _providers, _rehearsal
@@ -58,7 +58,7 @@ def reasons(record: dict) -> list[dict]:
     if not cause:
         return []
     message = f"guest {name} was paused by {_WHAT[cause]}"
-    remedy = f"resume it with kvm.liveupdate.guest, state: running, or with 'kvm-liveupdate resume {name}' on the host"
+    remedy = f"resume it with kvm.liveupdate.guest, state: running, or with 'kvm-liveupdate resume {typed(name)}' on the host"
     return [reason("left-paused", message, remedy)]
 
 

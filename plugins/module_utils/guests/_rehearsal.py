@@ -15,7 +15,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..handover import _lock
 from ..host import _commands, _files, _systemd, _units
 from . import _providers
@@ -35,7 +35,7 @@ def rehearse(name: str) -> dict:
         _commands.run("systemctl", "start", unit, timeout=UNIT_LIMIT_S + END_LIMIT_S + 60)
     except LiveUpdateError as err:
         said = _systemd.show(unit, "StatusText").get("StatusText")
-        raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {unit}' shows more") from err
+        raise LiveUpdateError(said or f"guest {name}: {err}; 'journalctl -u {typed(unit)}' shows more") from err
     done = _files.read_json(_files.run_path(name, "rehearsed"))
     if not done:  # two callers asked the same unit, and the other one got the answer
         raise LiveUpdateError(f"guest {name}: another rehearsal of it ran at the same time; rehearse it again")
@@ -88,5 +88,5 @@ def end(name: str) -> None:
             same = all(mark.get(key) == record[key] for key in ("pid", "started"))
             _providers.of(record).end_rehearsal(record, bool(mark["running"] and same))
     except LiveUpdateError as err:
-        raise LiveUpdateError(f"{err}; guest {name} may still be paused: run 'kvm-liveupdate resume {name}' to resume it") from err
+        raise LiveUpdateError(f"{err}; guest {name} may still be paused: run 'kvm-liveupdate resume {typed(name)}' to resume it") from err
     _files.remove(path)

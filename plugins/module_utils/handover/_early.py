@@ -34,7 +34,7 @@ def not_early(unit: str) -> None:
     try:
         start_early(unit, False)
     except OSError as err:
-        _systemd.log(f"the next boot will also start {unit} early, because this cannot be undone: {err}")
+        _systemd.log(f"the early start of {unit} cannot be undone, so the next boot starts it early too: {err}")
 
 
 def link(path: str, wanted: bool) -> None:
@@ -56,7 +56,7 @@ def late(name: str) -> None:
         _files.make_directory(_files.GUESTS_RUN)
         os.close(os.open(_files.run_path(name, "late"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as err:
-        _systemd.log(f"{name}: the rest of the boot waits up to {LIMIT_S:g} s for this guest, because this cannot be recorded: {err}")
+        _systemd.log(f"{name}: the rest of the boot waits up to {LIMIT_S:g} s for this guest, because its mark cannot be written: {err}")
 
 
 def settled(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from .._errors import LiveUpdateError, reason
+from .._errors import LiveUpdateError, reason, typed
 from ..host import _files, _this_boot
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ __all__ = (
     "check_s",
     "checked",
     "forget_guest",
+    "last_update",
     "not_back",
     "of_guest",
     "of_guests",
@@ -75,18 +76,18 @@ def not_back(running: t.Iterable[str]) -> list[dict]:
 
 
 def _not_back(name: str, saved: dict) -> dict:
+    give_up = f"'kvm-liveupdate discard {typed(name)}'"
     if saved.get("memory_wrong"):
         return reason(
             "memory-wrong",
             f"guest {name} is not restored, because its preserved memory is not the same as before the jump: {saved['memory_wrong']}. Its"
             " memory and state are kept, and another jump would lose them",
-            f"look for faults of the host's memory ('journalctl -k'); then run 'kvm-liveupdate discard {name}', and start the guest from"
-            " its disks",
+            f"look for faults of the host's memory ('journalctl -k'); then run {give_up}, and start the guest from its disks",
         )
     return reason(
         "not-back",
         f"an update saved guest {name} and has not restored it; another jump would lose its preserved memory",
-        f"run 'systemctl start {saved['unit']}' to restore it, or 'kvm-liveupdate discard {name}' to discard its memory and state",
+        f"run 'systemctl start {typed(saved['unit'])}' to restore it, or {give_up} to discard its memory and state",
     )
 
 
@@ -140,6 +141,14 @@ def of_update() -> dict:
     """The journal of the last update of this host, with its end even if the disk did not accept that."""
     update, ended = _files.read_json(_files.UPDATE), _files.read_json(_files.OUTCOME)
     return {**update, **ended} if ended and ended["id"] == update.get("id") else update
+
+
+def last_update() -> dict:
+    """The journal of the last update of this host with its ``outcome``; empty if there was none."""
+    update = of_update()
+    if not update:
+        return {}
+    return {**update, "outcome": outcome(update, _this_boot.boot_id(), _this_boot.kernel()["release"], _this_boot.by_kexec())}
 
 
 def settle_end() -> None:

@@ -10,7 +10,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _files, _systemd, _this_boot
 from . import _early, _journal
 
@@ -51,15 +51,16 @@ def decide(journal: dict, note: dict | None, resumed: bool, tried: bool = False)
         return "cold", "no update has saved it"
     if resumed:
         return "cold", "it is already restored and has run since"
-    give_up = f"to start it from its disks, run 'kvm-liveupdate discard {journal['guest']}', then start it"
+    give_up = f"to start it from its disks, run 'kvm-liveupdate discard {typed(journal['guest'])}', then start it"
     if tried:  # if the guest ran, the state is older than the memory; if it did not run, the state must not be lost
         unknown = "its QEMU ended while it resumed the guest, so it is unknown whether the guest ran; memory and state are kept"
         return "refuse", f"{unknown}: {give_up}"
     if note and note.get("hold") == journal["hold"]:
         told = [key for key in ("guest", "uuid", "sizes", "qemu") if key != "qemu" or key in note]  # older notes do not name their QEMU
-        wrong = [f"{key} {note.get(key)!r}, not {journal.get(key)!r}" for key in told if note.get(key) != journal.get(key)]
+        wrong = [f"{key} {note.get(key)!r}, expected {journal.get(key)!r}" for key in told if note.get(key) != journal.get(key)]
         if wrong:
-            return "refuse", f"its preserved memory has {', '.join(wrong)}; the memory is kept and not used: {give_up}"
+            other = f"its preserved memory does not belong to this save ({', '.join(wrong)})"
+            return "refuse", f"{other}; the memory is kept and not used: {give_up}"
         return "restore", "its memory is preserved"
     lost_why = "its memory did not survive the reboot" if note is None else "the preserved memory belongs to another save"
     if journal.get("on_loss") == "stop":
@@ -81,7 +82,7 @@ def verify(journal: dict, path: str) -> None:
         name = journal["guest"]
         raise LiveUpdateError(
             f"guest {name}: {path} is not the state that was saved: its digest is {found}, not {journal.get('digest')}. It is not loaded,"
-            f" and the memory is kept. To start the guest from its disks, run 'kvm-liveupdate discard {name}', then start it"
+            f" and the memory is kept. To start the guest from its disks, run 'kvm-liveupdate discard {typed(name)}', then start it"
         )
 
 
@@ -109,7 +110,7 @@ def check_memory(journal: dict, files: list[int], times: dict) -> None:
     raise LiveUpdateError(
         f"guest {name}: its preserved memory is not the same as before the jump: {mark['wrong']}. The guest is not started, and its memory"
         " and state are kept. Look for faults of the host's memory ('journalctl -k'). To start the guest from its disks, run"
-        f" 'kvm-liveupdate discard {name}', then start it"
+        f" 'kvm-liveupdate discard {typed(name)}', then start it"
     )
 
 
@@ -121,12 +122,12 @@ def _compared(journal: dict, files: list[int]) -> dict[str, str]:
     try:
         differ, count = _digests.wrong(noted, files)
     except ValueError as err:
-        _systemd.log(f"{name}: WARNING: its memory is not checked, although this was asked for: {err}")
+        _systemd.log(f"{name}: WARNING: its memory is not checked, although hypervisor_update_verify_memory asks for it: {err}")
         return {"verified": "none"}
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(
             f"guest {name}: its preserved memory cannot be read: {err}. The guest is not started, and its memory and state are kept."
-            f" Look for faults of the host's memory ('journalctl -k'), then run 'systemctl start {journal['unit']}' to try again"
+            f" Look for faults of the host's memory ('journalctl -k'), then run 'systemctl start {typed(journal['unit'])}' to try again"
         ) from err
     if differ:
         return {"wrong": _digests.told(differ, count)}
@@ -179,7 +180,8 @@ def settled(restored: dict) -> bool:
             settle(restored)
         return True
     except (LiveUpdateError, OSError) as err:
-        _systemd.log(f"{name}: it is restored, but this cannot be recorded: {err}. Fix this; it is tried again every {SETTLE_S:g} s")
+        again = f"Correct this; the host tries again every {SETTLE_S:g} s"
+        _systemd.log(f"{name}: the guest is restored. Its record cannot be written: {err}. {again}")
         return False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _files, _systemd, _this_boot
 from ..kernel import _luo
 
@@ -60,7 +60,9 @@ def incoming(journal: dict) -> int | None:
         _systemd.log(str(err))
         if not _luo.is_gone(err):
             busy = err.details.get("errno") == "EBUSY"
-            remedy = "this is repeated automatically" if busy else f"fix this, then run 'systemctl start {journal['unit']}' to try again"
+            remedy = (
+                "this is repeated automatically" if busy else f"fix this, then run 'systemctl start {typed(journal['unit'])}' to try again"
+            )
             raise LiveUpdateError(f"guest {journal['guest']}: {err}; {remedy}. Its memory is kept", again=busy) from err
         return None
     _systemd.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={FDNAME}", (session,))  # from here on a crash loses nothing
@@ -90,7 +92,7 @@ def take(journal: dict, session: int) -> list[int]:
     if sizes != journal["sizes"]:
         raise LiveUpdateError(
             f"guest {journal['guest']}: its preserved memory has {sizes} bytes, not {journal['sizes']}. To start the guest from its disks,"
-            f" run 'kvm-liveupdate discard {journal['guest']}', then start it"
+            f" run 'kvm-liveupdate discard {typed(journal['guest'])}', then start it"
         )
     return files
 

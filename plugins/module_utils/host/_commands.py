@@ -12,7 +12,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 
-__all__ = ("end_by", "left", "no_answer", "run")
+__all__ = ("end_by", "left", "no_answer", "run", "too_late")
 
 COMMAND_LIMIT_S = _limits.COMMAND
 # The output of commands is compared with English words.
@@ -25,7 +25,7 @@ _of_what = ""
 def end_by(moment: float | None, of_what: str = "") -> None:
     """From now on end every wait for a command or an answer at ``moment`` (CLOCK_MONOTONIC), whatever its own limit; None ends this.
 
-    ``of_what`` names this limit in messages.
+    ``of_what`` names this limit in messages: "no answer within" it.
     """
     global _last_moment, _of_what  # pylint: disable=global-statement  # the code that runs commands need not know the limit of the update
     _last_moment, _of_what = moment, of_what
@@ -39,8 +39,13 @@ def left(limit: float) -> float:
 def no_answer(waited: float) -> str:
     """Why the wait for an answer ended, after ``waited`` seconds: as the end of a sentence."""
     if _last_moment is not None and time.monotonic() >= _last_moment:
-        return f"no answer in time: {_of_what or 'the limit of this step'} is over"
+        return f"no answer within {_of_what or 'the limit of this step'}"
     return f"no answer within {waited:g} s"
+
+
+def too_late() -> str:
+    """Why something is not even begun: the moment of :func:`end_by` is over. As the end of a sentence."""
+    return f"the time limit is over ({_of_what or 'the limit of this step'})"
 
 
 def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
@@ -49,7 +54,7 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
 
     timeout = left(timeout)
     if not timeout:
-        raise LiveUpdateError(f"{' '.join(command)}: not run, {no_answer(timeout)}")
+        raise LiveUpdateError(f"{' '.join(command)}: not run: {too_late()}")
     try:
         # pylint: disable-next=ansible-bad-function  # the host runtime has no AnsibleModule.run_command
         done = subprocess.run(

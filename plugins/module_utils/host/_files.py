@@ -127,7 +127,7 @@ def open_ordinary(path: str) -> int:
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # which opens nothing (open(2))
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
-            raise ValueError("it is not a regular file, so it cannot be read twice")
+            raise ValueError("it is not a regular file")
         return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the same file, whatever is at the path now
     finally:
         os.close(place)

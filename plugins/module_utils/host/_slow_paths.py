@@ -65,7 +65,7 @@ def look(work: t.Callable[[t.Callable[[str], None]], t.Any]) -> t.Any:
             os.kill(child, signal.SIGKILL)
             path = os.fsdecode(text.rpartition(b"\0")[0].rpartition(b"\0")[2]) or "a path"
             if silent < PATH_LIMIT_S:
-                raise Silent(path, f"the look at all paths takes longer than {LONGEST_S:g} s, {path} was the last")
+                raise Silent(path, f"the check of all paths of the guest takes longer than {LONGEST_S:g} s; the last one was {path}")
             raise Silent(path, f"{path} does not answer within {PATH_LIMIT_S:g} s")
     finally:
         os.close(reading)

@@ -15,7 +15,7 @@ import struct
 import sys
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from . import _commands
 
 __all__ = (
@@ -184,7 +184,7 @@ def forget_fd(unit: str, pid: int, name: str) -> None:
         _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
     if name in fdstore(unit):
         raise LiveUpdateError(
-            f"{unit}: systemd has not removed the descriptor {name} from its fd store; see 'systemd-analyze fdstore {unit}'"
+            f"{unit}: systemd has not removed the descriptor {name} from its fd store; see 'systemd-analyze fdstore {typed(unit)}'"
         )
 
 

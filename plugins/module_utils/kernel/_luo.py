@@ -54,8 +54,8 @@ _FINISH_SESSION = _TYPE | 0x42
 _GET_NAME = _TYPE | 0x43
 
 _SENTENCES = {
-    ("open", errno.ENOENT): "the kernel has no live update device: it needs CONFIG_LIVEUPDATE=y and the command line"
-    " options kho=on and liveupdate=on. The playbook kvm.liveupdate.setup adds the options, with one ordinary reboot",
+    ("open", errno.ENOENT): "the kernel has no live update device: it needs CONFIG_LIVEUPDATE=y and the kernel parameters"
+    " kho=on and liveupdate=on. The playbook kvm.liveupdate.setup adds them, with one ordinary reboot",
     ("open", errno.EACCES): "only root may use it; run this as root",
     ("open", errno.EPERM): "only root may use it; run this as root",
     ("open", errno.EBUSY): "another process has it open, and only one may; find that process with 'fuser -v /dev/liveupdate'",

@@ -62,7 +62,7 @@ def ask(commands: t.Sequence[t.Sequence[str]], limit: float, uri: str = HERE) ->
         if time.monotonic() < until:
             answers += _run(group, until, limit, uri)
         else:  # virsh might still run the commands before it is killed
-            why = f"not asked, {_commands.no_answer(round(limit, 1))}"
+            why = f"not asked: {_commands.too_late()}"
             first = not answers
             answers += [
                 Answer("", f"virsh {command.replace(chr(39), '')}: {why}", asked=first and not at) for at, command in enumerate(group)

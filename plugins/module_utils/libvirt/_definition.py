@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def with_shared_file(xml: str) -> str:
         ("cpu/numa/cell[@memAccess='private']", "a NUMA cell with memAccess='private'"),
     ):
         if domain.find(path) is not None:
-            raise LiveUpdateError(f"domain {name}: its definition has {what}; remove it with 'virsh edit {name}', then run this again")
+            raise LiveUpdateError(
+                f"domain {name}: its definition has {what}; remove it with 'virsh edit {typed(name)}', then run this again"
+            )
     elements = spans(data)
     backing = _first(elements, "memoryBacking")
     if backing is None or data[: backing.inner].endswith(b"/>"):
@@ -138,7 +140,7 @@ def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | No
     before = _first(elements, "currentMemory") or _first(elements, "memory")
     if before is None:
         raise LiveUpdateError(
-            f"domain {name}: its definition has no <memory>; add the following with 'virsh edit {name}':\n{block.decode()}"
+            f"domain {name}: its definition has no <memory>; add the following with 'virsh edit {typed(name)}':\n{block.decode()}"
         )
     return data[: before.end] + b"\n  " + block + data[before.end :]
 

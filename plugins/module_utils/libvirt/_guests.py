@@ -171,7 +171,9 @@ def inspect(record: dict) -> list[dict]:
     if os.path.islink(_virsh.SAVED):
         message = f"{_virsh.SAVED} is a symbolic link, which QEMU's user may change, so root does not follow it"
         reasons.append(
-            reason("saves-link", message, f"replace the link by a folder, and mount its target there (mount --bind TARGET {_virsh.SAVED})")
+            reason(
+                "saves-link", message, f"replace the link by a directory, and mount its target there (mount --bind TARGET {_virsh.SAVED})"
+            )
         )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file is on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _files, _processes, _units
 
 __all__ = ("hook",)
@@ -33,13 +33,14 @@ def _offered(name: str, state: dict) -> list[str]:
     alive = offered and _processes.start_time(offered["pid"]) == offered["started"]
     if not alive or offered["hold"] != state["hold"] or os.path.exists(_files.run_path(name, "resumed")):
         raise LiveUpdateError(
-            f"guest {name} is not started, because its preserved memory is not available now; 'systemctl status {_units.hold(name)}' shows"
-            f" why. To start it from its disks, run 'kvm-liveupdate discard {name}' first, which discards its saved state"
+            f"guest {name} is not started, because its preserved memory is not available now;"
+            f" 'systemctl status {typed(_units.hold(name))}' shows why. To start it from its disks, run 'kvm-liveupdate discard"
+            f" {typed(name)}' first, which discards its saved state"
         )
     if state.get("devices"):  # some appear only after the hold unit has looked
         from ..vmm import _block
 
-        _block.verify_devices(name, state["devices"])
+        _block.verify_devices(name, state["devices"], _units.hold(name))
     return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
 
 
@@ -100,7 +101,7 @@ def _ram_directory(name: str, base: str, xml: str) -> int:
     try:
         found = [entry for entry in os.listdir(above) if number and entry.startswith(f"{number}-")]
         if len(found) != 1:
-            raise LiveUpdateError(f"guest {name}: libvirt made no folder for its RAM below {base} (domain ID {number!r}, found {found})")
+            raise LiveUpdateError(f"guest {name}: libvirt made no directory for its RAM below {base} (domain ID {number!r}, found {found})")
         return os.open(found[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     finally:
         os.close(above)

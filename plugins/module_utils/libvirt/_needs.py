@@ -12,7 +12,7 @@ Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.
 
 from __future__ import annotations
 
-from .._errors import reason
+from .._errors import reason, typed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,11 +186,12 @@ def _started(kind: str, verb: str, names: list[str], seen: dict, problem: str) -
             found.append(reason(f"{kind}-unknown", message, f"make sure that 'virsh {verb}-list --all' answers, then run this again"))
         elif name not in seen["persistent"]:
             message = f"it uses the {kind} {name}, which has no persistent definition, so it does not exist after a boot"
-            remedy = f"virsh {verb}-dumpxml {name} > {name}.xml && virsh {verb}-define {name}.xml && virsh {verb}-autostart {name}"
+            file, autostart = f"{name}.xml", f"virsh {verb}-autostart {typed(name)}"
+            remedy = f"virsh {verb}-dumpxml {typed(name)} > {typed(file)} && virsh {verb}-define {typed(file)} && {autostart}"
             found.append(reason(f"{kind}-transient", message, remedy))
         elif name not in seen["autostart"]:
             message = f"it uses the {kind} {name}, which has no autostart, so a boot does not start it"
-            found.append(reason(f"{kind}-no-autostart", message, f"virsh {verb}-autostart {name}"))
+            found.append(reason(f"{kind}-no-autostart", message, f"virsh {verb}-autostart {typed(name)}"))
     return found
 
 
@@ -215,11 +216,11 @@ def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> 
 
 def _file_reason(file: dict, wrong: str, name: str) -> dict:
     path, what = file["path"], file["what"]
-    eject = f", or eject it: virsh change-media {name} {file['target']} --eject" if file["target"] else ""
+    eject = f", or eject it: virsh change-media {typed(name)} {file['target']} --eject" if file["target"] else ""
     if wrong == "gone":
         return reason("file-gone", f"{path}, {what}, does not exist any more, so QEMU cannot open it again", f"restore the file{eject}")
     if wrong == "memory":
-        message = f"{path}, {what}, is in memory or a temporary folder, so it does not exist after a boot"
+        message = f"{path}, {what}, is in memory or a temporary directory, so it does not exist after a boot"
         return reason("file-in-memory", message, f"move it to a disk and restart the domain{eject}")
     if wrong == "by-hand":
         message = f"{path}, {what}, is a loop, NBD or RAM device, which a boot does not set up"

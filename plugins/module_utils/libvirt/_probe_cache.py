@@ -97,4 +97,5 @@ def forget() -> None:
                     _files.remove(os.path.join(folder, name))
             _files.write_json(CARRIED, {})
     except (LiveUpdateError, OSError) as err:
-        _systemd.log(f"the next start of libvirt's daemon does not probe QEMU again: {err}; restart it after removing the files in {CACHE}")
+        remedy = f"Remove the files in {CACHE} and restart the daemon"
+        _systemd.log(f"libvirt's daemon will keep the old answers about QEMU. {remedy}: {err}")

@@ -11,7 +11,7 @@ Source: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
-from .._errors import reason
+from .._errors import reason, typed
 from . import _ram, _setup
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ _REASONS = (
     ("hostdev", "devices/interface[@type='hostdev']", "it uses a network card of the host (passthrough)", _BRIDGE),
     ("vhost-user", "devices/interface[@type='vhostuser']", "another process serves its network (vhost-user)", _BRIDGE),
     ("vdpa", "devices/interface[@type='vdpa']", "its network is a vDPA device of the host", _BRIDGE),
-    ("filesystem", "devices/filesystem", "it shares a folder of the host (virtiofs, 9p)", "unmount and detach the file system"),
+    ("filesystem", "devices/filesystem", "it shares a directory of the host (virtiofs, 9p)", "unmount and detach the file system"),
     ("shmem", "devices/shmem", "it shares memory with other processes (ivshmem)", "detach the device"),
     (
         "memory-device",
@@ -135,7 +135,7 @@ def memory_reasons(backends: list[dict], found: bool) -> list[dict]:
             reason(
                 "ram-gone",
                 "QEMU has no open file that is its RAM",
-                "set memory_backing_dir in qemu.conf to a folder on a tmpfs and restart the domain",
+                "set memory_backing_dir in qemu.conf to a directory on a tmpfs and restart the domain",
             )
         ]
     return []
@@ -161,7 +161,7 @@ def confinement_reasons(label: str, ruled: bool) -> list[dict]:
         return []
     if not is_apparmors(label):
         message = f"its QEMU is confined by SELinux ({label}), which would forbid access to its memory after the jump"
-        remedy = 'set security_driver = "none" in /etc/libvirt/qemu.conf, restart libvirtd, then restart the domain'
+        remedy = "SELinux is not supported yet: give the guest another way (hypervisor_update_ladder), or shut it down for the update"
         return [reason("confined", message, remedy)]
     if ruled:
         return []
@@ -174,8 +174,13 @@ def definition_reasons(name: str, defined: bool) -> list[dict]:
     if defined:
         return []
     message = f"libvirt has no persistent definition of {name}, so it cannot save the domain or start it again"
-    remedy = f"define it: virsh dumpxml --inactive --security-info {name} > {name}.xml && virsh define {name}.xml"
-    return [reason("not-persistent", message, remedy)]
+    return [reason("not-persistent", message, define(name))]
+
+
+def define(name: str) -> str:
+    """The remedy for a domain without a persistent definition. Pure."""
+    file = f"{name}.xml"
+    return f"define it: virsh dumpxml --inactive --security-info {typed(name)} > {typed(file)} && virsh define {typed(file)}"
 
 
 def job_reasons(shown: str) -> list[dict]:

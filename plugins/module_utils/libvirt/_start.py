@@ -15,7 +15,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..handover import _early, _journal, _return, _session
 from ..host import _files, _processes, _systemd, _units
 from ..kernel import _luo
@@ -88,8 +88,8 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
         # Libvirt removes the image once the domain runs. If the image exists, it is unknown whether the domain ran for a moment.
         raise LiveUpdateError(
             f"guest {name}: libvirt gave its preserved memory to a QEMU, but ended that QEMU before its start was complete. The guest may"
-            f" have run, so it is not restored again. To start it from its disks, run 'kvm-liveupdate discard {name}', then 'virsh start"
-            f" {name}'"
+            f" have run, so it is not restored again. To start it from its disks, run 'kvm-liveupdate discard {typed(name)}', then"
+            f" 'virsh start {typed(name)}'"
         )
     if state in ("paused", "in shutdown") and os.path.exists(journal["image"]):
         _start(name, journal)  # the earlier start still goes on in libvirt's daemon, or is being stopped
@@ -103,11 +103,11 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     if journal.get("devices"):
         from ..vmm import _block  # for domains with block devices only
 
-        _block.verify_devices(name, journal["devices"])
+        _block.verify_devices(name, journal["devices"], journal["unit"])
     if not os.access(_virsh.HOOK, os.X_OK):
         raise LiveUpdateError(
             f"guest {name}: {_virsh.HOOK} is missing or not executable, so libvirt would start it without its memory."
-            f" Its memory is kept. Run the playbook kvm.liveupdate.setup, then 'systemctl start {_units.hold(name)}' to try again"
+            f" Its memory is kept. Run the playbook kvm.liveupdate.setup, then 'systemctl start {typed(_units.hold(name))}' to try again"
         )
     files = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
@@ -239,8 +239,9 @@ def _wait_for_answer(name: str, journal: dict) -> str:
             return state
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {name}: libvirt does not report its state within {LIBVIRT_LIMIT_S} s. The lines above show why; fix that. The"
-                " restore is repeated automatically, and the guest's memory is kept",
+                f"guest {name}: libvirt does not report its state within {LIBVIRT_LIMIT_S} s;"
+                f" 'journalctl -b -u {typed(journal['unit'])}' shows why. The restore is repeated automatically, and the guest's memory is"
+                " kept",
                 again=True,
             )
         time.sleep(RETRY_S)

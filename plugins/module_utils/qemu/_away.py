@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _commands
 from ..vmm import _monitor
 from . import _guests
@@ -89,7 +89,7 @@ def come_back(away: dict, limit: float) -> str:
     while (seen := _seen(away)) != "running":
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {away['guest']} is {seen} {limit:g} s after its start; 'journalctl -b -u {away['unit']}' shows why"
+                f"guest {away['guest']} is {seen} {limit:g} s after its start; 'journalctl -b -u {typed(away['unit'])}' shows why"
             )
         time.sleep(_POLL_S)
     return ""

@@ -13,7 +13,7 @@ import os
 import stat
 
 from .. import _limits
-from .._errors import LiveUpdateError, reason
+from .._errors import LiveUpdateError, reason, typed
 from ..host import _files, _processes
 from ..vmm import _argv, _monitor
 
@@ -163,5 +163,5 @@ def ignore_shared_stays(record: dict) -> str:
     """The message that QEMU still leaves the guest's RAM out of its saves, with the remedy."""
     return (
         "QEMU's migration option x-ignore-shared is still on, so a later save or migration would not contain the guest's RAM:"
-        f" run 'kvm-liveupdate resume {record['name']}' on the host to switch it off"
+        f" run 'kvm-liveupdate resume {typed(record['name'])}' on the host to switch it off"
     )

@@ -16,7 +16,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..handover import _early, _journal, _return, _session
 from ..host import _commands, _files, _processes, _systemd
 from ..kernel import _luo
@@ -140,7 +140,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     if journal.get("devices"):
         from ..vmm import _block  # for guests with block devices only
 
-        _block.verify_devices(name, journal["devices"])
+        _block.verify_devices(name, journal["devices"], journal["unit"])
     (ram,) = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
     _return.check_memory(journal, [ram], times)
@@ -178,9 +178,7 @@ def _wait_for_host(
             return []
         if time.monotonic() > until:
             if networks:
-                _systemd.log(
-                    f"{name}: starts after {HOST_LIMIT_S} s without the host's network {', '.join(networks)}, which does not exist yet"
-                )
+                _systemd.log(f"{name}: waited {HOST_LIMIT_S} s for the host's network {', '.join(networks)}, and starts without it")
             return lacking
         _early.late(name)  # the rest of the boot brings what is missing
         time.sleep(0.05)
@@ -251,7 +249,8 @@ def _runs(name: str) -> bool:
 
 def _give_up(name: str, main: tuple[int, int]) -> None:
     """End the QEMU of a guest that has not run, so that its unit fails and can be started again."""
-    _systemd.log(f"{name}: its memory and state are kept; run 'systemctl start' with its unit to try again")
+    unit = _processes.unit_of(os.getpid()) or "UNIT"
+    _systemd.log(f"{name}: its memory and state are kept; run 'systemctl start {typed(unit)}' to try again")
     if _lasts(*main):
         os.kill(main[0], 9)  # SIGKILL; the module that names it is slow to import
 
@@ -271,7 +270,8 @@ def _load(name: str, journal: dict, session: int, main: tuple[int, int], times: 
             if not journal["was_running"]:
                 _mark(name, main)  # its owner may resume it at any moment
             elif not _monitor.go_on(monitor, lambda: _mark(name, main), lambda: _refused(name)):
-                raise LiveUpdateError(f"QEMU did not resume it within {_monitor.GO_ON_LIMIT_S:g} s; fix what the line above names")
+                shows = f"'journalctl -b -u {typed(journal['unit'])}' shows why"
+                raise LiveUpdateError(f"QEMU did not resume it within {_monitor.GO_ON_LIMIT_S:g} s; {shows}")
             _return.went_on(name)
             times["resumed"] = time.time()
         _let_go(name, session, main)
@@ -292,7 +292,8 @@ def _mark(name: str, main: tuple[int, int]) -> None:
             raise FileExistsError
         os.close(os.open(_files.run_path(name, "trying"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        _systemd.log(f"{name}: a state was loaded onto memory on which the guest has, or may have, already run; this QEMU is ended")
+        unusable = "the guest may already have run on this memory, so its saved state must not be used"
+        _systemd.log(f"{name}: {unusable}; this QEMU is ended")
         _give_up(name, main)
         os._exit(_GIVEN_UP)
 

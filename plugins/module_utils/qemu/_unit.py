@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from .._errors import reason
+from .._errors import reason, typed
 from ..host import _files, _processes
 from ..kernel import _luo
 
@@ -75,7 +75,7 @@ def drop_in_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
         reason(
             "unit-runtime",
             f"its unit {unit} has the drop-in {path}, which does not exist after the jump",
-            f"if the guest needs the settings, write them with 'systemctl edit {unit}'",
+            f"if the guest needs the settings, write them with 'systemctl edit {typed(unit)}'",
         )
         for path in gone
         if os.path.basename(path) not in _OWN_DROP_INS

@@ -12,7 +12,7 @@ import signal
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..guests import _hold, _providers
 from ..handover import _digests, _early, _journal, _lock
 from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
@@ -113,7 +113,7 @@ def jump() -> int:
         try:
             locked.enter_context(_lock.Lock(LOCK_LIMIT_S, of_update=True))
         except LiveUpdateError as err:
-            _end(update, f"{err}. Nothing was stopped, and the guests continue to run. Then run the update again")
+            _end(update, f"Nothing was stopped, and the guests continue to run: {err}. Then run the update again")
             return 1
         try:
             time.sleep(GRACE_S)
@@ -127,7 +127,7 @@ def jump() -> int:
 def _carry_out(update: dict) -> t.NoReturn:
     """Carry out the update up to the jump. Raises if anything is not as it must be."""
     update["units"] = _services.active_units()
-    _commands.end_by(update["pause_by"], "half of the update's time, within which the guests have to be paused,")
+    _commands.end_by(update["pause_by"], "half of hypervisor_update_timeout, by which the guests must be paused")
     records = _gate.check(update)
     update["stages"] = _rest_of_boot.plan(list(records.values()))
     _rest_of_boot.load_early()
@@ -188,7 +188,7 @@ def _is_pending() -> bool:
 
 
 def _limit_the_pause() -> None:
-    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the limit for the pause of the guests ({PAUSE_LIMIT_S:g} s)")
+    _commands.end_by(time.monotonic() + PAUSE_LIMIT_S, f"the limit of {PAUSE_LIMIT_S:g} s for the pause of the guests")
 
 
 def _late(update: dict) -> bool:
@@ -314,17 +314,17 @@ def _abort(update: dict, why: str) -> None:
             step(*arguments)
             return True
         except Exception as err:  # pylint: disable=broad-except  # one failed step must not prevent the others
-            problems.append(f"not undone: {what}: {err}")
+            problems.append(f"the undo could not {what}: {err}")
             return False
 
     records = dict(update["records"]) if "running" in update else {}  # before the pause guests may end or be replaced
     if not records:
-        undo("the search for the guests", lambda: records.update(_providers.known()))
+        undo("find the guests", lambda: records.update(_providers.known()))
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
     def run_on(name: str) -> bool:
-        undo(f"the journal of guest {name}", _journal.forget_guest, name)
-        if undo(f"the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
+        undo(f"remove the journal of guest {name}", _journal.forget_guest, name)
+        if undo(f"end the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
             return True
         if not _processes.lives(records[name]):
             problems.append(f"guest {name} has ended during the update, and nothing of it is kept; start it")
@@ -333,40 +333,40 @@ def _abort(update: dict, why: str) -> None:
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
         if name in update.get("running", ()):
-            undo(f"the note that guest {name} is paused", _hold.note_left_paused, records[name])
+            undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
             f"guest {name} is not resumed; its memory and state are kept. Fix this, then resume it with kvm.liveupdate.guest"
             f" (state: running). To discard memory and state, end its QEMU first ({_ends(records[name])}),"
-            f" then run 'kvm-liveupdate discard {name}'"
+            f" then run 'kvm-liveupdate discard {typed(name)}'"
         )
         return False
 
     names = list(records)
     back = {name for name, job in zip(names, _gate.at_once(run_on, names)) if job.result()}
-    undo("the staged kernel", _kexec.unload)
-    undo(f"the renaming of {_EXITRD}", _put_exitrd_back)
+    undo("unload the staged kernel", _kexec.unload)
+    undo(f"rename {_EXITRD} back", _put_exitrd_back)
     for name, record in records.items():
         if name in back:
-            undo(f"the saved state of guest {name}", _files.remove, _files.state_path(name))
-            undo(f"the session of guest {name}", _hold.release, record)
+            undo(f"remove the saved state of guest {name}", _files.remove, _files.state_path(name))
+            undo(f"release the memory of guest {name}", _hold.release, record)
     for name in update["guests"]:
         if name not in records:  # it has ended, and its memory would stay in use
-            undo(f"the session of guest {name}", _hold.release_ended, name)
+            undo(f"release the memory of guest {name}", _hold.release_ended, name)
     for unit in update.get("early", ()):
-        undo(f"the early start of {unit}", _early.start_early, unit, False)
+        undo(f"end the early start of {unit} in the next boot", _early.start_early, unit, False)
     for unit in update.get("in_place", ()):
-        undo(f"the drop-in of {unit}", _files.remove, _services.in_place(unit))
-    undo("the limit of the shutdown", _services.usual_shutdown)
+        undo(f"remove the drop-in of {unit}", _files.remove, _services.in_place(unit))
+    undo("restore the usual limit of the shutdown", _services.usual_shutdown)
     if "stopping_from" in update:  # else the update stopped nothing
-        undo("the stop of services", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+        undo("start the services again", _services.start_again, update.get("units", []), update["stopping_from"], problems)
     if update.get("ended"):
-        undo("the end of logins and containers", _services.tell_ended, update["ended"], problems)
+        undo("find out which logins and containers have ended", _services.tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
 
 
 def _ends(record: dict) -> str:
     """The command that ends the QEMU of a guest, for a message."""
-    return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {record['unit']}'"
+    return f"'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else f"'systemctl stop {typed(record['unit'])}'"
 
 
 def recover() -> None:

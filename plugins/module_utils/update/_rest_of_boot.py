@@ -57,7 +57,7 @@ def load_early() -> None:
         else:
             _files.remove(_files.MODULES)
     except OSError as err:
-        _systemd.log(f"the next boot loads the modules of the guests late: {err}")
+        _systemd.log(f"the next boot loads the kernel modules of the guests late: {err}")
 
 
 def _ahead(records: list[dict]) -> tuple[list[dict], list[dict]]:

@@ -52,7 +52,7 @@ _SAYS = {
         "it uses a device of the host (passthrough)",
         "remove the device and restart the guest; use virtio disks and a tap on a bridge",
     ),
-    "filesystem": ("it shares a folder of the host", "remove the device and restart the guest"),
+    "filesystem": ("it shares a directory of the host", "remove the device and restart the guest"),
     "vhost-user": (
         "another process serves one of its devices (vhost-user) and ends at the jump",
         "use a device that QEMU serves itself, and restart the guest",

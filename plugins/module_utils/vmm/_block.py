@@ -14,7 +14,7 @@ import os
 import re
 import stat
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 
 __all__ = ("BY_HAND", "changed", "identity", "is_by_hand", "kernel_name", "verify_devices")
 
@@ -66,13 +66,13 @@ def changed(identities: dict[str, list[str]]) -> list[str]:
     return found
 
 
-def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+def verify_devices(name: str, devices: dict[str, list[str]], unit: str) -> None:
     """Raise if the name of a block device belongs to another device after the jump: names like /dev/sdb depend on the order of a boot."""
     wrong = changed(devices)
     if wrong:
         raise LiveUpdateError(
             f"guest {name}: {'; '.join(wrong)}. Its state is not loaded, and its memory is kept. Give the device its old name again"
-            f" (udev), then run 'systemctl start' with its unit; or run 'kvm-liveupdate discard {name}' to discard the memory"
+            f" (udev), then run 'systemctl start {typed(unit)}'; or run 'kvm-liveupdate discard {typed(name)}' to discard the memory"
         )
 
 

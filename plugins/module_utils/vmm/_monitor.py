@@ -72,7 +72,7 @@ class Monitor:
         """The limit for the next answer; raises if no time is left."""
         left = _commands.left(self._answer_s)
         if not left:
-            raise LiveUpdateError(f"monitor {self._path}: not asked, {_commands.no_answer(left)}")
+            raise LiveUpdateError(f"monitor {self._path}: not asked: {_commands.too_late()}")
         return left
 
     def _read(self) -> dict:

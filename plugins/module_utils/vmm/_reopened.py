@@ -176,7 +176,7 @@ class _Look:
 
 
 def _volatile(path: str) -> dict:
-    message = f"{path} is in memory or a temporary folder, so it does not exist after the jump"
+    message = f"{path} is in memory or a temporary directory, so it does not exist after the jump"
     return reason("file-volatile", message, "move it to a disk, change the path on the command line, and restart the guest")
 
 

@@ -205,7 +205,7 @@ def test_saved_domains_come_back_when_the_update_is_undone(controller: Controlle
     finally:
         host.ssh(f"rmdir {obstacle}")
     assert play.code != 0 and f"guest {PLAIN.name} cannot be saved" in play.output
-    assert "not undone" not in play.output
+    assert "the undo could not" not in play.output
     assert boot_of(host) == before
     for guest in DOMAINS:
         verdict = final_verdict(host, guest, since)

@@ -225,7 +225,7 @@ def test_a_request_to_stop_that_fails_does_not_fail_the_host_and_stops_the_run()
         assert when(look, hypervisor_update_stop_file=file, ansible_check_mode=check_mode) is looks
     well = {"hv1": {**result("updated"), **NOTHING}}
     told = decide(well, ["hv1", "hv9"], __hypervisor_update_request={"unreachable": True}, hypervisor_update_stop_file="/stop")
-    assert told["on_request"] and told["stop"].startswith("the file /stop on localhost cannot be looked for")
+    assert told["on_request"] and told["stop"].startswith("it is unknown whether the file /stop on localhost exists")
 
 
 @pytest.mark.parametrize("told", [{}, {"stop": ""}, {"stop": "hv1 failed"}, None])

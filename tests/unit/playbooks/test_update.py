@@ -79,7 +79,7 @@ def test_a_run_that_leaves_out_every_host_fails(tmp_path):
 @pytest.mark.parametrize(
     ("playbook", "hosts", "words", "told"),
     [
-        ("update", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
+        ("update", {"hypervisor_update_hosts": "fleed"}, [], "=fleed. Nothing was done. Add hosts to the group, or choose"),
         ("setup", {"hypervisor_setup_hosts": ["fleet", "&fleed"]}, [], "hypervisor_setup_hosts=fleet,&fleed. Nothing was done. Add hosts"),
         ("kernel", {"hypervisor_update_hosts": "fleed"}, [], "hypervisor_update_hosts=fleed. Nothing was done. Add hosts"),
         ("update", {}, [], "hypervisor_update_hosts=hypervisors. Nothing was done. Add hosts"),

@@ -69,10 +69,26 @@ def test_the_status_tells_of_guests_that_are_not_back(tmp_path, monkeypatch, cap
     monkeypatch.setattr(_hold, "held", lambda _record: {"hold": "h"})
     assert _command.main(["status"]) == 0
     assert not virsh
-    assert json.loads(capsys.readouterr().out)["guests"] == {
+    told = json.loads(capsys.readouterr().out)
+    assert told["guests"] == {
         "db": {"running": True, "held": True, "journal": {}},
         "web": {"running": False, "held": False, "journal": {"state": "saved", "unit": "web.service"}},
     }
+    assert told["update"] == {}
+
+
+@pytest.mark.parametrize(
+    ("boot", "kexec", "outcome"), [("now", True, "pending"), ("before", True, "jumped"), ("before", False, "rebooted")]
+)
+def test_the_status_says_how_the_last_update_ended(tmp_path, monkeypatch, capsys, virsh, boot, kexec, outcome):
+    """The state is that of the old kernel, which never says more than that it jumps."""
+    monkeypatch.setattr(_files, "AWAY", str(tmp_path / "nobody"))
+    monkeypatch.setattr(_this_boot, "kernel", lambda: {"release": "7.3.4", "version": "#1"})
+    monkeypatch.setattr(_this_boot, "by_kexec", lambda: kexec)
+    _files.write_json(_files.UPDATE, {"id": "u", "state": "jumping", "boot_id": boot, "image": {"release": "7.3.4"}})
+    assert _command.main(["status"]) == 0
+    told = json.loads(capsys.readouterr().out)["update"]
+    assert (told["state"], told["outcome"]) == ("jumping", outcome)
 
 
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):

@@ -139,6 +139,13 @@ def test_one_file_writes_the_journal_of_a_guest():
     assert asking == {"host._files", "handover._journal", "trial._guest"}
 
 
+def test_contributing_names_each_file_with_the_text_of_a_reason():
+    text = (PLUGINS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)/(\w+)`", text.partition("- The text of a reason")[2].partition("\n- ")[0])
+    making = {name for name, path in house.files(PLUGINS).items() if re.search(r"\b_?reason\(", path.read_text(encoding="utf-8"))}
+    assert {".".join(name.split(".")[-2:]) for name in making} - {"module_utils._errors"} == {".".join(name) for name in named}
+
+
 def names_in(path):
     """What a file defines at its top, and the files that it imports there or in functions, by the names that it gives them."""
     defined, files = set(), {}

@@ -37,6 +37,6 @@ def test_what_is_asked_for(asked, state, words, check_mode):
 @pytest.mark.parametrize("word", ["", "a b", 'a="b"', "$(reboot)", "`reboot`", "a\\n"])
 def test_what_a_shell_would_not_take_as_it_is_is_refused(asked, word):
     """update-grub reads the file as a shell script."""
-    with pytest.raises(LiveUpdateError, match=r"^words: .* is not allowed; use words without blanks"):
+    with pytest.raises(LiveUpdateError, match=r"^words: .* is not allowed; use kernel parameters without blanks"):
         ask(words=["kho=on", word])
     assert asked == []

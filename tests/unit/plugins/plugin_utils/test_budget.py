@@ -24,7 +24,7 @@ def test_a_pause_is_not_too_long(pause, limit):
 
 def test_what_is_expected_may_be_too_long():
     assert expected_too_long(12.34, 10) == (
-        "the expected pause is 12.3 s, as in the last update, and hypervisor_update_blackout_max allows 10 s - raise it, or give the guests"
+        "expected pause: 12.3 s (as in the last update). hypervisor_update_blackout_max allows 10 s - raise it, or give the guests"
         " that cannot wait another ladder (hypervisor_update_guests)"
     )
 

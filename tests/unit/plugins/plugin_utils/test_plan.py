@@ -294,7 +294,7 @@ def test_the_expected_pause_is_the_longest_of_the_last_updates(pauses, expected)
     [
         (0.0, "go", "Expected pause: 7.2 s."),
         (7.25, "go", "Expected pause: 7.2 s (7.25 s allowed)."),
-        (7.0, "refuse", "the expected pause is 7.2 s, as in the last update, and hypervisor_update_blackout_max allows 7 s - raise it"),
+        (7.0, "refuse", "expected pause: 7.2 s (as in the last update). hypervisor_update_blackout_max allows 7 s - raise it"),
     ],
 )
 def test_a_host_is_refused_when_its_guests_would_pause_for_too_long(blackout_max, verdict, line):
@@ -315,7 +315,7 @@ SPEED = {"bytes_per_second": float(1 << 30), "at_once": 2}  # 2 GiB, there and b
             11.0,
             "refuse",
             11.25,
-            "the expected pause is 11.2 s, as in the last update and with about 4.0 s for the full check of the",
+            "expected pause: 11.2 s (as in the last update, with about 4.0 s for the full check of the",
         ),
         ([7.25], 11.25, "go", 11.25, "takes about 4.0 s (11.25 s allowed)."),
         ([7.25, 3.0, None], 0.0, "go", 13.25, "Expected pause: 13.2 s, of which the full check of the memory takes about 6.0 s."),
@@ -325,7 +325,7 @@ SPEED = {"bytes_per_second": float(1 << 30), "at_once": 2}  # 2 GiB, there and b
             3.0,
             "refuse",
             None,
-            "the full check of the memory alone takes about 4.0 s of the pause, and hypervisor_update",
+            "the full check of the memory alone takes about 4.0 s of the pause. hypervisor_update",
         ),
         ([None], 5.0, "go", None, "alone takes about 4.0 s (5 s allowed)."),
     ],

@@ -38,7 +38,7 @@ def test_the_sizes_of_the_batches(serial, made):
 
 @pytest.mark.parametrize("serial", [0, -1, "0%", "all", [1, "x%"], True])
 def test_a_size_that_is_no_number_is_refused(serial):
-    with pytest.raises(RolloutError, match="write a number of hosts from 1, a percentage"):
+    with pytest.raises(RolloutError, match="write a number of hosts, 1 or more, a percentage"):
         sizes(serial)
 
 
@@ -182,7 +182,9 @@ def test_the_step_that_only_guests_fail_is_a_task_of_the_role():
     assert f"- name: {_result.CHECK_MEMORY}\n" in verify.read_text(encoding="utf-8")
 
 
-UNKNOWN = "the file /stop on ctl cannot be looked for. Make that host reachable, then repeat the command"
+UNKNOWN = (
+    "it is unknown whether the file /stop on ctl exists, because that host does not answer. Make it reachable, then repeat the command"
+)
 
 
 @pytest.mark.parametrize(

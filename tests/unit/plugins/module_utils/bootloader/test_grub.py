@@ -140,7 +140,7 @@ def params(kind):
     ("files", "why"),
     [
         ({"proc/cmdline": b"BOOT_IMAGE=/boot/vmlinuz root=x\n", "sys/kernel/boot_params/data": params(0x72)}, ""),
-        ({"sys/kernel/boot_params/data": params(0x21)}, "its kernel command line has no BOOT_IMAGE=, the word that GRUB adds"),
+        ({"sys/kernel/boot_params/data": params(0x21)}, "its kernel command line has no BOOT_IMAGE=, the parameter that GRUB adds"),
         (
             {"proc/cmdline": b"BOOT_IMAGE=vmlinuz\n", "sys/kernel/boot_params/data": params(0x32)},
             "another boot loader started it (type 0x32 in /sys/kernel/boot_params/data)",

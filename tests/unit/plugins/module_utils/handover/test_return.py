@@ -30,11 +30,11 @@ SAVED = {"state": "saved", "on_loss": "start", **IDENTITY}
         (SAVED, IDENTITY, False, "restore", "its memory is preserved"),
         (SAVED, IDENTITY, True, "cold", "has run since"),
         (SAVED, {**IDENTITY, "hold": "h2"}, False, "cold", "belongs to another save"),
-        (SAVED, {**IDENTITY, "uuid": "u2"}, False, "refuse", "uuid 'u2', not 'u1'"),
+        (SAVED, {**IDENTITY, "uuid": "u2"}, False, "refuse", "does not belong to this save (uuid 'u2', expected 'u1')"),
         (SAVED, {**IDENTITY, "sizes": [4096, 4096]}, False, "refuse", "discard web1"),
-        (SAVED, {**IDENTITY, "guest": "db1"}, False, "refuse", "guest 'db1', not 'web1'"),
+        (SAVED, {**IDENTITY, "guest": "db1"}, False, "refuse", "(guest 'db1', expected 'web1')"),
         ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 1]}, False, "restore", "its memory is preserved"),
-        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 2]}, False, "refuse", "qemu [7, 2], not [7, 1]"),
+        ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 2]}, False, "refuse", "qemu [7, 2], expected [7, 1]"),
         ({**SAVED, "qemu": [7, 1]}, IDENTITY, False, "restore", "its memory is preserved"),
         (SAVED, {}, False, "cold", "belongs to another save"),
         (SAVED, None, False, "cold", "did not survive the reboot"),
@@ -324,7 +324,7 @@ def test_without_digests_a_guest_is_not_lost_and_counts_as_not_verified(ram, mon
     file, make = ram
     journal = make(memory=memory)
     _return.check_memory(journal, [file], {})
-    assert "WARNING: its memory is not checked, although this was asked for" in capsys.readouterr().err
+    assert "WARNING: its memory is not checked, although hypervisor_update_verify_memory asks for it" in capsys.readouterr().err
     monkeypatch.setattr(_this_boot, "ahead", lambda: None)
     back = _return.restored(journal, {"resumed": 3.0})
     assert (back["memory_check"], back["memory_verified"]) == ("full", "none")

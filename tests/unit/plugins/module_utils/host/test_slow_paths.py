@@ -69,7 +69,7 @@ def test_a_look_without_an_end_has_a_limit(monkeypatch):
         while True:
             pass
 
-    with pytest.raises(_slow_paths.Silent, match=r"all paths takes longer than 2 s, /srv/a was the last") as told:
+    with pytest.raises(_slow_paths.Silent, match=r"all paths of the guest takes longer than 2 s; the last one was /srv/a") as told:
         _slow_paths.look(work)
     assert told.value.path == "/srv/a"
 

@@ -137,7 +137,7 @@ def test_a_guest_waits_for_its_bridge_and_goes_on_without_one_that_nobody_makes(
     assert os.path.exists(_files.run_path("web", "late"))
     monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
     assert _start._wait_for_host("web", [], ["kvm", "br7"]) == []
-    assert "web: starts after -1 s without the host's network br7" in capsys.readouterr().err
+    assert "web: waited -1 s for the host's network br7, and starts without it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("saved", [{}, {"state": "saved", "argv": ["qemu"], "interfaces": ["br7"]}])
@@ -387,9 +387,13 @@ def test_a_guest_that_runs_again_is_no_longer_saved(qemu):
     assert qemu.end() == BACK
 
 
-def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path):
+def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(_processes, "unit_of", lambda _pid: r"db\x2d1.service")
     (tmp_path / "web.locked").touch()
     assert qemu.end() == NOT_RUN
+    said = capfd.readouterr().err
+    assert "QEMU did not resume it within" in said and "'journalctl -b -u web.service' shows why" in said
+    assert r"run 'systemctl start 'db\x2d1.service'' to try again" in said
 
 
 def until(seen, limit_s=20):

@@ -107,7 +107,7 @@ def test_an_update_goes_on_if_the_modules_cannot_be_named(tmp_path, monkeypatch,
     monkeypatch.setattr(_files, "MODULES", str(tmp_path / "modules-load.d/kvm-liveupdate.conf"))
     monkeypatch.setattr(_modules, "loaded", lambda: ["kvm"])
     _rest_of_boot.load_early()
-    assert "the next boot loads the modules of the guests late: " in capfd.readouterr().err
+    assert "the next boot loads the kernel modules of the guests late: " in capfd.readouterr().err
 
 
 def test_the_kernel_is_told_once_and_the_next_one_does_not_inherit_it():
@@ -254,4 +254,4 @@ def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monk
 
     monkeypatch.setattr(_files, "remove", refuses)
     _early.not_early("web.service")
-    assert "the next boot will also start web.service early, because this cannot be undone: [Errno 30]" in capsys.readouterr().err
+    assert "the early start of web.service cannot be undone, so the next boot starts it early too: [Errno 30]" in capsys.readouterr().err

@@ -368,7 +368,7 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     error = _files.read_json(_files.UPDATE)["error"]
     assert (
         "db cannot be saved" in error
-        and "not undone: the save of guest web: no bridge br0" in error
+        and "the undo could not end the save of guest web: no bridge br0" in error
         and "guest web is not resumed" not in error
         and "'kvm-liveupdate discard app'" in error
     )

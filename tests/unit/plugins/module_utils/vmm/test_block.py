@@ -9,6 +9,7 @@ import stat
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block
 
 
@@ -74,3 +75,10 @@ def test_a_name_that_is_another_devices_now_is_told(disks):
     same = {"/dev/sdb": ["wwid w1"], "/dev/nvme0n1": ["wwid eui.1", "device/serial S1 1"], "/dev/kvm": [], "/dev/gone": ["wwid x"]}
     assert _block.changed(same) == []
     assert _block.changed({**same, "/dev/sdb": ["wwid w2"]}) == ["/dev/sdb is wwid w1, not wwid w2"]
+
+
+def test_a_guest_whose_device_has_another_name_is_not_started_and_the_message_names_its_unit(disks):
+    disks("/dev/sdb", 1, wwid="w1")
+    _block.verify_devices("db-1", {"/dev/sdb": ["wwid w1"]}, "db.service")
+    with pytest.raises(LiveUpdateError, match=r"/dev/sdb is wwid w1, not wwid w2\. .*then run 'systemctl start 'db\\x2d1.service''; or"):
+        _block.verify_devices("db-1", {"/dev/sdb": ["wwid w2"]}, r"db\x2d1.service")

@@ -48,9 +48,9 @@ def a_last_moment():
 def test_an_answer_is_not_waited_for_beyond_the_last_moment(monitor, last_moment):
     begun = time.monotonic()
     with _monitor.Monitor(monitor, answer_s=50.0) as qmp:
-        with pytest.raises(LiveUpdateError, match="no answer in time: the pause is over"):
+        with pytest.raises(LiveUpdateError, match="no answer within the pause"):
             qmp.wait_migration(50.0)
-        with pytest.raises(LiveUpdateError, match="not asked, no answer in time: the pause is over"):
+        with pytest.raises(LiveUpdateError, match=r"not asked: the time limit is over \(the pause\)"):
             qmp.execute("cont")
     assert time.monotonic() - begun < 25
 
