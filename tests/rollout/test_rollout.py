@@ -69,7 +69,6 @@ def test_a_canary_that_loses_a_guest_stops_the_rest(fleet):
     assert "hv2: not touched, the run stopped before this host: guests that lost their memory: 1" in said(output)[1], output
 
 
-@pytest.mark.beyond
 def test_a_window_closes(fleet):
     """While the first host prepares its update. Its own clock refuses the commit."""
     fleet = fleet(2)
@@ -86,7 +85,6 @@ def test_a_window_closes(fleet):
     assert said(output)[1].startswith("hv2: skipped, not touched: the time of hypervisor_update_until has passed")
 
 
-@pytest.mark.beyond
 def test_guests_that_belong_apart_and_an_essential_guest_last_and_alone(fleet):
     """Every host runs a guest "web": that of hv1 is essential, those of hv2 and hv3 are of one cluster."""
     fleet = fleet(3)
