@@ -55,6 +55,12 @@ options:
     type: str
     choices: [none, sample, full]
     default: none
+  to_be_installed:
+    description:
+      - Whether O(kernel) is installed later. Then it is no error if it does not exist yet. RV(target.installed) is V(false), there is no
+        RV(proof), and all else is examined.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -411,7 +417,9 @@ image:
     release: 7.3.4
     initrd: /boot/initrd.img-7.3.4
 target:
-  description: The kernel at O(kernel).
+  description:
+    - The kernel at O(kernel).
+    - If it is not installed yet (O(to_be_installed)), only V(path), V(installed) and V(current) are known. All else is V(null).
   returned: when O(kernel) is given
   type: dict
   contains:
@@ -419,6 +427,10 @@ target:
       description: The path of the image.
       returned: always
       type: str
+    installed:
+      description: Whether the image exists.
+      returned: always
+      type: bool
     kind:
       description: The kind of the image, for example V(bzImage).
       returned: always
@@ -471,6 +483,7 @@ target:
   sample:
     path: /boot/vmlinuz-7.3.4
     kind: bzImage
+    installed: true
     release: 7.3.4
     version: "#1 SMP PREEMPT_DYNAMIC Debian 7.3.4-1"
     size: 12345678
@@ -698,11 +711,14 @@ def examine(module):
     }
     if module.params["verify_memory"] == "full":
         result["memory_speed"] = {"bytes_per_second": _digests.speed(), "at_once": max(1, (os.cpu_count() or 1) // _digests.MOST_THREADS)}
-    if module.params["kernel"]:
-        image, cmdline = _image.read(module.params["kernel"], keep=_files.IMAGES), module.params["cmdline"]
+    path = module.params["kernel"]
+    if path and module.params["to_be_installed"] and not os.path.exists(path):
+        result["target"] = {**dict.fromkeys(TARGET), "path": path, "installed": False, "initrd": None, "current": False}
+    elif path:
+        image, cmdline = _image.read(path, keep=_files.IMAGES), module.params["cmdline"]
         current = (image["release"], image["version"]) == (kernel["release"], kernel["version"])
         initrd = _initrd.of(image["path"], image["release"], module.params["initrd"])
-        result["target"] = {**{key: image[key] for key in TARGET}, "initrd": initrd, "current": current}
+        result["target"] = {**{key: image[key] for key in TARGET}, "installed": True, "initrd": initrd, "current": current}
         if not current:
             cmdline = _cmdline.next_cmdline(kernel["cmdline"]) if cmdline is None else cmdline
             result["proof"] = _proof.prove(image, cmdline, initrd, without=module.params["initrd"] == "none")
@@ -723,6 +739,7 @@ def main():
             "cmdline": {"type": "str"},
             "accept_unknown": {"type": "list", "elements": "str", "default": []},
             "verify_memory": {"type": "str", "choices": ["none", "sample", "full"], "default": "none"},
+            "to_be_installed": {"type": "bool", "default": False},
         },
     )
 

@@ -54,6 +54,7 @@ _CHECKS = {
     "sample": "compare a sample of the memory of {} with that before the jump, and resume",
     "full": "compare all memory of {} with that before the jump, and resume",
 }
+_UNPROVEN = "the new kernel is not installed yet. Whether it can take over is known when it is installed"
 _SHOWN = 5
 _SERVICES_SHOWN = 10
 
@@ -80,7 +81,8 @@ def plan(
     ``verdict``      ``go``, ``refuse``, or ``current`` (the host runs the kernel already and all guests are back)
     ``refusals``     why the host is refused: sentences with their remedies
     ``over_budget``  the refusal because of ``blackout_max``, empty if there is none
-    ``kernel``       the release of the new kernel
+    ``kernel``       the release of the new kernel, its path if it is not installed yet
+    ``unproven``     the warning that the new kernel is not installed yet, else empty
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (the setting that gave the ladder), ``passed_over`` (``way``
                      and ``why`` of the skipped ways), ``destination`` and ``back`` of a migration, ``warnings`` (sentences)
     ``staying``      the names of the guests that stay in memory, or did in the update that is ``unfinished``
@@ -123,7 +125,8 @@ def plan(
         "verdict": verdict,
         "refusals": refusals + away,
         "over_budget": over,
-        "kernel": (host.get("target") or {}).get("release") or "",
+        "kernel": _target(host).get("release") or _not_installed(host),
+        "unproven": _UNPROVEN if _not_installed(host) else "",
         "guests": guests,
         "staying": unfinished["journal"]["guests"] if unfinished else staying,
         "rehearse": rehearse,
@@ -320,7 +323,7 @@ def _steps(
     stopped = [unit for unit in host.get("services_to_stop") or [] if unit not in keep_units]
     others = f" ({len(stopped)}: {_few(stopped, _SERVICES_SHOWN)})" if stopped else ""
     steps = [
-        f"stage {_kernel(host)} with {(host.get('target') or {}).get('initrd') or 'no initial RAM disk'}",
+        f"stage {_kernel(host)}" + ("" if _not_installed(host) else f" with {_target(host).get('initrd') or 'no initial RAM disk'}"),
         f"rehearse {_few(rehearse)}: pause each for a moment and try to load its state" if rehearse else "",
         *(f"migrate {guest['name']} to {guest['destination']}" for guest in guests if guest["way"] == "migrate"),
         f"save {_few(names['save'])} to disk" if names["save"] else "",
@@ -333,8 +336,17 @@ def _steps(
     return [step for step in steps if step]
 
 
+def _target(host: dict[str, t.Any]) -> dict[str, t.Any]:
+    return host.get("target") or {}
+
+
+def _not_installed(host: dict[str, t.Any]) -> str:
+    """The path of a new kernel that is installed later, else empty."""
+    return "" if _target(host).get("installed", True) else _target(host)["path"]
+
+
 def _kernel(host: dict[str, t.Any]) -> str:
-    return f"Linux {(host.get('target') or {}).get('release') or '(no kernel given)'}"
+    return _not_installed(host) or f"Linux {_target(host).get('release') or '(no kernel given)'}"
 
 
 def _few(names: list[str], shown: int = _SHOWN) -> str:
@@ -357,6 +369,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
+    lines += [f"WARNING: {made['unproven']}"] if made["unproven"] else []
     lines += _warnings(made["guests"])
     if made["verdict"] == "refuse":
         return [f"The update to {_kernel(host)} is refused.", *against, *lines]

@@ -213,7 +213,8 @@ def _outlook(host: dict[str, t.Any]) -> str:
     leaving = [f"{_guests(len(plan['leaving']))} sent away"] if plan["leaving"] else []
     expected = [f"expected pause {'unknown' if pause is None else f'{pause:.1f} s'}"] if plan["staying"] else []
     kernels = f"{host['kernel_before']} -> {plan['kernel']}"
-    return ", ".join([f"can be updated {kernels}", f"{_guests(len(plan['staying']))} kept", *leaving, *expected])
+    unproven = f". WARNING: {plan['unproven']}" if plan.get("unproven") else ""
+    return ", ".join([f"can be updated {kernels}", f"{_guests(len(plan['staying']))} kept", *leaving, *expected]) + unproven
 
 
 def _kept(guests: dict[str, dict[str, t.Any]]) -> str:

@@ -90,6 +90,11 @@ def until(what: str, condition, limit_s: float = LIMIT_S) -> None:
         time.sleep(0.02)
 
 
+def users(text: str) -> str:
+    """The users of a host. Its root has a shell without start files: those of this machine may take a lock that a killed host leaves."""
+    return re.sub(r"^(root:.*:).*$", r"\1/bin/sh", text, flags=re.MULTILINE) + "sshd:x:499:65534::/run/sshd:/usr/sbin/nologin\n"
+
+
 class Host:
     """A host and its power supply: what is in its folder survives a boot."""
 
@@ -100,7 +105,7 @@ class Host:
         (self.folder / "bin").mkdir()
         (self.folder / "bin/systemctl").write_text(SYSTEMCTL.format(folder=self.folder))
         (self.folder / "bin/systemctl").chmod(0o755)
-        (self.folder / "passwd").write_text(Path("/etc/passwd").read_text() + "sshd:x:499:65534::/run/sshd:/usr/sbin/nologin\n")
+        (self.folder / "passwd").write_text(users(Path("/etc/passwd").read_text()))
         (self.folder / "version").write_text("#1\n")
         (self.folder / "sshd_config").write_text(
             SSHD.format(key=fleet.path / "key", name=self.name, stage=fleet.path, folder=self.folder),

@@ -15,7 +15,7 @@ import re
 
 import pytest
 
-from .conftest import NEW, OLD, batches, until
+from .conftest import NEW, OLD, batches, until, users
 
 KEPT = f"updated {OLD} -> {NEW}, 1 guest kept, longest pause 8.6 s"
 
@@ -28,6 +28,12 @@ def said(output: str) -> list[str]:
 def logged(fleet, *words: str) -> list[str]:
     """The lines of the log with one of these words, in order."""
     return [line for line in (fleet.path / "log").read_text().splitlines() if any(f" {word}" in line for word in words)]
+
+
+def test_a_host_reads_no_start_files_of_a_shell_of_this_machine():
+    assert users("root:x:0:0:root:/root:/bin/bash\nbin:x:2:2:bin:/bin:/bin/bash\n").splitlines() == [
+        "root:x:0:0:root:/root:/bin/sh", "bin:x:2:2:bin:/bin:/bin/bash", "sshd:x:499:65534::/run/sshd:/usr/sbin/nologin",
+    ]  # fmt: skip
 
 
 def test_one_fails_one_is_lost_and_the_same_command_finishes(fleet):
@@ -63,7 +69,6 @@ def test_a_canary_that_loses_a_guest_stops_the_rest(fleet):
     assert "hv2: not touched, the run stopped before this host: guests that lost their memory: 1" in said(output)[1], output
 
 
-@pytest.mark.beyond
 def test_a_window_closes(fleet):
     """While the first host prepares its update. Its own clock refuses the commit."""
     fleet = fleet(2)
@@ -80,7 +85,6 @@ def test_a_window_closes(fleet):
     assert said(output)[1].startswith("hv2: skipped, not touched: the time of hypervisor_update_until has passed")
 
 
-@pytest.mark.beyond
 def test_guests_that_belong_apart_and_an_essential_guest_last_and_alone(fleet):
     """Every host runs a guest "web": that of hv1 is essential, those of hv2 and hv3 are of one cluster."""
     fleet = fleet(3)

@@ -11,7 +11,7 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 
-WORDS = ("accept_unknown", "cmdline", "initrd", "kernel")
+WORDS = ("accept_unknown", "cmdline", "initrd", "kernel", "to_be_installed", "verify_memory")
 
 
 def main() -> None:

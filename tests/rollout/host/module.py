@@ -19,7 +19,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _leas
 NAME = "@NAME@"
 HOST, STAGE = os.environ["HOST"], os.environ["STAGE"]
 WORDS = ("accept_unknown", "back", "back_uri", "cmdline", "guests", "initrd", "kernel", "migrate_uri", "names", "only_kept", "state")
-WORDS += ("ended", "run", "timeout", "timeouts", "verify_memory")
+WORDS += ("ended", "run", "timeout", "timeouts", "to_be_installed", "verify_memory")
 
 
 def read(path: str) -> str:

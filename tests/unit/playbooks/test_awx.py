@@ -72,6 +72,8 @@ def test_the_workflow_asks_what_its_templates_require_and_its_edges_lead_to_node
             # What the workflow does not ask keeps the default of the template's survey.
             assert all(name in asked for name in templates[node["template"]]["survey"] if QUESTIONS[name]["default"] == "")
             assert node["failure"] == ["look"]
+    # Else its check refuses the hosts on which it would install the kernel.
+    assert {"hypervisor_update_kernel", "hypervisor_kernel_package"} <= set(templates["check"]["survey"])
     way = ["check"]
     while nodes[way[-1]]["success"]:
         way += nodes[way[-1]]["success"]

@@ -41,8 +41,8 @@ import json, os
 from ansible.module_utils.basic import AnsibleModule
 
 WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "destination", "ended", "guests", "initrd", "keep_units", "kernel",
-         "migrate_uri", "name", "names", "on_loss", "only_kept", "reuse_probe", "run", "seconds", "state", "timeout", "timeouts",
-         "until", "verify_memory", "way")
+         "migrate_uri", "name", "names", "on_loss", "only_kept", "qemu", "reuse_probe", "run", "seconds", "slow", "state", "timeout",
+         "timeouts", "to_be_installed", "until", "verify_memory", "way", "within")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
@@ -53,13 +53,17 @@ if act == "lose":
     open(f"{stage}/{host}.down", "w").close()
 if act == "fail":
     module.fail_json(msg=f"{host}: {call} does not work")
+missing = act == "missing" and not os.path.exists(f"{stage}/{host}.installed")
+if missing and module.params["kernel"] and str(module.params["to_be_installed"]) != "True":
+    module.fail_json(msg=f"kernel {module.params['kernel']}: No such file or directory; use the path of a kernel image on the host")
 kernel = {"release": "7.2.13", "version": "#1", "cmdline": ""}
 update = {"id": "u1", "boot_id": "b1", "kernel": kernel, "image": {"release": os.uname().release, "version": os.uname().version}}
 last = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 10.6}}
 answers = {
     "hypervisor_info": {
         "ready": True, "reasons": [], "away": [], "boot_id": "b1", "kernel": kernel, "free": {"memory_mib": 9, "saves_mib": 9},
-        "target": {"current": act == "current", "release": "7.3.4", "initrd": None},
+        "target": {"current": act == "current", "release": None if missing else "7.3.4", "initrd": None, "installed": not missing,
+                   "path": module.params["kernel"]},
         "guests": [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}],
     },
     "kexec": {"journal": update},
@@ -77,7 +81,9 @@ SETUP = """- name: Touch the host
 
 
 class Stage:
-    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there: fail, lose (the host), or current (it runs the kernel)."""
+    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there: fail, lose (the host), current (it runs the kernel), or
+    missing (the kernel is not installed, until there is a file HOST.installed).
+    """
 
     def __init__(self, path: Path, hosts: int, acts: dict[str, dict[str, str]]) -> None:
         self.path = path
@@ -104,14 +110,14 @@ class Stage:
         lines = ["[hypervisors]", *self.names, "[hypervisors:vars]", "hypervisor_update_kernel=/boot/vmlinuz-7.3.4"]
         (path / "hosts").write_text("\n".join([*lines, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
 
-    def play(self, playbook: str, **extra: object) -> tuple[int, str]:
+    def play(self, playbook: str, *options: str, **extra: object) -> tuple[int, str]:
         """Run a playbook of the collection; its exit code and what it printed."""
         environment = {**os.environ, "STAGE": str(self.path), "ANSIBLE_COLLECTIONS_PATH": str(self.path), "PYTHONPATH": ""}
         paths = {"hypervisor_update_report": f"{self.path}/page.html", "__hypervisor_update_records": f"{self.path}/$HOST.records"}
         extra = {**paths, **extra}
         environment |= {"ANSIBLE_HOME": str(self.path), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SHOW_CUSTOM_STATS": "1"}
         done = subprocess.run(
-            ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), playbook],
+            ["ansible-playbook", "-i", f"{self.path}/hosts", "-e", json.dumps(extra), playbook, *options],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -282,6 +288,26 @@ def test_a_mistake_in_an_option_of_the_rollout_shows_before_any_host_is_touched(
     for path in ("/nowhere/drain.yml", os.path.relpath(stage.hook("drain"))):  # a role looks for a relative path elsewhere
         code, output = stage.play("kvm.liveupdate.update", hypervisor_update_before=[path])
         assert code != 0 and f"the controller has no file {path}, or" in output and stage.calls("kexec_image") == [], output
+
+
+@pytest.mark.parametrize("package", ["", "linux-image-7.3.4"])
+def test_check_mode_takes_a_kernel_that_its_package_installs_later_and_no_other(tmp_path, package):
+    stage = Stage(tmp_path, 2, {"hv1": {"hypervisor_info": "missing"}})
+    code, output = stage.play("kvm.liveupdate.update", "--check", hypervisor_kernel_package=package)
+    line = said(output)[0]
+    if package:
+        assert code == 0 and outcomes(stage) == {"hv1": "checked", "hv2": "checked"}, output
+        assert line.startswith("hv1: can be updated 7.2.13 -> /boot/vmlinuz-7.3.4, 1 guest kept"), output
+        assert line.endswith("WARNING: the new kernel is not installed yet. Whether it can take over is known when it is installed")
+        assert said(output)[1].startswith("hv2: can be updated 7.2.13 -> 7.3.4, 1 guest kept") and "WARNING" not in said(output)[1]
+    else:
+        assert code != 0 and line.startswith("hv1: refused, not touched: kernel /boot/vmlinuz-7.3.4: No such file"), output
+
+
+def test_an_update_takes_no_kernel_that_is_missing(tmp_path):
+    stage = Stage(tmp_path, 1, {"hv1": {"hypervisor_info": "missing"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_kernel_package="linux-image-7.3.4")
+    assert code != 0 and outcomes(stage) == {"hv1": "refused"} and "No such file" in said(output)[0], output
 
 
 def test_guests_that_belong_apart_and_essential_guests(tmp_path):

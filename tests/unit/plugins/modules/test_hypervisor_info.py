@@ -9,6 +9,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes
@@ -16,7 +17,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _vir
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
-PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": [], "verify_memory": "none"}
+PARAMS = {"kernel": None, "initrd": None, "cmdline": None, "accept_unknown": [], "verify_memory": "none", "to_be_installed": False}
 SHOWN = {
     "MainPID": str(os.getpid()),
     "FragmentPath": "/etc/systemd/system/web.service",
@@ -126,6 +127,26 @@ def test_the_speed_of_a_full_check_is_measured_only_where_it_is_asked_for(host, 
         for how in ("none", "sample", "full")
     }
     assert found == {"none": None, "sample": None, "full": {"bytes_per_second": 1e9, "at_once": 2}}
+
+
+def test_a_kernel_that_is_installed_later_may_be_missing_and_all_else_is_examined(host, tmp_path):
+    missing = {**PARAMS, "kernel": str(tmp_path / "vmlinuz-7.3.4")}
+    os.close(host.add(1, False))
+    with pytest.raises(LiveUpdateError, match="No such file or directory"):
+        hypervisor_info.examine(SimpleNamespace(params=missing, check_mode=True))
+    found = hypervisor_info.examine(SimpleNamespace(params={**missing, "to_be_installed": True}, check_mode=True))
+    known = {key: value for key, value in found["target"].items() if value is not None}
+    assert known == {"path": missing["kernel"], "installed": False, "current": False} and "proof" not in found
+    assert {"release", "abi", "initrd"} < set(found["target"])
+    assert [guest["name"] for guest in found["guests"]] == ["web0"] and found["reasons"]
+
+
+def test_a_kernel_that_exists_is_read_also_if_it_may_be_missing(host, tmp_path):
+    (tmp_path / "vmlinuz").write_text("no kernel")
+    with pytest.raises(LiveUpdateError, match="vmlinuz"):
+        hypervisor_info.examine(
+            SimpleNamespace(params={**PARAMS, "kernel": str(tmp_path / "vmlinuz"), "to_be_installed": True}, check_mode=True)
+        )
 
 
 def test_who_runs_is_looked_up_once(host, monkeypatch):

@@ -267,6 +267,20 @@ def test_the_plan_names_the_initial_ram_disk():
     assert plan(host(guest(), target=target), Policy())["steps"][0] == "stage Linux 7.3.4 with /boot/initrd.img-7.3.4"
 
 
+NOT_INSTALLED = {"path": "/boot/vmlinuz-7.3.4", "installed": False, "release": None, "initrd": None, "current": False}
+UNPROVEN = "WARNING: the new kernel is not installed yet. Whether it can take over is known when it is installed"
+
+
+def test_a_kernel_that_is_installed_later_is_a_warning_and_all_else_is_planned():
+    made = plan(host(guest(), target=NOT_INSTALLED), Policy())
+    assert (made["verdict"], made["kernel"], made["staying"]) == ("go", "/boot/vmlinuz-7.3.4", ["web"])
+    assert made["steps"][0] == "stage /boot/vmlinuz-7.3.4" and made["table"][0] == "The update to /boot/vmlinuz-7.3.4:"
+    assert made["table"].count(UNPROVEN) == 1
+    refused = plan(host(guest(reasons=["hostdev"]), reasons=[reason("kexec-disabled")], target=NOT_INSTALLED), Policy())
+    assert refused["verdict"] == "refuse" and len(refused["refusals"]) == 2 and UNPROVEN in refused["table"]
+    assert plan(host(guest()), Policy())["unproven"] == ""
+
+
 def test_a_host_that_runs_the_kernel_already_is_left_alone():
     made = plan(host(guest(reasons=["hostdev"]), target={"release": "7.3.4", "current": True}), Policy())
     assert (made["verdict"], made["refusals"], made["steps"]) == ("current", [], [])

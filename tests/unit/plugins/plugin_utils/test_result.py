@@ -146,6 +146,7 @@ MIXED = {**GO, "expected_pause": None, "staying": ["web", "db"], "leaving": [{"n
         (FIT, True, "can be updated 7.2.13 -> 7.3.4, 1 guest kept, expected pause 3.5 s"),
         (result(HOST, MIXED), True, "can be updated 7.2.13 -> 7.3.4, 2 guests kept, 1 guest sent away, expected pause unknown"),
         (result(HOST, {**GO, "staying": []}), True, "can be updated 7.2.13 -> 7.3.4, 0 guests kept"),
+        (result(HOST, {**GO, "unproven": "not yet"}), True, f"{summary({'hv1': FIT}, True)['lines']['hv1'][5:]}. WARNING: not yet"),
         (REFUSED, False, f"refused, not touched: guest web: no - yes{ALONE}"),
         (LEFT_OUT, False, f"skipped, not touched: guest web: no - yes{EMPTY}"),
         (UNDONE, False, f'undone before the jump at "{STEP}": guest web: save'),
