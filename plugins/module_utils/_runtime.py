@@ -177,7 +177,7 @@ def outdated(wanted: dict[str, tuple[str, int]], root: str = "/") -> list[str]:
         try:
             with open(os.path.join(root, path.lstrip("/")), encoding="utf-8") as file:
                 same = file.read() == content and os.fstat(file.fileno()).st_mode & 0o777 == mode
-        except OSError:
+        except (OSError, ValueError):
             same = False
         if not same:
             found.append(path)

@@ -36,8 +36,10 @@ __all__ = (
     "UNCLAIMED_SERVICE",
 )
 
-# Isolated and without site-packages: fast, and independent of the environment and of other installed packages.
-COMMAND = f"""#!/usr/bin/python3 -IS
+# Isolated and without site-packages: fast, and independent of the environment and of other installed packages. Paths and names are UTF-8
+# whatever the locale is, as what virsh and systemctl print. Linux passes all options of a script's first line as one word.
+_PYTHON = "/usr/bin/python3 -ISXutf8"
+COMMAND = f"""#!{_PYTHON}
 import sys
 
 sys.path.insert(0, "{_files.LIBRARY}")
@@ -146,7 +148,7 @@ HOOK = f"""#!/bin/sh
 state="{_files.GUESTS_STATE}/$1.state" run="{_files.GUESTS_RUN}/$1"
 [ -e "$state" ] || [ -e "$run.stand-in" ] || exit 0
 case "$2/$3" in
-    start/begin) exec /usr/bin/python3 -IS {_files.COMMAND} hook "$1" ;;
+    start/begin) exec {_PYTHON} {_files.COMMAND} hook "$1" ;;
     started/begin) [ ! -e "$state" ] || : > "$run.resumed" ;;
 esac
 """

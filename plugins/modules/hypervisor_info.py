@@ -655,7 +655,7 @@ def guest_facts(record: dict, held: bool) -> dict:
     if not reasons:
         try:
             return {**identity, **examined(record, held)}
-        except (LiveUpdateError, OSError, ValueError, LookupError) as err:
+        except (LiveUpdateError, OSError, ValueError, LookupError, SyntaxError) as err:  # Python's parser of XML raises the last
             reasons = [reason("not-examined", f"it cannot be examined: {err}", "fix that problem and examine the host again")]
     return {**identity, **UNEXAMINED, "reasons": reasons}
 

@@ -74,7 +74,7 @@ def _read(path: str) -> bytes:
 def menu() -> str:
     """GRUB's menu."""
     try:
-        with open(MENU, encoding="utf-8") as file:
+        with open(MENU, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError as err:
         raise LiveUpdateError(f"GRUB's menu {MENU}: {err.strerror}; make sure that GRUB is installed on this host") from err

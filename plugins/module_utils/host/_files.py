@@ -153,7 +153,7 @@ def write_text(path: str, text: str, mode: int) -> None:
     """Write a file atomically, with this mode regardless of the umask. It is durable when this returns."""
     part = f"{path}.{os.getpid()}.part"
     try:
-        with open(create(part), "w", encoding="utf-8") as file:
+        with open(create(part), "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fchmod(file.fileno(), mode)

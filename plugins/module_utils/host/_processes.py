@@ -213,7 +213,7 @@ def _started_by(pid: int) -> str:
 def unit_of(pid: int, root: str = "/") -> str | None:
     """The systemd system unit that a process belongs to, from its cgroup (version 2). None outside of any unit."""
     try:
-        with open(os.path.join(root, f"proc/{pid}/cgroup"), encoding="utf-8") as cgroup:
+        with open(os.path.join(root, f"proc/{pid}/cgroup"), encoding="utf-8", errors="surrogateescape") as cgroup:
             path = next((line.rstrip("\n")[3:] for line in cgroup if line.startswith("0::")), "")
     except OSError:
         return None

@@ -133,7 +133,7 @@ def notify(state: str, fds: tuple[int, ...] = (), pid: int = 0) -> None:
     target = "\0" + address[1:] if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:
-            sender.sendmsg([state.encode()], ancillary, 0, target)
+            sender.sendmsg([state.encode("utf-8", "surrogateescape")], ancillary, 0, target)
         except OSError as err:
             raise LiveUpdateError(f"systemd cannot be notified at {address}: {err.strerror}") from err
 

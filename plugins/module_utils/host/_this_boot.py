@@ -92,6 +92,6 @@ def kernel(root: str = "/") -> dict[str, str]:
 
 
 def current_cmdline(root: str = "/") -> str:
-    """The running kernel's command line."""
-    with open(os.path.join(root, "proc/cmdline"), encoding="utf-8") as file:
+    """The running kernel's command line. A boot loader may put any bytes into it."""
+    with open(os.path.join(root, "proc/cmdline"), encoding="utf-8", errors="surrogateescape") as file:
         return file.read().strip()

@@ -54,7 +54,7 @@ def escape(name: str) -> str:
         if char == "/"
         else char
         if char.isascii() and (char.isalnum() or char in ":_.")
-        else "".join(f"\\x{byte:02x}" for byte in char.encode())
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
         for char in name
     )
     return f"\\x2e{plain[1:]}" if plain.startswith(".") else plain

@@ -134,7 +134,7 @@ def load(image: dict) -> None:
             files["initrd"] = (_open("initrd", initrd), initrd, image["initrd_sha256"])
         initrd_fd = files["initrd"][0] if initrd else -1
         _compare(files)
-        _kexec_file_load(files["kernel"][0], initrd_fd, cmdline.encode() + b"\0", 0 if initrd else _NO_INITRAMFS)
+        _kexec_file_load(files["kernel"][0], initrd_fd, cmdline.encode("utf-8", "surrogateescape") + b"\0", 0 if initrd else _NO_INITRAMFS)
         try:
             _compare(files)
         except LiveUpdateError:

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ("OPTIONS", "absent", "folder", "loaded", "needs")
+__all__ = ("OPTIONS", "ROOT_MODULES", "absent", "folder", "listed", "loaded", "names", "needs")
 
 # Kinds of network devices (DEVTYPE in uevent), with their build options and modules.
 _NETWORKS = {
@@ -190,16 +190,16 @@ def absent(config: dict[str, str], release: str, needed: dict, root: str = "/") 
     cards = needed["cards"] if config.get("MODULES") == "y" else []
     if not wanted and not cards:
         return []
-    listed, builtin = _listed(place), _names(_text(place, "modules.builtin").splitlines())
-    return [name for name in [*wanted, *cards] if name not in listed and (name in wanted or name not in builtin)]
+    there, builtin = listed(place), names(_text(place, "modules.builtin").splitlines())
+    return [name for name in [*wanted, *cards] if name not in there and (name in wanted or name not in builtin)]
 
 
-def _listed(place: str) -> set[str]:
+def listed(place: str) -> set[str]:
     """The modules that depmod has listed and that exist."""
     paths = [line.partition(":")[0] for line in _text(place, "modules.dep").splitlines()]
-    return _names(path for path in paths if os.path.exists(os.path.join(place, path)))
+    return names(path for path in paths if os.path.exists(os.path.join(place, path)))
 
 
-def _names(paths: Iterable[str]) -> set[str]:
-    """kernel/arch/x86/kvm/kvm-amd.ko.zst is kvm_amd."""
+def names(paths: Iterable[str]) -> set[str]:
+    """The names of modules by their paths: kernel/arch/x86/kvm/kvm-amd.ko.zst is kvm_amd."""
     return {os.path.basename(path).partition(".ko")[0].replace("-", "_") for path in paths}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from .._errors import LiveUpdateError, reason
-from . import _cmdline, _image, _initrd, _modules, _running, _scratch
+from . import _cmdline, _image, _initrd, _modules, _running, _scratch, _storage
 
 __all__ = ("PROVEN", "REFUSED", "UNKNOWN", "alone", "boot", "compare", "objections", "prove")
 
@@ -52,6 +52,7 @@ _IN_USE = "this host uses the driver now, and without it guests may not be resto
 _LOCKED = ("integrity", "confidentiality")
 _OTHER_WAY = "or migrate or shut down the guests and update this host with an ordinary reboot"
 _PANICS = "the kernel panics while it boots, and every guest is lost"
+_NO_DISKS = "the host does not find these disks or file systems after the jump, nor the guests on them"
 _BUILD_INITRD = "update-initramfs -c -k {release}, dracut --kver {release}, or mkinitcpio -P"
 # Kinds of images that kexec_file_load accepts on neither architecture, and the remedy.
 _NOT_LOADABLE = {
@@ -124,6 +125,7 @@ def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dic
     ``initrd`` is the path of its initial RAM disk, ``fault`` what is wrong with that file, ``contents`` what is in it if that is known,
     ``without`` whether none is wanted, and ``came_with_one`` whether the running kernel started with one. ``needs`` are the drivers that
     the host uses, ``folder`` is the folder of the kernel's modules, and ``absent`` are needed modules that are missing there.
+    ``storage`` is what the kernel has for the disks and file systems of the host (:func:`_storage.served`).
     """
     needs = _modules.needs(root)
     fault = _initrd.fault(initrd) if initrd else ""
@@ -136,6 +138,7 @@ def boot(image: dict, initrd: str | None, without: bool, root: str = "/") -> dic
         "needs": needs,
         "folder": _modules.folder(image["release"], root),
         "absent": _modules.absent(image.get("config") or {}, image["release"], needs, root),
+        "storage": _storage.served(image.get("config"), image["release"], _storage.needs(root), root),
     }
 
 
@@ -167,6 +170,7 @@ def _way(source: dict, source_name: str, target: dict, target_name: str) -> dict
         *_guests(target, target_name),
         *_starts(target, target_name),
         *_has_modules(target, target_name),
+        *_has_storage(target, target_name),
     ]
     verdicts = [reason["verdict"] for reason in reasons]
     return {"verdict": next((verdict for verdict in (REFUSED, UNKNOWN) if verdict in verdicts), PROVEN), "reasons": reasons}
@@ -514,11 +518,17 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
         for option in needed
         if config.get(option) not in enough
     ]
-    inside = ((facts.get("contents") or {}).get("modules") or {}).get(target["release"])
+    inside, storage = _inside(target), _root_storage(target)
+    if not facts["initrd"] and storage:
+        drivers = ", ".join(dict.fromkeys(need["module"] for need in storage))
+        message = f"{target_name} has no initial RAM disk and no built-in drivers {drivers}, which the root file system of this host needs"
+        found.append(
+            _reason(REFUSED, "root-driver", f"{message}: {_PANICS}", "give it an initial RAM disk, or use a kernel with these drivers")
+        )
     if not inside:
         return found
     modules = [_modules.ROOT_MODULES[option] for option in needed if config.get(option) == "m"]
-    lacking = [module for module in modules if module not in inside]
+    lacking = list(dict.fromkeys([module for module in modules if module not in inside] + [need["module"] for need in storage]))
     if not lacking:
         return found
     return [
@@ -531,6 +541,77 @@ def _root_drivers(target: dict, target_name: str, facts: dict) -> list[dict]:
         ),
         *found,
     ]
+
+
+def _inside(target: dict) -> list[str]:
+    """The modules of this kernel in its initial RAM disk. Empty if they are not known."""
+    facts = target.get("boot") or {}
+    found: list[str] = ((facts.get("contents") or {}).get("modules") or {}).get(target["release"]) or []
+    return found if facts.get("initrd") else []
+
+
+def _root_storage(target: dict) -> list[dict]:
+    """What the root file system needs and the kernel has only as modules that are not in its initial RAM disk, as far as that is known.
+
+    Those that :func:`_root_drivers` judges by their build options are left out. Those that the kernel does not have at all are for
+    :func:`_has_storage`.
+    """
+    facts, inside = target["boot"], _inside(target)
+    by_option = {_modules.ROOT_MODULES[option] for option in facts["needs"]["root"]}
+    return [
+        need
+        for need in facts["storage"]
+        if need["root"]
+        and need["module"] not in by_option
+        and need["names"]
+        and not need["builtin"]
+        and (inside or not facts["initrd"])
+        and not _is_inside(need, inside)
+    ]
+
+
+def _is_inside(need: dict, inside: list[str]) -> bool:
+    return not need["dropped"] and not {need["module"], *need["names"]}.isdisjoint(inside)
+
+
+def _has_storage(target: dict, target_name: str) -> list[dict]:
+    """Whether the kernel has the drivers of the disks and file systems that the host uses."""
+    facts = target.get("boot")
+    if not facts:
+        return []
+    inside, release = _inside(target), target["release"]
+    told = {*facts["absent"], *(_modules.OPTIONS[option] for option in facts["needs"]["options"])}
+    told.update(need["module"] for need in _root_storage(target))
+    if inside or not facts["initrd"]:
+        told.update(_modules.ROOT_MODULES[option] for option in facts["needs"]["root"])
+    lacking: dict[str, dict] = {}
+    for need in facts["storage"]:
+        if need["module"] not in told and not (need["names"] or need["builtin"] or _is_inside(need, inside)):
+            lacking.setdefault(need["module"], need)
+    missing, dropped, unsure = (
+        ", ".join(f"{name} ({need['what']})" for name, need in lacking.items() if (need["dropped"], need["unsure"]) == kind)
+        for kind in ((False, False), (True, False), (False, True))
+    )
+    found = []
+    if missing:
+        message = (
+            f"{target_name} lacks drivers of storage that this host uses: {missing}. They are neither in {facts['folder']} nor built in"
+        )
+        remedy = (
+            f"install the package with the modules of this kernel (Debian: linux-modules-{release}; Ubuntu: also"
+            f" linux-modules-extra-{release}; Fedora: kernel-modules), or copy them; build a module that is no part of the kernel (zfs)"
+            f" for this kernel too (dkms autoinstall -k {release}); then run depmod {release}, and build the initial RAM disk again"
+        )
+        found.append(_reason(REFUSED, "storage-driver", f"{message}: {_NO_DISKS}", remedy))
+    if dropped:
+        message = f"these drivers of {target_name} do not support devices of this host any more: {dropped}: {_NO_DISKS}"
+        remedy = "use a kernel that supports them, or move what is on these disks to others"
+        found.append(_reason(REFUSED, "storage-driver", message, remedy))
+    if unsure:
+        message = f"{target_name} is built without modules, and whether it has these drivers of storage is unknown: {unsure}"
+        remedy = "use a kernel with modules, or look for the drivers in its build configuration"
+        found.append(_reason(UNKNOWN, "storage-driver", message, remedy))
+    return found
 
 
 def _has_modules(target: dict, target_name: str) -> list[dict]:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ("NAMESPACE", "Span", "describe", "disk_targets", "spans", "with_shared_file", "without")
+__all__ = ("NAMESPACE", "Span", "describe", "disk_targets", "parsed", "spans", "with_shared_file", "without")
 
 NAMESPACE = "https://galaxy.ansible.com/kvm/liveupdate"
 # The attributes that distinguish kinds of disks and network cards. For other devices the tag is enough.
@@ -23,11 +23,19 @@ _NO_DEVICE = ("emulator",)
 _YES_NO = {"yes": True, "no": False}
 
 
-def describe(xml: str) -> dict:
-    """A running domain's ``devices``, ``labels`` and ``ladder`` (None when it has none), from what ``virsh dumpxml`` prints."""
+def parsed(xml: str | bytes) -> Element:
+    """The domain's XML as a tree. Raises if it is no XML: else that would be a SyntaxError, of which a caller does not think."""
     from xml.etree import ElementTree  # slow to import
 
-    domain = ElementTree.fromstring(xml)
+    try:
+        return ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, ValueError) as err:
+        raise LiveUpdateError(f"what libvirt prints as its definition is no XML: {err}; look at it with 'virsh dumpxml'") from err
+
+
+def describe(xml: str) -> dict:
+    """A running domain's ``devices``, ``labels`` and ``ladder`` (None when it has none), from what ``virsh dumpxml`` prints."""
+    domain = parsed(xml)
     devices = {_word(device) for device in domain.findall("devices/*") if device.tag not in _NO_DEVICE}
     ours = domain.find(f"metadata/{{{NAMESPACE}}}liveupdate")
     said = dict(ours.attrib) if ours is not None else {}
@@ -105,10 +113,8 @@ def with_shared_file(xml: str) -> str:
 
     Raises for settings that contradict it, because the operator must decide: huge pages, discard, NUMA cells with private memory.
     """
-    from xml.etree import ElementTree  # slow to import
-
     data = xml.encode("utf-8", "surrogateescape")
-    domain = ElementTree.fromstring(data)
+    domain = parsed(data)
     name = domain.findtext("name", "")
     for path, what in (
         ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
@@ -176,6 +182,4 @@ def _with_attribute(tag: bytes, key: bytes, value: bytes) -> bytes:
 
 def disk_targets(xml: str) -> list[str]:
     """The names of the domain's disks (``vda``). Pure."""
-    from xml.etree import ElementTree  # slow to import
-
-    return [target.get("dev", "") for target in ElementTree.fromstring(xml).findall("devices/disk/target")]
+    return [target.get("dev", "") for target in parsed(xml).findall("devices/disk/target")]

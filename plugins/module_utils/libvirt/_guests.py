@@ -55,7 +55,7 @@ def _record(name: str) -> dict:
         with open(os.path.join(_virsh.PIDS, f"{name}.pid"), encoding="ascii") as file:
             pid = int(file.read())
         argv = _processes.argv_of(pid)
-        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             ids = {line.split()[0]: int(line.split()[2]) for line in file if line.startswith(("Uid:", "Gid:"))}
     except (OSError, ValueError):
         return {}

@@ -11,7 +11,7 @@ import time
 
 from .. import _limits
 from .._errors import LiveUpdateError
-from . import _batch
+from . import _batch, _definition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,11 +109,16 @@ def facts(answers: dict[str, _batch.Answer]) -> dict:
     for key, answer in answers.items():
         if answer.error:
             continue
+        try:
+            if key == "xml":
+                _definition.parsed(answer.text)
+            said = json.loads(answer.text) if key in dict(_MONITOR) else {}
+        except (LiveUpdateError, ValueError) as err:  # no XML, no JSON: the problem of this domain alone
+            seen["problem"] = seen["problem"] or str(err)
+            continue
         if key not in dict(_MONITOR):
             seen[key] = answer.text if key != "state" else answer.text.strip()
-            continue
-        said = json.loads(answer.text)
-        if "error" in said:
+        elif "error" in said:
             seen["problem"] = seen["problem"] or f"QEMU: {dict(_MONITOR)[key]}: {said['error'].get('desc', said['error'])}"
         else:
             seen[key] = said["return"].get("blocked-reasons", []) if key == "blockers" else said["return"]

@@ -128,9 +128,14 @@ def _device(value: str) -> str:
     driver = _options.keys_of("device", value).get("driver", "")
     if driver.startswith(_ONCE):
         raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; the host can have only one such device at a time")
-    return re.sub(
-        r"""(guest-cid"?\s*[=:]\s*)(0[xX][0-9a-fA-F]+|\d+)""", lambda found: f"{found.group(1)}{_other_cid(found.group(2))}", value
-    )
+    given = _options.keys_of("device", value)
+    if "guest-cid" not in given:
+        return value
+    other = str(_other_cid(given["guest-cid"]))
+    changed = re.sub(r"""(guest-cid["']?\s*[=:]\s*["']?)(?:0[xX][0-9a-fA-F]+|\d+)""", lambda found: found.group(1) + other, value)
+    if _options.keys_of("device", changed).get("guest-cid") != other:
+        raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; write guest-cid as a plain number")
+    return changed
 
 
 def _other_cid(cid: str) -> int:

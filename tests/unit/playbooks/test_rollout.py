@@ -367,6 +367,26 @@ def test_setup_stops_at_a_host_that_is_lost(tmp_path):
     assert code != 0 and stage.calls("finish") == ["hv1", "hv2"], output
 
 
+PREPARE = """- name: First
+  ansible.builtin.command: sh -c 'echo $HOST first >>{log}; test $HOST != hv2 || {{ {act}; }}'
+  changed_when: true
+
+- name: Second
+  ansible.builtin.command: sh -c 'echo $HOST second >>{log}'
+  changed_when: true
+"""
+
+
+@pytest.mark.parametrize("act", ["touch {path}/hv2.down", "exit 3"], ids=["lost", "failed"])
+def test_setup_changes_no_host_any_more_after_one_that_is_lost_or_fails(tmp_path, act):
+    """All hosts are prepared together: what went wrong on one goes wrong on the others in the next tasks."""
+    stage = Stage(tmp_path, 3, {})
+    stage.setup(prepare=PREPARE.format(log=tmp_path / "log", act=act.format(path=tmp_path)), act="true")
+    code, output = stage.play("kvm.liveupdate.setup")
+    assert code != 0 and sorted(stage.calls("first")) == ["hv1", "hv2", "hv3"], output
+    assert stage.calls("second") == stage.calls("finish") == [], output
+
+
 def test_setup_reboots_nobody_after_a_host_that_was_lost_while_all_were_prepared(tmp_path):
     stage = Stage(tmp_path, 2, {})
     stage.setup(prepare="- name: Reach it\n  ansible.builtin.ping:\n", act="true")

@@ -62,7 +62,7 @@ ON_THE_CONTROLLER = {"_errors", "kernel._proof", "libvirt._room", "update._lease
 NAME_LIBVIRT = {"modules.domain_memory", "modules.hypervisor_info", "modules.runtime", "plugin_utils._plan"}
 # What is neither ours nor of Python: Ansible, with which plugins have to do and hosts do not, and its libraries.
 NOT_OF_PYTHON = {
-    "module_utils._module": {"ansible.module_utils.basic"},
+    "module_utils._module": {"ansible.module_utils", "ansible.module_utils.basic", "ansible.module_utils.common"},
     "plugin_utils._lost_host": {"ansible.errors", "ansible.plugins.action.normal"},
     "plugin_utils._policy": {"jmespath", "jmespath.exceptions", "jmespath.visitor"},
 }

@@ -272,3 +272,8 @@ def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isola
     unit, service = dropin.split("[Service]")
     assert "\nIgnoreOnIsolate=yes\n" in unit and "\nDefaultDependencies=no\n" in unit
     assert "\nFileDescriptorStorePreserve=yes\n" in service and "\nFileDescriptorStoreMax=4\n" in service
+
+
+def test_a_file_that_is_damaged_is_outdated(tmp_path):
+    (tmp_path / "unit").write_bytes(b"\xff")
+    assert _runtime.outdated({"/unit": ("x", 0o644)}, str(tmp_path)) == ["/unit"]

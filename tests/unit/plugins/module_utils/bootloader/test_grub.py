@@ -185,3 +185,11 @@ def test_the_file_that_wins(tmp_path, monkeypatch, files, winner):
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
     assert _grub.winner("V", "/etc/default/grub.d/ours.cfg") == (f"{tmp_path}/{winner}" if winner else "")
+
+
+def test_a_menu_may_have_any_bytes(tmp_path, monkeypatch):
+    """The title of another system on the disks."""
+    (tmp_path / "grub.cfg").write_bytes(b"menuentry 'B\xfcro' --id x {\n linux /vmlinuz a=\xff\n}\n")
+    monkeypatch.setattr(_grub, "MENU", str(tmp_path / "grub.cfg"))
+    (entry,) = _grub.entries(_grub.menu())
+    assert entry["title"] == "B\udcfcro"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -327,11 +328,18 @@ def test_a_guest_whose_examination_fails_has_a_reason_and_the_others_are_examine
     def inspect(record):
         if record["name"] == "db":
             raise LiveUpdateError("systemctl show: invalid argument")
+        if record["name"] == "app":
+            raise ElementTree.ParseError("no element found")  # a SyntaxError
         return []
 
     looked.setattr(_reasons, "inspect", inspect)
-    web, db, long = (hypervisor_info.guest_facts({**WEB, "name": name}, held=False) for name in ("web", "db", "\u0432" * 30))
+    web, db, long, app = (hypervisor_info.guest_facts({**WEB, "name": name}, held=False) for name in ("web", "db", "\u0432" * 30, "app"))
+    assert [reason["code"] for reason in app["reasons"]] == ["not-examined"] and "no element found" in app["reasons"][0]["message"]
     assert web["reasons"] == []
     assert [reason["code"] for reason in db["reasons"]] == ["not-examined"] and "invalid argument" in db["reasons"][0]["message"]
     assert [reason["code"] for reason in long["reasons"]] == ["name-long"]
     assert set(web) == set(db) == set(long)
+
+
+def test_a_name_of_any_bytes_makes_a_unit_name():
+    assert _units.escape("B\udcfcro") == r"B\xfcro" and _reasons.name_reasons({**WEB, "name": "B\udcfcro"}) == []

@@ -107,3 +107,12 @@ def test_a_digest_tells_files_apart(tmp_path):
     digests = [_files.digest(str(tmp_path / name)) for name in "abc"]
     assert [digest["size"] for digest in digests] == [5, 5, 6]
     assert len({digest["crc32"] for digest in digests}) == 3
+
+
+def test_any_path_can_be_written(tmp_path):
+    """One that is no UTF-8 is in memory with surrogates (os.fsdecode)."""
+    name = os.fsdecode(b"B\xfcro")
+    _files.write_text(str(tmp_path / "unit"), f"ExecStart={name}\n", 0o644)
+    assert (tmp_path / "unit").read_bytes() == b"ExecStart=B\xfcro\n"
+    _files.write_json(str(tmp_path / "record"), {"name": name})
+    assert _files.read_json(str(tmp_path / "record")) == {"name": name}

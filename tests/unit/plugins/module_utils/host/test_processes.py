@@ -124,3 +124,9 @@ def test_the_time_of_the_guest_is_the_43rd_field(monkeypatch):
     fields = " ".join(str(number) for number in range(3, 53))
     monkeypatch.setattr("builtins.open", lambda *_path, **_how: io.StringIO(f"7 (a )b) {fields}"))
     assert _processes.guest_time(7) == 43
+
+
+def test_a_unit_with_bytes_that_are_no_utf_8_ends_no_examination(tmp_path):
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_bytes(b"0::/system.slice/B\xfcro.service\n")
+    assert _processes.unit_of(7, str(tmp_path)) == "B\udcfcro.service"

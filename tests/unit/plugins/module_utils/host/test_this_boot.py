@@ -63,3 +63,10 @@ def test_a_clock_that_stands_is_given_up(clock, monkeypatch):
 @pytest.mark.parametrize(("before", "after", "step"), [(0.25, 0.75, 0.5), (0.0, -0.5, -0.5), (None, 0.1, None), (0.1, None, None)])
 def test_step(before, after, step):
     assert _this_boot.step(before, after) == step
+
+
+def test_a_command_line_may_have_any_bytes(tmp_path):
+    """GRUB passes a title in Latin-1 on as it is."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_bytes(b"root=/dev/vda1 title=B\xfcro kho=on\n")
+    assert _this_boot.current_cmdline(str(tmp_path)) == "root=/dev/vda1 title=B\udcfcro kho=on"

@@ -15,7 +15,7 @@ import tracemalloc
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _decompress, _image, _modules
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _decompress, _image, _modules, _storage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -569,6 +569,6 @@ def test_a_text_in_a_configuration_is_read_as_kconfig_writes_it():
 
 def test_every_option_that_a_host_may_need_is_read():
     compressions = (f"RD_{name.upper()}" for _magic, name in _decompress._MAGICS)
-    options = {*_modules.OPTIONS, *_modules.ROOT_MODULES, *compressions, "MODULES"}
+    options = {*_modules.OPTIONS, *_modules.ROOT_MODULES, *_storage.OPTIONS.values(), *compressions, "MODULES"}
     text = "".join(f"CONFIG_{option}=m\n" for option in options)
     assert _image.parse_config(text.encode()) == dict.fromkeys(options, "m")

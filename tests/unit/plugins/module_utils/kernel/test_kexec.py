@@ -153,6 +153,12 @@ def test_no_file_stays_open(kernel, monkeypatch, fails):
     assert len(opened) == 2
 
 
+def test_a_command_line_of_any_bytes_comes_over_as_it_is(kernel):
+    folder, calls = kernel
+    _kexec.load({**image_of(folder), "cmdline": "title=B\udcfcro kho=on"})
+    assert calls[-1][1] == b"title=B\xfcro kho=on\0"
+
+
 def test_no_initrd_is_minus_one_and_nothing_else_is_unloaded(tmp_path, monkeypatch):
     given = []
     (tmp_path / "vmlinuz").write_bytes(bzimage())

@@ -384,6 +384,7 @@ BOOT = {
     "needs": NEEDS,
     "folder": "/usr/lib/modules/7.3.4",
     "absent": [],
+    "storage": [],
 }
 
 
@@ -509,6 +510,30 @@ def test_what_this_host_needs_of_a_kernel(boot, cmdline, code, text):
     way = _proof.compare(RUNNING, change(TARGET, boot={**BOOT, **boot}, cmdline=f"{cmdline} kho=on liveupdate=on", config=config))["there"]
     assert outcome(way) == (("refused", [code]) if code else ("proven", []))
     assert code is None or message(way, code) == text
+
+
+ZFS = {"module": "zfs", "alias": "fs-zfs", "what": "/tank", "root": False, "known": True, "supported": False}
+ZFS |= {"names": [], "builtin": False, "dropped": False, "unsure": False}
+
+
+@pytest.mark.parametrize(
+    ("boot", "codes"),
+    [
+        ({}, ["storage-driver"]),
+        ({"absent": ["zfs"]}, ["modules"]),
+        ({"needs": {**NEEDS, "options": ["KVM", "DM_CRYPT"]}, "storage": [{**ZFS, "module": "dm_crypt"}]}, ["dm-crypt-off"]),
+        (
+            {"needs": {**NEEDS, "root": ["XFS_FS"]}, "storage": [{**ZFS, "module": "xfs"}], "contents": inside("7.3.4", "ext4")},
+            ["root-driver"],
+        ),
+        ({"needs": {**NEEDS, "root": ["BLK_DEV_SD"]}, "storage": [{**ZFS, "module": "sd_mod"}]}, ["storage-driver"]),
+        ({"storage": [{**ZFS, "root": True, "names": ["zfs"]}], "contents": inside("7.3.4", "ext4")}, ["root-driver"]),
+        ({"storage": [ZFS, {**ZFS, "alias": "other"}]}, ["storage-driver"]),
+    ],
+)
+def test_each_lack_is_told_once(boot, codes):
+    target = change(TARGET, boot={**BOOT, "storage": [ZFS], **boot}, config={"BLK_DEV_SD": "m"})
+    assert outcome(_proof.compare(RUNNING, target)["there"]) == ("refused", codes)
 
 
 def test_no_reason_is_made_for_drivers_that_are_there(monkeypatch):
@@ -767,8 +792,11 @@ def test_prove_looks_at_this_host(prove, host):
     host("sys/kernel/boot_params/data", b"\1" * 4096)
     assert outcome(prove()) == ("refused", ["initrd-missing"])
     assert outcome(prove(without=True)) == ("proven", [])
+    host("proc/self/mountinfo", b"36 1 0:50 / /tank rw - zfs tank rw\n")
+    host("sys/module/zfs/initstate", b"live\n")
+    assert outcome(prove(without=True)) == ("unknown", ["storage-driver"])
     os.unlink(os.path.join(host.root, "usr/lib/modules/7.3.4/kernel/kvm.ko"))
-    assert outcome(prove(without=True)) == ("refused", ["modules"])
+    assert outcome(prove(without=True)) == ("refused", ["modules", "storage-driver"])
 
 
 def test_an_image_of_debugfs_that_says_more_than_one_version(host):

@@ -138,3 +138,9 @@ def test_a_definition_in_any_language_goes_back_byte_for_byte():
     """Libvirt writes UTF-8; a place in it is counted in bytes."""
     head = HEAD.replace("  <memory unit", "  <title>Büro \U0001f5a5 &amp; Ωμέγα</title>\n  <memory unit")
     assert _definition.with_shared_file(head + TAIL) == head + SHARED + TAIL
+
+
+@pytest.mark.parametrize("read", [_definition.describe, _definition.disk_targets, _definition.with_shared_file])
+def test_a_definition_that_is_no_xml_is_an_error_of_ours(read):
+    with pytest.raises(LiveUpdateError, match=r"is no XML: .*virsh dumpxml"):
+        read("<domain><name>app</domain>")

@@ -190,6 +190,18 @@ def test_a_qemu_that_changes_its_own_command_line_hides_no_other_guest(libvirt, 
     assert _reasons.memory_reasons(found["backends"], bool(found["ram"]))[0]["code"].startswith("ram-")
 
 
+def test_a_qemu_whose_name_is_cut_inside_a_letter_is_known(libvirt):
+    """The kernel keeps 15 bytes of the name of a process (-name process=)."""
+    (libvirt.folder / "run/app.xml").write_text("<name>app</name><uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>")
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'qemu-b\\xc3', 0, 0, 0); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-IS", "-c", code, *UUID], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (libvirt.folder / "run/app.pid").write_text(str(process.pid))
+        (found,) = _guests.known()
+        process.kill()
+    assert found["name"] == "app"
+
+
 MAPPER = """
 import mmap, os, sys
 files = [os.open(path, os.O_RDWR) for path in sys.argv[1:]]

@@ -95,6 +95,25 @@ def test_an_error_of_qemu_is_the_domains_problem():
     assert _survey.facts(answers) == {"problem": "QEMU: query-migrate: no such command"}
 
 
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ({"dumpxml": "<domain><name>app</domain>"}, "what libvirt prints as its definition is no XML: mismatched tag"),
+        ({"dumpxml": "<domain>\udcff</domain>"}, "is no XML: 'utf-8' codec can't encode"),
+        ({"query_migrate": "Bye"}, "Expecting value"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_a_reason_of_this_domain_alone(libvirt, answers, problem):
+    """The errors of Python's parser of XML are SyntaxErrors: they ended the examination of the whole host."""
+    app, db = libvirt.add("app", 1, **answers), libvirt.add("db", 2)
+    _guests.survey([app, db])
+    assert not db["seen"]["problem"] and db["seen"]["xml"] == "<domain/>"
+    assert problem in app["seen"]["problem"]
+    assert [reason["code"] for reason in _reasons.monitor_reasons(app["seen"])] == ["monitor"]
+    if "dumpxml" in answers:
+        assert _guests.describe(app)["devices"] == [] and _guests.warn(app) == []
+
+
 def test_a_host_without_virsh_is_the_domains_problem(monkeypatch):
     def missing(*_arguments):
         raise LiveUpdateError("virsh: not found")

@@ -327,6 +327,38 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     assert not (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").exists()
 
 
+def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch):
+    """The packet filter would flush its rules. What does not run is not wanted: that would start it."""
+    monkeypatch.setattr(_units, "RUN_FOLDER", str(tmp_path))
+    monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
+    monkeypatch.setattr(_gate, "others", lambda ours: {})
+    active = ["ufw.service", "firewalld.service", "multipathd.service", "multipathd.socket", "cron.service", "web.service"]
+    triggers = {"multipathd.service": {"TriggeredBy": "multipathd.socket"}}
+    monkeypatch.setattr(
+        _systemd,
+        "show_each",
+        lambda units, *_names: {
+            unit: {"ActiveState": "active" if unit in active else "inactive", **triggers.get(unit, {})} for unit in units
+        },
+    )
+    ran = []
+    monkeypatch.setattr(
+        _commands,
+        "run",
+        lambda *command, **_limit: ran.append((command[1], (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").exists())) or "",
+    )
+    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": active}
+    update |= {"records": {"web": {"unit": "web.service", "pid": 7}}, "pause_by": time.monotonic() + 60}
+    _services.stop_the_rest(update)
+    wanted = (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").read_text().splitlines()
+    assert wanted[0] == "[Unit]"
+    assert sorted(wanted[1:]) == [
+        f"Wants={unit}" for unit in ("firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service", "web.service")
+    ]
+    assert sorted(update["kept"]) == ["firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service"]
+    assert ran[-1] == ("isolate", True)
+
+
 def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, monkeypatch):
     """A domain that is saved has its RAM in the session and in its holder only."""
     released, late = [], []
