@@ -18,6 +18,9 @@ from datetime import datetime, timezone
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _window
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _failure as _told
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -134,8 +137,11 @@ class ActionModule(ActionBase):
             return {**result, "failed": True, "msg": message}
         started = time.monotonic()
         try:
-            arguments = {"run": _run.this_run(), **self._task.args}
+            until = _window.in_full(str(self._task.args.get("until") or ""))
+            arguments = {"run": _run.this_run(), **self._task.args, **({"until": until} if until else {})}
             result.update(self._execute_module(module_name="kvm.liveupdate.kexec", module_args=arguments, task_vars=task_vars))
+        except LiveUpdateError as err:
+            return {**result, "failed": True, "msg": err.message}
         except AnsibleConnectionFailure as err:
             # The host may have committed the update or not.
             message = f"the connection broke while the host was told to jump: {err}. The host may jump by itself; look at its console"
@@ -245,9 +251,6 @@ def _came_back(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str
         came, planned = " ".join(look.kernel), " ".join(wanted)
         seen = f"the host came back with kernel {came}"
         seen += f", not {planned}" if look.kernel != wanted else ", but not by the jump"
-        message = (
-            f"{seen}: it did a cold boot, and its guests' memory is lost. Its console and 'journalctl -b -1' may show why. Guests start"
-            " from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME' and start each guest"
-        )
+        message = f"{seen}: it did a cold boot, and its guests' memory is lost. {_told.AFTER_COLD_BOOT}"
         return {**found, **_failure("rebooted", message)}
     return {**found, "outcome": "jumped"}

@@ -27,6 +27,10 @@ options:
     description: Who started the run. Empty values are left out.
     type: dict
     default: {}
+  target:
+    description: The new kernel, RV(kvm.liveupdate.hypervisor_info#module:target).
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -47,9 +51,9 @@ import typing as t
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._record import record
 
 
-def update_record(host: t.Any, jump: t.Any = None, by: t.Any = None) -> dict[str, t.Any]:
+def update_record(host: t.Any, jump: t.Any = None, by: t.Any = None, target: t.Any = None) -> dict[str, t.Any]:
     """The record of an update that ends now."""
-    return record(host, jump or {}, by or {}, time.time())
+    return record(host, jump or {}, by or {}, time.time(), target)
 
 
 class FilterModule:

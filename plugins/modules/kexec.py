@@ -27,7 +27,8 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: In check mode earlier tasks stage and preserve nothing, so the module does not check for that.
+    details: In check mode the module checks the maintenance window and the lease. Earlier tasks stage and preserve nothing then, so it does
+      not check for that.
   diff_mode:
     support: none
   idempotent:
@@ -252,12 +253,16 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 
 def commit(module):
     """The part that runs on the host: the last checks, and the commit."""
+    run, until = module.params["run"] or "", module.params["until"]
     if module.check_mode:
+        now = time.time()
+        _window.refuse_after(until, now)
+        _lease.refuse_other(_lease.read(), run, now)
         return {"changed": True}
     with _lock.Lock():
         now = time.time()
-        _window.refuse_after(module.params["until"], now)
-        _lease.renew(module.params["run"] or "", now)
+        _window.refuse_after(until, now)
+        _lease.renew(run, now)
         asked = [module.params[option] for option in ("guests", "keep_units", "on_loss", "timeout", "verify_memory", "reuse_probe")]
         return {"changed": True, "journal": _jump.commit(*asked)}
 

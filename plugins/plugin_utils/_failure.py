@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import typing as t
 
-__all__ = ("failure",)
+__all__ = ("AFTER_COLD_BOOT", "failure")
 
+# What an operator does for guests whose memory is gone.
+AFTER_COLD_BOOT = (
+    "Its console and 'journalctl -b -1' may show why. Guests start from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME'"
+    " and start each guest"
+)
 _NO_MESSAGE = "see the failed task above"
 
 

@@ -17,6 +17,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _roo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease
 
 from ._budget import check_seconds, expected_too_long
+from ._failure import AFTER_COLD_BOOT
 from ._patterns import matching
 from ._policy import Policy, PolicyError, Rung
 
@@ -78,7 +79,8 @@ def plan(
     guests with the same value may be paused at once. ``essential`` are names and patterns of guests that the run itself depends on.
     ``verify_memory`` is how the memory is checked. The rest is as for :func:`chosen`. The plan has:
 
-    ``verdict``      ``go``, ``refuse``, or ``current`` (the host runs the kernel already and all guests are back)
+    ``verdict``      ``go``, ``refuse``, ``current`` (the host runs the kernel already and all guests are back), or ``unfinished`` (it runs
+                     another kernel, and first the guests that an earlier update lost have to be reported)
     ``refusals``     why the host is refused: sentences with their remedies
     ``over_budget``  the refusal because of ``blackout_max``, empty if there is none
     ``kernel``       the release of the new kernel, its path if it is not installed yet
@@ -114,11 +116,12 @@ def plan(
     pauses = [facts["last_pause"] - facts.get("last_check", 0.0) for facts in kept if facts.get("last_pause") is not None]
     expected = max(pauses) + check if pauses else None
     current = bool((host.get("target") or {}).get("current"))
-    over = "" if current else expected_too_long(expected, blackout_max, check)
-    members = {} if current else _members(host["guests"], guests, paused_max or {})
-    against = _against_the_host(host, current, over) + _too_many(members, paused_max or {})
-    refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not current]
-    verdict = "refuse" if refusals else "current" if current else "go"
+    stays = current or bool(unfinished)
+    over = "" if stays else expected_too_long(expected, blackout_max, check)
+    members = {} if stays else _members(host["guests"], guests, paused_max or {})
+    against = _against_the_host(host, stays, over) + _too_many(members, paused_max or {})
+    refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not stays]
+    verdict = "refuse" if refusals else "current" if current else "unfinished" if unfinished else "go"
     rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
     away = _who_is_away(host) if refusals else []
     made = {
@@ -147,9 +150,9 @@ def plan(
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 
 
-def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[str]:
-    """Why the host itself is refused. One that runs the new kernel is refused only while a guest waits to come back."""
-    told = [_told(reason) for reason in host["reasons"] if not current or reason["code"] in _NOT_BACK]
+def _against_the_host(host: dict[str, t.Any], stays: bool, over: str) -> list[str]:
+    """Why the host itself is refused. One that does not jump is refused only while a guest waits to come back."""
+    told = [_told(reason) for reason in host["reasons"] if not stays or reason["code"] in _NOT_BACK]
     lease = host.get("lease") or {}
     if lease.get("left") and not lease.get("own") and not lease.get("ended"):
         told.append(_lease.refusal(lease))
@@ -159,16 +162,22 @@ def _against_the_host(host: dict[str, t.Any], current: bool, over: str) -> list[
 def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
     """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there.
 
-    A cold boot after the pause of the guests counts too: nobody has told yet that they have lost their memory.
+    A cold boot after the pause of the guests counts too, whatever kernel it started: usually that is the old one, because the new one is
+    not the boot default yet. Nobody has told yet that the guests have lost their memory.
     """
     lease, update = host.get("lease") or {}, host.get("last_update") or {}
-    times = update.get("times") or {}
+    times, current = update.get("times") or {}, bool((host.get("target") or {}).get("current"))
     cut_off = update.get("outcome") == "rebooted" and update.get("state") in ("saving", "jumping")
-    if not lease or not (host.get("target") or {}).get("current") or not (update.get("outcome") == "jumped" or cut_off):
+    if not lease or lease["begun"] > times.get("committed", 0):
         return {}
-    if lease["begun"] > times.get("committed", 0):
+    if not (update.get("outcome") == "jumped" or cut_off) or not (current or (cut_off and update["guests"])):
         return {}
+    told = (
+        f"the host did a cold boot during the update of an earlier run, or after it, and runs kernel {host['kernel']['release']} now."
+        f" {AFTER_COLD_BOOT}" + ("" if current else ". Then run the update again")
+    )
     return {
+        **({"msg": told} if cut_off else {}),
         "outcome": update["outcome"],
         "journal": update,
         "times": times,
@@ -357,15 +366,17 @@ def _few(names: list[str], shown: int = _SHOWN) -> str:
 
 def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], blackout_max: float) -> list[str]:
     """The plan for people. ``against`` is why the host itself is refused."""
+    unfinished = {
+        "jumped": ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."],
+        "rebooted": [
+            "The host did a cold boot during the update of an earlier run, or after it. Its guests lost their memory. This run checks"
+            " and reports each of them."
+        ],
+    }.get(made["unfinished"].get("outcome", ""), [])
     if made["verdict"] == "current":
-        unfinished = {
-            "jumped": ["An earlier run ended before it checked the guests of this host after the jump. This run checks them."],
-            "rebooted": [
-                "The host did a cold boot during the update of an earlier run, or after it. Its guests lost their memory. This run checks"
-                " and reports each of them."
-            ],
-        }
-        return [f"The host runs {_kernel(host)} already.", *unfinished.get(made["unfinished"].get("outcome", ""), [])]
+        return [f"The host runs {_kernel(host)} already.", *unfinished]
+    if made["verdict"] == "unfinished":
+        return [*unfinished, f"It does not update the host. To update it to {_kernel(host)}, run the update again."]
     rows = [("guest", "way", "why"), *((guest["name"], guest["way"], guest["why"]) for guest in made["guests"])]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]

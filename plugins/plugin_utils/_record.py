@@ -16,15 +16,24 @@ __all__ = ("record",)
 _IMAGE = ("path", "release", "version", "sha256", "initrd", "initrd_sha256", "cmdline", "signed")
 
 
-def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any], now: float) -> dict[str, t.Any]:
+def record(
+    host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any], now: float, target: dict[str, t.Any] | None = None
+) -> dict[str, t.Any]:
     """The record of one update.
 
-    ``host`` is the result (:func:`_result.result`), ``jump`` what kexec returned, ``by`` who started the run, and ``now`` the time since
-    the epoch. The record has ``at``, ``by`` (without what is empty), whose lease was taken over, how the update ended, both kernels with
-    the digests of the new one, and of each guest its way, how it ended, its pause and how its memory was checked.
+    ``host`` is the result (:func:`_result.result`), ``jump`` what kexec returned, ``by`` who started the run, ``now`` the time since the
+    epoch, and ``target`` what hypervisor_info says of the new kernel. The record has ``at``, ``by`` (without what is empty), whose lease
+    was taken over, how the update ended, both kernels, the guests that lost their memory, and of each guest its way, the ways that were
+    not possible and why (``passed_over``), how it ended, its pause and how its memory was checked.
+
+    ``image`` has the digests of the new kernel, and whether its image has a signature. ``image_before`` says which kernel ran before. The
+    host completes it (module_utils/update/_records.py).
     """
-    journal = jump.get("journal") or {}
-    image, ways = journal.get("image") or {}, {guest["name"]: guest["way"] for guest in (host.get("plan") or {}).get("guests") or []}
+    journal, target = jump.get("journal") or {}, target or {}
+    image, before = journal.get("image") or {}, journal.get("kernel") or {}
+    if image.get("sha256") and image["sha256"] == target.get("sha256"):
+        image = {**image, "signed": target["signed"]}
+    planned = _planned(host.get("plan") or {}, journal)
     return {
         "at": datetime.datetime.fromtimestamp(now, datetime.timezone.utc).isoformat(timespec="seconds"),
         "by": {name: str(value) for name, value in by.items() if value not in (None, "")},
@@ -33,9 +42,12 @@ def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any],
         "taken_over": host["taken_over"],
         "over_budget": host["over_budget"],
         "image": {name: image[name] for name in _IMAGE if name in image},
+        "image_before": {name: before[name] for name in _IMAGE if name in before},
+        "guests_lost": host["guests_lost"],
         "guests": {
             name: {
-                "way": ways.get(name, ""),
+                "way": planned.get(name, {}).get("way", ""),
+                "passed_over": planned.get(name, {}).get("passed_over", []),
                 "state": guest["state"],
                 "why": guest["why"],
                 "pause": blackout(guest),
@@ -45,3 +57,10 @@ def record(host: dict[str, t.Any], jump: dict[str, t.Any], by: dict[str, t.Any],
             for name, guest in host["guests"].items()
         },
     }
+
+
+def _planned(plan: dict[str, t.Any], journal: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
+    """What was planned for each guest in this update. If an earlier run made it, the plan is about another: only its guests are known."""
+    if plan.get("unfinished"):
+        return {name: {"way": "preserve"} for name in journal["guests"]}
+    return {guest["name"]: guest for guest in plan.get("guests") or []}

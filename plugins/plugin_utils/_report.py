@@ -41,8 +41,8 @@ def figures(hosts: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
     ``title``, ``when``  texts
     ``tiles``     the main figures: ``name``, ``value``
     ``hosts``     of each host ``name``, ``outcome``, ``over`` (whether a pause was too long), ``cells`` (its row in the overview), ``why``,
-                  ``pauses`` (seconds, by guest), ``timeline`` (:func:`_timeline`), ``parts`` (the columns and rows of a table),
-                  ``others`` (``guest``, ``why``), ``warnings`` (``guest``, ``warning``)
+                  ``taken_over`` (a sentence, or empty), ``pauses`` (seconds, by guest), ``timeline`` (:func:`_timeline`), ``parts`` (the
+                  columns and rows of a table), ``others`` (``guest``, ``why``), ``warnings`` (``guest``, ``warning``)
     """
     pauses = [pause for host in hosts.values() for pause in _pauses(host).values()]
     updated = sum(host["outcome"] in ("updated", "current") for host in hosts.values())
@@ -93,6 +93,7 @@ def _host(name: str, host: dict[str, t.Any]) -> dict[str, t.Any]:
     """One host: what happened to it, its timeline, and what took the time."""
     pauses, over = _pauses(host), bool(host.get("over_budget"))
     step = f'The update had begun. It ended at "{host["step"]}". ' if host.get("step") else ""
+    taken = host.get("taken_over")
     return {
         "name": name,
         "outcome": host["outcome"],
@@ -108,6 +109,7 @@ def _host(name: str, host: dict[str, t.Any]) -> dict[str, t.Any]:
             _seconds(max(pauses.values(), default=None)),
         ],
         "why": step + host.get("why", ""),
+        "taken_over": f"This run took over the lease of {taken}." if taken else "",
         "pauses": pauses,
         "timeline": _timeline(host, list(pauses)) if pauses else {},
         "parts": _parts(host, pauses),

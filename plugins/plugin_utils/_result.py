@@ -97,7 +97,8 @@ def result(
     kernel, boot_id = (host.get("kernel") or {}).get("release", ""), host.get("boot_id", "")
     update_id = (jump.get("journal") or {}).get("id", "")
     last = {update["guest"]: update for update in (guest.get("last_update") or {} for guest in guests) if update}
-    planned = {} if plan.get("verdict") == "current" else {guest["name"]: guest["why"] for guest in plan.get("guests") or []}
+    stays = plan.get("verdict") in ("current", "unfinished")
+    planned = {} if stays else {guest["name"]: guest["why"] for guest in plan.get("guests") or []}
     fates = {
         guest["name"]: _guest(guest, planned.get(guest["name"], ""), last.get(guest["name"], {}), update_id)
         for guest in host.get("guests") or []
@@ -115,6 +116,11 @@ def result(
             if not fate["state"]:
                 fate["why"] = f"unknown, the host was lost; planned: {fate['why'] or 'nothing'}"
     kept = {name for name, fate in fates.items() if fate["state"] == "restored"}
+    cold = jump.get("outcome") == "rebooted"
+    # Otherwise it is not known yet of each guest.
+    lost_guests = [name for name in plan.get("staying") or [] if name not in kept] if cold or step == CHECK_MEMORY else []
+    if cold and lost_guests:
+        why = f"{why}. Guests that lost their memory: {', '.join(lost_guests)}"
     return {
         "outcome": end,
         "why": why,
@@ -131,7 +137,7 @@ def result(
         "boot_id_after": jump.get("boot_id_after", "" if silent else boot_id),
         "times": jump.get("times") or {},
         "guests": _with_away(fates, away),
-        "guests_lost": [name for name in plan.get("staying") or [] if name not in kept] if step == CHECK_MEMORY else [],
+        "guests_lost": lost_guests,
     }
 
 
@@ -210,6 +216,9 @@ def _line(host: dict[str, t.Any], check_mode: bool) -> str:
 def _outlook(host: dict[str, t.Any]) -> str:
     """What the update would do."""
     plan, pause = host["plan"], host["expected_pause"]
+    if plan["verdict"] == "unfinished":
+        lost = f"an earlier update lost the memory of {_guests(len(plan['staying']))}"
+        return f"{lost}. A run without --check reports this. Then the host can be updated"
     leaving = [f"{_guests(len(plan['leaving']))} sent away"] if plan["leaving"] else []
     expected = [f"expected pause {'unknown' if pause is None else f'{pause:.1f} s'}"] if plan["staying"] else []
     kernels = f"{host['kernel_before']} -> {plan['kernel']}"

@@ -10,7 +10,7 @@ import typing as t
 
 from ._result import CHECK_MEMORY
 
-__all__ = ("RolloutError", "asked", "batches", "gate", "read_paused_max")
+__all__ = ("RolloutError", "asked", "batches", "gate", "not_together", "read_paused_max")
 
 _SHOWN = 5
 
@@ -36,6 +36,29 @@ def batches(hosts: dict[str, dict[str, t.Any]], serial: t.Any = 1, paused_max: d
         made.append(_next(left, hosts, sizes[min(len(made), len(sizes) - 1)], most))
         left = [name for name in left if name not in made[-1]]
     return made + [[name] for name in last]
+
+
+def not_together(
+    hosts: dict[str, dict[str, t.Any]], paused_max: dict[str, t.Any] | None = None, more_follow: bool = False
+) -> dict[str, str]:
+    """Why hosts of a batch are not updated with it after all, by name: guests may have moved since the batches were made.
+
+    ``hosts`` are those of the batch that are about to jump, as for :func:`batches`, with their newest plans. ``more_follow`` says whether
+    hosts without essential guests come after this batch.
+    """
+    made = batches(hosts, max(1, len(hosts)), paused_max)
+    first = made[0] if made else []
+    found = {}
+    for name, host in hosts.items():
+        essential = host["plan"].get("essential") or []
+        if essential and (more_follow or name not in first):
+            why = f"it runs {_few(essential)} of hypervisor_update_essential now, so it has to be updated last, alone"
+        elif name not in first:
+            why = f"with hypervisor_update_paused_max and hypervisor_update_apart it cannot be updated together with {_few(first)} any more"
+        else:
+            continue
+        found[name] = f"guests have moved since the batches were made: {why} - wait for the end of this run, then repeat the command"
+    return found
 
 
 def _next(left: list[str], hosts: dict[str, dict[str, t.Any]], size: int, most: dict[str, int]) -> list[str]:

@@ -25,7 +25,7 @@ import pytest
 
 HERE = Path(__file__).parent
 COLLECTION = HERE.parents[1]
-REAL = ("kexec", "update_lease")
+REAL = ("kexec", "update_lease", "update_record")
 # Whatever happens to this process, what it starts ends with it.
 WITH_US = ("setpriv", "--pdeathsig", "KILL")
 OLD, NEW = "7.2.13", "7.3.4"

@@ -4,8 +4,8 @@
 
 """Rollouts over SSH: what becomes of each host when something goes wrong, and what the same command does afterwards.
 
-Playbooks, roles, filters, action plugins and the modules kexec and update_lease are the real ones. The other modules are stubs, and so is
-the jump: a host dies and comes back with another kernel release (host/).
+Playbooks, roles, filters, action plugins and the modules kexec, update_lease and update_record are the real ones. The other modules are
+stubs, and so is the jump: a host dies and comes back with another kernel release (host/).
 """
 
 from __future__ import annotations
@@ -124,6 +124,44 @@ def test_a_killed_run_is_continued_by_the_same_command(fleet, place):
     assert code == 0 and said(output) == [f"hv1: {KEPT}"], output
     assert "hv1: this run takes over the lease of " in output and fleet.calls("kexec") == ["hv1"], output
     assert logged(fleet, "after") == ["hv1 hv1 after updated"] and not (host.folder / "lib/lease.json").exists(), output
+
+
+def records(host) -> list[dict]:
+    """What a host recorded of its updates."""
+    return [json.loads(line) for line in (host.folder / "lib/updates.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("first", ["killed", pytest.param("lost the host", marks=pytest.mark.beyond)])
+def test_guests_that_a_cold_boot_of_the_old_kernel_lost_are_told(fleet, first):
+    """The first run does not see the boot. The next one reports it and stops, and the one after it updates both hosts."""
+    fleet = fleet(2)
+    host = fleet.hosts[0]
+    host.comes_back = False
+    if first == "killed":
+        run = fleet.start()
+        until("hv1 is on its way", lambda: fleet.calls("kexec"))
+        run.kill()
+    else:
+        code, output = fleet.play(hypervisor_update_timeout=20)
+        assert code != 0 and fleet.outcomes() == {"hv1": "lost", "hv2": "checked"}, output
+    until("hv1 is down", lambda: not (host.folder / "jump").exists() and not host.is_up())
+    host.boot(OLD)
+    host.comes_back = True
+    host.plan({"guest running": "lose"})
+
+    code, output = fleet.play(hypervisor_update_lost_max=9)
+    report = json.loads((fleet.path / "page.html.json").read_text())["hv1"]
+    assert code != 0 and fleet.outcomes() == {"hv1": "failed", "hv2": "checked"} and fleet.calls("kexec") == ["hv1"], output
+    assert (report["guests_lost"], report["kernel_after"], report["guests"]["web"]["state"]) == (["web"], OLD, "lost"), output
+    assert f"runs kernel {OLD} now. Its console" in report["why"] and report["why"].endswith("Guests that lost their memory: web")
+    assert said(output)[1] == "hv2: not touched, the run stopped before this host: hv1 failed"
+    (one,) = records(host)
+    assert (one["outcome"], one["guests_lost"], one["update_id"]) == ("failed", ["web"], report["update_id"]) and "pstore" in one
+
+    host.plan({})
+    code, output = fleet.play()
+    assert code == 0 and said(output) == [f"hv{number}: {KEPT}" for number in (1, 2)], output
+    assert [one["outcome"] for one in records(host)] == ["failed", "updated"], output
 
 
 def test_two_runs_at_once(fleet):

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("read",)
+__all__ = ("image_of", "read")
 
 _DEBUGFS = "sys/kernel/debug/kho"
 _BLOB_LIMIT = 1 << 20
@@ -30,7 +30,7 @@ def read(root: str = "/", image: str | None = None) -> dict:
     if it is exactly this build. What cannot be read raises no error: ``unread`` says why.
     """
     kernel = _this_boot.kernel(root)
-    found, why = _own_image(root, kernel, image)
+    found, why = _own_image(root, kernel, image, _notes(root))
     side: dict = {
         "path": None,
         "kind": None,
@@ -64,13 +64,17 @@ def _arch(root: str) -> str:
         return os.uname().machine  # kernels before 6.1
 
 
-def _own_image(root: str, kernel: dict[str, str], given: str | None) -> tuple[dict, str]:
-    """The facts of the running kernel's image; or none, and why."""
+def image_of(kernel: dict[str, str], root: str = "/") -> dict:
+    """The facts of the image of a kernel that may not run any more, by its ``release`` and ``version``. Empty if it is not found."""
+    return _own_image(root, kernel, None, [])[0]
+
+
+def _own_image(root: str, kernel: dict[str, str], given: str | None, notes: list[str]) -> tuple[dict, str]:
+    """The facts of a kernel's image; or none, and why. ``notes`` are the build ids of the kernel, none if they are unknown."""
     release = kernel["release"]
     places = (
         [given] if given else [os.path.join(root, "boot", f"vmlinuz-{release}"), os.path.join(root, "usr/lib/modules", release, "vmlinuz")]
     )
-    notes = _notes(root)
     why = []
     for place in places:
         if not os.path.exists(place):

@@ -10,11 +10,23 @@ from datetime import datetime
 
 from .._errors import LiveUpdateError
 
-__all__ = ("closes", "refuse_after")
+__all__ = ("closes", "in_full", "refuse_after")
 
 
 def closes(until: str) -> float:
     """When the window closes, in seconds since the epoch. Pure."""
+    return _moment(until).timestamp()
+
+
+def in_full(until: str) -> str:
+    """The same moment in the form that every Python reads, with its offset; empty for no end. Pure.
+
+    Python 3.11 and later read forms such as 20261201T0400+0100 that the older Python of a host refuses. So the controller rewrites them.
+    """
+    return _moment(until).isoformat() if until else ""
+
+
+def _moment(until: str) -> datetime:
     text = until.strip()
     moment: datetime | None
     try:
@@ -25,7 +37,7 @@ def closes(until: str) -> float:
         raise LiveUpdateError(
             f"hypervisor_update_until is {until!r}; write a date and a time with the offset from UTC, e.g. 2026-12-01T04:00+01:00"
         )
-    return moment.timestamp()
+    return moment
 
 
 def refuse_after(until: str, now: float) -> None:

@@ -3,7 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A STUB of every module but kexec and update_lease: it logs its call, and does what the test has planned for it."""
+"""A STUB of every module but kexec, update_lease and update_record: it logs its call, and does what the test has planned for it."""
 
 from __future__ import annotations
 

@@ -11,8 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ansible_collections.kvm.liveupdate.plugins.filter._update_batches import update_batches
 from ansible_collections.kvm.liveupdate.plugins.filter._update_gate import update_gate
+from ansible_collections.kvm.liveupdate.plugins.filter._update_not_together import update_not_together
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._failure import failure
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._refusals import without_memory
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import CHECK_MEMORY
 from jinja2 import meta
 from jinja2.nativetypes import NativeEnvironment
@@ -26,7 +29,10 @@ ENVIRONMENT.filters |= {
     "flatten": lambda lists: [each for one in lists for each in one],
     "items2dict": lambda items, key_name, value_name: {item[key_name]: item[value_name] for item in items},
     "kvm.liveupdate._failure": failure,
+    "kvm.liveupdate._update_batches": update_batches,
     "kvm.liveupdate._update_gate": update_gate,
+    "kvm.liveupdate._update_not_together": update_not_together,
+    "kvm.liveupdate._without_memory": without_memory,
 }
 DEFAULTS = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | yaml.safe_load((ROLE / "vars/main.yml").read_text())
 
@@ -57,6 +63,7 @@ def when(task: dict, **given: object) -> bool:
 
 GO, CURRENT, REFUSED = ({"verdict": verdict, "unfinished": {}} for verdict in ("go", "current", "refuse"))
 UNFINISHED = {"verdict": "current", "unfinished": {"outcome": "jumped"}}
+LOST = {"verdict": "unfinished", "unfinished": {"outcome": "rebooted", "msg": "a cold boot", "journal": {"id": "u1"}}}
 HOOK = {"hypervisor_update_after": ["/after.yml"]}
 
 
@@ -68,6 +75,7 @@ HOOK = {"hypervisor_update_after": ["/after.yml"]}
         (CURRENT, HOOK, True, False, False),
         (CURRENT, {"hypervisor_update_before": ["/before.yml"]}, True, False, False),
         (UNFINISHED, {}, True, False, True),
+        (LOST, {}, True, False, True),
         (REFUSED, HOOK, False, False, False),
         ({**UNFINISHED, "verdict": "refuse"}, HOOK, False, False, True),
     ],
@@ -142,12 +150,89 @@ def test_the_boot_default_is_not_changed_under_another_run(lease, ended):
     assert module["only_kept"] is True and value(module["ended"], __lease=found) == ended
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize(("plan", "checks"), [(GO, False), (CURRENT, True), (LOST, False)])
+def test_check_mode_looks_at_the_boot_default_of_a_host_that_has_the_kernel(plan, checks, check_mode):
+    task = tasks("main")["Set the boot default"]
+    assert when(task, __hypervisor_update_plan=plan, ansible_check_mode=check_mode) is (checks or not check_mode)
+
+
+@pytest.mark.parametrize(
+    ("plan", "outcome", "state", "stops"),
+    [
+        (UNFINISHED, "jumped", "lost", False),
+        (UNFINISHED, "rebooted", "lost", True),
+        (UNFINISHED, "rebooted", "restored", False),  # the boot was after the update, and the new kernel is there
+        (LOST, "rebooted", "lost", True),
+        (LOST, "rebooted", "restored", True),
+    ],
+)
+def test_a_cold_boot_fails_the_host_and_not_only_its_guests(plan, outcome, state, stops):
+    """The step is not the one that hypervisor_update_lost_max tolerates."""
+    last = {"state": state, "update_id": "u1"}
+    given = {"__hypervisor_update_plan": plan, "__hypervisor_update_jump": {"outcome": outcome, "journal": {"id": "u1"}}}
+    given["__hypervisor_update_guests"] = {"guests": [{"name": "web", "last_update": last}]}
+    stop, check = tasks("finish")["Stop after a cold boot"], tasks("verify")[CHECK_MEMORY]
+    assert when(stop, **given, __lost=value(stop["vars"]["__lost"], **given)) is stops
+    without = value(check["vars"]["__without_memory"], **given)
+    assert when(check, **given, __without_memory=without) is (outcome == "jumped" and state == "lost")
+
+
 def test_a_second_look_takes_the_lease_before_it_brings_guests_back():
     found = tasks("look_again")
-    assert list(found) == ["Look", "Take the lease", "Bring back guests that are away", "Plan"]
+    assert list(found) == ["Look", "Take the lease", "Bring back guests that are away", "Plan", "Check the batch again"]
     for away, check_mode, takes in (([], False, False), (["db"], False, True), (["db"], True, False)):
         given = {"__hypervisor_update_host": {"away": away}, "ansible_check_mode": check_mode}
         assert when(found["Take the lease"], **given) is takes
+
+
+def test_a_second_look_checks_the_batch_again():
+    """Not in check mode, where all hosts are together, and not where somebody uses the role without the playbook."""
+    again = tasks("look_again")["Check the batch again"]
+    assert when(again, __hypervisor_update_batches={"hv1": 1}, ansible_check_mode=False)
+    assert not when(again, __hypervisor_update_batches={"hv1": 1}, ansible_check_mode=True)
+    assert not when(again, ansible_check_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "second", "refused"),
+    [(1, "go", ["hv1"]), (1, "current", ["hv1"]), (2, "go", ["hv1"]), (2, "current", []), (2, "refuse", []), (3, "current", [])],
+)
+def test_only_hosts_that_are_about_to_jump_count_in_their_batch(number, second, refused):
+    """The batches 1 and 2 come before those of hosts with essential guests. hv1 runs one now."""
+    given = {"__hypervisor_update_batches": {"hv1": number, "hv2": number}, "__hypervisor_update_ordinary": 2}
+    given |= {"inventory_hostname": "hv2", "ansible_play_batch": ["hv1", "hv2"], "hostvars": {}}
+    for name, verdict, essential in (("hv1", "go", ["dns"]), ("hv2", second, [])):
+        place = {"name": name, "apart": "", "plan": {"essential": essential, "members": {}}}
+        given["hostvars"][name] = {"__hypervisor_update_plan": {"verdict": verdict}, "__hypervisor_update_place": place}
+    look = tasks("check_batch")["Look for hosts that must not be updated with this batch any more"]
+    assert list(value(look["ansible.builtin.set_fact"]["__hypervisor_update_not_together"], **given)) == refused
+    assert look["run_once"] is True
+
+
+@pytest.mark.parametrize(
+    ("places", "ordinary", "moves"),
+    [({"hv1": ([], False), "hv2": ([], False)}, 2, False), ({"hv1": (["dns"], False), "hv2": ([], True), "hv3": ([], False)}, 2, True)],
+)
+def test_what_the_batches_say_of_later_moves(places, ordinary, moves):
+    task = tasks("batches")["Plan the batches"]
+    known = {
+        name: {"name": name, "apart": "", "plan": {"essential": essential}, "moves": goes} for name, (essential, goes) in places.items()
+    }
+    given = {"ansible_play_hosts_all": [*places, "refused"], "groups": {"kvm_liveupdate_fit": list(places)}}
+    given["hostvars"] = {name: {"__hypervisor_update_place": place} for name, place in known.items()}
+    for name in ("__places", "__made"):
+        given[name] = value(task["vars"][name], **given)
+    told = {name: value(text, **given) for name, text in task["ansible.builtin.set_fact"].items()}
+    assert (told["__hypervisor_update_ordinary"], told["__hypervisor_update_moves"]) == (ordinary, moves)
+    assert set(told["__hypervisor_update_batches"]) == set(places)
+
+
+@pytest.mark.parametrize(("verdict", "back", "moves"), [("go", False, True), ("go", True, False), ("current", False, False)])
+def test_guests_that_stay_at_their_destination_are_known_with_the_place_of_the_host(verdict, back, moves):
+    place = tasks("place")["Read the failure domain of the host"]["ansible.builtin.set_fact"]["__hypervisor_update_place"]
+    plan = {"verdict": verdict, "leaving": [{"name": "web", "back": True}, {"name": "db", "back": back}]}
+    assert value(place["moves"], __hypervisor_update_plan=plan) is moves
 
 
 @pytest.mark.parametrize(
@@ -168,6 +253,7 @@ def test_an_old_examination_is_repeated(age, away, outcome, fresh):
         "__hypervisor_update_host": {"away": away, "examined_at": 1000.0},
     }
     assert bool(value(DEFAULTS["__hypervisor_update_fresh"], **given)) is fresh
+    assert not value(DEFAULTS["__hypervisor_update_fresh"], **given, __hypervisor_update_moves=True)
 
 
 def decide(last: dict[str, dict], there: list[str], **more: object) -> dict:

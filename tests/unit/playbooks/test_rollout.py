@@ -40,12 +40,13 @@ MODULE = '''#!/usr/bin/python
 import json, os
 from ansible.module_utils.basic import AnsibleModule
 
-WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "destination", "ended", "guests", "initrd", "keep_units", "kernel",
-         "migrate_uri", "name", "names", "on_loss", "only_kept", "qemu", "reuse_probe", "run", "seconds", "slow", "state", "timeout",
-         "timeouts", "to_be_installed", "until", "verify_memory", "way", "within")
+WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "crash_since", "destination", "ended", "guests", "initrd", "keep_units",
+         "kernel", "migrate_uri", "name", "names", "on_loss", "only_kept", "path", "qemu", "record", "reuse_probe", "run", "seconds", "slow",
+         "state", "timeout", "timeouts", "to_be_installed", "until", "verify_memory", "way", "within")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
+looks = open(f"{stage}/log").read().count(f"{host} {name}\\n")
 with open(f"{stage}/log", "a") as log:
     log.write(f"{host} {call}\\n")
 act = json.load(open(f"{stage}/acts")).get(host, {}).get(call, "")
@@ -56,6 +57,12 @@ if act == "fail":
 missing = act == "missing" and not os.path.exists(f"{stage}/{host}.installed")
 if missing and module.params["kernel"] and str(module.params["to_be_installed"]) != "True":
     module.fail_json(msg=f"kernel {module.params['kernel']}: No such file or directory; use the path of a kernel image on the host")
+if name == "update_record":
+    with open(os.path.expandvars(module.params["path"]), "a") as records:
+        records.write(json.dumps(module.params["record"]) + "\\n")
+guests = [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}]
+if act == "gain" and looks:
+    guests.append({**guests[0], "name": "db"})
 kernel = {"release": "7.2.13", "version": "#1", "cmdline": ""}
 update = {"id": "u1", "boot_id": "b1", "kernel": kernel, "image": {"release": os.uname().release, "version": os.uname().version}}
 last = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 10.6}}
@@ -64,10 +71,10 @@ answers = {
         "ready": True, "reasons": [], "away": [], "boot_id": "b1", "kernel": kernel, "free": {"memory_mib": 9, "saves_mib": 9},
         "target": {"current": act == "current", "release": None if missing else "7.3.4", "initrd": None, "installed": not missing,
                    "path": module.params["kernel"]},
-        "guests": [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}],
+        "guests": guests,
     },
     "kexec": {"journal": update},
-    "update_lease": {"taken_over": ""},
+    "update_lease": {"taken_over": "bob on ctl; its process has ended" if act == "take over" else ""},
     "guest": {"last_update": last, "guests": [{"name": "web", "changed": False, "failed": False, "msg": "", "last_update": last}]},
 }
 module.exit_json(changed=name not in ("hypervisor_info", "boot_default"), **answers.get(name, {}))
@@ -81,8 +88,10 @@ SETUP = """- name: Touch the host
 
 
 class Stage:
-    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there: fail, lose (the host), current (it runs the kernel), or
-    missing (the kernel is not installed, until there is a file HOST.installed).
+    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there.
+
+    That is fail, lose (the host), current (it runs the kernel), missing (the kernel is not installed, until there is a file
+    HOST.installed), gain (a guest "db" is there from the second look on), or take over (a lease).
     """
 
     def __init__(self, path: Path, hosts: int, acts: dict[str, dict[str, str]]) -> None:
@@ -226,19 +235,20 @@ def test_a_host_that_is_left_out_takes_no_place_in_a_batch(tmp_path):
 
 
 def test_each_host_keeps_records_of_its_updates_and_a_playbook_collects_them(tmp_path):
-    stage = Stage(tmp_path, 3, {"hv1": {"guest preserved": "fail"}})
+    acts = {"hv1": {"guest preserved": "fail"}, "hv2": {"update_lease": "take over"}, "hv3": {"hypervisor_info": "current"}}
+    stage = Stage(tmp_path, 3, acts)
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=1, awx_user_name="alice", awx_job_id=7)
-    assert code != 0 and (tmp_path / "hv1.records").stat().st_mode & 0o777 == 0o600, output
-    (tmp_path / "hv3.records").unlink()
+    assert code != 0, output
+    assert (tmp_path / "page.html").read_text().count("This run took over the lease of bob on ctl; its process has ended.") == 1
+    assert json.loads((tmp_path / "hv1.records").read_text())["outcome"] == "undone"
+    (tmp_path / "hv1.down").touch()
     code, output = stage.play("kvm.liveupdate.records", hypervisor_update_records=f"{tmp_path}/all.json")
     found = json.loads((tmp_path / "all.json").read_text())
-    assert code == 0 and {name: [one["outcome"] for one in some] for name, some in found.items()} == {
-        "hv1": ["undone"],
-        "hv2": ["updated"],
-        "hv3": [],
-    }, output
+    assert code != 0 and f"the records of hv1 are not in {tmp_path}/all.json. These hosts did not answer" in output, output
+    assert {name: some and [one["outcome"] for one in some] for name, some in found.items()} == {"hv1": None, "hv2": ["updated"], "hv3": []}
     (one,) = found["hv2"]
     assert (one["by"]["awx_user"], one["by"]["awx_job"], one["update_id"]) == ("alice", "7", "u1")
+    assert one["taken_over"] == "bob on ctl; its process has ended" and one["image_before"]["release"] == "7.2.13"
     assert one["image"]["release"] == os.uname().release and one["guests"]["web"]["way"] == "preserve"
     assert one["guests"]["web"]["pause"] == pytest.approx(8.6)
 
@@ -320,6 +330,35 @@ def test_guests_that_belong_apart_and_essential_guests(tmp_path):
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=3, hypervisor_update_paused_max={"cluster": 1})
     assert code == 0 and batches(output) == [["hv2", "hv4"], ["hv3"], ["hv1"]], output
     assert "WARNING: no host" not in output
+
+
+@pytest.mark.parametrize(
+    ("about", "refused"),
+    [
+        ({"hypervisor_update_paused_max": {"cluster": 1}}, "it cannot be updated together with hv1 any more"),
+        ({"hypervisor_update_essential": ["db"]}, "it runs db of hypervisor_update_essential now, so it has to be updated last, alone"),
+    ],
+    ids=["guests that belong apart", "an essential guest"],
+)
+def test_a_batch_is_checked_again_after_a_guest_has_moved(tmp_path, about, refused):
+    """The guest "db" comes to hv2 after the batches were made. It belongs apart from "web", of which each host has one."""
+    stage = Stage(tmp_path, 3, {"hv2": {"hypervisor_info": "gain"}})
+    (tmp_path / "host_vars").mkdir()
+    for name, guest in (("hv1", "web"), ("hv2", "db")):
+        (tmp_path / f"host_vars/{name}.yml").write_text(f"hypervisor_update_labels: {{{guest}: {{cluster: sales}}}}\n")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=[2, 1], hypervisor_update_fresh=0, **about)
+    assert code != 0 and stage.calls("kexec") == ["hv1"] and stage.calls("kexec_image") == ["hv1"], output
+    assert outcomes(stage) == {"hv1": "updated", "hv2": "refused", "hv3": "checked"}, output
+    assert said(output)[1].startswith("hv2: refused, not touched: guests have moved since the batches were made: ") and refused in output
+    assert said(output)[2].endswith("the run stopped before this host: hv2 was refused")
+
+
+def test_a_pause_over_the_budget_stops_the_next_batch(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_blackout_max=5)
+    over = "guests paused longer than hypervisor_update_blackout_max allows (5 s): web 8.6 s"
+    assert code != 0 and stage.calls("kexec") == ["hv1"] and outcomes(stage) == {"hv1": "updated", "hv2": "checked"}, output
+    assert said(output)[0].endswith(over) and said(output)[1] == f"hv2: not touched, the run stopped before this host: hv1: {over}"
 
 
 def test_an_essential_guest_that_no_host_has_is_told_before_any_host_is_touched(tmp_path):

@@ -66,4 +66,4 @@ def test_a_fact_that_each_host_reads_has_no_results_of_the_others():
     kept = place["ansible.builtin.set_fact"]["__hypervisor_update_place"]["plan"]
     assert set(re.findall(r"__hypervisor_update_plan\.(\w+)", kept)) == {"essential", "members"}
     place = place["ansible.builtin.set_fact"]["__hypervisor_update_place"]
-    assert set(place) == {"name", "plan", "apart", "present", "absent"}
+    assert set(place) == {"name", "plan", "apart", "moves", "present", "absent"}

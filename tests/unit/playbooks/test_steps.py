@@ -112,7 +112,7 @@ class Fleet:
             done.returncode,
             output,
             report,
-            [call for call in calls if call[0].partition(":")[0] not in ("hypervisor_info", "update_lease")],
+            [call for call in calls if call[0].partition(":")[0] not in ("hypervisor_info", "update_lease", "update_record")],
         )
 
 

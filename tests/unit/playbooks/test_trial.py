@@ -65,7 +65,7 @@ class Trial(Fleet):
         )
         calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
         found = json.loads(report.read_text()).get("hv1", {}) if report.exists() else {}
-        names = [call for call, _params in calls if not call.startswith(("hypervisor_info", "update_lease"))]
+        names = [call for call, _params in calls if not call.startswith(("hypervisor_info", "update_lease", "update_record"))]
         return done.returncode, done.stdout + done.stderr, found, names
 
 

@@ -70,15 +70,33 @@ def test_a_host_that_does_not_answer_fails_and_is_lost(run):
         assert told["failed"] and told["lost"] and told["msg"] == "hv1 cannot be reached: no route"
 
 
-def test_the_commit_names_this_run(monkeypatch):
+@pytest.fixture(name="commit")
+def a_commit(monkeypatch):
+    """What the module is called with, and what the task says."""
+
+    def run(**args):
+        made, asked = action(kexec, **args), []
+        made._connection = SimpleNamespace(transport="ssh")
+        monkeypatch.setattr(kexec.ActionBase, "run", lambda *_words: {})
+        monkeypatch.setattr(
+            kexec.ActionModule, "_execute_module", lambda _self, **words: asked.append(words["module_args"]) or {"failed": True}
+        )
+        return asked, made.run(None, {})
+
+    return run
+
+
+def test_the_commit_names_this_run(commit):
     """Else the host would let it commit while another run has the lease."""
-    made = action(kexec, guests=["web"])
-    made._connection = SimpleNamespace(transport="ssh")
-    asked = []
-    monkeypatch.setattr(kexec.ActionBase, "run", lambda *_words: {})
-    monkeypatch.setattr(kexec.ActionModule, "_execute_module", lambda _self, **words: asked.append(words) or {"failed": True})
-    made.run(None, {})
-    assert asked[0]["module_args"] == {"run": "mine", "guests": ["web"]}
+    assert commit(guests=["web"])[0] == [{"run": "mine", "guests": ["web"]}]
+
+
+def test_the_host_gets_the_end_of_the_window_in_a_form_that_its_python_reads(commit):
+    """Else a newer Python accepts the text for the batches, and the host undoes its update at the commit."""
+    assert commit(until="2026-12-01 04:00Z")[0] == [{"run": "mine", "until": "2026-12-01T04:00:00+00:00"}]
+    assert commit(until="")[0] == [{"run": "mine", "until": ""}]
+    asked, told = commit(until="tomorrow")
+    assert asked == [] and told["failed"] and "write a date and a time with the offset from UTC" in told["msg"]
 
 
 def test_a_change_of_the_boot_default_says_whose_it_is(run):

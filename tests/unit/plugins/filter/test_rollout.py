@@ -11,6 +11,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.kvm.liveupdate.plugins.filter import _update_gate
 from ansible_collections.kvm.liveupdate.plugins.filter._update_batches import update_batches
 from ansible_collections.kvm.liveupdate.plugins.filter._update_gate import update_gate
+from ansible_collections.kvm.liveupdate.plugins.filter._update_not_together import update_not_together
 
 HOSTS = [{"name": name, "plan": {}, "apart": ""} for name in ("h1", "h2", "h3")]
 UNDONE = {"outcome": "undone", "over_budget": "", "step": "", "guests_lost": []}
@@ -34,6 +35,13 @@ def test_a_mistake_stops_the_run_before_a_batch_begins(mistake, says):
     with pytest.raises(AnsibleFilterError, match="the batches cannot be made: ") as error:
         update_batches(HOSTS, **mistake)
     assert says in str(error.value)
+
+
+def test_a_batch_is_checked_again_with_the_newest_plans():
+    together = [{**host, "plan": {"members": {"cluster": {"x": [host["name"]]}}}} for host in HOSTS[:2]]
+    assert update_not_together(together, {"cluster": "2"}) == {} and list(update_not_together(together, {"cluster": "1"})) == ["h2"]
+    last = [{**HOSTS[0], "plan": {"essential": ["dns"]}}]
+    assert update_not_together(last) == {} and list(update_not_together(last, more_follow=True)) == ["h1"]
 
 
 def test_the_gate_takes_limits_as_text_and_empty_ones_as_0():

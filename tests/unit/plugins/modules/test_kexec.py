@@ -46,24 +46,34 @@ def test_a_commit_is_given_all_that_was_asked_for(committed):
     assert committed == [(["web"], ["iscsid.service"], "stop", 1200, "full", False)]
 
 
+def test_check_mode_changes_no_lease_and_takes_no_lock(committed):
+    _lease.take("mine", "bob on ctl", 60, time.time() - 50)
+    before = _lease.read()
+    assert run(check_mode=True) == {"changed": True} and _lease.read() == before
+    with _lock.Lock():
+        assert run(check_mode=True) == {"changed": True}
+
+
 def test_nothing_is_committed_under_another_operation(committed):
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run()
     assert committed == []
 
 
-def test_nothing_is_committed_after_the_window_has_closed(committed):
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_nothing_is_committed_after_the_window_has_closed(committed, check_mode):
     with pytest.raises(LiveUpdateError, match=r"hypervisor_update_until \(2020-01-01T04:00\+01:00\) has passed"):
-        run(until="2020-01-01T04:00+01:00")
+        run(check_mode, until="2020-01-01T04:00+01:00")
     assert committed == []
     run(until="2999-01-01T04:00Z")
     assert len(committed) == 1
 
 
-def test_the_jump_of_a_run_is_not_committed_while_another_run_has_the_lease(committed):
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_the_jump_of_a_run_is_not_committed_while_another_run_has_the_lease(committed, check_mode):
     _lease.take("other", "alice on ctl", 60, time.time())
     with pytest.raises(LiveUpdateError, match="another run updates this host: alice on ctl"):
-        run()
+        run(check_mode)
     assert committed == []
     _lease.take("mine", "bob on ctl", 60, time.time() - 59)
     run()

@@ -66,6 +66,7 @@ RUNTIME, KERNELS, GUESTS, UPDATE = {"_runtime", "_command"}, {"_image", "_proof"
         ("kexec_image", RUNTIME | GUESTS | UPDATE),
         ("session", RUNTIME | KERNELS | GUESTS | UPDATE),
         ("trial", RUNTIME | KERNELS | UPDATE),
+        ("update_record", RUNTIME | GUESTS | UPDATE | {"_proof"}),
     ],
 )
 def test_a_module_takes_along_what_it_needs(name, without):

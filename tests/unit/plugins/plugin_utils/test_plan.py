@@ -634,6 +634,8 @@ JUMPED = {
     "guests": ["web"],
     "times": {"committed": 101.0},
 }
+COLD = {**JUMPED, "outcome": "rebooted", "state": "jumping"}
+ON_OLD = {"kernel": {"release": "7.2.13"}, "target": {"release": "7.3.4", "current": False}}
 
 
 @pytest.mark.parametrize(
@@ -645,7 +647,11 @@ JUMPED = {
         ({"lease": {**LEASE, "left": 0, "begun": 102.0, "since": 102.0}}, False),
         ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "jumping"}}, True),
         ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "stopping"}}, False),
-        ({"last_update": {**JUMPED, "outcome": "rebooted", "state": "jumping"}, "target": {"release": "7.3.4", "current": False}}, False),
+        ({"last_update": COLD, **ON_OLD}, True),
+        ({"last_update": {**COLD, "state": "saving"}, **ON_OLD}, True),
+        ({"last_update": {**COLD, "state": "stopping"}, **ON_OLD}, False),
+        ({"last_update": {**COLD, "guests": []}, **ON_OLD}, False),
+        ({"last_update": COLD, **ON_OLD, "lease": {}}, False),
         ({"last_update": {**JUMPED, "outcome": "aborted"}}, False),
         ({"target": {"release": "7.4.0", "current": False}}, False),
     ],
@@ -656,7 +662,11 @@ JUMPED = {
         "the lease is newer than the update",
         "a cold boot in the middle of the jump",
         "a cold boot before the pause",
-        "another kernel came up",
+        "a cold boot of the old kernel in the middle of the jump",
+        "a cold boot of the old kernel in the pause",
+        "a cold boot of the old kernel before the pause",
+        "a cold boot of the old kernel without guests",
+        "a cold boot of the old kernel, and it was reported",
         "undone before the jump",
         "another kernel is wanted",
     ],
@@ -667,9 +677,26 @@ def test_an_update_whose_run_ended_after_the_jump_is_unfinished(about, unfinishe
     made = plan(host(guest(), guest("db"), **facts), Policy())
     assert bool(made["unfinished"]) == unfinished
     if unfinished:
-        assert made["verdict"] == "current" and made["staying"] == ["web"] and "This run checks" in made["table"][1]
-        rebooted = about.get("last_update", JUMPED)["outcome"] == "rebooted"
+        old, rebooted = about.get("kernel", {}).get("release") == "7.2.13", about.get("last_update", JUMPED)["outcome"] == "rebooted"
+        assert made["verdict"] == ("unfinished" if old else "current") and made["staying"] == ["web"]
+        told = " ".join(made["table"])
+        assert "This run checks" in told and ("The host did a cold boot" in told) == rebooted
         assert made["unfinished"]["outcome"] == ("rebooted" if rebooted else "jumped")
-        assert ("The host did a cold boot" in made["table"][1]) == rebooted
         after = {name: made["unfinished"][name] for name in ("kernel_before", "kernel_after", "boot_id_before", "boot_id_after")}
-        assert after == {"kernel_before": "7.2.13", "kernel_after": "7.3.4", "boot_id_before": "b1", "boot_id_after": "b2"}
+        now = "7.2.13" if old else "7.3.4"
+        assert after == {"kernel_before": "7.2.13", "kernel_after": now, "boot_id_before": "b1", "boot_id_after": "b2"}
+        assert (f"or after it, and runs kernel {now} now. Its console" in made["unfinished"].get("msg", "")) == rebooted
+        assert made["unfinished"].get("msg", "").endswith("Then run the update again") == old
+
+
+def test_a_host_whose_guests_are_lost_is_not_updated_before_that_is_reported():
+    """So nothing that speaks against an update of it counts."""
+    waits = {"code": "not-back", "message": "an update saved guest web", "remedy": "discard it"}
+    facts = {"boot_id": "b2", "lease": {**LEASE, "left": 0}, "last_update": COLD, **ON_OLD}
+    odd = guest("web", reasons=["hostdev"], last_pause=90.0, labels={"cluster": "x"})
+    made = plan(host(odd, **facts, reasons=[reason("cmdline")]), Policy(), blackout_max=5.0, paused_max={"cluster": 1})
+    assert (made["verdict"], made["refusals"], made["members"], made["steps"]) == ("unfinished", [], {}, [])
+    assert made["table"][-1] == "It does not update the host. To update it to Linux 7.3.4, run the update again."
+    made = plan(host(odd, **facts, reasons=[waits]), Policy())
+    assert (made["verdict"], made["refusals"]) == ("refuse", ["an update saved guest web - discard it"])
+    assert plan(host(odd, **{**facts, "lease": {**LEASE, "left": 9.0}}), Policy())["verdict"] == "refuse"

@@ -126,6 +126,11 @@ def test_a_host_over_budget_is_updated_and_stands_out():
     assert "too long" not in page({"hv1": UPDATED})
 
 
+def test_the_page_says_whose_lease_the_run_took_over():
+    told = outline({"hv1": {**UPDATED, "taken_over": "bob <bob> on ctl; its process has ended"}, "hv2": UPDATED}).text
+    assert told.count("This run took over the lease of ") == 1 and "bob <bob> on ctl; its process has ended." in told
+
+
 def test_no_host_makes_a_page_too():
     assert "No host was touched." in outline({}).text
 

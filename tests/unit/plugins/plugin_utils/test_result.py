@@ -22,6 +22,8 @@ WEB = {"name": "web", "way": "preserve", "why": "stays in memory"}
 GO = {"verdict": "go", "refusals": [], "over_budget": "", "kernel": "7.3.4", "guests": [WEB], "staying": ["web"], "leaving": []}
 GO["expected_pause"] = 3.5
 CURRENT = {**GO, "verdict": "current"}
+UNFINISHED = {**GO, "verdict": "unfinished"}
+COLD = {"outcome": "rebooted", "journal": {"id": "u1"}, "kernel_before": "7.2.13", "kernel_after": "7.2.13", "msg": "a cold boot"}
 REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guests": [{**WEB, "way": "refuse", "why": "stops the update"}]}
 
 
@@ -33,6 +35,8 @@ REFUSE = {**GO, "verdict": "refuse", "refusals": ["guest web: no - yes"], "guest
         (HOST, GO, {}, "", False, "checked"),
         (HOST, CURRENT, {}, "", False, "current"),
         (HOST, CURRENT, {}, "", True, "current"),
+        (HOST, UNFINISHED, {}, "", False, "checked"),
+        (HOST, UNFINISHED, COLD, "a cold boot", False, "failed"),
         (HOST, REFUSE, {}, "", False, "refused"),
         (HOST, {}, {}, "the policy cannot be read", False, "refused"),
         ({"unreachable": True}, {}, {}, "no answer", False, "refused"),
@@ -147,6 +151,11 @@ MIXED = {**GO, "expected_pause": None, "staying": ["web", "db"], "leaving": [{"n
         (result(HOST, MIXED), True, "can be updated 7.2.13 -> 7.3.4, 2 guests kept, 1 guest sent away, expected pause unknown"),
         (result(HOST, {**GO, "staying": []}), True, "can be updated 7.2.13 -> 7.3.4, 0 guests kept"),
         (result(HOST, {**GO, "unproven": "not yet"}), True, f"{summary({'hv1': FIT}, True)['lines']['hv1'][5:]}. WARNING: not yet"),
+        (
+            result(HOST, UNFINISHED),
+            True,
+            "an earlier update lost the memory of 1 guest. A run without --check reports this. Then the host can be updated",
+        ),
         (REFUSED, False, f"refused, not touched: guest web: no - yes{ALONE}"),
         (LEFT_OUT, False, f"skipped, not touched: guest web: no - yes{EMPTY}"),
         (UNDONE, False, f'undone before the jump at "{STEP}": guest web: save'),
@@ -326,6 +335,17 @@ def test_guests_that_lost_their_memory_are_counted_where_that_was_checked():
     assert result(HOST, GO, JUMP, why="guest web runs without its memory", step=CHECK_MEMORY)["guests_lost"] == ["web"]
     assert result(HOST, GO, JUMP, [{"last_update": RESTORED}], why="no", step=CHECK_MEMORY)["guests_lost"] == []
     assert UPDATED["guests_lost"] == UNDONE["guests_lost"] == []
+
+
+@pytest.mark.parametrize("plan", [GO, CURRENT, UNFINISHED], ids=["in the run of the jump", "in a later run", "on the old kernel"])
+def test_guests_that_a_cold_boot_lost_are_named_at_whatever_step_that_shows(plan):
+    plan = {**plan, "staying": ["web", "off", "back"]}
+    host = {**HOST, "guests": [{"name": "web"}, {"name": "back"}]}
+    lost = {**RESTORED, "state": "lost", "why": "its memory is gone"}
+    found = result(host, plan, COLD, [{"last_update": lost}, {"last_update": {**RESTORED, "guest": "back"}}], "a cold boot", step="Stop")
+    assert (found["outcome"], found["guests_lost"]) == ("failed", ["web", "off"])
+    assert found["why"] == "a cold boot. Guests that lost their memory: web, off"
+    assert found["guests"]["web"]["why"] == "its memory is gone"
 
 
 @pytest.mark.parametrize(("on_request", "end", "failed"), [(True, "left_out", ["hv1"]), (False, "checked", ["hv1"])])

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _result
-from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import RolloutError, asked, batches, gate, read_paused_max
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import (
+    RolloutError,
+    asked,
+    batches,
+    gate,
+    not_together,
+    read_paused_max,
+)
 
 
 def hosts(number, **apart):
@@ -101,6 +108,51 @@ def test_essential_guests_come_last_each_host_alone():
     some = hosts(4)
     some["h1"]["plan"] = some["h3"]["plan"] = {"essential": ["dns"]}
     assert batches(some, 4) == [["h2", "h4"], ["h1"], ["h3"]]
+
+
+def moved(essential="", **apart):
+    """The hosts of a batch: h1 and h2 have guests of one cluster. ``essential`` are those with an essential guest."""
+    some = {name: {"apart": apart.get(name, ""), "plan": {"essential": []}} for name in ("h1", "h2", "h3")}
+    for name in ("h1", "h2"):
+        some[name]["plan"]["members"] = {"cluster": {"x": [f"db-{name}"]}}
+    for name in essential.split():
+        some[name]["plan"]["essential"] = ["dns"]
+    return some
+
+
+MOVED = "guests have moved since the batches were made: "
+REPEAT = " - wait for the end of this run, then repeat the command"
+NOT_BESIDE = "with hypervisor_update_paused_max and hypervisor_update_apart it cannot be updated together with {} any more"
+LAST = "it runs dns of hypervisor_update_essential now, so it has to be updated last, alone"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "limits", "more_follow", "who"),
+    [
+        ({}, {}, True, {}),
+        (moved(), {"cluster": 2}, True, {}),
+        (moved(), {"cluster": 1}, True, {"h2": NOT_BESIDE.format("h1, h3")}),
+        (moved(h2="rack", h3="rack"), {"cluster": 2}, True, {"h3": NOT_BESIDE.format("h1, h2")}),
+        (moved("h1"), {"cluster": 1}, False, {"h1": LAST}),
+        (moved("h1"), {"cluster": 1}, True, {"h1": LAST}),
+        ({"h1": moved("h1")["h1"]}, {}, False, {}),
+        ({"h1": moved("h1")["h1"]}, {}, True, {"h1": LAST}),
+        ({name: moved("h1 h2")[name] for name in ("h1", "h2")}, {}, False, {"h2": LAST}),
+    ],
+    ids=[
+        "no host jumps",
+        "nobody moved",
+        "together they pause too many",
+        "one failure domain",
+        "an essential guest beside others",
+        "an essential guest beside others, and more hosts follow",
+        "alone and last",
+        "alone, and others would follow",
+        "two essential guests: one host is alone then",
+    ],
+)
+def test_a_host_that_must_not_be_updated_with_its_batch_any_more(hosts, limits, more_follow, who):
+    assert not_together(hosts, limits, more_follow) == {name: f"{MOVED}{why}{REPEAT}" for name, why in who.items()}
 
 
 @pytest.mark.parametrize("given", [["cluster"], {"cluster": 0}, {"cluster": "many"}])
