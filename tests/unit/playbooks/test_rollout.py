@@ -41,8 +41,8 @@ import json, os
 from ansible.module_utils.basic import AnsibleModule
 
 WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "crash_since", "destination", "ended", "guests", "initrd", "keep_units",
-         "kernel", "migrate_uri", "name", "names", "on_loss", "only_kept", "path", "qemu", "record", "reuse_probe", "run", "seconds", "slow",
-         "state", "timeout", "timeouts", "to_be_installed", "until", "verify_memory", "way", "within")
+         "kernel", "migrate_uri", "name", "names", "on_loss", "only_kept", "path", "qemu", "record", "reuse_probe", "run", "seconds",
+         "slow", "state", "timeout", "timeouts", "to_be_installed", "until", "verify_memory", "way", "within")
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
