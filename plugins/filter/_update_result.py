@@ -61,6 +61,11 @@ options:
     description: The message of an undo that failed.
     type: str
     default: ""
+  late:
+    description: The messages of what failed after the update or its undo, such as the tasks after it.
+    type: list
+    elements: str
+    default: []
   taken_over:
     description: Whose lease this run took over, from M(kvm.liveupdate.update_lease).
     type: str

@@ -29,6 +29,11 @@ options:
     description: The return value of P(kvm.liveupdate._update_gate#filter) that stopped the run. Empty if none did.
     type: dict
     default: {}
+  gone:
+    description: Hosts that a task found unreachable in the middle of their update.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""

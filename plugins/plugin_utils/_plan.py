@@ -83,6 +83,7 @@ def plan(
                      another kernel, and first the guests that an earlier update lost have to be reported)
     ``refusals``     why the host is refused: sentences with their remedies
     ``over_budget``  the refusal because of ``blackout_max``, empty if there is none
+    ``other_run``    the refusal because another run has the lease of the host, empty if there is none
     ``kernel``       the release of the new kernel, its path if it is not installed yet
     ``unproven``     the warning that the new kernel is not installed yet, else empty
     ``guests``       of each ``name``, ``way``, ``why`` (a sentence), ``by`` (the setting that gave the ladder), ``passed_over`` (``way``
@@ -119,7 +120,8 @@ def plan(
     stays = current or bool(unfinished)
     over = "" if stays else expected_too_long(expected, blackout_max, check)
     members = {} if stays else _members(host["guests"], guests, paused_max or {})
-    against = _against_the_host(host, stays, over) + _too_many(members, paused_max or {})
+    other_run = _other_run(host)
+    against = _against_the_host(host, stays, other_run, over) + _too_many(members, paused_max or {})
     refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not stays]
     verdict = "refuse" if refusals else "current" if current else "unfinished" if unfinished else "go"
     rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
@@ -128,6 +130,7 @@ def plan(
         "verdict": verdict,
         "refusals": refusals + away,
         "over_budget": over,
+        "other_run": other_run,
         "kernel": _target(host).get("release") or _not_installed(host),
         "unproven": _UNPROVEN if _not_installed(host) else "",
         "guests": guests,
@@ -150,13 +153,19 @@ def plan(
     return {**made, "table": _table(host, made, against + away, blackout_max)}
 
 
-def _against_the_host(host: dict[str, t.Any], stays: bool, over: str) -> list[str]:
-    """Why the host itself is refused. One that does not jump is refused only while a guest waits to come back."""
+def _against_the_host(host: dict[str, t.Any], stays: bool, *others: str) -> list[str]:
+    """Why the host itself is refused. One that does not jump is refused only while a guest waits to come back.
+
+    ``others`` are more refusals, empty for none.
+    """
     told = [_told(reason) for reason in host["reasons"] if not stays or reason["code"] in _NOT_BACK]
+    return told + [other for other in others if other]
+
+
+def _other_run(host: dict[str, t.Any]) -> str:
+    """The refusal because another run has the lease of the host, and may still work; empty if none has."""
     lease = host.get("lease") or {}
-    if lease.get("left") and not lease.get("own") and not lease.get("ended"):
-        told.append(_lease.refusal(lease))
-    return told + ([over] if over else [])
+    return _lease.refusal(lease) if lease.get("left") and not lease.get("own") and not lease.get("ended") else ""
 
 
 def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:

@@ -33,6 +33,12 @@ CHECK_MEMORY = "Check that each guest kept its memory"
 # How much the statistic of a run says: AWX hands it to all later nodes of a workflow.
 _BRIEF_HOSTS = 20
 _BRIEF_TEXT = 300
+# Between the first failure of a host and a later one.
+_ALSO = "; then this failed too: "
+_CUT_OFF = (
+    "a task could not reach this host, or the host that it is delegated to. Ansible has run no other task of this host since then, also"
+    " none of hypervisor_update_after. When the hosts answer, repeat the command"
+)
 
 
 def outcome(
@@ -45,6 +51,7 @@ def outcome(
     step: str = "",
     lost: bool = False,
     undo: str = "",
+    late: t.Sequence[str] = (),
 ) -> str:
     """One of :data:`OUTCOMES`. The arguments are those of :func:`result`."""
     if left_out:
@@ -53,11 +60,11 @@ def outcome(
         return "lost" if lost else "failed"
     if host.get("failed") or host.get("unreachable") or plan.get("verdict", "refuse") == "refuse":
         return "refused"
-    if why:
+    if why or late:
         if lost:
             return "lost"
         begun = step and plan["verdict"] == "go"  # on a host that runs the kernel already, only the tasks after the update can fail
-        return "undone" if begun and not undo and jump.get("outcome", "aborted") == "aborted" else "failed"
+        return "undone" if begun and not undo and not late and jump.get("outcome", "aborted") == "aborted" else "failed"
     if plan["verdict"] == "current" and not jump:
         return "current"
     return "checked" if check_mode or not jump else "updated"
@@ -76,6 +83,7 @@ def result(
     step: str = "",
     lost: bool = False,
     undo: str = "",
+    late: t.Sequence[str] = (),
     taken_over: str = "",
 ) -> dict[str, t.Any]:
     """The result of one host. The update may have ended anywhere, so each argument may be empty.
@@ -85,10 +93,11 @@ def result(
     ``jump``      what kexec returned
     ``guests``    what guest returned afterwards
     ``away``      what guest_away returned for each guest, there and back, in order
-    ``why``       the message of the first failure
-    ``step``      the step that failed; empty if none did, or if the update had not begun
+    ``why``       the message of the first failure; empty if there are only late ones
+    ``step``      the step that failed first; empty if none did, or if the update had not begun
     ``lost``      whether the host did not answer then
     ``undo``      the message of an undo that failed
+    ``late``      the messages of what failed after the update or its undo: the tasks after it, and the checks of the health
     ``taken_over``  whose lease this run took over
     ``left_out``  whether the run skips this host
     ``blackout_max``  the longest pause that is allowed, in seconds, 0 for any
@@ -105,11 +114,12 @@ def result(
     }
     pauses = {name: pause for name, fate in fates.items() if (pause := blackout(fate)) is not None}
     over = paused_too_long(pauses, blackout_max) if pauses else plan.get("over_budget", "")
-    end = outcome(host, plan, jump, why, check_mode, left_out, step, lost, undo)
+    end = outcome(host, plan, jump, why, check_mode, left_out, step, lost, undo, late)
     silent = end == "lost" and jump.get("outcome") in ("lost", "gone")  # which kernel runs now is unknown
-    why = why or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
     if undo and undo != why:
         why = f"{why}; not everything was undone: {undo}"
+    told = _ALSO.join(dict.fromkeys(text for text in (why, *late) if text))  # the same once
+    why = told or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
     if end == "lost":
         why = f"{why}. {_after_a_loss(jump, step)}"
         for fate in fates.values():
@@ -125,6 +135,7 @@ def result(
         "outcome": end,
         "why": why,
         "step": step if end in STOPS else "",
+        "late": list(late),
         "plan": plan,
         "over_budget": over,
         "blackout_max": blackout_max,
@@ -152,14 +163,18 @@ def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
     return f"{begun}. Check its console. When it answers again, repeat the update: this also brings back guests that are away"
 
 
-def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False, gate: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-    """What a run did. ``gate`` is what :func:`_rollout.gate` returned when it stopped the run, empty if it did not.
+def summary(
+    hosts: dict[str, dict[str, t.Any]], check_mode: bool = False, gate: dict[str, t.Any] | None = None, gone: t.Sequence[str] = ()
+) -> dict[str, t.Any]:
+    """What a run did. ``gate`` is what :func:`_rollout.gate` returned when it stopped the run, empty if it did not. ``gone`` are hosts that
+    the run has lost from sight in the middle of their update.
 
     ``hosts``   the results of the hosts. Those that were not begun say why. They are left out if the operator wanted the stop
     ``lines``   one line for each host
     ``failed``  the hosts that fail for their results. A run that skips hosts and updates none fails for the skipped ones
     ``brief``   a few figures, of the same size for any number of hosts (:func:`_brief`)
     """
+    hosts = {name: _cut_off(host) if name in gone else host for name, host in hosts.items()}
     if gate and gate["stop"]:
         hosts = {name: _not_begun(host, gate) if host["outcome"] == "checked" else host for name, host in hosts.items()}
     ends = [host["outcome"] for host in hosts.values()]
@@ -168,7 +183,7 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False, gate: 
     lines, failed = {}, []
     for name, host in hosts.items():
         line = " ".join(f"{name}: {_line(host, check_mode)}".split())
-        if host["outcome"] == "refused" and untouched:
+        if host["outcome"] == "refused" and untouched and not host["plan"].get("other_run"):
             line += ". No host was touched. To skip such hosts, set hypervisor_update_leave_out to true"
         if host["outcome"] == "left_out" and empty:
             line += ". The run updated no host"
@@ -176,6 +191,11 @@ def summary(hosts: dict[str, dict[str, t.Any]], check_mode: bool = False, gate: 
         if host["outcome"] in STOPS or (host["outcome"] == "updated" and host["over_budget"]) or (empty and host["outcome"] == "left_out"):
             failed.append(name)
     return {"hosts": hosts, "lines": lines, "failed": failed, "brief": _brief(hosts, lines, failed, check_mode)}
+
+
+def _cut_off(host: dict[str, t.Any]) -> dict[str, t.Any]:
+    known = host["why"] if host["outcome"] in STOPS else ""
+    return {**host, "outcome": "lost" if host["outcome"] == "lost" else "failed", "why": _ALSO.join(filter(None, (known, _CUT_OFF)))}
 
 
 def _not_begun(host: dict[str, t.Any], gate: dict[str, t.Any]) -> dict[str, t.Any]:

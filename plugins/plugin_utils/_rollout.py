@@ -173,8 +173,8 @@ _ENDS = {"failed": "failed", "refused": "was refused", "lost": "was lost", "chec
 
 
 def _only_guests(host: dict[str, t.Any]) -> bool:
-    """Whether the host itself is well: it failed only because guests have lost their memory."""
-    return host["outcome"] == "failed" and host.get("step") == CHECK_MEMORY
+    """Whether the host itself is well: it failed only because guests have lost their memory, and nothing failed after that."""
+    return host["outcome"] == "failed" and host.get("step") == CHECK_MEMORY and not host.get("late")
 
 
 def _few(names: list[str]) -> str:

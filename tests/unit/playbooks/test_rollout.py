@@ -22,7 +22,8 @@ from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _result
 COLLECTION = Path(_result.__file__).parents[2]
 
 SSH = """#!/bin/sh
-# ssh OPTION... HOST COMMAND; a host with a file HOST.down does not answer, also when it goes down in the middle of a command.
+# ssh OPTION... HOST COMMAND; a host with a file HOST.down does not answer, also when it goes down in the middle of a command. With a file
+# HOST.flap only the answer of this command is lost.
 case " $* " in *" -O "*) exit 255 ;; esac
 for word; do HOST=$COMMAND COMMAND=$word; done
 export HOST
@@ -32,11 +33,15 @@ case $COMMAND in *" bootloader_type;"*) COMMAND=$(printf %s "$COMMAND" | sed 's/
 sh -c "$COMMAND"
 code=$?
 [ ! -e "$STAGE/$HOST.down" ] || { echo "Connection to $HOST closed by remote host." >&2; exit 255; }
+! rm "$STAGE/$HOST.flap" 2>/dev/null || { echo "Connection to $HOST closed by remote host." >&2; exit 255; }
 exit $code
 """
 
 MODULE = '''#!/usr/bin/python
-"""A stub of all modules: it logs its call, and does as the stage says: fail, or lose its host."""
+"""A stub of all modules: it logs its call, and does as the stage says: fail, lose its host, or take long.
+
+A lease lasts until something takes long: there is a line in HOST.long for each time. What is done without a valid lease is logged.
+"""
 import json, os
 from ansible.module_utils.basic import AnsibleModule
 
@@ -46,10 +51,24 @@ WORDS = ("accept_unknown", "back", "back_uri", "by", "cmdline", "crash_since", "
 module = AnsibleModule({word: {"type": "raw"} for word in WORDS}, supports_check_mode=True)
 name, host, stage = "@NAME@", os.environ["HOST"], os.environ["STAGE"]
 call = " ".join(word for word in (name, str(module.params["state"] or "")) if word)
-looks = open(f"{stage}/log").read().count(f"{host} {name}\\n")
-with open(f"{stage}/log", "a") as log:
-    log.write(f"{host} {call}\\n")
-act = json.load(open(f"{stage}/acts")).get(host, {}).get(call, "")
+
+def read(file):
+    return open(f"{stage}/{file}").read() if os.path.exists(f"{stage}/{file}") else ""
+
+def add(file, text, mode="a"):
+    with open(f"{stage}/{file}", mode) as to:
+        to.write(text)
+
+looks = read("log").count(f"{host} {name}\\n")
+add("log", f"{host} {call}\\n")
+acts = json.loads(read("acts")).get(host, {})
+act = acts.get(f"{call} {read('log').splitlines().count(f'{host} {call}')}", acts.get(call, ""))
+if call in ("update_lease", "kexec") and act != "fail":
+    add(f"{host}.lease", f"taken {read(f'{host}.long')}", "w")
+elif name in ("guest", "guest_away", "kexec_image") and read(f"{host}.lease") != f"taken {read(f'{host}.long')}":
+    add("log", f"{host} {call} without a lease\\n")
+if act == "long":
+    add(f"{host}.long", "x\\n")
 if act == "lose":
     open(f"{stage}/{host}.down", "w").close()
 if act == "fail":
@@ -66,12 +85,16 @@ if act == "gain" and looks:
 kernel = {"release": "7.2.13", "version": "#1", "cmdline": ""}
 update = {"id": "u1", "boot_id": "b1", "kernel": kernel, "image": {"release": os.uname().release, "version": os.uname().version}}
 last = {"guest": "web", "state": "restored", "update_id": "u1", "times": {"paused": 2.0, "resumed": 10.6}}
+other = {"run": "x/1/2", "by": "bob on ctl2", "begun": 1, "since": 1, "seconds": 60, "left": 50.0, "until": "soon"}
+if act == "forget":
+    last["state"] = "lost"
 answers = {
     "hypervisor_info": {
         "ready": True, "reasons": [], "away": [], "boot_id": "b1", "kernel": kernel, "free": {"memory_mib": 9, "saves_mib": 9},
         "target": {"current": act == "current", "release": None if missing else "7.3.4", "initrd": None, "installed": not missing,
                    "path": module.params["kernel"]},
         "guests": guests,
+        "lease": other if act == "leased" else {},
     },
     "kexec": {"journal": update},
     "update_lease": {"taken_over": "bob on ctl; its process has ended" if act == "take over" else ""},
@@ -88,10 +111,11 @@ SETUP = """- name: Touch the host
 
 
 class Stage:
-    """A fleet of hosts hv1, hv2 and so on; ``acts`` says what a call does there.
+    """A fleet of hosts hv1, hv2 and so on.
 
-    That is fail, lose (the host), current (it runs the kernel), missing (the kernel is not installed, until there is a file
-    HOST.installed), gain (a guest "db" is there from the second look on), or take over (a lease).
+    ``acts`` says what a call does there, or the call with this number: fail, lose (the host), long (take longer than a lease lasts),
+    forget (the memory of the guest), current (the host runs the kernel), leased (another run updates the host), missing (the kernel is
+    not installed, until there is a file HOST.installed), gain (a guest "db" is there from the second look on), or take over (a lease).
     """
 
     def __init__(self, path: Path, hosts: int, acts: dict[str, dict[str, str]]) -> None:
@@ -397,6 +421,134 @@ def test_a_host_whose_health_is_bad_stops_the_rollout(tmp_path, check):
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_check_commands=["true", bad], hypervisor_update_undone_max=9)
     assert code != 0 and stage.calls("kexec") == {"before": [], "after": ["hv1"]}[check], output
     assert outcomes(stage) == {"hv1": "failed", "hv2": "checked"} and "failed with the exit code 3" in said(output)[0]
+
+
+@pytest.mark.parametrize("check", ["before", "after"])
+def test_a_check_of_the_health_that_finds_its_host_unreachable_fails_the_host_and_nothing_is_left_behind(tmp_path, check):
+    stage, then = Stage(tmp_path, 2, {}), {"before": "||", "after": "&&"}[check]
+    cut_off = f"sh -c 'grep -qx \"$HOST kexec\" {tmp_path}/log {then} touch {tmp_path}/hv1.flap; true'"
+    hooks = {f"hypervisor_update_{when}": [stage.hook(when)] for when in ("before", "after")}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_check_commands=[cut_off, "true"], **hooks)
+    assert code != 0 and stage.calls("kexec") == {"before": [], "after": ["hv1"]}[check], output
+    assert "of hypervisor_update_check_commands could not run: " in said(output)[0] and "hv1 failed" in said(output)[1], output
+    assert artifact(output)["outcome"] == "failed" and outcomes(stage) == {"hv1": "failed", "hv2": "checked"}
+    assert stage.calls("update_lease absent") == ["hv1"] and (tmp_path / "hv1.records").exists(), output
+    assert stage.calls("hv1 after updated") == stage.calls("kexec"), output
+
+
+def test_a_run_goes_on_after_a_tolerated_loss_only_if_nothing_else_fails(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"guest running": "forget"}, "hv2": {"guest running": "forget"}})
+    bad = ["- name: Fill it again", "  ansible.builtin.fail: {msg: it stays empty}", "  when: inventory_hostname == 'hv2'"]
+    health = f"sh -c 'echo $HOST health >>{tmp_path}/log'"
+    given = {"hypervisor_update_after": [stage.hook("after", *bad)], "hypervisor_update_check_commands": [health]}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_lost_max=9, **given)
+    assert code != 0 and stage.calls("kexec") == ["hv1", "hv2"], output
+    assert stage.calls("health") == ["hv1", "hv1", "hv2", "hv2"], output  # before and after
+    assert outcomes(stage) == {"hv1": "failed", "hv2": "failed", "hv3": "checked"}
+    lines = said(output)
+    assert "guest web runs without its memory" in lines[0] and "then this failed too" not in lines[0], lines
+    assert "guest web runs without its memory" in lines[1] and lines[1].endswith("; then this failed too: it stays empty"), lines
+    assert "not everything was undone" not in output and lines[2].endswith("the run stopped before this host: hv2 failed")
+
+
+def test_the_health_of_a_host_that_was_undone_is_checked_too(tmp_path):
+    stage = Stage(tmp_path, 2, {"hv1": {"guest preserved": "fail"}})
+    bad = f"sh -c '! grep -qx \"$HOST guest preserved\" {tmp_path}/log'"
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_check_commands=[bad], hypervisor_update_undone_max=9)
+    assert code != 0 and stage.calls("kexec") == [] and outcomes(stage) == {"hv1": "failed", "hv2": "checked"}, output
+    assert "guest preserved does not work; then this failed too: the check " in said(output)[0], output
+
+
+def test_each_file_after_the_update_has_its_turn_and_sees_how_the_update_ended(tmp_path):
+    stage = Stage(tmp_path, 1, {})
+    bad = "  ansible.builtin.fail: {msg: '%s does not work'}"
+    files = [stage.hook(name, "- name: Bad", bad % name) for name in ("one", "two")] + [stage.hook("three")]
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_after=files)
+    assert code != 0 and [stage.calls(f"hv1 {name} updated") for name in ("one", "two", "three")] == [["hv1"]] * 3, output
+    assert said(output) == ['hv1: failed at \\"Bad\\": one does not work; then this failed too: two does not work']
+
+
+def test_a_host_that_a_task_of_yours_finds_unreachable_is_told(tmp_path):
+    """Ansible runs no other task for it. If it is alone in its batch, Ansible ends the run, also the report."""
+    stage = Stage(tmp_path, 3, {})
+    cut_off = [
+        "- name: Drain",
+        f"  ansible.builtin.file: {{path: {tmp_path}/hv1.flap, state: touch}}",
+        "  when: inventory_hostname == 'hv1'",
+    ]
+    hooks = {"hypervisor_update_before": [stage.hook("before", *cut_off)], "hypervisor_update_after": [stage.hook("after")]}
+    due = "hv1: from now on, its tasks of hypervisor_update_after are due. If this run ends without them, repeat the command"
+    code, output = stage.play("kvm.liveupdate.update", **hooks)
+    assert code != 0 and due in output and said(output) == [] and stage.calls("hv2 before checked") == [], output
+    assert artifact(output) == {
+        "outcome": "failed",
+        "why": "the run ended during the update of hv1. Its output says why",
+        "hosts": {},
+        "kernels": [],
+        "longest_pause": None,
+        "failed": ["hv1"],
+    }
+
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=2, **hooks)
+    assert code != 0 and due in output and stage.calls("kexec") == ["hv2"], output
+    assert said(output)[0].startswith("hv1: failed: a task could not reach this host, or the host that it is delegated to. "), output
+    assert said(output)[2] == "hv3: not touched, the run stopped before this host: hv1 did not finish its update"
+    assert (artifact(output)["outcome"], artifact(output)["failed"]) == ("failed", ["hv1"])
+    assert outcomes(stage) == {"hv1": "failed", "hv2": "updated", "hv3": "checked"}
+
+
+def test_a_host_to_ask_for_a_stop_that_does_not_answer_stops_the_run(tmp_path):
+    stage = Stage(tmp_path, 2, {})
+    with (tmp_path / "hosts").open("a") as inventory:
+        inventory.write(f"[others]\nbastion ansible_ssh_executable={tmp_path}/ssh ansible_ssh_args='' ansible_become=false\n")
+    (tmp_path / "bastion.down").touch()
+    given = {"hypervisor_update_stop_file": "/run/stop-the-update", "hypervisor_update_stop_host": "bastion"}
+    code, output = stage.play("kvm.liveupdate.update", **given)
+    assert code != 0 and stage.calls("kexec_image") == [] and outcomes(stage) == {"hv1": "left_out", "hv2": "left_out"}, output
+    assert said(output)[0].startswith(
+        "hv1: skipped, not touched: the file /run/stop-the-update on bastion cannot be looked for. Make that host reachable"
+    )
+
+
+def test_a_host_of_another_run_stops_this_one_also_if_hosts_may_be_skipped(tmp_path):
+    stage = Stage(tmp_path, 3, {"hv1": {"hypervisor_info": "leased"}, "hv2": {"hypervisor_info": "lose"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_leave_out=True)
+    assert code != 0 and stage.calls("update_lease") == [], output
+    assert outcomes(stage) == {"hv1": "refused", "hv2": "left_out", "hv3": "checked"}
+    assert said(output)[0].startswith("hv1: refused, not touched: another run updates this host: bob on ctl2 - "), output
+    assert "hypervisor_update_leave_out" not in said(output)[0]
+
+
+def test_the_lease_is_renewed_around_what_may_take_longer_than_it_lasts(tmp_path):
+    """The tasks before the update, the check of the guests, and the way of guests to another place and back."""
+    stage = Stage(tmp_path, 2, {"hv1": {"guest running": "long"}, "hv2": {"guest_away away": "long", "kexec": "long"}})
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/hv2.yml").write_text("hypervisor_update_guests: {web: [shutdown]}\n")
+    file = f"{tmp_path}/{{{{ inventory_hostname }}}}"
+    before = stage.hook("before", "- name: Wait for hours", f"  ansible.builtin.shell: echo x >>{file}.long", "  changed_when: true")
+    valid = f'  ansible.builtin.shell: test "$(cat {file}.lease)" = "taken $(cat {file}.long)"'
+    after = stage.hook("after", "- name: Look at the lease", valid, "  changed_when: false")
+    hooks = {"hypervisor_update_before": [before], "hypervisor_update_after": [after]}
+    code, output = stage.play("kvm.liveupdate.update", **hooks)
+    assert "without a lease" not in (tmp_path / "log").read_text() and "without a lease" not in output, output
+    assert code == 0 and stage.calls("guest_away away") == stage.calls("guest_away back") == ["hv2"], output
+    assert stage.calls("kexec") == ["hv1", "hv2"] and outcomes(stage) == {"hv1": "updated", "hv2": "updated"}, output
+
+
+def test_a_run_whose_lease_was_taken_over_during_its_tasks_does_not_begin_the_update(tmp_path):
+    stage = Stage(tmp_path, 2, {"hv1": {"update_lease 2": "fail", "update_lease 3": "fail"}})
+    hooks = {f"hypervisor_update_{when}": [stage.hook(when)] for when in ("before", "after")}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_undone_max=9, **hooks)
+    assert code != 0 and stage.calls("kexec_image") == [] and stage.calls("hv2 before checked") == [], output
+    assert said(output)[0] == 'hv1: failed at \\"Renew the lease of the host\\": hv1: update_lease does not work', output
+
+
+def test_a_host_that_does_not_answer_before_the_tasks_after_its_update_is_lost(tmp_path):
+    stage = Stage(tmp_path, 2, {"hv1": {"update_lease 3": "lose"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_after=[stage.hook("one"), stage.hook("two")])
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert code != 0 and lines[-2:] == ["controller hv1 one lost", "controller hv1 two lost"], output
+    assert outcomes(stage) == {"hv1": "lost", "hv2": "checked"} and "its guests come back by themselves" in said(output)[0], output
 
 
 def test_setup_stops_at_a_host_that_is_lost(tmp_path):

@@ -624,6 +624,7 @@ LEASE |= {"own": False, "ended": False}
 def test_a_host_that_another_run_updates_is_refused(about, verdict):
     made = plan(host(guest(), lease={**LEASE, **about}), Policy())
     assert made["verdict"] == verdict and ("another run updates this host: alice on ctl" in "".join(made["refusals"])) == (verdict != "go")
+    assert made["refusals"] == ([made["other_run"]] if verdict == "refuse" else []) and bool(made["other_run"]) == (verdict == "refuse")
 
 
 JUMPED = {

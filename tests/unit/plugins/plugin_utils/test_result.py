@@ -87,6 +87,33 @@ def test_an_update_that_had_begun_is_never_called_examined(host, jump, lost, und
 
 
 @pytest.mark.parametrize(
+    ("plan", "jump", "more", "end", "why"),
+    [
+        (GO, JUMP, {"late": ["bad after"]}, "failed", "bad after"),
+        (CURRENT, {}, {"late": ["bad after"]}, "failed", "bad after"),
+        (GO, JUMP, {"late": ["one", "two", "one"]}, "failed", "one; then this failed too: two"),
+        (GO, JUMP, {"why": "web is lost", "late": ["bad after"]}, "failed", "web is lost; then this failed too: bad after"),
+        (GO, {}, {"why": "no room", "late": ["bad after"]}, "failed", "no room; then this failed too: bad after"),
+        (GO, {}, {"why": "no room", "late": ["no room"]}, "failed", "no room"),
+        (
+            *(GO, {}, {"why": "no room", "undo": "stuck", "late": ["bad"]}, "failed"),
+            "no room; not everything was undone: stuck; then this failed too: bad",
+        ),
+        (GO, {}, {"why": "no room"}, "undone", "no room"),
+    ],
+)
+def test_what_fails_after_the_update_fails_the_host_and_is_told_after_the_first_reason(plan, jump, more, end, why):
+    found = result(HOST, plan, jump, [{"last_update": RESTORED}], step=STEP, blackout_max=2.5, **more)
+    assert (found["outcome"], found["why"], found["late"]) == (end, why, more.get("late", []))
+
+
+def test_a_host_that_does_not_answer_after_its_update_is_lost():
+    found = result(HOST, GO, JUMP, [{"last_update": RESTORED}], late=["no route"], step="Renew the lease", lost=True)
+    assert found["outcome"] == "lost" and found["why"].startswith("no route. The host came back with kernel 7.3.4")
+    assert result(HOST, GO, JUMP, [{"last_update": RESTORED}])["late"] == []
+
+
+@pytest.mark.parametrize(
     ("jump", "step", "told"),
     [
         ({}, STEP, "The update had begun, but its guests were not paused yet"),
@@ -184,6 +211,25 @@ def test_one_line_says_what_became_of_a_host(host, check_mode, line):
 )
 def test_which_hosts_fail_at_the_end(hosts, check_mode, failed):
     assert summary({f"hv{number}": host for number, host in enumerate(hosts, 1)}, check_mode)["failed"] == failed
+
+
+def test_a_host_that_the_run_lost_from_sight_fails_and_says_why():
+    """Whatever was known of it before, and whether the gate stopped the run for it."""
+    lost = result(HOST, GO, why="hv4 cannot be reached", step=STEP, lost=True)
+    hosts = {"hv1": FIT, "hv2": UPDATED, "hv3": UNDONE, "hv4": lost, "hv5": FIT}
+    told = summary(hosts, gate={"stop": "hv1 did not finish its update", "on_request": False}, gone=["hv1", "hv2", "hv3", "hv4"])
+    assert [host["outcome"] for host in told["hosts"].values()] == ["failed", "failed", "failed", "lost", "checked"]
+    assert told["lines"]["hv1"].startswith("hv1: failed: a task could not reach this host, or the host that it is delegated to. ")
+    assert told["hosts"]["hv2"]["why"] == told["hosts"]["hv1"]["why"]
+    assert told["hosts"]["hv3"]["why"].startswith("guest web:\nsave; then this failed too: a task could not reach this host")
+    assert told["lines"]["hv5"].endswith("the run stopped before this host: hv1 did not finish its update")
+    assert told["failed"] == ["hv1", "hv2", "hv3", "hv4"] and told["brief"]["outcome"] == "failed"
+
+
+def test_a_host_of_another_run_is_not_to_be_skipped():
+    busy = result(HOST, {**REFUSE, "refusals": ["another run updates this host"], "other_run": "another run updates this host"})
+    lines = summary({"hv1": busy, "hv2": REFUSED})["lines"]
+    assert lines["hv1"] == "hv1: refused, not touched: another run updates this host" and lines["hv2"].endswith(ALONE)
 
 
 def test_a_refusal_after_others_were_updated_does_not_say_that_none_was_touched():

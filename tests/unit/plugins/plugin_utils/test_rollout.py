@@ -186,6 +186,7 @@ def test_the_next_batch_begins(last):
             "hosts that were undone before the jump: h1, h2. hypervisor_update_undone_max allows 1",
         ),
         ({"h1": CLEAN, "h2": CLEAN}, "guests that lost their memory: 2. hypervisor_update_lost_max allows 1"),
+        ({"h1": {**CLEAN, "late": ["the host does not enter the balancer"]}}, "h1 failed"),
     ],
 )
 def test_the_run_stops_after_what_went_wrong(last, why):
