@@ -49,7 +49,7 @@ MOST_FILES = {"qemu._start": 23, "libvirt._start": 23, "libvirt._hook": 8, "upda
 SLOW = {"socket", "subprocess", "typing", "kvm_liveupdate.vmm._argv_reasons"}
 # What each kind of plugin imports of plugins.
 IMPORTED_BY = {
-    "action": {"plugin_utils"},
+    "action": {"module_utils", "plugin_utils"},
     "doc_fragments": set(),
     "filter": {"module_utils", "plugin_utils"},
     "module_utils": {"module_utils"},
