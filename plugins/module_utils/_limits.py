@@ -78,6 +78,8 @@ PAUSE = 180.0
 QEMU_ANSWER = 60.0
 QEMU_SAVE = 60.0
 LIBVIRT_SAVE = 120.0
+# The status of the files of a guest's disks. A network file system without its server never answers.
+DISK_SIZES = 30.0
 # The time that QEMU needs after a state is written.
 QEMU_SETTLE = 5.0
 # The undo of one guest's save, whose steps are repeated until then, because a guest would stay paused. And one answer in it.

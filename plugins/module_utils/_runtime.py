@@ -100,6 +100,7 @@ _PARTS = (
     "vmm._argv_reasons",
     "vmm._block",
     "vmm._changes",
+    "vmm._disk_files",
     "vmm._monitor",
     "vmm._opens",
     "vmm._options",

@@ -47,6 +47,7 @@ def test_10_restore_fails(story: Story, variant: str) -> None:
         "qemu": ("saving", f"chmod -x {QEMU}"),
         "memory": ("saving", f"mkdir -p $(dirname {LIMIT}); printf '[Service]\\nMemoryMax=32M\\n' > {LIMIT}; sync"),
         "locked": ("saving", "true"),
+        "other-file": ("saved:disk", injections.OTHER_FILE),
     }[variant]
     if variant == "locked":
         lock = "qemu-io -f qcow2 -c 'sleep 3600000' /var/lib/libvirt/images/disk.qcow2 & sleep 5; systemd-notify --ready; wait"
@@ -59,8 +60,9 @@ def test_10_restore_fails(story: Story, variant: str) -> None:
         "qemu": f"chmod +x {QEMU}",
         "memory": f"rm {LIMIT}; systemctl daemon-reload",
         "locked": "systemctl stop lab-fault-boot.service",
+        "other-file": injections.OTHER_FILE_MENDED,
     }
-    held = {"state": {"web"}, "qemu": ALL, "memory": {"web"}, "locked": {"disk"}}[variant]
+    held = {"state": {"web"}, "qemu": ALL, "memory": {"web"}, "locked": {"disk"}, "other-file": {"disk"}}[variant]
 
     def action() -> None:
         if variant in ("state", "memory"):

@@ -18,7 +18,7 @@ import stat
 
 from .. import _limits
 from .._errors import LiveUpdateError, reason
-from ..host import _processes, _units
+from ..host import _processes, _slow_paths, _units
 from ..vmm import _options
 from . import _batch, _ram, _reasons, _setup, _virsh
 
@@ -202,7 +202,13 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     wrong, served = _after_boot.paths(wanted["files"], record["pid"]), _after_boot.sockets(wanted["sockets"])
     record["devices"] = _needs.devices(wanted["files"], wrong)
     past_libvirt, _environment = _needs.command_line(seen["xml"])
+    silent: list[dict] = []
+    try:
+        record["disks"] = _needs.disks(wanted["files"], wrong, past_libvirt)
+    except _slow_paths.Silent as err:
+        silent = [_reopened.silent(err)]
     return [
+        *silent,
         *_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
         *_argv_reasons.reasons(["qemu", *past_libvirt]),
         *_reopened.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),

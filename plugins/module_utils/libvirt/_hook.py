@@ -41,6 +41,10 @@ def _offered(name: str, state: dict) -> list[str]:
         from ..vmm import _block
 
         _block.verify_devices(name, state["devices"], _units.hold(name))
+    if offered.get("disks"):
+        from ..vmm import _disk_files
+
+        _disk_files.verify(name, offered["disks"], tried=os.path.exists(_files.run_path(name, "placed")))
     return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
 
 

@@ -12,14 +12,18 @@ Source: https://libvirt.org/formatdomain.html, https://libvirt.org/formatsecret.
 
 from __future__ import annotations
 
+import os
+
 from .._errors import reason, typed
+from ..vmm import _disk_files
+from . import _virsh
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from xml.etree.ElementTree import Element
 
-__all__ = ("OF_A_BOOT", "command_line", "devices", "needs", "reasons")
+__all__ = ("OF_A_BOOT", "command_line", "devices", "disks", "needs", "reasons")
 
 # Codes of reasons that count only when the host boots in between.
 OF_A_BOOT = (
@@ -122,6 +126,34 @@ def devices(files: list[dict], wrong: dict[str, str]) -> dict[str, list[str]]:
     from ..vmm import _block
 
     return {file["path"]: _block.identity(file["path"]) for file in files if file["path"].startswith("/dev/") and file["path"] not in wrong}
+
+
+def disks(files: list[dict], wrong: dict[str, str], past_libvirt: list[str]) -> dict[str, dict]:
+    """What identifies the disks and firmware variables, by their paths (:func:`_disk_files.identity`); not of those that have a problem.
+
+    ``past_libvirt`` are the arguments of ``<qemu:commandline>``. Raises :class:`_slow_paths.Silent`.
+    """
+    from ..host import _slow_paths
+    from ..vmm import _opens, _options, _reopened
+
+    if "silent" in wrong.values():
+        return {}  # which is a reason by itself
+    paths = {file["path"]: bool(file["target"]) for file in files if file["open"] and file["path"] not in wrong}
+    paths.update(dict.fromkeys(_opens.images(_options.read(["qemu", *past_libvirt], opens=False)[0]), False))
+    mounts, hooks = _reopened.mounts(os.getpid()), _virsh.has_hooks()
+
+    def look(say: t.Callable[[str], None]) -> dict[str, dict]:
+        found = {}
+        for path, is_medium in paths.items():
+            say(path)
+            try:
+                found[path] = _disk_files.identity(path, _reopened.mount_of(os.path.realpath(path), mounts), is_medium and hooks)
+            except OSError:
+                continue  # on storage that root cannot access (NFS)
+        return {path: known for path, known in found.items() if known}
+
+    known: dict[str, dict] = _slow_paths.look(look) if paths else {}
+    return known
 
 
 def _file(path: str | None, what: str, is_open: bool = False, target: str = "") -> dict:

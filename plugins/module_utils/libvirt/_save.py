@@ -14,6 +14,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..host import _files, _processes
+from ..vmm import _disk_files
 from . import _batch, _definition, _guests, _ram, _save_directory, _save_image, _virsh
 
 __all__ = ("discard", "ignore_shared", "ram_places", "resume", "save", "still_saved", "write_image")
@@ -36,10 +37,12 @@ def save(record: dict, path: str, running: bool) -> dict:
         _files.write_json(path, {"hold": hold, "devices": devices, **ram_places(record)})
         paused = write_image(record, image, running)
         digest = _files.digest(image)  # a restore accepts only this image
+        disks = _disk_files.sized(record.get("disks", {}))
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {name} cannot be saved: {err}") from err
     kept = {key: record[key] for key in ("provider", "uid", "gid", "backends")}
-    return {"times": {"paused": paused, "saved": time.time()}, "image": image, "digest": digest, "devices": devices, **kept}
+    found = {"digest": digest, "devices": devices, "disks": disks}
+    return {"times": {"paused": paused, "saved": time.time()}, "image": image, **found, **kept}
 
 
 def still_saved(records: list[dict]) -> list[str]:

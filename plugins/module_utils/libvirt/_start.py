@@ -34,7 +34,7 @@ SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 def _offer(record: dict, hold: str, files: list[int]) -> None:
     """Keep the RAM open, and record its location for the hook."""
     keeper = _keeper.keep_open(record, files)
-    content = {"pid": keeper, "started": _processes.start_time(keeper), "hold": hold, "fds": files}
+    content = {"pid": keeper, "started": _processes.start_time(keeper), "hold": hold, "fds": files, "disks": record.get("disks", {})}
     _files.write_json(_files.run_path(record["name"], "offer"), content)
 
 
@@ -175,7 +175,8 @@ def _start(name: str, journal: dict) -> float:
     """Start the domain, or wait for its autostart if that was faster; returns when it resumed. Its saved image no longer exists then.
 
     This does not check before whether libvirt answers: virsh waits for the daemon, and each call costs time. So early in the boot, what
-    the domain needs may not exist yet (a bridge, storage). So this tries again until the domain has run.
+    the domain needs may not exist yet (a bridge, storage, its own disk instead of another file). So this tries again until the domain has
+    run.
     """
     marker, image = _files.run_path(name, "resumed"), journal["image"]
     begun = time.monotonic()
@@ -184,11 +185,14 @@ def _start(name: str, journal: dict) -> float:
         has_run = os.path.exists(marker)
         if not has_run:
             try:
+                if journal.get("disks") and not _virsh.has_hooks():  # which may bring a disk at the start itself
+                    _verify_disks(name, journal["disks"])
                 _virsh.virsh("start", _domain(journal), limit=_return.BACK_LIMIT_S)
                 return _started(image)
             except LiveUpdateError as err:
+                if str(err) != why:
+                    _systemd.log(str(err))
                 why = str(err)
-                _systemd.log(why)
         state = _state(journal)
         # Libvirt also reports "paused" while it starts a domain. It removes the image at the end of the start, but not after a failure.
         if state == "running" or (has_run and state not in ("shut off", "") and not os.path.exists(image)):
@@ -203,6 +207,13 @@ def _start(name: str, journal: dict) -> float:
         if state == "shut off":
             _early.late(name)  # the rest of the boot may bring what it lacks
         time.sleep(RETRY_S)
+
+
+def _verify_disks(name: str, disks: dict[str, dict]) -> None:
+    """Raise if another file is at a path of its disks. Libvirt's hook looks again; without this, each try would cost a start of virsh."""
+    from ..vmm import _disk_files  # not for a domain without files
+
+    _disk_files.verify(name, disks, tried=os.path.exists(_files.run_path(name, "placed")))
 
 
 def _go_on(journal: dict) -> None:

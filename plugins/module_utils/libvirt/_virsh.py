@@ -17,6 +17,7 @@ __all__ = (
     "PIDS",
     "SAVED",
     "domain_xml",
+    "has_hooks",
     "image_path",
     "is_busy",
     "is_defined",
@@ -96,3 +97,14 @@ def image_path(name: str) -> str:
 
 
 HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"
+
+
+def has_hooks() -> bool:
+    """Whether the owner has hooks of QEMU domains. At a start they may make a medium again, or attach what a disk needs."""
+    folder, ours = os.path.split(HOOK)
+    if os.path.exists(f"{os.path.dirname(folder)}/qemu"):
+        return True
+    try:
+        return bool(set(os.listdir(folder)) - {ours})
+    except FileNotFoundError:
+        return False

@@ -33,7 +33,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs.
     """
     from ..host import _tcp  # not on the boot path
-    from ..vmm import _block, _opens, _options
+    from ..vmm import _block, _disk_files, _opens, _options
 
     interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
     devices = {path: _block.identity(path) for path in _opens.devices(record["pid"], record["argv"])}
@@ -45,10 +45,11 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         digest = _files.digest(path)
+        disks = _disk_files.sized(record.get("disks", {}), record["pid"])  # what the gate saw, before any guest was paused
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']} cannot be saved: {err}") from err
     times = {"paused": paused, "saved": time.time()}
-    needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices}
+    needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices, "disks": disks}
     return {"times": times, "argv": record["argv"], **needs, "digest": digest}
 
 

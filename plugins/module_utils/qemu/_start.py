@@ -65,7 +65,8 @@ def _become(name: str, argv: list[str], started: float) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     _files.make_directory(_files.GUESTS_RUN)
     if verdict == "restore" and session is not None:
-        lacking = lacking or _wait_for_host(name, [], [], journal.get("paths", []), journal.get("ports", []))
+        needs = (journal.get("paths", []), journal.get("ports", []), journal.get("disks", {}))  # older journals have less
+        lacking = lacking or _wait_for_host(name, [], [], *needs)
         if lacking:  # QEMU might use something else instead, where this state must not be loaded
             remedy = "mount what is missing, writable, or load the kernel module. The start is repeated automatically"
             raise LiveUpdateError(
@@ -156,12 +157,18 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
 
 
 def _wait_for_host(
-    name: str, argv: list[str], interfaces: list[str], paths: t.Iterable[str] = (), ports: t.Collection[int] = ()
+    name: str,
+    argv: list[str],
+    interfaces: list[str],
+    paths: t.Iterable[str] = (),
+    ports: t.Collection[int] = (),
+    disks: dict[str, dict] | None = None,
 ) -> list[str]:
     """Wait for what is still missing on a host that boots, because QEMU would not wait for it.
 
-    These are a writable root file system, device nodes, networks, ``paths`` of disks, sockets and the like, and a process that listens at
-    each of the host's own TCP ``ports`` to which QEMU connects.
+    These are a writable root file system, device nodes, networks, ``paths`` of disks, sockets and the like, a process that listens at
+    each of the host's own TCP ``ports`` to which QEMU connects, and the guest's own ``disks``: until a mount is there, another file may be
+    at the path of one.
 
     Ordering the guest after the units that provide these would take longer. Returns what is still missing at the limit, except networks:
     these may have been made by hand, and if QEMU needs one, it reports the error itself.
@@ -170,6 +177,7 @@ def _wait_for_host(
     while True:
         lacking = [f"no {node}" for node in _argv.nodes(argv) if not _works(node)]
         lacking += [f"no {path}" for path in paths if not os.path.exists(path)]
+        lacking += [what for what in _other_files(name, disks or {}) if what not in lacking]
         lacking += [f"no process that listens at TCP port {port}" for port in _without_listener(ports)]
         if not os.access(_files.STATE, os.W_OK):
             lacking.append(f"{_files.STATE} read-only")
@@ -193,6 +201,14 @@ def _works(node: str) -> bool:
     except OSError as err:
         return err.errno not in _NO_DRIVER
     return True
+
+
+def _other_files(name: str, disks: dict[str, dict]) -> list[str]:
+    if not disks:
+        return []
+    from ..vmm import _disk_files  # not for a cold start
+
+    return _disk_files.amiss(disks, tried=os.path.exists(_files.run_path(name)))
 
 
 def _without_listener(ports: t.Collection[int]) -> list[int]:

@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Reasons against a guest, and warnings, in the systemd unit that starts it. PRIVATE to the collection."""
+"""Reasons against a guest, and warnings, in the systemd unit that starts it. PRIVATE to the collection.
+
+Source: systemd.unit(5), systemd.exec(5); systemd's src/systemctl/systemctl-show.c, which prints no conditions.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import os
 import re
 
 from .._errors import reason, typed
-from ..host import _files, _processes
+from ..handover import _early
+from ..host import _files, _processes, _slow_paths, _units
 from ..kernel import _luo
 
 __all__ = ("PROPERTIES", "reasons", "warnings")
 
 
 def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
-    """Reasons why the unit of a guest could not restore it after the jump."""
+    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``."""
     from ..vmm import _reopened  # not on the boot path
 
     pid, unit = record["pid"], record["unit"]
@@ -28,12 +32,20 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
     if shown.get("NeedDaemonReload") == "yes" and not _is_out_of_order(shown, _processes.started_at(pid)):
         message = f"the file of its unit {unit} has changed, and systemd has not loaded the change, but the boot after the jump will"
         found.append(reason("unit", message, "run 'systemctl daemon-reload', then run this again"))
-    return found + rights_reasons(unit, pid) + _reopened.reasons(pid, record["argv"], ram, made_again, brought)
+    found += rights_reasons(unit, pid) + start_file_reasons(unit, pid, shown)
+    found += _reopened.reasons(pid, record["argv"], ram, made_again, brought)
+    if not found:
+        try:
+            record["disks"] = _reopened.disks(pid, record["argv"], ram, made_again)
+        except _slow_paths.Silent as err:
+            found.append(_reopened.silent(err))
+    return found
 
 
 def warnings(record: dict, shown: dict[str, str]) -> list[dict]:
     """Warnings about the unit of a guest that can be preserved."""
-    return start_warnings(record["unit"], shown) + drop_in_warnings(record["unit"], shown)
+    unit = record["unit"]
+    return start_warnings(unit, shown) + drop_in_warnings(unit, shown) + mount_warnings(record, shown)
 
 
 def rights_reasons(unit: str, pid: int) -> list[dict]:
@@ -80,6 +92,98 @@ def drop_in_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
         for path in gone
         if os.path.basename(path) not in _OWN_DROP_INS
     ]
+
+
+def mount_warnings(record: dict, properties: dict[str, str]) -> list[dict]:
+    """A warning for each mount with a disk of the guest after which its unit does not start.
+
+    After a jump the guest waits for its own disk (:func:`_disk_files.amiss`). In another boot the drop-in of the setup also lets the unit
+    start before the mounts of the boot, and then nothing is known of the disk. This accesses no path, because its storage may not answer.
+    """
+    from ..vmm import _opens, _options, _reopened
+
+    unit, pid, after = record["unit"], record["pid"], properties.get("After", "").split()
+    mounts = _reopened.mounts(os.getpid())  # one that only QEMU sees is made by its unit
+    paths = _opens.images(_options.read(record["argv"])[0], _processes.folder_of(pid))
+    paths += [path for path, flags in _processes.open_paths(pid).values() if not _opens.is_output(flags)]
+    found: dict[str, str] = {}
+    for path in paths:
+        point = _mounted_later(path, mounts, after)
+        if point:
+            found.setdefault(point, path)
+    return [
+        reason(
+            "mount-unordered",
+            f"its unit {unit} may start before {point} is mounted, where its disk {path} is. After the jump the guest waits for it; in"
+            " another boot QEMU may find no disk there, or another one",
+            f"add RequiresMountsFor={point} to the unit (systemctl edit {unit})",
+        )
+        for point, path in found.items()
+    ]
+
+
+def start_file_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[dict]:
+    """Reasons for files and folders without which systemd does not start the unit, if a boot does not have them when it starts it.
+
+    A setting with "-" needs nothing. For the folder of WorkingDirectory= systemd waits until it is mounted.
+    """
+    from ..vmm import _reopened
+
+    after = properties.get("After", "").split()
+    makers = [other for other in after if _may_make_files(other)]
+    own = {f"/run/{name.partition(':')[0]}" for name in properties.get("RuntimeDirectory", "").split()}
+    folder = properties.get("WorkingDirectory", "")
+    wanted = [("EnvironmentFile", path) for path in re.findall(r"(/\S*) \(ignore_errors=no\)", properties.get("EnvironmentFiles", ""))]
+    wanted += _conditions([properties.get("FragmentPath", ""), *properties.get("DropInPaths", "").split()])
+    wanted += [("WorkingDirectory", folder)] if folder.startswith("/") and folder not in own else []
+    mounts, its_mounts = _reopened.mounts(os.getpid()), _reopened.mounts(pid)
+    points = {mount[0] for mount in its_mounts}
+    found = []
+    for setting, path in wanted:
+        point = "" if setting == "WorkingDirectory" else _mounted_later(path, mounts, after)
+        if _reopened.is_volatile(path, its_mounts):
+            if not makers and path not in points and not path.startswith(_OF_EACH_BOOT):
+                message = f"its unit {unit} has {setting}={path}, which does not exist after the jump, so systemd would not start it"
+                remedy = "name a path on a disk, or let a service make it that the unit requires and starts after (Requires=, After=)"
+                found.append(reason("file-volatile", message, f"{remedy}; then run 'systemctl daemon-reload'"))
+        elif point or (path.startswith(_OF_UDEV) and not makers):
+            message = f"its unit {unit} has {setting}={path}, which may not be there yet when a boot starts the unit: then systemd does not"
+            remedy = f"add RequiresMountsFor={point} to the unit" if point else "remove the setting, because the guest waits for its disks"
+            found.append(reason("unit-early", message, f"{remedy} (systemctl edit {unit})"))
+    return found
+
+
+def _mounted_later(path: str, mounts: list[tuple[str, str, str, str, str]], after: list[str]) -> str:
+    """The mount point of a path if a boot may mount it only after it starts a unit that starts after these; else empty. Pure."""
+    from ..vmm import _reopened
+
+    point, kind, _source = _reopened.mount_of(path, mounts)
+    if point in _ALWAYS_MOUNTED or path.startswith(_NOT_MOUNTED):
+        return ""
+    is_remote = kind.startswith("fuse") or kind in _REMOTE
+    known = {f"{_units.escape(point.strip('/'))}.mount", "remote-fs.target", *(() if is_remote else _LOCAL_MOUNTS)}
+    return "" if known & set(after) else point
+
+
+def _may_make_files(unit: str) -> bool:
+    """Whether a unit that starts before the guest's may make files, or starts after systemd-tmpfiles has made them."""
+    return unit in _AFTER_TMPFILES or (unit.endswith(".service") and unit not in (*_early.BASE, _units.UNCLAIMED_UNIT))
+
+
+def _conditions(files: list[str]) -> list[tuple[str, str]]:
+    """The conditions and assertions in unit files that need a path, each as setting and path. ``!`` needs none, ``|`` not this one."""
+    found: list[tuple[str, str]] = []
+    for file in files:
+        try:
+            with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+                settings = [line.partition("=") for line in lines]
+        except OSError:
+            continue
+        for name, _equals, value in ((name.strip(), equals, value.strip()) for name, equals, value in settings):
+            if re.fullmatch(r"(Condition|Assert)(Path|File|Directory)\w+", name):
+                found = [] if not value else found  # an empty one removes all
+                found += [(name, value.replace("%t/", "/run/"))] if value.startswith(("/", "%t/")) else []
+    return found
 
 
 def _starters(properties: dict[str, str]) -> list[str]:
@@ -163,7 +267,16 @@ _BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 PROPERTIES = (
     *("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost", *_BRINGS),
     *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
+    *("After", "EnvironmentFiles", "RuntimeDirectory", "WorkingDirectory"),
 )
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # each boot creates these
+# What systemd makes at the beginning of each boot, or for the unit.
+_OF_EACH_BOOT = ("/run/credentials/", "/run/systemd/", "/run/udev/")
+_AFTER_TMPFILES = ("systemd-tmpfiles-setup.service", "sysinit.target", "basic.target", "multi-user.target")
+_OF_UDEV = ("/dev/disk/", "/dev/mapper/")
+_NOT_MOUNTED = ("/dev/", "/memfd:", "/proc/", "/run/", "/sys/")  # by a unit of the boot
+_ALWAYS_MOUNTED = ("", "/", "/usr")  # the last two by the initial RAM disk
+_REMOTE = ("9p", "ceph", "cifs", "nfs", "nfs4", "smb3")
+_LOCAL_MOUNTS = ("local-fs.target", "sysinit.target", "basic.target")
 # The drop-in of the setup, and those that systemd writes for the wrapper's set-property. They exist again after a boot.
 _OWN_DROP_INS = ("40-kvm-liveupdate.conf", "50-StartupCPUWeight.conf", "50-StartupIOWeight.conf")

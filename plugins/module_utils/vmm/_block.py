@@ -16,7 +16,7 @@ import stat
 
 from .._errors import LiveUpdateError, typed
 
-__all__ = ("BY_HAND", "changed", "identity", "is_by_hand", "kernel_name", "verify_devices")
+__all__ = ("BY_HAND", "changed", "identity", "is_by_hand", "kernel_name", "of_number", "verify_devices")
 
 _SYSFS = "/sys/dev/block"
 _SYSFS_CHARACTER = "/sys/dev/char"
@@ -37,6 +37,16 @@ def identity(path: str) -> list[str]:
         return []
     if not stat.S_ISBLK(seen.st_mode) and not (stat.S_ISCHR(seen.st_mode) and "/scsi_generic/" in folder):
         return []
+    return _words(folder)
+
+
+def of_number(number: int) -> list[str]:
+    """The identity of the block device with this number; empty if it is unknown, or if the number is of no device (NFS, Btrfs)."""
+    return _words(os.path.realpath(f"{_SYSFS}/{os.major(number)}:{os.minor(number)}"))
+
+
+def _words(folder: str) -> list[str]:
+    """What identifies the device whose folder in sysfs this is."""
     part = _read(f"{folder}/partition")
     if part:
         folder, part = os.path.dirname(folder), f" part {part}"

@@ -15,14 +15,14 @@ import stat
 
 from .._errors import reason
 from ..host import _processes, _slow_paths
-from . import _block, _opens, _options
+from . import _block, _disk_files, _opens, _options
 from ._options import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("reasons", "replaced", "silent")
+__all__ = ("disks", "is_volatile", "mount_of", "mounts", "reasons", "replaced", "silent")
 
 _VOLATILE = ("tmpfs", "ramfs")
 _EMPTIED = "/tmp/"  # by a boot, on any file system (tmpfiles.d(5))
@@ -70,6 +70,14 @@ def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bo
     return found + _peers(_options.read(argv)[0], brought)
 
 
+def disks(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool) -> dict[str, dict]:
+    """What identifies the disks of this QEMU, by the paths under which it opens them (:mod:`_disk_files`). Arguments as of
+    :func:`reasons`. A relative path stays relative: it is where the next QEMU looks. Raises :class:`_slow_paths.Silent`.
+    """
+    found: dict[str, dict] = _slow_paths.look(lambda say: _Look(pid, argv, ram, made_again, say).disks())
+    return found
+
+
 def silent(err: _slow_paths.Silent) -> dict:
     """The reason against a guest with a path that does not answer."""
     message = f"{err}, so QEMU may not be able to open it again"
@@ -82,7 +90,7 @@ class _Look:
     def __init__(self, pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, say: t.Callable[[str], None]) -> None:
         self.pid, self.argv, self.ram, self.made_again, self.say = pid, argv, ram, made_again, say
         self.options = _options.read(argv)[0]
-        self.mounts = _mounts(pid)
+        self.mounts = mounts(pid)
 
     def reasons(self) -> list[dict]:
         files, devices = self._opened()
@@ -102,6 +110,36 @@ class _Look:
                 )
         return found
 
+    def disks(self) -> dict[str, dict]:
+        """What identifies each disk, by its path. Firmware that is only read is none: its content is a part of the saved state.
+
+        A command of the unit may make a disk again that QEMU only reads, such as a seed image, but no disk below another one, unless that
+        is in memory.
+        """
+        files, _devices = self._opened()
+        folder = _processes.folder_of(self.pid)
+        opened = {(seen.st_dev, seen.st_ino): path for path, seen, _writable in files}
+        written = {(seen.st_dev, seen.st_ino) for _path, seen, writable in files if writable}
+        named = self._seen(folder, _opens.images(self.options, ""))
+        firmware = set(self._seen(folder, _fixed_flash(self.options)).values())
+        found = {}
+        for path, number in {**{path: number for number, path in opened.items()}, **named}.items():
+            if number in firmware:
+                continue
+            whole = os.path.join(folder, path)
+            place = opened.get(number, whole)  # without links
+            remade = self.made_again and number not in written and (number in named.values() or is_volatile(place, self.mounts))
+            try:
+                found[path] = _disk_files.identity(f"/proc/{self.pid}/root{whole}", mount_of(place, self.mounts), remade)
+            except OSError:
+                continue  # on storage that root cannot access (NFS)
+        return {path: known for path, known in found.items() if known}
+
+    def _seen(self, folder: str, paths: list[str]) -> dict[str, tuple[int, int]]:
+        """The device and inode of what is at these paths, by path."""
+        looked = {path: self.stat(os.path.join(folder, path))[0] for path in paths}
+        return {path: (there.st_dev, there.st_ino) for path, there in looked.items() if there}
+
     def stat(self, path: str) -> tuple[os.stat_result | None, bool]:
         self.say(path)
         return _stat(self.pid, path)
@@ -118,7 +156,7 @@ class _Look:
         if there and (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
             message = f"{path} is not the file that QEMU has open under this name"
             return [reason("file-gone", message, "shut the guest down, find out which of the two files it needs, and start it")]
-        return [_volatile(path)] if _is_volatile(path, self.mounts) and (writable or not self.made_again) else []
+        return [_volatile(path)] if is_volatile(path, self.mounts) and (writable or not self.made_again) else []
 
     def _of_image(self, path: str, files: set[tuple[int, int]], devices: set[int]) -> list[dict]:
         """Check a path of the command line under which QEMU has nothing open: a link, a block device, or a missing file."""
@@ -145,7 +183,7 @@ class _Look:
         if self.stat(path)[1]:
             message = f"{path} does not exist any more, and QEMU reads it at its start"
             return [reason("file-gone", message, "restore it, or name another file on the command line and restart the guest")]
-        return [_volatile(path)] if _is_volatile(path, self.mounts) and not self.made_again and not path.startswith(_CREDENTIALS) else []
+        return [_volatile(path)] if is_volatile(path, self.mounts) and not self.made_again and not path.startswith(_CREDENTIALS) else []
 
     def _opened(self) -> tuple[list[tuple[str, os.stat_result, bool]], set[int]]:
         """What QEMU has open: regular files, each as path, status and whether QEMU can write to it; and the numbers of block devices.
@@ -190,29 +228,37 @@ def _stat(pid: int, path: str) -> tuple[os.stat_result | None, bool]:
         return None, False
 
 
-def _mounts(pid: int) -> list[tuple[str, str, str, str]]:
-    """The mounts that a process sees, longest paths first: path, root in the file system, type and options (proc(5), mountinfo)."""
+def mounts(pid: int) -> list[tuple[str, str, str, str, str]]:
+    """The mounts that a process sees, longest paths first: path, root in the file system, type, options and source (proc(5), mountinfo)."""
     found = []
     try:
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
             for line in mountinfo:
                 fields = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), line.rstrip("\n")).split(" ")
                 dash = fields.index("-", 6)
-                found.append((fields[4], fields[3], fields[dash + 1], fields[-1]))
+                found.append((fields[4], fields[3], fields[dash + 1], fields[-1], fields[dash + 2]))
     except (OSError, ValueError):
         return []
     found.reverse()  # of two mounts on one path the later one covers the other
     return sorted(found, key=lambda mount: -len(mount[0]))
 
 
-def _is_volatile(path: str, mounts: list[tuple[str, str, str, str]]) -> bool:
+def mount_of(path: str, among: list[tuple[str, str, str, str, str]]) -> tuple[str, str, str]:
+    """The mount with a path: mount point, type and source. Empty if it is unknown. Pure."""
+    for point, _root, kind, _how, source in among:
+        if point == "/" or path == point or path.startswith(f"{point}/"):
+            return point, kind, source
+    return "", "", ""
+
+
+def is_volatile(path: str, among: list[tuple[str, str, str, str, str]]) -> bool:
     """Whether the path does not exist after a boot: it is in memory, in a folder that a boot empties, or in a service's private one."""
     if path.startswith(_EMPTIED):
         return True
-    for mount, root, kind, options in mounts:
+    for mount, root, kind, options, _source in among:
         if mount == "/" or path == mount or path.startswith(f"{mount}/"):
             upper = re.search(r"(?:^|,)upperdir=([^,]+)", options) if kind == "overlay" else None
-            return kind in _VOLATILE or "/systemd-private-" in root or bool(upper and upper[1] != path and _is_volatile(upper[1], mounts))
+            return kind in _VOLATILE or "/systemd-private-" in root or bool(upper and upper[1] != path and is_volatile(upper[1], among))
     return False
 
 
@@ -275,15 +321,25 @@ def _firmware(options: list[Option], has_flash: bool) -> list[str]:
     return [] if has_flash else ["bios-256k.bin"]
 
 
+def _flash(options: list[Option], nodes: dict[str, Option]) -> list[Option]:
+    """The options with the content of flash: firmware and its variables."""
+    flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
+    return flash + [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
+
+
+def _fixed_flash(options: list[Option]) -> list[str]:
+    """The files of firmware that the guest cannot write. The other ones contain the guest's variables."""
+    nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
+    return [path for path in (_opens.local_file(disk, nodes) for disk in _flash(options, nodes) if _opens.is_read_only(disk)) if path]
+
+
 def _roms(pid: int, options: list[Option], say: t.Callable[[str], None] = lambda _path: None) -> list[str]:
     """The paths of the firmware and option ROMs that QEMU has loaded, if they exist."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     names = [option.get("romfile") for option in options if option.name == "option-rom"]
     names += ["linuxboot_dma.bin" for option in options if option.name == "kernel"]
-    flash = [option for option in options if option.name == "drive" and option.get("if") == "pflash"]
-    flash += [nodes[option.get(key)] for option in options for key in ("pflash0", "pflash1") if option.get(key) in nodes]
-    names += _firmware(options, bool(flash))
-    names += [_opens.local_file(disk, nodes) for disk in flash if _opens.is_read_only(disk)]  # the other one contains the guest's variables
+    names += _firmware(options, bool(_flash(options, nodes)))
+    names += _fixed_flash(options)
     devices = [option for option in options if option.name == "device"]
     cards = [option for option in options if option.name == "nic" or (option.name == "net" and option.get("type") == "nic")]
     drivers = [option.get("driver") for option in devices if "romfile" not in option.keys]

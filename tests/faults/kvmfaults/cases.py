@@ -125,10 +125,11 @@ CASES = (
     Case(
         10,
         "The restore of one guest fails",
-        "Its state is damaged, QEMU cannot be executed, its memory limit is too small, or another program has its disk locked.",
+        "Its state is damaged, QEMU cannot be executed, its memory limit is too small, another program has its disk locked, or another file"
+        " is at the path of its disk.",
         "The other guests are restored. This one stays off, and the host says why. Its memory is kept as long as the kernel can keep it.",
         "``state``, ``memory``: " + DISCARD + "; the others: " + f"{REMEDY}, then {START}",
-        ("state", "qemu", "memory", "locked"),
+        ("state", "qemu", "memory", "locked", "other-file"),
     ),
     Case(
         11,

@@ -102,6 +102,10 @@ SNAPSHOT_MENDED = (
     " rm /var/lib/libvirt/images/disk.later"
 )
 
+# An old copy of a disk, as below the mount point while the mount is missing.
+OTHER_FILE = "cd /var/lib/libvirt/images && mv disk.qcow2 lab-disk && cp -a lab-disk disk.qcow2 && sync"
+OTHER_FILE_MENDED = "cd /var/lib/libvirt/images; test ! -e lab-disk || mv lab-disk disk.qcow2"
+
 STUBBORN = "trap '' HUP INT QUIT TERM; while :; do sleep 1000; done"
 IGNORE = f"""
 cat > /root/stubborn.sh <<'END'

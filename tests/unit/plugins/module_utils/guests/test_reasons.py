@@ -13,10 +13,11 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _return
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _systemd, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _slow_paths, _systemd, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _unit
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _reopened
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
@@ -165,6 +166,148 @@ def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked)
         looked.setitem(SHOWN, "MainPID", str(process.pid))
         assert codes({**WEB, "pid": process.pid, "argv": ["qemu", "-kernel", "/never/made"]}) == ["file-gone"]
         process.stdin.close()
+
+
+MOUNTS = [
+    ("/srv/web", "/", "xfs", "rw", "/dev/mapper/vg-web"),
+    ("/srv", "/", "xfs", "rw", "/dev/mapper/vg-srv"),
+    ("/net", "/", "nfs4", "rw", "server:/net"),
+    ("/usr", "/", "ext4", "rw", "/dev/mapper/vg-usr"),
+    ("/run", "/", "tmpfs", "rw", "tmpfs"),
+    ("/", "/", "ext4", "rw", "/dev/vda1"),
+]
+
+
+def test_what_identifies_its_disks_is_in_the_record_of_a_guest_that_can_be_preserved(looked, tmp_path):
+    """So nothing is looked up once guests are paused."""
+    image = tmp_path / "web1.qcow2"
+    image.touch()
+    looked.setattr(_reopened, "_EMPTIED", "/never/")
+    looked.setattr(_reopened, "mounts", lambda _pid: MOUNTS)
+    with open(image, "r+b") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[file.fileno()]) as process:
+        looked.setitem(SHOWN, "MainPID", str(process.pid))
+        record = {**WEB, "pid": process.pid, "argv": ["qemu", "-drive", f"file={image}"]}
+        assert codes(record) == []
+        assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino
+        silent = _slow_paths.Silent("/srv/a", "/srv/a does not answer within 30 s")
+        looked.setattr(_reopened, "disks", lambda *_words: (_ for _ in ()).throw(silent))
+        assert codes(record) == ["file-silent"]
+        looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/seed"))
+        again = []
+        looked.setattr(_reopened, "disks", lambda *words: again.append(words[3]) or {})
+        assert codes({**record, "shown": SHOWN}) == [] and again == [True]
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "after", "point"),
+    [
+        ("/srv/web1.qcow2", "system.slice -.mount", "/srv"),
+        ("/srv/web1.qcow2", "srv.mount", ""),
+        ("/srv/web/1.qcow2", "srv.mount", "/srv/web"),
+        ("/srv/web/1.qcow2", "srv-web.mount", ""),
+        ("/srv/web1.qcow2", "local-fs.target", ""),
+        ("/srv/web1.qcow2", "remote-fs.target", ""),
+        ("/net/web1.qcow2", "local-fs.target", "/net"),
+        ("/net/web1.qcow2", "remote-fs.target", ""),
+        ("/var/lib/web1.qcow2", "", ""),
+        ("/usr/share/firmware.fd", "", ""),
+        ("/run/web.iso", "", ""),
+        ("/dev/vg/web", "", ""),
+    ],
+)
+def test_a_disk_on_a_mount_that_its_unit_does_not_wait_for_is_a_warning(looked, path, after, point):
+    """After a jump the guest waits for its own disk, so it is no reason."""
+    looked.setattr(_reopened, "mounts", lambda _pid: MOUNTS)
+    looked.setitem(SHOWN, "After", after)
+    record = {**WEB, "argv": ["qemu", "-M", "pc-q35-10.0", "-nodefaults", "-drive", f"file={path}", "-drive", f"file={path}.2"]}
+    found = _reasons.warn(record)
+    assert [warning["code"] for warning in found] == (["mount-unordered"] if point else [])
+    assert all(path in warning["message"] and f"RequiresMountsFor={point} " in warning["remedy"] for warning in found)
+
+
+def test_what_qemu_has_open_counts_as_well(looked):
+    """A disk below another one is not on the command line; a log is no disk."""
+    looked.setattr(_reopened, "mounts", lambda _pid: MOUNTS)
+    opened = {9: ("/srv/base.qcow2", os.O_RDONLY), 10: ("/net/web.log", os.O_WRONLY | os.O_APPEND)}
+    looked.setattr(_processes, "open_paths", lambda _pid: opened)
+    (warning,) = _reasons.warn(dict(WEB))
+    assert "/srv/base.qcow2" in warning["message"]
+
+
+def unit_needs(looked, **shown):
+    """The reasons against a guest whose unit has these properties, as code and the beginning of the remedy."""
+    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_reopened, "mounts", lambda _pid: MOUNTS)
+    with looked.context() as changed:
+        for key, value in shown.items():
+            changed.setitem(SHOWN, key, value)
+        found = _reasons.inspect(dict(WEB))
+    assert all("=/" in reason["message"] and "web.service" in reason["message"] for reason in found)
+    return [(reason["code"], reason["remedy"].partition(" ")[0]) for reason in found]
+
+
+GONE, EARLY, LATER = [("file-volatile", "name")], [("unit-early", "add")], [("unit-early", "remove")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "found"),
+    [
+        ("EnvironmentFiles", "/run/web.env (ignore_errors=no)", GONE),
+        ("EnvironmentFiles", "/etc/a (ignore_errors=no) /run/web.env (ignore_errors=no) /etc/b (ignore_errors=yes)", GONE),
+        ("EnvironmentFiles", "/run/web.env (ignore_errors=yes)", []),
+        ("EnvironmentFiles", "/etc/web.env (ignore_errors=no)", []),
+        ("EnvironmentFiles", "/srv/web.env (ignore_errors=no)", EARLY),
+        ("WorkingDirectory", "/run/web", GONE),
+        ("WorkingDirectory", "!/run/web", []),
+        ("WorkingDirectory", "/run", []),
+        ("WorkingDirectory", "~", []),
+        ("WorkingDirectory", "/srv/web/1", []),  # systemd itself waits for the mount
+    ],
+)
+def test_what_a_unit_needs_at_its_start_is_there_after_a_boot(looked, setting, value, found):
+    """Made by hand, it is not, and systemd would not start the guest."""
+    assert unit_needs(looked, **{setting: value}) == found
+    for maker in ("web-env.service", "sysinit.target"):
+        assert unit_needs(looked, **{setting: value, "After": maker}) == ([] if found == GONE or maker == "sysinit.target" else found)
+    for none in ("network-online.target", "system.slice", "kvm-liveupdate-unclaimed.service", "systemd-modules-load.service"):
+        assert unit_needs(looked, **{setting: value, "After": none}) == found
+
+
+def test_a_folder_that_systemd_makes_for_the_unit_is_there(looked):
+    assert unit_needs(looked, WorkingDirectory="/run/web/a", RuntimeDirectory="web web/a:web/b") == []
+    assert unit_needs(looked, WorkingDirectory="/run/web/c", RuntimeDirectory="web web/a") == GONE
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ConditionPathExists=/run/web.ready", GONE),
+        ("ConditionPathExists = %t/web.ready", GONE),
+        ("AssertFileNotEmpty=/run/web.ready", GONE),
+        ("ConditionDirectoryNotEmpty=/run/web", GONE),
+        ("ConditionPathExists=!/run/web.stopped", []),
+        ("ConditionPathExists=|/run/web.ready", []),
+        ("ConditionPathExists=/run/systemd/system", []),
+        ("ConditionPathExists=/etc/web", []),
+        ("ConditionHost=/run/web", []),
+        ("# ConditionPathExists=/run/web.ready", []),
+        ("ConditionPathExists=/run/web.ready\nConditionPathExists=", []),
+        ("ConditionPathExists=\nConditionPathExists=/run/web.ready", GONE),
+        ("ConditionPathExists=/srv/web1.qcow2", EARLY),
+        ("ConditionPathExists=/dev/disk/by-id/a", LATER),
+        ("ConditionPathExists=/dev/kvm", []),
+    ],
+)
+def test_a_condition_that_a_boot_does_not_meet_is_a_reason(looked, tmp_path, text, found):
+    """systemctl shows no conditions, so the unit's files are read."""
+    (tmp_path / "web.service").write_text(f"[Unit]\n{text}\n[Service]\nExecStart=/bin/a\n")
+    (tmp_path / "empty.conf").touch()
+    shown = {"FragmentPath": f"{tmp_path}/web.service", "DropInPaths": f"{tmp_path}/empty.conf {tmp_path}/gone.conf"}
+    assert unit_needs(looked, **shown) == found
+    assert unit_needs(looked, **{**shown, "After": "sysinit.target"}) == []
+    (tmp_path / "empty.conf").write_text(f"[Unit]\nConditionPathExists=\n{text}\n")
+    assert unit_needs(looked, **shown) == found
 
 
 def test_a_qemu_that_does_not_see_where_its_state_goes_is_refused(looked, tmp_path):

@@ -345,9 +345,11 @@ def test_a_domain_whose_qemu_has_ended_is_not_waited_for(libvirt, saved, record,
 
 def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path, monkeypatch):
     state = str(tmp_path / "app.state")
-    devices = {"/dev/sdb": ["wwid a"]}
-    journal = _save.save({**record, "devices": devices}, state, running=True)
-    assert journal["devices"] == devices
+    devices, image = {"/dev/sdb": ["wwid a"]}, tmp_path / "app.qcow2"
+    image.write_bytes(b"after the pause")
+    disks = {str(image): {"size": 1, "inode": os.stat(image).st_ino}}  # of the gate
+    journal = _save.save({**record, "devices": devices, "disks": disks}, state, running=True)
+    assert journal["devices"] == devices and journal["disks"][str(image)]["size"] == 15
     verbs = ["dumpxml", "qemu-monitor-command", "suspend", "snapshot-create-as"]
     assert libvirt.asked() == [f"{verb} app" for verb in verbs] and libvirt.processes() == 2
     assert saved.read_bytes() == b"image\1"

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _slow_paths, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _guests, _needs
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _after_boot, _block
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _guests, _needs, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _after_boot, _block, _disk_files, _reopened
 
 LUKS = "11111111-2222-4333-8444-555555555555"
 DOMAIN = f"""<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -321,6 +321,63 @@ def test_a_block_device_of_a_domain_is_known_by_more_than_its_name_and_one_made_
     assert _after_boot._wrong(files[:1], 0, "/proc/self/mountinfo", lambda _path: None) == {"/dev/sdb": "by-hand"}
     why = _needs._file_reason(files[0], "by-hand", "web")
     assert why["code"] == "file-volatile" and "/dev/sdb" in why["message"] and why["code"] in _needs.OF_A_BOOT
+
+
+@pytest.fixture(name="disks")
+def files_of_a_domain(tmp_path, monkeypatch):
+    """What is known of its files: a disk behind a link, a medium, one past libvirt, and what QEMU does not keep open."""
+    for name in ("a.qcow2", "seed.iso", "kernel", "gone", "past"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("a.qcow2")
+    monkeypatch.setattr(_virsh, "HOOK", str(tmp_path / "qemu.d/kvm-liveupdate"))
+    (tmp_path / "qemu.d").mkdir()
+    (tmp_path / "qemu.d/kvm-liveupdate").touch()
+    monkeypatch.setattr(
+        _reopened, "mounts", lambda _pid: [(os.path.realpath(tmp_path), "/", "xfs", "rw", "/dev/a"), ("/", "/", "fuse", "rw", "x")]
+    )
+    files = [
+        {"path": str(tmp_path / name), "what": "", "open": name != "kernel", "target": "sda" if "iso" in name else ""}
+        for name in ("link", "seed.iso", "kernel", "gone")
+    ]
+
+    def look(wrong=None):
+        past = ["-drive", f"file={tmp_path}/past,if=none,id=d"]
+        return _needs.disks(files, {str(tmp_path / "gone"): "gone"} if wrong is None else wrong, past)
+
+    return look
+
+
+def test_a_domains_disks_are_known_by_more_than_their_paths(disks, tmp_path):
+    found = disks()
+    assert set(found) == {str(tmp_path / name) for name in ("link", "seed.iso", "past")}
+    assert found[str(tmp_path / "link")]["inode"] == os.stat(tmp_path / "a.qcow2").st_ino
+    assert all(own["mount"] == os.path.realpath(tmp_path) and "inode" in own for own in found.values())
+    assert disks({str(tmp_path / "seed.iso"): "silent"}) == {}  # nothing of it is accessed again
+
+
+@pytest.mark.parametrize("hook", ["qemu", "qemu.d/seed"])
+def test_only_the_owners_hooks_of_libvirt_may_make_a_medium_again(disks, tmp_path, hook):
+    (tmp_path / hook).touch()
+    assert {os.path.basename(path): "inode" in own for path, own in disks().items()} == {"link": True, "seed.iso": False, "past": True}
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_examination_of_a_domain_leaves_what_identifies_its_disks_in_its_record(libvirt, monkeypatch, tmp_path, silent):
+    """So nothing is looked up once guests are paused."""
+    monkeypatch.setattr(_guests, "confinement", lambda _pid: "")
+    monkeypatch.setattr(_after_boot, "_emptied", lambda: ("/nowhere",))
+    image = tmp_path / "a.qcow2"
+    image.touch()
+    if silent:
+        monkeypatch.setattr(_disk_files, "identity", lambda *_words: time.sleep(60))
+        monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 1.0)
+    disk = f"<disk type='file'><source file='{image}'/><target dev='vda'/></disk>"
+    record = libvirt.add("web1", 1, dumpxml=f"<domain><devices>{disk}</devices></domain>")
+    record["backends"] = [{"kind": "memory-backend-file", "id": "pc.ram", "path": "/x", "size": 1}]
+    with open(image, "rb"):
+        codes = {reason["code"] for reason in _guests.inspect(record)}
+    assert ("file-silent" in codes) is silent
+    assert silent or record["disks"][str(image)]["inode"] == os.stat(image).st_ino
 
 
 def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch):

@@ -27,7 +27,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
     _start,
     _virsh,
 )
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _disk_files
 
 SAVED = {
     "guest": "app",
@@ -76,6 +76,7 @@ def scripted_domain(tmp_path, monkeypatch):
     made = Domain()
     monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_virsh, "virsh", made.virsh)
+    monkeypatch.setattr(_virsh, "HOOK", str(tmp_path / "qemu.d/kvm-liveupdate"))
     monkeypatch.setattr(_start, "RETRY_S", 0)
     return made
 
@@ -415,7 +416,7 @@ def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
     monkeypatch.setattr(_host_files, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
 
-    def call(fd, hold="h", started=None, memory=None):
+    def call(fd, hold="h", started=None, memory=None, **more):
         os.pwrite(fd, b"memory", 0)
         monkeypatch.setattr("sys.stdin", io.StringIO("<domain id='7'/>"))
         places = {"directory": str(directory.parent), "files": ["pc.ram"]}
@@ -424,7 +425,7 @@ def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
         _host_files.write_json(str(tmp_path / "app.state"), {**places, "hold": "h"})
         pid = os.getpid()
         started = started or _processes.start_time(pid)
-        _host_files.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": started, "hold": hold, "fds": [fd]})
+        _host_files.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": started, "hold": hold, "fds": [fd], **more})
         _hook.hook("app")
         return directory / "pc.ram"
 
@@ -456,6 +457,92 @@ def test_libvirt_starts_no_domain_with_another_disk_under_the_name_of_its_own(of
     assert not way.done
     monkeypatch.setattr(_block, "identity", lambda path: ["wwid a"])
     assert offered(memfd).is_symlink()
+
+
+@pytest.fixture(name="below")
+def old_copy_below_a_mount_point(tmp_path):
+    """The disk's path has an old copy; a call brings the mount."""
+    path, mounted = tmp_path / "app.raw", tmp_path / "mounted"
+    mounted.write_text("own")
+    files = {str(path): _disk_files.identity(str(mounted), ("/srv", "xfs", "/dev/mapper/vg-srv"))}
+    path.write_text("old")
+    return files, lambda: mounted.rename(path)
+
+
+def test_libvirt_starts_no_domain_on_another_file_than_its_own(offered, memfd, below):
+    """Whoever starts it, also its autostart."""
+    files, mount = below
+    says = r"guest app: the host still has another file at .*/app\.raw \(inode .*mounted at /srv\); mount what is missing"
+    with pytest.raises(LiveUpdateError, match=says):
+        offered(memfd, disks=files)
+    mount()
+    placed = offered(memfd, disks=files)
+    assert placed.is_symlink()
+    placed.unlink()
+    with open(next(iter(files)), "a", encoding="utf-8") as disk:
+        disk.write("bitmaps")
+    assert offered(memfd, disks=files).is_symlink()  # after a start that failed, which may have changed its size
+    os.unlink(_host_files.run_path("app", "placed"))
+    with pytest.raises(LiveUpdateError, match="10 bytes, not 3"):
+        offered(memfd, disks=files)
+
+
+def test_a_domain_waits_for_the_mount_with_its_disk_although_an_old_copy_is_below_it(domain, below, monkeypatch, capsys):
+    """Each try would start virsh and the hook; and one line says what is missing, not one for each try."""
+    files, mount = below
+    domain.states = ["shut off"]
+    turns = []
+
+    def sleep(_seconds):
+        turns.append(domain.starts)
+        if len(turns) == 3:
+            mount()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    _start._start("app", {**domain.saved, "disks": files})
+    assert turns == [0, 0, 0] and domain.starts == 1
+    assert capsys.readouterr().err.count("another file at") == 1
+    assert os.path.exists(_host_files.run_path("app", "late"))  # the rest of the boot brings the mount
+
+
+def test_a_disk_that_the_owners_hook_attaches_at_the_start_is_not_waited_for_before(domain, below, tmp_path):
+    """Libvirt calls that hook before ours, which looks at the disk."""
+    domain.states = ["not to be asked for"]
+    (tmp_path / "qemu").touch()
+    _start._start("app", {**domain.saved, "disks": below[0]})
+    assert domain.starts == 1
+
+
+def test_a_domain_whose_disk_does_not_come_is_tried_again(domain, below, monkeypatch):
+    domain.states = ["shut off"]
+    monkeypatch.setattr(_return, "BACK_LIMIT_S", -1)
+    with pytest.raises(LiveUpdateError, match=r"app is shut off, not running: guest app: the host still has another file") as told:
+        _start._start("app", {**domain.saved, "disks": below[0]})
+    assert told.value.details["again"] and not domain.starts
+    (own,) = below[0].values()
+    own.update(inode=os.stat(next(iter(below[0]))).st_ino, size=4096)
+    with pytest.raises(LiveUpdateError, match="3 bytes, not 4096"):
+        _start._start("app", {**domain.saved, "disks": below[0]})
+    _host_files.write_json(_host_files.run_path("app", "placed"), {})
+    _start._start("app", {**domain.saved, "disks": below[0]})
+    assert domain.starts == 1
+
+
+def test_the_hook_gets_from_the_holder_what_identifies_the_disks(way, tmp_path, monkeypatch, below):
+    offers = []
+    monkeypatch.setattr(_start, "_offer", lambda record, *_memory: offers.append(record) or (tmp_path / "app.offer").touch())
+    below[1]()
+    _start.restore("app", {**way.journal(), "disks": below[0]})
+    assert offers[0]["disks"] == below[0] and "start" in way.done
+
+
+def test_an_offer_tells_what_identifies_the_disks(tmp_path, monkeypatch):
+    monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_keeper, "keep_open", lambda *_memory: os.getpid())
+    _start._offer({"name": "app", "disks": {"/srv/a": {"inode": 7}}}, "h", [3])
+    assert _host_files.read_json(str(tmp_path / "app.offer"))["disks"] == {"/srv/a": {"inode": 7}}
+    _start._offer({"name": "app"}, "h", [3])  # from an older journal
+    assert _host_files.read_json(str(tmp_path / "app.offer"))["disks"] == {}
 
 
 DEVICES = {"devices": {"/dev/sdb": ["wwid a"]}}

@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _guests, _save
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor, _reopened
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _disk_files, _monitor, _reopened
 
 SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Size:                132 kB
@@ -294,3 +294,33 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
     assert saved["devices"] == {"/dev/null": []} and saved["ports"] == [4555]
     assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
     assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_save_records_what_identifies_its_disks_with_their_sizes_after_the_pause(tmp_path, monkeypatch, exchanged):
+    """A file that took the place of its disk since the gate ends the save: after the jump the guest would not come back."""
+    image, other = tmp_path / "web1.qcow2", tmp_path / "other"
+    image.write_bytes(b"disk")
+    other.write_bytes(b"disk")
+    known = _disk_files.identity(str(image), ("/srv", "xfs", "/dev/a"))
+
+    class Saving(Machine):
+        def execute(self, command, **arguments):
+            if command == "migrate":
+                (tmp_path / "web.state").write_bytes(b"state")
+                if exchanged:
+                    other.rename(image)
+                else:
+                    image.write_bytes(b"disk and its bitmaps")
+            return super().execute(command, **arguments)
+
+    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
+    record = {"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"], "disks": {str(image): known}}
+    if exchanged:
+        with pytest.raises(LiveUpdateError, match=f"guest web cannot be saved: another file took the place of its disk {image}"):
+            _save.save(record, str(tmp_path / "web.state"), True)
+        return
+    saved = _save.save(record, str(tmp_path / "web.state"), True)
+    assert saved["disks"] == {str(image): {**known, "size": 20}} and _disk_files.amiss(saved["disks"]) == []

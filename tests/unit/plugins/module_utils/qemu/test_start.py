@@ -22,7 +22,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _se
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _start
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _block, _monitor
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _argv, _block, _disk_files, _monitor
 
 
 def test_a_guest_that_starts_clean_does_not_go_ahead_of_the_boot(monkeypatch, tmp_path):
@@ -226,6 +226,83 @@ def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_
         with pytest.raises(LiveUpdateError, match=f"guest web: the host still has no {booting.kvm}; .* the guest's memory is kept") as told:
             _start.run("web", ["qemu"])
         assert told.value.details["again"] and done == ["restored"]
+
+
+@pytest.fixture(name="below")
+def old_copy_below_a_mount_point(booting, tmp_path, monkeypatch):
+    """A saved guest, and the disk's path with an old copy, until the mount comes in turn ``kvm_at``. Tells what was done with the guest."""
+    path, mounted, done = tmp_path / "web1.raw", tmp_path / "mounted", []
+    mounted.write_text("own")
+    files = {str(path): _disk_files.identity(str(mounted), ("/srv", "xfs", "/dev/mapper/vg-srv"))}
+    path.write_text("old")
+
+    def sleep(seconds, turn=booting.sleep):
+        turn(seconds)
+        if booting.turns > booting.kvm_at and mounted.exists():
+            mounted.rename(path)
+
+    def restore(*_guest):
+        done.append(path.read_text())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: 7)
+    monkeypatch.setattr(_handover_session, "note", lambda session: {})
+    monkeypatch.setattr(_return, "decide", lambda *facts: ("restore", "so it is"))
+    monkeypatch.setattr(_start, "_restore", restore)
+    journal = {"state": "saved", "argv": ["qemu"], "paths": [str(path)], "disks": files}
+    monkeypatch.setattr(_handover_journal, "recorded", lambda name: journal)
+    return journal, done
+
+
+def test_a_guest_waits_for_the_mount_with_its_disk_although_an_old_copy_is_below_it(booting, below):
+    """QEMU would open the old one below what the guest has in its page cache."""
+    booting.kvm_at = 5
+    with pytest.raises(ZeroDivisionError):
+        _start.run("web", ["qemu"])
+    assert below[1] == ["own"] and booting.turns == 6 and os.path.exists(_files.run_path("web", "late"))
+
+
+def test_a_disk_that_is_missing_is_told_once(booting, below, monkeypatch):
+    booting.kvm_at = 100
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    (path,) = below[0]["paths"]
+    os.unlink(path)
+    assert _start._wait_for_host("web", [], [], [path], [], below[0]["disks"]) == [f"no {path}"]
+    assert _start._wait_for_host("web", [], [], [], [], below[0]["disks"]) == [f"no {path}"]
+
+
+def test_a_guest_whose_disk_does_not_come_stays_off_and_is_tried_again(booting, below, monkeypatch):
+    booting.kvm_at = 100
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    says = (
+        r"guest web: the host still has another file at .*/web1\.raw \(inode \d+, not \d+; the guest's own is on /dev/mapper/vg-srv,"
+        r" mounted at /srv\); mount what is missing.* and the guest's memory is kept"
+    )
+    with pytest.raises(LiveUpdateError, match=says) as told:
+        _start.run("web", ["qemu"])
+    assert told.value.details["again"] and below[1] == []
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_a_size_that_a_failed_restore_changed_keeps_no_guest_off(booting, below, monkeypatch, tried):
+    """A QEMU that ends writes the bitmaps of a qcow2 once more."""
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
+    (own,) = below[0]["disks"].values()
+    own["inode"] = os.stat(below[0]["paths"][0]).st_ino
+    own["size"] = 4096
+    if tried:
+        _files.write_json(_files.run_path("web"), {})
+    with pytest.raises(ZeroDivisionError if tried else LiveUpdateError):
+        _start.run("web", ["qemu"])
+
+
+def test_a_guest_that_an_older_version_saved_comes_back(booting, below):
+    """Its journal tells nothing of its files."""
+    del below[0]["disks"]
+    with pytest.raises(ZeroDivisionError):
+        _start.run("web", ["qemu"])
+    assert below[1] == ["old"]
 
 
 # A QEMU that waits for a state: its run state, and whether it lets the guest go on, are files beside its monitor.

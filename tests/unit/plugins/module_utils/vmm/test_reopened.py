@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _slow_paths, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _options, _reopened
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _disk_files, _options, _reopened
 
 OPENER = """
 import sys
@@ -46,7 +46,7 @@ def process_with_files():
 def folder_that_lasts(monkeypatch, tmp_path):
     """The tests' own folder, taken for one on a disk."""
     monkeypatch.setattr(_reopened, "_EMPTIED", "/never/")
-    monkeypatch.setattr(_reopened, "_mounts", lambda _pid: [("/dev/shm", "/", "tmpfs", "rw"), ("/", "/", "ext4", "rw")])
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [("/dev/shm", "/", "tmpfs", "rw", "t"), ("/", "/", "ext4", "rw", "/dev/a")])
     return tmp_path
 
 
@@ -157,7 +157,7 @@ def test_a_disk_in_memory_is_gone_after_a_jump_whoever_made_it(monkeypatch, disk
     (disk / "image").touch()
     (disk / "seed.iso").touch()
     pid = opened("r+", disk / "image", "r", disk / "seed.iso")
-    monkeypatch.setattr(_reopened, "_mounts", lambda _pid: [(str(disk), "/", "tmpfs", "rw"), ("/", "/", "ext4", "rw")])
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [(str(disk), "/", "tmpfs", "rw", "t"), ("/", "/", "ext4", "rw", "/dev/a")])
     assert codes(pid) == ["file-volatile", "file-volatile"]
     assert codes(pid, made_again=True) == ["file-volatile"]  # what is only read may be made again by its unit
 
@@ -191,7 +191,7 @@ def test_a_pipe_is_one_or_two(disk, opened):
 
 
 def test_credentials_are_there_at_each_start(monkeypatch, disk, opened):
-    monkeypatch.setattr(_reopened, "_mounts", lambda _pid: [("/", "/", "tmpfs", "rw")])
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [("/", "/", "tmpfs", "rw", "t")])
     (disk / "key").touch()
     argv = ["-object", f"secret,id=s,file={disk}/key"]
     assert codes(opened(), argv) == ["file-volatile"]
@@ -200,12 +200,12 @@ def test_credentials_are_there_at_each_start(monkeypatch, disk, opened):
 
 
 MOUNTS = [
-    ("/run/user", "/", "ext4", "rw"),
-    ("/var/tmp", "/var/tmp/systemd-private-1f-web.service-x/tmp", "ext4", "rw"),
-    ("/live", "/", "overlay", "rw,lowerdir=/l,upperdir=/run/upper,workdir=/w"),
-    ("/kept", "/", "overlay", "rw,lowerdir=/l,upperdir=/srv/upper,workdir=/w"),
-    ("/run", "/", "tmpfs", "rw"),
-    ("/", "/", "ext4", "rw"),
+    ("/run/user", "/", "ext4", "rw", "s"),
+    ("/var/tmp", "/var/tmp/systemd-private-1f-web.service-x/tmp", "ext4", "rw", "s"),
+    ("/live", "/", "overlay", "rw,lowerdir=/l,upperdir=/run/upper,workdir=/w", "s"),
+    ("/kept", "/", "overlay", "rw,lowerdir=/l,upperdir=/srv/upper,workdir=/w", "s"),
+    ("/run", "/", "tmpfs", "rw", "s"),
+    ("/", "/", "ext4", "rw", "s"),
 ]
 
 
@@ -223,13 +223,79 @@ MOUNTS = [
     ],
 )
 def test_what_a_boot_finds_empty(path, volatile):
-    assert _reopened._is_volatile(path, MOUNTS) is volatile
+    assert _reopened.is_volatile(path, MOUNTS) is volatile
 
 
 def test_the_mounts_of_a_process_are_read():
-    mounts = _reopened._mounts(os.getpid())
+    mounts = _reopened.mounts(os.getpid())
     assert ("/proc", "proc") in [(mount[0], mount[2]) for mount in mounts]
     assert mounts[-1][0] == "/"
+    assert _reopened.mount_of("/proc/self/mountinfo", mounts) == ("/proc", "proc", "proc")
+    assert _reopened.mount_of("/processes", mounts)[0] == "/" and _reopened.mount_of("/", []) == ("", "", "")
+
+
+@pytest.fixture(name="known")
+def what_identifies_the_disks(disk, opened):
+    """What is known of the disks of a process: what it has open (mode and name, by turns), its command line."""
+
+    def look(files, *argv, made_again=False):
+        for name in files[1::2]:
+            (disk / name).touch()
+        pid = opened(*(disk / word if index % 2 else word for index, word in enumerate(files)))
+        return _reopened.disks(pid, ["qemu", *map(str, argv)], set(), made_again)
+
+    return look
+
+
+def test_a_disk_is_known_under_each_path_with_which_it_is_opened(known, disk):
+    """What is on the command line may be a link, and what is below a disk is not on it."""
+    (disk / "link").symlink_to(disk / "image")
+    found = known(["r+", "image", "r", "base"], "-drive", f"file={disk}/link")
+    assert set(found) == {f"{disk}/{name}" for name in ("image", "base", "link")}
+    for path, own in found.items():
+        seen = os.stat(path)
+        assert (own["inode"], own["size"], own["mount"], own["source"]) == (seen.st_ino, 0, "/", "/dev/a")
+    assert _disk_files.amiss(found) == []
+
+
+def test_a_relative_path_is_looked_up_where_the_next_qemu_does(known, disk, monkeypatch):
+    monkeypatch.setattr(_processes, "folder_of", lambda _pid: str(disk))
+    found = known(["r+", "image"], "-drive", "file=image")
+    assert set(found) == {f"{disk}/image", "image"} and found["image"] == found[f"{disk}/image"]
+
+
+def test_firmware_that_is_only_read_is_no_disk_and_its_variables_are(known, disk):
+    """A package may bring another one, and its content is a part of the saved state."""
+    flash = ("-drive", f"if=pflash,file={disk}/CODE.fd,readonly=on", "-drive", f"if=pflash,file={disk}/VARS.fd")
+    assert set(known(["r", "CODE.fd", "r+", "VARS.fd"], *flash)) == {f"{disk}/VARS.fd"}
+
+
+def test_only_a_disk_that_is_read_and_named_or_in_memory_may_be_made_again_by_its_unit(known, disk, monkeypatch):
+    argv = [word for name in ("image", "seed.iso") for word in ("-drive", f"file={disk}/{name}")]
+    files = ["r+", "image", "r", "seed.iso", "r", "base"]
+    again = known(files, *argv, made_again=True)
+    assert {path: "inode" in own for path, own in again.items()} == {
+        f"{disk}/image": True,
+        f"{disk}/seed.iso": False,
+        f"{disk}/base": True,
+    }
+    assert all("inode" in own for own in known(files, *argv).values())
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [(str(disk), "/", "tmpfs", "rw", "t"), ("/", "/", "ext4", "rw", "/dev/a")])
+    assert "inode" not in known(files, *argv, made_again=True)[f"{disk}/base"]
+
+
+def test_a_disk_whose_status_root_cannot_see_is_not_known(known, disk, monkeypatch):
+    monkeypatch.setattr(_disk_files, "identity", lambda *_words: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert known(["r+", "image"]) == {}
+
+
+def test_disks_of_a_storage_that_does_not_answer_are_not_taken_for_none(disk, opened, monkeypatch):
+    (disk / "image").touch()
+    pid, plain = opened("r+", disk / "image"), os.stat
+    monkeypatch.setattr(_slow_paths, "PATH_LIMIT_S", 1.0)
+    monkeypatch.setattr(os, "stat", lambda path, *words, **keys: time.sleep(60) if "image" in str(path) else plain(path, *words, **keys))
+    with pytest.raises(_slow_paths.Silent, match="image does not answer"):
+        _reopened.disks(pid, ["qemu", "-drive", f"file={disk}/image"], set(), False)
 
 
 @pytest.mark.parametrize(
