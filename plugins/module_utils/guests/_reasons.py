@@ -15,6 +15,7 @@ __all__ = ("describe", "inspect", "memory_limits", "name_reasons", "survey", "wa
 _UNIT_NAME_LIMIT = 255  # systemd's limit (src/basic/unit-def.h, UNIT_NAME_MAX)
 _UNIT_ACTIONS = ("FailureAction", "StartLimitAction")
 _UNIT_NEEDS = {"FileDescriptorStorePreserve": ("yes",), "NotifyAccess": ("all", "main", "exec"), "IgnoreOnIsolate": ("yes",)}
+_BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 _UNIT_PROPERTIES = (*_UNIT_NEEDS, *_UNIT_ACTIONS, "FileDescriptorStoreMax")
 
 
@@ -30,15 +31,44 @@ def survey(records: list[dict]) -> None:
 
 
 def _ask_systemd(records: list[dict]) -> None:
-    """Store in each record the properties of its unit (``shown``) and the memory limits of the unit and its slices (``limits``)."""
+    """Store in each record the properties of its unit (``shown``), those of the services that start with it, if its provider asks for
+    properties (``brought``, by name), and the memory limits of the unit and its slices (``limits``)."""
     wanted = {*_UNIT_PROPERTIES, "Slice", *_memory.LIMITS, *(key for record in records for key in _providers.of(record).unit_properties)}
     shown = _systemd.show_each(sorted({record["unit"] for record in records}), *sorted(wanted))
     slices = {unit: _memory.parents(properties.get("Slice", "")) for unit, properties in shown.items()}
     around = _systemd.show_each(sorted({name for names in slices.values() for name in names}), *_memory.LIMITS)
+    brought = _brought(
+        {record["unit"]: shown[record["unit"]] for record in records if _providers.of(record).unit_properties}, sorted(wanted)
+    )
     for record in records:
         unit = record["unit"]
-        record["shown"] = shown[unit]
+        record["shown"], record["brought"] = shown[unit], brought.get(unit, {})
         record["limits"] = _memory.limits({unit: shown[unit], **{name: around[name] for name in slices[unit]}})
+
+
+def _brought(shown: dict[str, dict[str, str]], properties: list[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """For each of these units, the services that it starts, and those that these start, each with its properties.
+
+    Neither systemd's own services nor ours belong to a guest. This asks about all services of one distance together.
+    """
+    known = dict(shown)
+    new = list(shown)
+    while new:
+        named = {name for unit in new for name in _starts(known[unit])}
+        new = sorted(named - set(known))
+        known.update(_systemd.show_each(new, *properties) if new else {})
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for unit in shown:
+        names = _starts(known[unit])
+        for name in names:  # which grows
+            names += [other for other in _starts(known[name]) if other not in (unit, *names)]
+        found[unit] = {name: known[name] for name in names}
+    return found
+
+
+def _starts(properties: dict[str, str]) -> list[str]:
+    named = dict.fromkeys(" ".join(properties.get(key, "") for key in _BRINGS if key in properties).split())
+    return [name for name in named if name.endswith(".service") and not name.startswith(("kvm-liveupdate", "systemd-"))]
 
 
 def describe(record: dict) -> dict:

@@ -29,6 +29,7 @@ __all__ = (
     "listen_fds",
     "log",
     "notify",
+    "runtime_directories",
     "show",
     "show_each",
     "store_fd",
@@ -75,6 +76,16 @@ def show_each(units: list[str], *properties: str) -> dict[str, dict[str, str]]:
         text = _commands.run("systemctl", "show", "--property=" + ",".join(("Id", *properties)), "--", *asked)
         found.update(zip(asked, map(_properties, text.split("\n\n"))))
     return found
+
+
+def runtime_directories(states: tuple[str, ...]) -> list[str]:
+    """The folders below /run that the loaded services with these unit file states create (RuntimeDirectory=), as they name them.
+
+    PID 1 collects all properties of all services for this, so it is only for what nothing else explains.
+    """
+    text = _commands.run("systemctl", "show", "--property=RuntimeDirectory,UnitFileState", "--", "*.service")
+    shown = [_properties(block) for block in text.split("\n\n")]
+    return [name for service in shown if service.get("UnitFileState") in states for name in service.get("RuntimeDirectory", "").split()]
 
 
 def graph() -> tuple[dict[str, list[str]], dict[str, list[str]]]:

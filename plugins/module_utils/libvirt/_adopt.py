@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from .._errors import LiveUpdateError, told, typed
+from .._errors import LiveUpdateError, told
 from . import _agent, _definition, _guests, _needs, _room, _save_directory, _save_image, _setup, _virsh
 
 __all__ = ("adopt", "obstacles", "refuse")
@@ -31,7 +31,7 @@ def adopt(record: dict) -> dict:
     start = ("start", uuid, *(() if was_running else ("--paused",)))
     image = os.path.join(_virsh.SAVED, f"{name}.save")
     head, before = f"{image}.head", b""
-    otherwise = f"if 'virsh domstate {typed(name)}' shows 'shut off', the domain is saved; run 'virsh start {typed(name)}' to continue it"
+    otherwise = f"if 'virsh domstate {uuid}' shows 'shut off', the domain is saved; run 'virsh start {uuid}' to continue it"
     try:
         _virsh.virsh("managedsave", uuid, limit=limit)
     except LiveUpdateError as err:

@@ -15,7 +15,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError, typed
+from .._errors import LiveUpdateError
 from ..host import _commands
 from . import _agent, _definition, _reasons, _room
 from . import _virsh as _libvirt_virsh
@@ -47,7 +47,7 @@ def obstacles(away: dict) -> list[str]:
     """Why a running domain cannot leave that way; each with its remedy."""
     name, found = away["guest"], []
     if not _libvirt_virsh.is_defined(name):
-        found.append(f"libvirt has no persistent definition of it, so it could not be brought back - {_reasons.define(name)}")
+        found.append(f"libvirt has no persistent definition of it, so it could not be brought back - {_reasons.define(away['uuid'])}")
     if away["way"] == "shutdown" and not away["was_running"]:
         found.append("it is paused and cannot shut down - resume it, or use the way save")
     if away["way"] == "save":
@@ -93,7 +93,7 @@ def _save(away: dict, limit: float) -> None:
     except LiveUpdateError as err:
         _cancel(HERE, uuid)
         raise LiveUpdateError(
-            f"guest {name}: {err}; its state is now {_seen(HERE, uuid)}. If it is shut off, run 'virsh start {typed(name)}' to continue it",
+            f"guest {name}: {err}; its state is now {_seen(HERE, uuid)}. If it is shut off, run 'virsh start {uuid}' to continue it",
             **_may_leave(HERE, uuid),
         ) from err
 

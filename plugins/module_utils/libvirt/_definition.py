@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .._errors import LiveUpdateError, typed
+from .._errors import LiveUpdateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,19 +116,18 @@ def with_shared_file(xml: str) -> str:
     data = xml.encode("utf-8", "surrogateescape")
     domain = parsed(data)
     name = domain.findtext("name", "")
+    edit = f"virsh edit {domain.findtext('uuid', name)}"  # virsh might confuse the name with the ID of another domain
     for path, what in (
         ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
         ("memoryBacking/discard", "<discard/>: its RAM would be discarded when QEMU ends"),
         ("cpu/numa/cell[@memAccess='private']", "a NUMA cell with memAccess='private'"),
     ):
         if domain.find(path) is not None:
-            raise LiveUpdateError(
-                f"domain {name}: its definition has {what}; remove it with 'virsh edit {typed(name)}', then run this again"
-            )
+            raise LiveUpdateError(f"domain {name}: its definition has {what}; remove it with '{edit}', then run this again")
     elements = spans(data)
     backing = _first(elements, "memoryBacking")
     if backing is None or data[: backing.inner].endswith(b"/>"):
-        changed = _with_backing(data, name, elements, backing)
+        changed = _with_backing(data, (name, edit), elements, backing)
     else:
         changed = _with_wanted(data, elements, backing)
     return changed.decode("utf-8", "surrogateescape")
@@ -138,16 +137,14 @@ def _first(elements: list[Span], *path: str) -> Span | None:
     return next((element for element in elements if element.path == ("domain", *path)), None)
 
 
-def _with_backing(data: bytes, name: str, elements: list[Span], empty: Span | None) -> bytes:
-    """Add a <memoryBacking> to a definition that has none, or an empty one."""
+def _with_backing(data: bytes, told: tuple[str, str], elements: list[Span], empty: Span | None) -> bytes:
+    """Add a <memoryBacking> to a definition that has none, or an empty one. ``told`` are its name and the command that edits it."""
     block = b"<memoryBacking>" + b"".join(map(_line, _WANTED)) + b"\n  </memoryBacking>"
     if empty:
         return data[: empty.start] + block + data[empty.end :]
     before = _first(elements, "currentMemory") or _first(elements, "memory")
     if before is None:
-        raise LiveUpdateError(
-            f"domain {name}: its definition has no <memory>; add the following with 'virsh edit {typed(name)}':\n{block.decode()}"
-        )
+        raise LiveUpdateError(f"domain {told[0]}: its definition has no <memory>; add the following with '{told[1]}':\n{block.decode()}")
     return data[: before.end] + b"\n  " + block + data[before.end :]
 
 

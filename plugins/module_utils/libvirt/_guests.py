@@ -167,7 +167,7 @@ def inspect(record: dict) -> list[dict]:
     reasons = _reasons.memory_reasons(record["backends"], bool(record["ram"]))
     reasons += _reasons.place_reasons(record["backends"], _ram.directory())
     reasons += _reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_setup.APPARMOR_RULE))
-    reasons += _reasons.definition_reasons(name, _virsh.is_defined(name))
+    reasons += _reasons.definition_reasons(name, record["uuid"], _virsh.is_defined(name))
     if os.path.islink(_virsh.SAVED):
         message = f"{_virsh.SAVED} is a symbolic link, which QEMU's user may change, so root does not follow it"
         reasons.append(
@@ -195,13 +195,16 @@ def inspect(record: dict) -> list[dict]:
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
     """Reasons for what libvirt and QEMU would not find when they start the domain after a boot."""
     from ..vmm import _after_boot, _argv_reasons, _reopened
-    from . import _needs  # not on the boot path
+    from . import _differences, _needs  # not on the boot path
 
     wanted = _needs.needs(seen["xml"])
-    wanted["files"] += _volumes(wanted["volumes"])
+    volumes = _volumes(wanted["volumes"])
+    wanted["files"] += volumes
     wrong, served = _after_boot.paths(wanted["files"], record["pid"]), _after_boot.sockets(wanted["sockets"])
     record["devices"] = _needs.devices(wanted["files"], wrong)
     past_libvirt, _environment = _needs.command_line(seen["xml"])
+    argv = _processes.argv_of(record["pid"])
+    answered = set(_differences.QUESTIONS) <= set(seen)  # else that is a reason already
     silent: list[dict] = []
     try:
         record["disks"] = _needs.disks(wanted["files"], wrong, past_libvirt)
@@ -209,9 +212,10 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
         silent = [_reopened.silent(err)]
     return [
         *silent,
-        *_needs.reasons(wanted, seen["host"], wrong, served, record["name"]),
+        *_needs.reasons(wanted, seen["host"], wrong, served, record["uuid"]),
         *_argv_reasons.reasons(["qemu", *past_libvirt]),
-        *_reopened.replaced(record["pid"], _processes.argv_of(record["pid"]), opens=False),
+        *_reopened.replaced(record["pid"], argv, opens=False),
+        *(_differences.reasons(seen, argv, volumes, record["uuid"]) if answered else ()),
     ]
 
 
@@ -237,8 +241,14 @@ def warn(record: dict) -> list[dict]:
     if not xml:
         return []  # which is a reason by itself, for inspect
     wanted = _needs.needs(xml)
-    names = _argv_reasons.name_warnings(file["path"] for file in wanted["files"])
-    return _reasons.xml_warnings(xml) + names + _after_boot.peer_warnings(wanted["sockets"])
+    return [
+        *_reasons.xml_warnings(xml),
+        *_argv_reasons.warnings(["qemu", *_needs.command_line(xml)[0]], whole=False),
+        *_argv_reasons.name_warnings(file["path"] for file in wanted["files"]),
+        *_after_boot.peer_warnings(wanted["sockets"]),
+        *_after_boot.link_warnings(_needs.links(xml)),
+        *_reasons.hook_warnings(_virsh.other_hooks()),
+    ]
 
 
 def of_unit(record: dict, shown: dict[str, str]) -> list[dict]:  # pylint: disable=unused-argument  # the contract's

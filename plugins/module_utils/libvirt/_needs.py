@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from xml.etree.ElementTree import Element
 
-__all__ = ("OF_A_BOOT", "command_line", "devices", "disks", "needs", "reasons")
+__all__ = ("OF_A_BOOT", "command_line", "devices", "disks", "links", "needs", "path_of", "reasons")
 
 # Codes of reasons that count only when the host boots in between.
 OF_A_BOOT = (
@@ -34,9 +34,22 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 # Files that QEMU reads completely at its start. vmm/_reopened.py checks whether they were replaced.
 _READ_ONCE = ("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table")
 # Elements with an attribute that names a file. The template of firmware variables is not needed once the variables exist.
-_NAMED_FILES = (("sysinfo[@type='fwcfg']/entry[@file]", "file"), ("os/varstore", "path"))
+_NAMED_FILES = (
+    ("sysinfo[@type='fwcfg']/entry[@file]", "file"),
+    ("os/varstore", "path"),
+    ("devices/*/rom[@file]", "file"),
+    ("devices/disk//source/config", "file"),  # of Ceph
+    ("devices/disk//source/identity", "keyfile"),  # of SSH
+    ("devices/disk//source/knownHosts", "path"),
+    ("devices/input/source", "dev"),
+    ("devices/input/source", "evdev"),
+    ("devices/interface/script", "path"),
+)
 _WITH_SECRETS = ("devices//secret", "os/nvram//secret")
 _TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
+_PAST = "an option of <qemu:commandline>"
+_OWN_FOLDERS = ("/run/libvirt/", "/var/lib/libvirt/", "/var/run/libvirt/")  # which libvirt creates
+_OF_OTHERS = ("midonet", "openvswitch")  # virtual switches that keep their bridges themselves
 _CHARACTERS = ("serial", "parallel", "console", "channel", "smartcard", "rng/backend", "redirdev")
 
 
@@ -44,22 +57,30 @@ def needs(xml: str) -> dict:
     """What the running domain's XML names: ``networks``, ``pools``, ``secrets``, ``files``, ``volumes`` and ``sockets``. Pure.
 
     A secret is a pair of UUID and usage, one of them empty. A file has its ``path``, ``what`` it is for, the ``target`` of a disk whose
-    medium can be ejected, and whether QEMU has it ``open``. A volume has ``pool``, ``volume`` and ``file``, whose path only libvirt knows.
+    medium can be ejected, whether QEMU has it ``open``, whether it is a ``pipe``, and whether it is a ``folder`` in which QEMU creates
+    something. A volume has ``pool``, ``volume`` and ``file``, whose path only libvirt knows.
     A socket has its ``path``, or HOST:PORT, and ``what`` it is for.
     """
     from xml.etree import ElementTree  # slow to import
 
+    from ..vmm import _opens, _options
+
     domain = ElementTree.fromstring(xml)
+    past = ["qemu", *command_line(xml)[0]]
+    options = _options.read(past)[0]
+    peers = (*_opens.connections(options), *_opens.peers(options))
     secrets = {(element.get("uuid", ""), element.get("usage", "")) for place in _WITH_SECRETS for element in domain.findall(place)}
     secrets |= {(element.get("secret", ""), "") for element in domain.findall("devices/tpm/backend/encryption[@secret]")}
     return {
         "networks": _named(domain, "devices/interface/source", "network"),
         "pools": _named(domain, "devices/disk//source", "pool"),
         "secrets": sorted(secrets),
-        "files": [file for file in (*_files(domain), *_past_libvirt(xml)) if file["path"].startswith("/")],
+        "files": [file for file in (*_files(domain), *_past_libvirt(past), *_folders(domain, past)) if file["path"].startswith("/")],
         "volumes": [volume for disk in domain.findall("devices/disk") for volume in _volumes(disk)],
         "sockets": [
-            {"path": path, "what": what} for path, what in (*_connections(domain), *_peers(domain)) if path.startswith("/") or ":" in path
+            {"path": path, "what": what}
+            for path, what in (*_connections(domain), *_peers(domain), *((path, _PAST) for path in peers))
+            if path.startswith("/") or ":" in path
         ],
     }
 
@@ -86,20 +107,62 @@ def _files(domain: Element) -> t.Iterator[dict]:
         yield _file(element.text if source is None else source.get("file"), "<nvram>", is_open=True)
     for disk in domain.findall("devices/disk"):
         for source in _sources(disk):
-            yield _disk_file(disk, source.get("file") or source.get("dev"))
+            yield _disk_file(disk, path_of(source))
     for kind in _CHARACTERS:
         for device in domain.findall(f"devices/{kind}"):
-            if device.get("type", device.get("model")) in ("dev", "pipe"):
-                source = device.find("source")
-                yield _file("" if source is None else source.get("path"), f"<{device.tag}>")
+            backend, source = device.get("type", device.get("model")), device.find("source")
+            if backend in ("dev", "pipe"):
+                yield {**_file("" if source is None else source.get("path"), f"<{device.tag}>"), "pipe": backend == "pipe"}
 
 
-def _past_libvirt(xml: str) -> list[dict]:
-    """The files that QEMU reads at its start because of options in ``<qemu:commandline>`` (fw_cfg and the like)."""
+def _past_libvirt(argv: list[str]) -> list[dict]:
+    """The files that QEMU opens at its start because of options in ``<qemu:commandline>``."""
     from ..vmm import _opens, _options
 
-    argv = ["qemu", *command_line(xml)[0]]
-    return [_file(path, "an option of <qemu:commandline>") for path in _opens.read_at_start(_options.read(argv)[0], argv)]
+    options = _options.read(argv)[0]
+    return [
+        *[_file(path, _PAST, is_open=True) for path in _opens.images(options)],
+        *[_file(path, _PAST) for path in (*_opens.read_at_start(options, argv), *_opens.ports(options))],
+        *[{**_file(path, _PAST), "pipe": True} for path in _opens.pipes(options)],
+    ]
+
+
+def _folders(domain: Element, argv: list[str]) -> list[dict]:
+    """The folders in which QEMU creates sockets and logs. Libvirt creates its own, and no other."""
+    from ..vmm import _opens, _options
+
+    found = [(device.tag, log.get("file", "")) for device in domain.findall("devices/*") for log in device.findall("log")]
+    for kind in _CHARACTERS:
+        for path in (f"devices/{kind}[@type='file']/source", f"devices/{kind}[@type='unix']/source[@mode='bind']"):
+            found += [(kind.partition("/")[0], source.get("path", "")) for source in domain.findall(path)]
+    for graphics in domain.findall("devices/graphics"):
+        found += [("graphics", element.get("socket", "")) for element in (graphics, *graphics.findall("listen"))]
+    found += [("audio", audio.get("path", "")) for audio in domain.findall("devices/audio[@type='file']")]
+    found += [("interface", backend.get("logFile", "")) for backend in domain.findall("devices/interface/backend")]
+    named = [(f"<{tag}>", path) for tag, path in found if path and not path.startswith(_OWN_FOLDERS)]
+    named += [(_PAST, path) for path in _opens.outputs(_options.read(argv)[0])]
+    folders = {os.path.dirname(path): f"the folder of {path} ({what})" for what, path in reversed(named)}
+    return [{**_file(folder, what), "folder": True} for folder, what in folders.items()]
+
+
+def links(xml: str) -> dict[str, str]:
+    """The network interfaces of the host that its cards are on and that libvirt does not create, each with what it is for. Pure."""
+    from xml.etree import ElementTree
+
+    from ..vmm import _argv_reasons
+
+    found = {}
+    for card in ElementTree.fromstring(xml).findall("devices/interface"):
+        source, target, port = card.find("source"), card.find("target"), card.find("virtualport")
+        kind, names = card.get("type", ""), []
+        if port is not None and port.get("type") in _OF_OTHERS:
+            continue
+        if source is not None and kind in ("bridge", "direct", "network"):
+            names = [source.get("bridge"), source.get("dev")]
+        elif target is not None and kind == "ethernet" and target.get("managed") == "no":
+            names = [target.get("dev")]
+        found.update({name: f"<interface type='{kind}'>" for name in names if name})
+    return {**found, **_argv_reasons.links(["qemu", *command_line(xml)[0]])}
 
 
 def _sources(disk: Element) -> list[Element]:
@@ -107,11 +170,16 @@ def _sources(disk: Element) -> list[Element]:
     return [source for source in disk.iter("source") if source.get("startupPolicy") not in ("optional", "requisite")]
 
 
+def path_of(source: Element) -> str:
+    """The file, block device or folder of this host with the content of a disk, or empty."""
+    return source.get("file") or source.get("dev") or source.get("dir") or ""
+
+
 def _disk_file(disk: Element, path: str | None) -> dict:
     target = disk.find("target")
     name, is_removable = ("", False) if target is None else (target.get("dev", ""), disk.get("device") in ("cdrom", "floppy"))
     is_shut = target is None or target.get("tray") != "open"
-    return _file(path, f"disk {name}", is_shut, name if is_removable else "")
+    return _file(path, f"disk {name}", is_shut and disk.get("type") != "dir", name if is_removable else "")
 
 
 def _volumes(disk: Element) -> t.Iterator[dict]:
@@ -125,7 +193,8 @@ def devices(files: list[dict], wrong: dict[str, str]) -> dict[str, list[str]]:
     """The identities of the block devices, by their paths; not of those that have a problem."""
     from ..vmm import _block
 
-    return {file["path"]: _block.identity(file["path"]) for file in files if file["path"].startswith("/dev/") and file["path"] not in wrong}
+    paths = [file["path"] for file in files if file["path"].startswith("/dev/") and not file.get("folder")]
+    return {path: _block.identity(path) for path in paths if path not in wrong}
 
 
 def disks(files: list[dict], wrong: dict[str, str], past_libvirt: list[str]) -> dict[str, dict]:
@@ -196,16 +265,17 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
     return arguments, {element.get("name", ""): element.get("value", "") for element in found if element.tag == f"{_QEMU}env"}
 
 
-def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], name: str) -> list[dict]:
+def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], uuid: str) -> list[dict]:
     """Reasons for what a domain needs (``wanted``) and a boot does not provide. Pure.
 
     ``host`` is what a survey saw of the host, ``wrong`` is from :func:`_after_boot.paths` and ``served`` from :func:`_after_boot.sockets`.
+    Commands name the domain by its ``uuid``: :func:`_virsh.uuid_of`.
     """
     return [
         *_started("network", "net", wanted["networks"], host["networks"], host["problems"].get("networks", "")),
         *_started("pool", "pool", wanted["pools"], host["pools"], host["problems"].get("pools", "")),
         *_secret_reasons(wanted["secrets"], host["secrets"], host["problems"].get("secrets", "")),
-        *[_file_reason(file, wrong[file["path"]], name) for file in wanted["files"] if file["path"] in wrong],
+        *[_file_reason(file, wrong[file["path"]], uuid) for file in wanted["files"] if file["path"] in wrong],
         *[_socket_reason(socket) for socket in wanted["sockets"] if not served.get(socket["path"])],
     ]
 
@@ -246,9 +316,12 @@ def _secret_reasons(wanted: list[tuple[str, str]], seen: dict, problem: str) -> 
     return found
 
 
-def _file_reason(file: dict, wrong: str, name: str) -> dict:
+def _file_reason(file: dict, wrong: str, uuid: str) -> dict:
     path, what = file["path"], file["what"]
-    eject = f", or eject it: virsh change-media {typed(name)} {file['target']} --eject" if file["target"] else ""
+    if file.get("folder") and wrong != "silent":
+        message = f"{path}, {what}, does not exist after a boot, and QEMU creates that file there at its start"
+        return reason("file-volatile", message, "let each boot create the folder (tmpfiles.d), or name another path and restart the domain")
+    eject = f", or eject it: virsh change-media {uuid} {file['target']} --eject" if file["target"] else ""
     if wrong == "gone":
         return reason("file-gone", f"{path}, {what}, does not exist any more, so QEMU cannot open it again", f"restore the file{eject}")
     if wrong == "memory":

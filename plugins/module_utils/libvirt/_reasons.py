@@ -11,7 +11,7 @@ Source: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
-from .._errors import reason, typed
+from .._errors import reason
 from . import _ram, _setup
 
 TYPE_CHECKING = False
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = (
     "confinement_reasons",
+    "define",
     "definition_reasons",
+    "hook_warnings",
     "is_apparmors",
     "job_reasons",
     "memory_reasons",
@@ -169,18 +171,17 @@ def confinement_reasons(label: str, ruled: bool) -> list[dict]:
     return [reason("confined", message, f"run the playbook kvm.liveupdate.setup, which writes {_setup.APPARMOR_RULE}")]
 
 
-def definition_reasons(name: str, defined: bool) -> list[dict]:
+def definition_reasons(name: str, uuid: str, defined: bool) -> list[dict]:
     """Whether libvirt has a definition of the domain: without one it cannot store a save."""
     if defined:
         return []
     message = f"libvirt has no persistent definition of {name}, so it cannot save the domain or start it again"
-    return [reason("not-persistent", message, define(name))]
+    return [reason("not-persistent", message, define(uuid))]
 
 
-def define(name: str) -> str:
-    """The remedy for a domain without a persistent definition. Pure."""
-    file = f"{name}.xml"
-    return f"define it: virsh dumpxml --inactive --security-info {typed(name)} > {typed(file)} && virsh define {typed(file)}"
+def define(uuid: str) -> str:
+    """How to give a running domain a definition. Its name might be the ID of another one."""
+    return f"define it: virsh dumpxml --inactive --security-info {uuid} > {uuid}.xml && virsh define {uuid}.xml"
 
 
 def job_reasons(shown: str) -> list[dict]:
@@ -203,7 +204,7 @@ def monitor_reasons(seen: dict) -> list[dict]:
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))
-    unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities"} <= set(seen)
+    unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless"} <= set(seen)
     if seen["problem"] or unasked:
         message = seen["problem"] or "libvirt was busy with the domain, so its QEMU was not asked"
         found.append(
@@ -212,6 +213,14 @@ def monitor_reasons(seen: dict) -> list[dict]:
             )
         )
     return found
+
+
+def hook_warnings(hooks: list[str]) -> list[dict]:
+    """A warning about programs of the owner that libvirt runs when it starts a domain."""
+    if not hooks:
+        return []
+    message = f"libvirt runs {', '.join(hooks)} again when it starts the domain after the jump"
+    return [reason("start-runs-again", message, "make sure that none of them creates or overwrites disks, firmware variables or taps")]
 
 
 def xml_reasons(xml: str) -> list[dict]:

@@ -32,11 +32,20 @@ _HOST = (
     ("secrets ephemeral", ("secret-list", "--ephemeral")),
 )
 _DOMAIN = (("xml", "dumpxml"), ("job", "domjobinfo"), ("state", "domstate"))
-_MONITOR = (("blockers", "query-migrate"), ("block_jobs", "query-block-jobs"), ("capabilities", "query-migrate-capabilities"))
+_MONITOR: dict[str, dict] = {
+    "blockers": {"execute": "query-migrate"},
+    "block_jobs": {"execute": "query-block-jobs"},
+    "capabilities": {"execute": "query-migrate-capabilities"},
+    # What QEMU has now: see libvirt/_differences.py.
+    "blocks": {"execute": "query-block"},
+    "devices": {"execute": "qom-list", "arguments": {"path": "/machine/peripheral"}},
+    "nameless": {"execute": "qom-list", "arguments": {"path": "/machine/peripheral-anon"}},
+}
 
 
 def survey(records: list[dict], busy: t.Callable[[str], bool]) -> None:
-    """Put ``seen`` into each record: ``xml``, ``job``, ``state``, ``blockers``, ``block_jobs`` and ``host``, or the ``problem``.
+    """Put ``seen`` into each record: ``xml``, ``job``, ``state``, the answers of QEMU (``blockers`` and others) and ``host``, or the
+    ``problem``.
 
     This raises nothing: a question that libvirt does not answer is the ``problem`` of each domain. ``busy`` tells whether libvirt runs a
     job on the domain of this name: then its monitor does not answer before the end of the job.
@@ -62,9 +71,9 @@ def questions_of(records: list[dict], busy: t.Callable[[str], bool]) -> list[tup
     asked += [(record["uuid"], key, (verb, record["uuid"])) for record in records for key, verb in _DOMAIN]
     asked += [("", key, command) for key, command in _HOST]
     return asked + [
-        (record["uuid"], key, ("qemu-monitor-command", record["uuid"], json.dumps({"execute": command})))
+        (record["uuid"], key, ("qemu-monitor-command", record["uuid"], json.dumps(command)))
         for record in records
-        for key, command in _MONITOR
+        for key, command in _MONITOR.items()
         if not busy(record["name"])
     ]
 
@@ -112,14 +121,14 @@ def facts(answers: dict[str, _batch.Answer]) -> dict:
         try:
             if key == "xml":
                 _definition.parsed(answer.text)
-            said = json.loads(answer.text) if key in dict(_MONITOR) else {}
+            said = json.loads(answer.text) if key in _MONITOR else {}
         except (LiveUpdateError, ValueError) as err:  # no XML, no JSON: the problem of this domain alone
             seen["problem"] = seen["problem"] or str(err)
             continue
-        if key not in dict(_MONITOR):
+        if key not in _MONITOR:
             seen[key] = answer.text if key != "state" else answer.text.strip()
         elif "error" in said:
-            seen["problem"] = seen["problem"] or f"QEMU: {dict(_MONITOR)[key]}: {said['error'].get('desc', said['error'])}"
+            seen["problem"] = seen["problem"] or f"QEMU: {_MONITOR[key]['execute']}: {said['error'].get('desc', said['error'])}"
         else:
             seen[key] = said["return"].get("blocked-reasons", []) if key == "blockers" else said["return"]
     return seen

@@ -21,6 +21,7 @@ __all__ = (
     "image_path",
     "is_busy",
     "is_defined",
+    "other_hooks",
     "status",
     "status_file",
     "uuid_in",
@@ -96,7 +97,8 @@ def image_path(name: str) -> str:
     return os.path.join(SAVED, f"{name}.save")
 
 
-HOOK = "/etc/libvirt/hooks/qemu.d/kvm-liveupdate"
+HOOKS = "/etc/libvirt/hooks"
+HOOK = f"{HOOKS}/qemu.d/kvm-liveupdate"
 
 
 def has_hooks() -> bool:
@@ -108,3 +110,10 @@ def has_hooks() -> bool:
         return bool(set(os.listdir(folder)) - {ours})
     except FileNotFoundError:
         return False
+
+
+def other_hooks() -> list[str]:
+    """The programs beside ours that libvirt runs at the start of each domain (https://libvirt.org/hooks.html)."""
+    folder = f"{HOOKS}/qemu.d"
+    named = [f"{HOOKS}/qemu", *(f"{folder}/{name}" for name in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ()))]
+    return [path for path in named if path != HOOK and os.path.isfile(path) and os.access(path, os.X_OK)]

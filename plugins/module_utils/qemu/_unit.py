@@ -27,13 +27,19 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
     pid, unit = record["pid"], record["unit"]
     ram = {_processes.file_of(pid, memory["fd"]) for memory in record["ram"]}
     made_again = bool(_programs(shown, "ExecStartPre") or _starters(shown))
+    services = record.get("brought", {})
     brought = {unit, *" ".join(shown.get(key, "") for key in _BRINGS).split()}
+    makes: list[str] | None = [
+        f"/run/{name}" for service in (shown, *services.values()) for name in service.get("RuntimeDirectory", "").split()
+    ]
+    if made_again or any(map(_is_oneshot, services.values())):
+        makes = None
     found = start_reasons(unit, pid, shown) + file_reasons(unit, record["name"], shown)
     if shown.get("NeedDaemonReload") == "yes" and not _is_out_of_order(shown, _processes.started_at(pid)):
         message = f"the file of its unit {unit} has changed, and systemd has not loaded the change, but the boot after the jump will"
         found.append(reason("unit", message, "run 'systemctl daemon-reload', then run this again"))
     found += rights_reasons(unit, pid) + start_file_reasons(unit, pid, shown)
-    found += _reopened.reasons(pid, record["argv"], ram, made_again, brought)
+    found += _reopened.reasons(pid, record["argv"], ram, made_again, brought, makes)
     if not found:
         try:
             record["disks"] = _reopened.disks(pid, record["argv"], ram, made_again)
@@ -43,9 +49,13 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
 
 
 def warnings(record: dict, shown: dict[str, str]) -> list[dict]:
-    """Warnings about the unit of a guest that can be preserved."""
+    """Warnings about the unit of a guest that can be preserved, and about the networks that nothing sets up before it starts."""
+    from ..vmm import _after_boot, _argv_reasons  # not on the boot path
+
     unit = record["unit"]
-    return start_warnings(unit, shown) + drop_in_warnings(unit, shown) + mount_warnings(record, shown)
+    runs = start_warnings(unit, shown, record.get("brought"))
+    networks = [] if runs else _after_boot.link_warnings(_argv_reasons.links(record["argv"]))  # else these commands may set them up
+    return runs + drop_in_warnings(unit, shown) + mount_warnings(record, shown) + networks
 
 
 def rights_reasons(unit: str, pid: int) -> list[dict]:
@@ -69,15 +79,29 @@ def rights_reasons(unit: str, pid: int) -> list[dict]:
     ]
 
 
-def start_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
-    """A warning about the commands that a unit runs at each start besides QEMU, so also when the guest is restored."""
-    runs = _starters(properties)
-    for setting in ("ExecCondition", "ExecStartPre", "ExecStartPost"):
-        runs += [f"{setting}={command}" for _path, command in _programs(properties, setting)]
+def start_warnings(unit: str, properties: dict[str, str], brought: dict[str, dict[str, str]] | None = None) -> list[dict]:
+    """A warning about the commands that a unit runs at each start besides QEMU, so also when the guest is restored.
+
+    A boot also runs those of the services that it brings in (``brought``).
+    """
+    runs = _starters(properties) + _beside(properties)
+    for name, service in (brought or {}).items():
+        started = [f"ExecStart={command}" for _path, command in _programs(service, "ExecStart")] if _is_oneshot(service) else []
+        runs += [f"{name} {command}" for command in (*started, *_beside(service))]
     if not runs:
         return []
     message = f"{unit} runs these commands again when the guest is restored after the jump: {'; '.join(runs)}"
     return [reason("start-runs-again", message, "make sure that none of them creates or overwrites disks, firmware variables or taps")]
+
+
+def _beside(properties: dict[str, str]) -> list[str]:
+    settings = ("ExecCondition", "ExecStartPre", "ExecStartPost")
+    return [f"{setting}={command}" for setting in settings for _path, command in _programs(properties, setting)]
+
+
+def _is_oneshot(properties: dict[str, str]) -> bool:
+    """Whether this is a service that does its work at the start and ends."""
+    return properties.get("Type") == "oneshot"
 
 
 def drop_in_warnings(unit: str, properties: dict[str, str]) -> list[dict]:
@@ -265,7 +289,7 @@ def _denied(properties: dict[str, str]) -> bool:
 
 _BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 PROPERTIES = (
-    *("ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost", *_BRINGS),
+    *("Type", "ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost", *_BRINGS),
     *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
     *("After", "EnvironmentFiles", "RuntimeDirectory", "WorkingDirectory"),
 )

@@ -10,17 +10,21 @@ import os
 import stat
 
 from .._errors import reason
-from ..host import _processes, _slow_paths, _systemd, _tcp
+from ..host import _links, _processes, _slow_paths, _systemd, _tcp
 from . import _block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("paths", "peer_warnings", "sockets")
+__all__ = ("link_warnings", "makes", "paths", "peer_warnings", "sockets")
 
 _MEMORY = ("ramfs", "tmpfs")
 _ALWAYS_EMPTY = ("/dev/shm/", "/run/")
+_ALWAYS_THERE = ("/dev", "/dev/shm", "/run", "/run/lock", "/tmp", "/var/tmp")
+# Folders of tmpfiles.d(5). Of two files with the same name the later one counts.
+_TMPFILES = ("usr/lib/tmpfiles.d", "usr/local/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d")
+_MAKES_FOLDERS, _MAKES_FILES = "dDvqQ", "bcCfFLp"  # types of its lines
 # With these unit file states a boot can start the service.
 _LASTING = ("alias", "enabled", "generated", "indirect", "linked", "static")
 
@@ -38,11 +42,25 @@ def peer_warnings(wanted: list[dict], root: str = "/") -> list[dict]:
     ]
 
 
+def link_warnings(wanted: dict[str, str], root: str = "/") -> list[dict]:
+    """A warning for each network interface of the host that no boot sets up; ``wanted`` says what for."""
+    return [
+        reason(
+            "network-by-hand",
+            f"{wanted[name]} uses the network interface {name}, and no file of the host's network configuration names it, so the guest may"
+            " have no network after the jump",
+            f"let the host set {name} up at each boot (systemd-networkd, /etc/network/interfaces, netplan, NetworkManager)",
+        )
+        for name in _links.by_hand(list(wanted), root)
+    ]
+
+
 def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> dict[str, str]:
     """The problem of each file that has one, by its path.
 
     ``gone``: it does not exist. ``memory``: it does not exist after a boot. ``by-hand``: it is a block device that a boot does not set up.
-    ``replaced``: QEMU has another file open. ``silent``: its storage does not answer.
+    ``replaced``: QEMU has another file open. ``silent``: its storage does not answer. A ``folder`` is one in which QEMU creates something.
+    A ``pipe`` may also be two, with ``.in`` and ``.out`` after its name.
     """
     if not files:
         return {}
@@ -51,6 +69,22 @@ def paths(files: list[dict], pid: int, mounts: str = "/proc/self/mountinfo") -> 
     except _slow_paths.Silent as err:
         named = [file["path"] for file in files]
         return {err.path if err.path in named else named[0]: "silent"}
+    made = makes([file["path"] for file in files if file.get("folder") and found.get(file["path"]) in ("gone", "memory")])
+    return {path: wrong for path, wrong in found.items() if path not in made}
+
+
+def makes(folders: list[str], own: t.Collection[str] = (), root: str = "/") -> set[str]:
+    """Those of these folders that a boot creates: systemd-tmpfiles does, or a service that a boot starts.
+
+    ``own`` are folders that the guest's unit creates.
+    """
+    wanted = {folder: os.path.realpath(folder) for folder in folders}
+    made = [f"{path}/" for path in (*_ALWAYS_THERE, *own)]
+    made += [path if kind in _MAKES_FILES else f"{path}/" for kind, path in _tmpfiles(root) if kind in _MAKES_FOLDERS + _MAKES_FILES]
+    found = {folder for folder, path in wanted.items() if any(there.startswith(f"{path}/") for there in made)}
+    if found != set(folders):  # this collects all properties of all services
+        made = [f"/run/{name}/" for name in _systemd.runtime_directories(_LASTING)]
+        found |= {folder for folder, path in wanted.items() if any(there.startswith(f"{path}/") for there in made)}
     return found
 
 
@@ -62,13 +96,15 @@ def _wrong(files: list[dict], pid: int, mounts: str, say: t.Callable[[str], None
         say(file["path"])
         path = os.path.realpath(file["path"])
         try:
-            seen = os.stat(path)
+            seen = os.stat(f"{path}.in" if file.get("pipe") and not os.path.exists(path) else path)
         except FileNotFoundError:
             found[file["path"]] = "gone"
             continue
         except OSError:
             continue  # on storage that root cannot access (NFS)
         is_device = stat.S_ISBLK(seen.st_mode) or stat.S_ISCHR(seen.st_mode)
+        if file.get("folder") and os.path.ismount(path):
+            continue
         if not is_device and (seen.st_dev in in_memory or path.startswith(emptied)):
             found[file["path"]] = "memory"
         elif stat.S_ISBLK(seen.st_mode) and _block.is_by_hand(seen.st_rdev):
@@ -92,20 +128,30 @@ def _memory_devices(mounts: str) -> set[int]:
 
 def _emptied(root: str = "/") -> tuple[str, ...]:
     """Folders whose files a boot removes, on any file system: /tmp only if tmpfiles.d(5) says so (a line of type D)."""
+    return (*_ALWAYS_EMPTY, "/tmp/") if ("D", "/tmp") in _tmpfiles(root) else _ALWAYS_EMPTY
+
+
+def _tmpfiles(root: str) -> list[tuple[str, str]]:
+    """The lines of tmpfiles.d(5), as type and path."""
     configs: dict[str, str] = {}
-    for folder in ("usr/lib/tmpfiles.d", "run/tmpfiles.d", "etc/tmpfiles.d"):  # the last one that has a file wins
+    for folder in _TMPFILES:
         path = os.path.join(root, folder)
         if os.path.isdir(path):
             configs.update({name: os.path.join(path, name) for name in os.listdir(path) if name.endswith(".conf")})
+    found = []
     for config in configs.values():
         try:
-            with open(config, encoding="utf-8", errors="replace") as file:
+            with open(config, encoding="utf-8", errors="surrogateescape") as file:
                 rows = [line.split()[:2] for line in file]
         except OSError:
             continue
-        if any(len(row) == 2 and row[0].startswith("D") and row[1] == "/tmp" for row in rows):
-            return (*_ALWAYS_EMPTY, "/tmp/")
-    return _ALWAYS_EMPTY
+        found += [(row[0][0], _tmpfile(row[1])) for row in rows if len(row) == 2]
+    return found
+
+
+def _tmpfile(path: str) -> str:
+    path = path.strip("\"'").replace("%t", "/run")
+    return os.path.normpath(f"/run/{path[len('/var/run/') :]}" if path.startswith("/var/run/") else path)
 
 
 def _identity(seen: os.stat_result) -> tuple[int, int]:

@@ -19,13 +19,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("devices", "name_warnings", "ram_reason", "reasons", "warnings")
+__all__ = ("devices", "links", "name_warnings", "ram_reason", "reasons", "warnings")
 
 # A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
 # Disk names that depend on the order in which the kernel finds the disks.
 _NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
+_BRIDGE = "br0"  # QEMU's default (include/net/net.h, DEFAULT_BRIDGE_INTERFACE)
 _DISK = ("drive", "blockdev")
 _DESCRIPTORS = ("fd", "fds", "vhostfd", "vhostfds", "sock_fd")
 _DESCRIPTOR_PATHS = ("/dev/fdset/", "/dev/fd/", "/proc/self/fd/")
@@ -215,11 +216,27 @@ def name_warnings(paths: t.Iterable[str]) -> list[dict]:
     ]
 
 
-def warnings(argv: list[str]) -> list[dict]:
-    """Warnings: what does not survive the jump unchanged, or would not with another QEMU. They have the same keys as reasons."""
+def links(argv: list[str]) -> dict[str, str]:
+    """The bridges and taps of the host that QEMU uses and does not set up itself, each with its option.
+
+    Without a script QEMU creates a tap that does not exist, but nothing makes it part of a network. A script does that.
+    """
+    found = {}
+    for net in (option for option in _options.read(argv)[0] if option.name in _NETWORKS):
+        bridge = net.get("br") or (_BRIDGE if net.get("type") == "bridge" else "")
+        tap = net.get("ifname") if net.get("type") == "tap" and net.get("script") == "no" else ""
+        found.update({name: net.text for name in (bridge, tap) if name and "%" not in name})
+    return found
+
+
+def warnings(argv: list[str], whole: bool = True) -> list[dict]:
+    """Warnings: what does not survive the jump unchanged, or would not with another QEMU. They have the same keys as reasons.
+
+    Without ``whole`` this is a part of a command line: the machine, the names of disks and QEMU's defaults are not looked at.
+    """
     options, found = _options.read(argv)[0], []
     machine = ([option.get("type") for option in options if option.name == "machine" and option.get("type")] or [""])[-1]
-    if not _VERSIONED.search(machine):
+    if whole and not _VERSIONED.search(machine):
         seen = f"its machine type {machine!r} has no version" if machine else "its command line names no machine type"
         found.append(
             reason(
@@ -234,7 +251,7 @@ def warnings(argv: list[str]) -> list[dict]:
         message = f"its processor model depends on the host, and a new kernel may change it: {processor.text}"
         found.append(reason("cpu-host", message, "name a model (-cpu EPYC-Rome, see '-cpu help') and restart the guest"))
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
-    disks = [option for option in options if option.name in _DISK]
+    disks = [option for option in options if option.name in _DISK and whole]
     found += name_warnings(_opens.local_file(disk, nodes) for disk in disks)
     for option in options:
         if option.name == "device" and "vhost-vsock" in option.get("driver"):
@@ -248,14 +265,14 @@ def warnings(argv: list[str]) -> list[dict]:
             f"connections through its user-mode network are lost: {text}",
             "use a tap on a bridge, or make sure that both ends connect again",
         )
-        for text in _user_networks(options)
+        for text in _user_networks(options, whole)
     ]
 
 
-def _user_networks(options: list[Option]) -> list[str]:
+def _user_networks(options: list[Option], whole: bool) -> list[str]:
     """The networks that QEMU serves itself. It makes one by default if the command line says nothing about networks and defaults."""
     names = {option.name for option in options}
-    if not names & {"nodefaults", *_NETWORKS}:
+    if whole and not names & {"nodefaults", *_NETWORKS}:
         return ["QEMU's default, because neither -nodefaults nor -nic none is given"]
     own = ("user", "passt")
     return [

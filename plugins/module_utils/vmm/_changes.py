@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._monitor import Monitor
 
-__all__ = ("ask", "differences", "ignores_shared", "left_on")
+__all__ = ("ask", "children", "differences", "ignores_shared", "images", "is_image", "is_type", "left_on", "unsafe")
 
 # Other names of device types.
 _ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es1370": "ES1370", "lsi": "lsi53c895a"}
@@ -35,8 +35,8 @@ def ask(monitor: Monitor) -> dict:
     return {
         "ignores_shared": ignores_shared(monitor.execute("query-migrate-capabilities")),
         "disks": monitor.execute("query-block"),
-        "devices": {entry["name"]: _type(entry) for entry in _children(monitor, "/machine/peripheral")},
-        "nameless": [_type(entry) for entry in _children(monitor, "/machine/peripheral-anon")],
+        "devices": dict(children(monitor.execute("qom-list", path="/machine/peripheral"))),
+        "nameless": [kind for _name, kind in children(monitor.execute("qom-list", path="/machine/peripheral-anon"))],
         "networks": monitor.execute("human-monitor-command", command_line="info network"),
         "cpus": len(list(monitor.execute("query-cpus-fast"))),  # type: ignore[call-overload]  # a list, as all of these
     }
@@ -56,13 +56,10 @@ def left_on(text: str) -> dict:
     return reason("ignore-shared", message, remedy)
 
 
-def _children(monitor: Monitor, path: str) -> list[dict]:
-    entries: list[dict] = monitor.execute("qom-list", path=path)  # type: ignore[assignment]
-    return [entry for entry in entries if entry["type"].startswith("child<")]
-
-
-def _type(entry: dict) -> str:
-    return str(entry["type"])[len("child<") : -1]
+def children(entries: object) -> list[tuple[str, str]]:
+    """The names and types of devices, from the result of qom-list. Pure."""
+    listed: list[dict] = entries if isinstance(entries, list) else []
+    return [(entry["name"], entry["type"][len("child<") : -1]) for entry in listed if entry["type"].startswith("child<")]
 
 
 def differences(argv: list[str], now: dict) -> list[dict]:
@@ -71,19 +68,22 @@ def differences(argv: list[str], now: dict) -> list[dict]:
     return _disks(options, now["disks"]) + _devices(options, now) + _networks(options, now["networks"]) + _cpus(options, now["cpus"])
 
 
-def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
-    found = []
+def unsafe(disks: list[dict]) -> list[dict]:
+    """A reason if QEMU does not flush the writes to one of these disks (the result of query-block). Pure."""
     inserted = [disk["inserted"] for disk in disks if disk.get("inserted")]
-    unsafe = [disk["file"] for disk in inserted if disk.get("cache", {}).get("no-flush") and not disk.get("ro")]
-    if unsafe:
-        message = f"QEMU has {', '.join(unsafe)} open with cache.no-flush, so writes may be lost at the jump"
-        found.append(reason("cache-unsafe", message, "use another cache mode (cache=none) and restart the guest"))
+    named = [disk["file"] for disk in inserted if disk.get("cache", {}).get("no-flush") and not disk.get("ro")]
+    message = f"QEMU has {', '.join(named)} open with cache.no-flush, so writes may be lost at the jump"
+    return [reason("cache-unsafe", message, "use another cache mode (cache=none) and restart the guest")] if named else []
+
+
+def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
+    found = unsafe(disks)
     if any(option.name == "snapshot" or (option.name == "drive" and option.is_on("snapshot")) for option in options):
         return found  # this is a reason already, and the names of their files are generated
-    named = _named(options)
-    opened = [disk["file"] for disk in inserted]
+    named = images(options)
+    opened = [disk["inserted"]["file"] for disk in disks if disk.get("inserted")]
     for image in named[:]:
-        match = next((file for file in opened if _is(file, *image)), None)
+        match = next((file for file in opened if is_image(file, image)), None)
         if match is not None:
             opened.remove(match)
             named.remove(image)
@@ -99,7 +99,7 @@ def _disks(options: list[Option], disks: list[dict]) -> list[dict]:
     return found
 
 
-def _named(options: list[Option]) -> list[tuple[str, set[str], str]]:
+def images(options: list[Option]) -> list[tuple[str, set[str], str]]:
     """The images on the command line: each as its local file or "", all words about it, and the option's text."""
     nodes = {option.get("node-name"): option for option in options if option.name == "blockdev" and option.get("node-name")}
     used = {value for option in options if option.name in ("device", "machine") for value in option.keys.values()}
@@ -129,8 +129,9 @@ def _parts(text: str) -> set[str]:
     return set(re.split(r"[^\w.~-]+", text)) - {""}
 
 
-def _is(opened: str, image: str, words: set[str], _text: str) -> bool:
+def is_image(opened: str, named: tuple[str, set[str], str]) -> bool:
     """Whether an open image is the one on the command line. QEMU describes an image that is not a plain file in its own words."""
+    image, words, _text = named
     if opened.startswith("json:"):
         said = dict(_options.keys_of("blockdev", opened[len("json:") :]))
         names = {value for key, value in said.items() if not key.endswith("driver") and value not in ("on", "off") and not value.isdigit()}
@@ -150,12 +151,12 @@ def _devices(options: list[Option], now: dict) -> list[dict]:
     perhaps += ["virtio-9p" for option in options if option.name == "virtfs"] + [
         option.text for option in options if option.name == "watchdog"
     ]
-    added = [f"{name} ({kind})" for name, kind in now["devices"].items() if name not in named or not _is_type(kind, named[name])]
-    gone = [f"{name} ({kind})" for name, kind in named.items() if not _is_type(now["devices"].get(name, ""), kind)]
+    added = [f"{name} ({kind})" for name, kind in now["devices"].items() if name not in named or not is_type(kind, named[name])]
+    gone = [f"{name} ({kind})" for name, kind in named.items() if not is_type(now["devices"].get(name, ""), kind)]
     more = list(now["nameless"])
     for wanted, kinds in ((True, nameless), (False, perhaps)):
         for kind in kinds:
-            match = next((there for there in more if _is_type(there, kind)), None)
+            match = next((there for there in more if is_type(there, kind)), None)
             if match:
                 more.remove(match)
             elif wanted:
@@ -168,7 +169,7 @@ def _devices(options: list[Option], now: dict) -> list[dict]:
     return [reason("device-changed", f"its devices differ from its command line; {'; '.join(words)}", remedy)]
 
 
-def _is_type(kind: str, driver: str) -> bool:
+def is_type(kind: str, driver: str) -> bool:
     """Whether a device has the type on the command line, which may omit the bus or be an alias."""
     return bool(kind) and kind in (driver, _ALIASES.get(driver), *(driver + bus for bus in _BUSES))
 

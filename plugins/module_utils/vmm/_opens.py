@@ -50,8 +50,10 @@ READ = {
     "netdev": ("script",),
     "nic": ("script",),
     "net": ("script",),
+    "plugin": ("file",),
 }
 CHARACTER_DEVICES = ("chardev", "debugcon", "monitor", "parallel", "qmp", "qmp-pretty", "serial")
+_READ_BY_DEVICES = ("romfile", "file", "sdrfile", "frudatafile")
 _WRITES = ("filter-dump",)  # objects whose file is what they write
 _TCP_PORTS = {"nbd": "10809", "iscsi": "3260", "http": "80", "https": "443", "ftp": "21", "ftps": "990", "ssh": "22"}  # of disks
 _PORTS = ("serial", "parallel", "tty", "parport")
@@ -100,11 +102,41 @@ def _local(name: str) -> str:
 
 
 def read_at_start(options: list[Option], argv: list[str]) -> list[str]:
-    """The files that QEMU reads at its start and closes again, except names without a folder, which QEMU looks for in its own folders."""
+    """The files that QEMU reads at its start and closes again, except names without a folder, which QEMU looks for in its own folders.
+
+    A folder that is a FAT disk is one of them, and the first word of a helper, which is a command.
+    """
     named = [option.get(key) for option in options for key in READ.get(option.name, ()) if option.get("qom-type") not in _WRITES]
-    named += [option.get(key) for option in options if option.name == "device" for key in ("romfile", "file")]
+    named += [word for option in options if option.name in _NETWORKS for word in option.get("helper").split()[:1]]
+    named += [option.get(key) for option in options if option.name == "device" for key in _READ_BY_DEVICES]
+    named += [path for option in options if option.name in ("drive", "blockdev") for path in _read_for_disk(option)]
     named += [word for name, word in _options.split(argv) if name == "readconfig"]
     return [path for path in dict.fromkeys(named) if path.startswith("/") and not path.startswith("/dev/")]
+
+
+def _read_for_disk(option: Option) -> list[str]:
+    """The folder of a FAT disk (``fat:rw:/srv/d``, or as a key), and the configuration of a Ceph disk (``rbd:pool/image:conf=FILE``)."""
+    found = []
+    for key, value in option.keys.items():
+        above, last = key[: -len(key.rpartition(".")[2])], key.rpartition(".")[2]
+        protocol, _colon, rest = value.partition(":")
+        if last in ("file", "filename") and protocol in ("fat", "rbd", "json"):
+            if protocol == "json":
+                found += _read_for_disk(Option(option.name, _json_keys(rest), value))
+            elif protocol == "fat":
+                found.append(rest.rpartition(":")[2])
+            else:
+                found += [re.sub(r"\\(.)", r"\1", path) for path in re.findall(r":conf=((?:[^:\\]|\\.)*)", value)]
+        elif (last, option.get(f"{above}driver")) in (("dir", "vvfat"), ("conf", "rbd")):
+            found.append(value)
+    return found
+
+
+def _json_keys(text: str) -> dict[str, str]:
+    try:
+        return _options.keys_of("blockdev", text)
+    except ValueError:
+        return {}
 
 
 def connections(options: list[Option]) -> dict[str, str]:
@@ -191,10 +223,11 @@ def outputs(options: list[Option]) -> list[str]:
 
 
 def ports(options: list[Option]) -> list[str]:
-    """The serial ports and terminals of the host that QEMU opens, and its sources of random numbers."""
+    """The serial ports, terminals and input devices of the host that QEMU opens, and its sources of random numbers."""
     backed = [option for option in options if option.name in CHARACTER_DEVICES and _backend(option) in _PORTS]
     found = [option.get(key) for option in backed for key in ("path", "backend.data.device")]
     found += [option.get("filename") for option in options if option.name == "object" and option.get("qom-type") == "rng-random"]
+    found += [option.get("evdev") for option in options if option.name in ("object", "device")]
     return [path for path in dict.fromkeys(found) if path.startswith("/dev/")]
 
 

@@ -57,17 +57,27 @@ _VGA = {
 _CARDS = {"virtio": "virtio-net"}  # names in -nic and -net that differ from -device
 
 
-def reasons(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool, brought: t.Collection[str] = ()) -> list[dict]:
+def reasons(
+    pid: int,
+    argv: list[str],
+    ram: set[tuple[int, int]],
+    made_again: bool,
+    brought: t.Collection[str] = (),
+    makes: t.Collection[str] | None = (),
+) -> list[dict]:
     """Reasons for what this QEMU must open again and will not find as it is now.
 
     ``ram`` has the device and inode of each of its RAM files. ``made_again`` is whether its unit runs a command before QEMU, which may
-    create files that QEMU only reads. ``brought`` are the services that start with its unit, and the unit itself.
+    create files that QEMU only reads. ``brought`` are the services that start with its unit, and the unit itself. ``makes`` are the folders
+    that these create; None if they may create any.
     """
+    found: list[dict] = []
+    folders: list[list[str]] = []
     try:
-        found: list[dict] = _slow_paths.look(lambda say: _Look(pid, argv, ram, made_again, say).reasons())
+        found, folders = _slow_paths.look(lambda say: _Look(pid, argv, ram, made_again, say).found())
     except _slow_paths.Silent as err:
         found = [silent(err)]
-    return found + _peers(_options.read(argv)[0], brought)
+    return found + _folders(folders, makes) + _peers(_options.read(argv)[0], brought)
 
 
 def disks(pid: int, argv: list[str], ram: set[tuple[int, int]], made_again: bool) -> dict[str, dict]:
@@ -92,7 +102,16 @@ class _Look:
         self.options = _options.read(argv)[0]
         self.mounts = mounts(pid)
 
-    def reasons(self) -> list[dict]:
+    def found(self) -> tuple[list[dict], list[tuple[str, str]]]:
+        """The reasons; and the folders in which QEMU creates something and that may not exist after a boot, each with that path."""
+        return self._reasons(), [(os.path.dirname(path), path) for path in _opens.outputs(self.options) if self._may_lack_its_folder(path)]
+
+    def _may_lack_its_folder(self, path: str) -> bool:
+        folder = os.path.dirname(path)
+        is_mounted = folder in (mount for mount, *_rest in self.mounts)
+        return self.stat(folder)[1] or (is_volatile(folder, self.mounts) and not is_mounted)
+
+    def _reasons(self) -> list[dict]:
         files, devices = self._opened()
         paths = {path for path, _seen, _writable in files}
         images = [path for path in _opens.images(self.options, _processes.folder_of(self.pid)) if path not in paths]
@@ -102,6 +121,10 @@ class _Look:
             found += self._of_image(path, identities, devices)
         for path in _opens.read_at_start(self.options, self.argv):
             found += self._of_read(path)
+        for path in _opens.ports(self.options):
+            if self.stat(path)[1]:
+                message = f"{path} does not exist any more, a device of the host that QEMU opens at its start"
+                found.append(reason("file-gone", message, "connect it again, or remove it from the command line and restart the guest"))
         for path in _opens.pipes(self.options):
             if self.stat(path)[1] and self.stat(f"{path}.in")[1]:
                 message = f"{path} does not exist any more, a pipe that QEMU opens at its start"
@@ -211,6 +234,25 @@ class _Look:
                 continue
             found[path] = (path, seen, bool(flags & os.O_ACCMODE) or (found[path][2] if path in found else False))
         return list(found.values()), devices
+
+
+def _folders(folders: list[list[str]], makes: t.Collection[str] | None) -> list[dict]:
+    """Reasons for folders in which QEMU creates a socket, log or other file, and which a boot does not create."""
+    from . import _after_boot
+
+    if not folders or makes is None:
+        return []
+    made = _after_boot.makes(list(dict.fromkeys(folder for folder, _path in folders)), makes)
+    return [
+        reason(
+            "file-volatile",
+            f"{folder} does not exist after a boot, and QEMU creates {path} there at its start",
+            f"let its unit create the folder (RuntimeDirectory=, or ExecStartPre=/usr/bin/mkdir -p {folder}) and run"
+            " 'systemctl daemon-reload', or name another path on the command line and restart the guest",
+        )
+        for folder, path in folders
+        if folder not in made
+    ]
 
 
 def _volatile(path: str) -> dict:

@@ -54,7 +54,8 @@ def run(verb, *words):
             return False
         with open({log!r}, "a") as log:
             log.write(f"{{verb}} {{domain['name']}}\\n")
-        key = json.loads(words[1])["execute"] if verb == "qemu-monitor-command" else verb
+        asked = json.loads(words[1]) if verb == "qemu-monitor-command" else {{"execute": verb}}
+        key = "".join((asked["execute"], *asked.get("arguments", {{}}).get("path", "").rpartition("/machine")[2:]))
         said = domain["says"].get(key, "")
     if said == "HANGS":
         sys.stdout.flush()
@@ -100,6 +101,9 @@ class Host:
             "domstate": "running\n\n",
             "query-migrate": '{"return": {}}',
             "query-block-jobs": '{"return": []}',
+            "query-block": '{"return": []}',
+            "qom-list/peripheral": '{"return": []}',
+            "qom-list/peripheral-anon": '{"return": []}',
             "query-migrate-capabilities": '{"return": [{"capability": "x-ignore-shared", "state": false}]}',
             "migrate-set-capabilities": '{"return": {}}',
         }

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _return
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _slow_paths, _systemd, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _links, _processes, _slow_paths, _systemd, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _unit
@@ -339,6 +339,73 @@ def test_what_a_unit_runs_beside_qemu_is_a_warning_that_names_it(looked):
     assert "ExecStart=/usr/local/bin/start-web -v" in warning["message"]
     looked.setitem(SHOWN, "ExecStartPost", program("/usr/bin/logger", "up"))
     assert [warning["code"] for warning in _reasons.warn(dict(WEB))] == ["start-runs-again"]
+
+
+def services(looked, **shown):
+    """What systemctl shows of each service; the guest's unit is web.service."""
+    asked_for = []
+    known = {f"{name}.service": {"Type": "simple", **properties} for name, properties in shown.items()}
+    known["web.service"] = {**SHOWN, **known.get("web.service", {})}
+    looked.setattr(_systemd, "show_each", lambda units, *_asked: asked_for.append(units) or {unit: known.get(unit, {}) for unit in units})
+    return asked_for
+
+
+def test_what_a_service_runs_that_starts_with_the_guest_is_a_warning_too(looked):
+    create = program("/usr/bin/qemu-img", "create", "/srv/a")
+    asked_for = services(
+        looked,
+        web={"Requires": "disk.service sysinit.target systemd-x.service", "Wants": "swtpm.service kvm-liveupdate-x.service"},
+        disk={"Type": "oneshot", "ExecStart": create, "BindsTo": "deeper.service web.service"},
+        deeper={"Type": "oneshot", "ExecStartPre": program("/usr/bin/mkdir", "/srv/b"), "Requires": "disk.service"},
+        swtpm={"ExecStart": program("/usr/bin/swtpm", "socket"), "ExecStartPost": program("/usr/bin/chmod", "/run/tpm")},
+        other={"Type": "oneshot", "ExecStart": program("/usr/bin/other")},
+    )
+    (warning,) = _reasons.warn(dict(WEB))
+    assert warning["code"] == "start-runs-again" and warning["message"].endswith(
+        ": disk.service ExecStart=/usr/bin/qemu-img create /srv/a; swtpm.service ExecStartPost=/usr/bin/chmod /run/tpm;"
+        " deeper.service ExecStartPre=/usr/bin/mkdir /srv/b"
+    )
+    asked_for = [units for units in asked_for if units != ["-.slice"]]
+    assert asked_for == [["web.service"], ["disk.service", "swtpm.service"], ["deeper.service"]]
+
+
+def test_the_services_of_many_guests_are_asked_for_together(looked):
+    guests = {f"web{number}": {"Requires": "a.service"} for number in range(50)}
+    asked_for = services(looked, **guests, a={"Requires": "b.service"})
+    records = [{**WEB, "name": name, "unit": f"{name}.service"} for name in guests]
+    _reasons._ask_systemd(records)
+    assert [len(units) for units in asked_for if units != ["-.slice"]] == [50, 1, 1]
+    assert all(list(record["brought"]) == ["a.service", "b.service"] for record in records)
+
+
+@pytest.mark.parametrize(
+    ("unit", "service", "refused"),
+    [
+        ({}, {}, True),
+        ({"RuntimeDirectory": "other qemu"}, {}, False),
+        ({"ExecStartPre": "{ path=/bin/mkdir ; argv[]=/bin/mkdir /run/qemu ; ignore_errors=no }"}, {}, False),
+        ({}, {"RuntimeDirectory": "qemu"}, False),
+        ({}, {"Type": "oneshot"}, False),  # it may make any
+    ],
+)
+def test_a_folder_that_the_unit_or_its_services_make_is_there_again(looked, unit, service, refused):
+    services(looked, web={"Requires": "a.service", **unit}, a=service)
+    given = []
+    looked.setattr(_reopened, "reasons", lambda *arguments: given.append(arguments) or [])
+    assert codes(dict(WEB)) == []
+    (arguments,) = given
+    makes = arguments[5]
+    assert (makes is not None and "/run/qemu" not in makes) is refused
+
+
+def test_a_network_that_nothing_sets_up_is_a_warning(looked):
+    looked.setattr(_links, "by_hand", lambda names, _root: [name for name in names if name != "br1"])
+    record = {**WEB, "argv": ["qemu", "-netdev", "tap,id=n,ifname=tap7,script=no", "-netdev", "bridge,id=m,br=br1", "-nic", "tap,br=br2"]}
+    found = _reasons.warn({**record})
+    assert [warning["code"] for warning in found] == ["network-by-hand"] * 2
+    assert "the network interface tap7" in found[0]["message"] and "the network interface br2" in found[1]["message"]
+    looked.setitem(SHOWN, "ExecStartPre", program("/usr/local/sbin/make-taps"))
+    assert [warning["code"] for warning in _reasons.warn(record)] == ["start-runs-again"]
 
 
 def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):

@@ -6,14 +6,27 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
+from pathlib import Path
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _command
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _adopt, _agent, _away, _rehearsal, _save, _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
+    _adopt,
+    _agent,
+    _away,
+    _needs,
+    _reasons,
+    _rehearsal,
+    _save,
+    _start,
+    _virsh,
+)
 from ansible_collections.kvm.liveupdate.plugins.modules import domain_memory
 
 THERE = "qemu+ssh://hv2/system"
@@ -139,3 +152,34 @@ def test_the_stub_looks_up_as_virsh_does(libvirt, one):
     _virsh.virsh("start", "1")
     _virsh.virsh("suspend", one["uuid"])
     assert libvirt.asked() == ["suspend other", "start 1", "suspend 1"]
+
+
+PLUGINS = Path(_virsh.__file__).parents[2]
+
+
+def test_no_command_for_the_operator_names_a_domain_by_its_name():
+    """Virsh might take it for the ID of another domain, except in "start", which takes no ID (tools/virsh-domain.c)."""
+    found = []
+    for path in PLUGINS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found += [(path.name, *words) for words in re.findall(r"virsh ([a-z-]+)[^\'\"]*? \{([^{}]+)\}", ast.unparse(node))]
+    assert ("_guests.py", "qemu-monitor-command", "record['uuid']") in found
+    of_domains = [(file, verb, what) for file, verb, what in found if not verb.startswith(("net-", "pool-", "{")) and verb != "start"]
+    assert [entry for entry in of_domains if "uuid" not in entry[2]] == []
+
+
+def test_what_an_operator_is_told_to_do_reaches_the_domain_itself(one):
+    xml = "<domain><devices><disk device='cdrom'><source file='/never/there'/><target dev='sda'/></disk></devices></domain>"
+    files = _needs.needs(xml)["files"]
+    (gone,) = _needs.reasons(
+        {**dict.fromkeys(("networks", "pools", "secrets", "sockets"), ()), "files": files},
+        {"networks": {}, "pools": {}, "secrets": {}, "problems": {}},
+        {"/never/there": "gone"},
+        {},
+        one["uuid"],
+    )
+    assert f"virsh change-media {one['uuid']} sda --eject" in gone["remedy"]
+    os.unlink(os.path.join(_virsh.DEFINITIONS, "1.xml"))
+    for told in (_away.obstacles(away(one, "shutdown"))[0], _reasons.definition_reasons("1", one["uuid"], False)[0]["remedy"]):
+        assert f"virsh dumpxml --inactive --security-info {one['uuid']} > {one['uuid']}.xml && virsh define {one['uuid']}.xml" in told

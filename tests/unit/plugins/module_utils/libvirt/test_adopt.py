@@ -78,7 +78,7 @@ def test_what_cannot_be_started_goes_on_as_it_was(host):
 
 def test_what_does_not_start_at_all_stays_saved_and_the_operator_knows(host):
     host.faults = 2
-    with pytest.raises(LiveUpdateError, match=r"the domain is saved; run 'virsh start app' to continue it.*app\.save\.head"):
+    with pytest.raises(LiveUpdateError, match=r"the domain is saved; run 'virsh start u' to continue it.*app\.save\.head"):
         _adopt.adopt(RECORD)
     assert XML.encode() in host.image.read_bytes() and XML.encode() in host.head.read_bytes()
 
@@ -107,7 +107,7 @@ def test_a_save_that_fails_tells_where_the_domain_may_be(host, monkeypatch):
         raise LiveUpdateError(f"virsh {words[0]}: no answer within 300 s")
 
     monkeypatch.setattr(_virsh, "virsh", virsh)
-    with pytest.raises(LiveUpdateError, match="no answer within 300 s; if 'virsh domstate app' shows 'shut off', the domain is saved"):
+    with pytest.raises(LiveUpdateError, match="no answer within 300 s; if 'virsh domstate u' shows 'shut off', the domain is saved"):
         _adopt.adopt(RECORD)
 
 

@@ -90,8 +90,11 @@ def test_a_definition_that_another_tool_wrote_is_understood():
 
 
 def test_a_definition_without_memory_is_not_guessed_at():
-    with pytest.raises(LiveUpdateError, match="virsh edit"):
-        _definition.with_shared_file("<domain><name>web</name></domain>")
+    """The command names the domain by what virsh cannot take for the ID of another one."""
+    with pytest.raises(LiveUpdateError, match=r"domain 1: .*'virsh edit the-uuid'"):
+        _definition.with_shared_file("<domain><name>1</name><uuid>the-uuid</uuid></domain>")
+    with pytest.raises(LiveUpdateError, match=r"domain 1: .*'virsh edit the-uuid'"):
+        _definition.with_shared_file("<domain><name>1</name><uuid>the-uuid</uuid><memoryBacking><discard/></memoryBacking></domain>")
 
 
 TEMPLATE = """

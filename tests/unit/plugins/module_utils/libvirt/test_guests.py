@@ -13,7 +13,7 @@ import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _slow_paths
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _links, _processes, _slow_paths
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _guests, _ram, _reasons, _save, _save_image, _virsh
 
 SIZE = 128 << 20
@@ -93,6 +93,10 @@ def test_a_domain_that_can_be_preserved_is_read_once(libvirt, record):
         ("domjobinfo", "error: no such thing\n", "monitor", "no such thing"),
         ("query-migrate", "error: no such thing\n", "monitor", "no such thing"),
         ("query-migrate", '{"error": {"desc": "no such thing"}}', "monitor", "no such thing"),
+        ("query-block", json.dumps({"return": [{"inserted": {"file": "/srv/hand.qcow2"}}]}), "disk-changed", "/srv/hand.qcow2"),
+        ("query-block", '{"error": {"desc": "no such thing"}}', "monitor", "no such thing"),
+        ("qom-list/peripheral", '{"return": [{"name": "k", "type": "child<usb-kbd>"}]}', "device-changed", "k (usb-kbd)"),
+        ("qom-list/peripheral-anon", '{"return": [{"name": "k", "type": "child<usb-kbd>"}]}', "device-changed", "usb-kbd"),
     ],
 )
 def test_what_libvirt_and_qemu_say_is_a_reason(libvirt, record, what, said, code, message):
@@ -132,6 +136,49 @@ def test_a_disk_by_a_name_that_a_boot_may_change_is_a_warning(libvirt, record):
     libvirt.domains[0]["says"]["dumpxml"] = f"<domain><devices>{''.join(disks)}</devices></domain>"
     libvirt.keep()
     assert [why["message"].split()[2] for why in _guests.warn(record) if why["code"] == "device-name"] == ["/dev/sdb"]
+
+
+def test_programs_that_libvirt_runs_again_for_a_domain_are_a_warning_that_names_them(libvirt, record, monkeypatch, tmp_path):
+    hooks = tmp_path / "hooks"
+    monkeypatch.setattr(_virsh, "HOOKS", str(hooks))
+    monkeypatch.setattr(_virsh, "HOOK", f"{hooks}/qemu.d/kvm-liveupdate")
+    assert codes(_guests.warn(record)) == ["genid"]
+    (hooks / "qemu.d").mkdir(parents=True)
+    for name in ("qemu", "qemu.d/10-disks", "qemu.d/kvm-liveupdate", "network", "qemu.d/README"):
+        (hooks / name).touch()
+        (hooks / name).chmod(0o644 if "README" in name else 0o755)
+    (_genid, warning) = _guests.warn(record)
+    assert warning["code"] == "start-runs-again"
+    assert f"libvirt runs {hooks}/qemu, {hooks}/qemu.d/10-disks again" in warning["message"]
+
+
+def test_what_is_given_to_qemu_past_libvirt_has_the_warnings_of_a_unit(libvirt, record):
+    args = "".join(f"<qemu:arg value='{word}'/>" for word in ("-netdev", "user,id=n", "-cpu", "host", "-drive", "file=/dev/sdb"))
+    space = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+    libvirt.domains[0]["says"]["dumpxml"] = f"<domain {space}><qemu:commandline>{args}</qemu:commandline></domain>"
+    libvirt.keep()
+    assert codes(_guests.warn(record)) == ["cpu-host", "user-network", "device-name"]
+
+
+INTERFACES = """<domain><devices>
+<interface type='bridge'><source bridge='br0'/><target dev='vnet0'/></interface>
+<interface type='bridge'><source bridge='ovs0'/><virtualport type='openvswitch'/></interface>
+<interface type='direct'><source dev='vlan7' mode='bridge'/><target dev='macvtap0'/></interface>
+<interface type='ethernet'><target dev='tap1' managed='no'/></interface>
+<interface type='ethernet'><target dev='tap2'/></interface>
+<interface type='network'><source network='n' bridge='virbr0'/></interface>
+<interface type='user'/>
+</devices></domain>"""
+
+
+def test_a_network_that_nothing_sets_up_is_a_warning(libvirt, record, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_links, "by_hand", lambda names, _root: asked.append(names) or ["br0"])
+    libvirt.domains[0]["says"]["dumpxml"] = INTERFACES
+    libvirt.keep()
+    by_hand = [warning for warning in _guests.warn(record) if warning["code"] == "network-by-hand"]
+    assert asked == [["br0", "vlan7", "tap1", "virbr0"]]
+    assert len(by_hand) == 1 and "<interface type='bridge'> uses the network interface br0" in by_hand[0]["message"]
 
 
 def test_a_domain_is_asked_for_by_what_cannot_be_mistaken(libvirt):

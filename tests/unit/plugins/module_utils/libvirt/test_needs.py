@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -80,6 +81,7 @@ def test_what_a_running_domain_needs_at_its_next_start():
         "/var/lib/seed.iso": (True, "sda"),
         "/var/lib/open.iso": (False, "sdb"),
         "/dev/ttyS5": (False, ""),
+        "/run": (False, ""),
     }
     assert [one["path"] for one in found["sockets"]] == ["/run/mytpm.sock", "/run/pr.sock", "/run/nbd.sock", "/run/of-somebody"]
 
@@ -296,6 +298,113 @@ def test_files_that_are_given_past_libvirt_are_looked_for_too(tmp_path):
     assert _after_boot.paths(files[:1], 0)[f"{tmp_path}/a"] == "gone"
 
 
+def past(*words):
+    """What a domain needs that gives QEMU these words past libvirt."""
+    args = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    xml = f"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:commandline>{args}</qemu:commandline></domain>"
+    return _needs.needs(xml)
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "kind"),
+    [
+        ("-drive file=/tmp/scratch.raw,if=virtio", "/tmp/scratch.raw", "open"),
+        ("-blockdev driver=file,node-name=x,filename=/dev/shm/x", "/dev/shm/x", "open"),
+        ("-drive file=fat:/tmp/seed", "/tmp/seed", ""),
+        ("-plugin file=/srv/p.so", "/srv/p.so", ""),
+        ("-netdev bridge,id=n,helper=/srv/h", "/srv/h", ""),
+        ("-object input-linux,id=i,evdev=/dev/input/event9", "/dev/input/event9", ""),
+        ("-chardev serial,id=s,path=/dev/ttyS7", "/dev/ttyS7", ""),
+        ("-chardev pipe,id=p,path=/srv/pipe", "/srv/pipe", "pipe"),
+        ("-serial unix:/run/x/s,server=on,wait=off", "/run/x", "folder"),
+        ("-vnc unix:/run/x/s", "/run/x", "folder"),
+        ("-pidfile /run/x/s", "/run/x", "folder"),
+        ("-D /run/x/s", "/run/x", "folder"),
+    ],
+)
+def test_what_is_given_to_qemu_past_libvirt_is_looked_for_as_for_a_unit(words, path, kind):
+    (file,) = past(*words.split())["files"]
+    assert file["path"] == path and "<qemu:commandline>" in file["what"]
+    assert [key for key in ("open", "pipe", "folder") if file.get(key)] == ([kind] if kind else [])
+
+
+def test_whom_qemu_connects_to_past_libvirt_is_looked_for_as_for_a_unit():
+    wanted = past("-chardev", "socket,id=c,path=/run/gone.sock", "-serial", "tcp:127.0.0.1:1", "-drive", "file=nbd://h/a")["sockets"]
+    assert [socket["path"] for socket in wanted] == ["/run/gone.sock", "127.0.0.1:1", "h:10809"]
+    assert {socket["what"] for socket in wanted} == {"an option of <qemu:commandline>"}
+
+
+def test_a_pipe_of_a_domain_is_one_or_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(_after_boot, "_emptied", lambda: ("/nowhere/",))
+    (file,) = _needs.needs(f"<domain><devices><serial type='pipe'><source path='{tmp_path}/p'/></serial></devices></domain>")["files"]
+    assert _after_boot.paths([file], 0, "/dev/null") == {f"{tmp_path}/p": "gone"}
+    os.mkfifo(tmp_path / "p.in")
+    assert _after_boot.paths([file], 0, "/dev/null") == {}
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<channel type='unix'><source mode='bind' path='/run/x/s'/></channel>",
+        "<serial type='unix'><source mode='bind' path='/run/x/s'/></serial>",
+        "<serial type='file'><source path='/run/x/s'/></serial>",
+        "<serial type='pty'><log file='/run/x/s'/></serial>",
+        "<console type='file'><source path='/run/x/s'/></console><serial type='file'><source path='/run/x/s'/></serial>",
+        "<graphics type='vnc' socket='/run/x/s'/>",
+        "<graphics type='spice'><listen type='socket' socket='/run/x/s'/></graphics>",
+        "<audio type='file' path='/run/x/s'/>",
+        "<interface type='user'><backend type='passt' logFile='/run/x/s'/></interface>",
+    ],
+)
+def test_the_folder_of_what_qemu_creates_has_to_be_there_after_a_boot(tmp_path, xml, monkeypatch):
+    (file,) = _needs.needs(f"<domain><devices>{xml}</devices></domain>")["files"]
+    assert file["path"] == "/run/x" and file["folder"] and "/run/x/s" in file["what"]
+    (reason,) = _needs.reasons({**NOTHING, "files": [file]}, ALL_THERE, {"/run/x": "memory"}, {}, "u")
+    assert reason["code"] == "file-volatile" and "/run/x" in reason["message"] and "tmpfiles.d" in reason["remedy"]
+    (own,) = _needs.needs(f"<domain><devices>{xml.replace('/run/x/', '/run/libvirt/qemu/')}</devices></domain>")["files"] or [None]
+    assert own is None  # libvirt creates these
+    monkeypatch.setattr(_systemd, "runtime_directories", lambda _states: ["y"])
+    folder = {**file, "path": str(tmp_path)}
+    monkeypatch.setattr(_after_boot, "_emptied", lambda: (f"{tmp_path}/", f"{tmp_path}"))
+    assert _after_boot.paths([folder], 0, "/dev/null") == {str(tmp_path): "memory"}
+    monkeypatch.setattr(_after_boot, "_tmpfiles", lambda _root: [("d", f"{tmp_path}/deeper")])
+    assert _after_boot.paths([folder], 0, "/dev/null") == {}
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_made"),
+    [
+        ("/run", True),
+        ("/tmp", True),
+        ("/run/qemu", True),
+        ("/var/run/qemu", True),
+        ("/run/a", True),
+        ("/run/a/b", True),
+        ("/run/a/b/c", False),
+        ("/run/file", False),
+        ("/run/files", True),
+        ("/run/of-unit", True),
+        ("/run/of-service", True),
+        ("/run/of-service/deeper", False),
+        ("/run/x", False),
+    ],
+)
+def test_which_folders_in_memory_a_boot_creates(tmp_path, monkeypatch, folder, is_made):
+    (tmp_path / "usr/lib/tmpfiles.d").mkdir(parents=True)
+    (tmp_path / "usr/lib/tmpfiles.d/a.conf").write_text(
+        "# d /run/x\nd /run/qemu 0755 -\nD! %t/a/b\nf /var/run/file\nL /run/files/f - - - -\ne /run/x\n"
+    )
+    monkeypatch.setattr(_systemd, "runtime_directories", lambda states: ["of-service"] if "enabled" in states else [])
+    monkeypatch.setattr(os.path, "realpath", lambda path: path.replace("/var/run", "/run"))
+    assert _after_boot.makes([folder], ["/run/of-unit"], str(tmp_path)) == ({folder} if is_made else set())
+
+
+def test_the_folder_of_a_fat_disk_is_looked_for_and_not_held_open():
+    xml = "<disk type='dir'><source dir='/tmp/seed'/><target dev='vda'/></disk>"
+    (file,) = _needs.needs(f"<domain><devices>{xml}</devices></domain>")["files"]
+    assert file["path"] == "/tmp/seed" and not file["open"]
+
+
 def test_the_file_of_a_volume_is_asked_for_and_looked_at_like_any_other(libvirt, monkeypatch):
     volume = {"pool": "scratch", "volume": "web1.qcow2"}
     (asked,) = _needs.needs(DOMAIN)["volumes"]
@@ -380,12 +489,29 @@ def test_the_examination_of_a_domain_leaves_what_identifies_its_disks_in_its_rec
     assert silent or record["disks"][str(image)]["inode"] == os.stat(image).st_ino
 
 
-def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch):
+def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch, tmp_path):
     monkeypatch.setattr(_guests, "confinement", lambda _pid: "")
-    record = libvirt.add("web1", 1, dumpxml=DOMAIN)
+    monkeypatch.setattr(_block, "identity", lambda path: [f"wwid {path}"])
+    monkeypatch.setattr(_processes, "started_at", lambda _pid: 1.0)
+    rom = tmp_path / "bios.bin"
+    rom.touch()
+    monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["qemu", "-nodefaults", "-bios", str(rom)])
+    words = ("-device", "vfio-pci,host=1", "-drive", "file=/gone.raw", "-chardev", "socket,id=c,path=/gone.sock")
+    args = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    disk = "<disk type='block'><source dev='/dev/null'/><target dev='vde'/></disk></devices>"
+    xml = DOMAIN.replace("<qemu:arg value='-set'/><qemu:arg value='device.x=y'/>", args).replace("</devices>", disk)
+    record = libvirt.add("web1", 1, dumpxml=xml)
+    libvirt.domains[0]["says"]["query-block"] = json.dumps({"return": [{"inserted": {"file": "/srv/hand.qcow2"}}]})
+    libvirt.says["vol-path --pool scratch -- web1.qcow2"] = "/gone/volume.qcow2\n"
+    libvirt.keep()
     record["backends"] = [{"kind": "memory-backend-file", "id": "pc.ram", "path": "/x", "size": 1}]
-    codes = {reason["code"] for reason in _guests.inspect(record)}
-    assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket"} <= codes
+    reasons = _guests.inspect(record)
+    codes = {reason["code"] for reason in reasons}
+    assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket", "ram-elsewhere"} <= codes
+    assert {"hostdev", "rom-replaced", "disk-changed"} <= codes
+    assert record["devices"] == {"/dev/null": ["wwid /dev/null"]}
+    told = " ".join(reason["message"] for reason in reasons)
+    assert "/gone/volume.qcow2, disk vda," in told and "/gone.raw, an option of" in told and "needs /gone.sock" in told
 
 
 @pytest.mark.parametrize(
@@ -396,6 +522,13 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
         "<os><loader>/x</loader><nvram template='/gone'/></os>",  # libvirt reads the template only where the variables are not there
         "<devices><smartcard mode='host-certificates'><certificate>a</certificate><database>/x</database></smartcard></devices>",
         "<devices><rng model='virtio'><backend model='random'>/x</backend></rng></devices>",
+        "<devices><interface type='user'><rom file='/x'/></interface></devices>",
+        "<devices><interface type='ethernet'><script path='/x'/></interface></devices>",
+        "<devices><disk type='network'><source protocol='rbd' name='p/i'><config file='/x'/></source></disk></devices>",
+        "<devices><disk type='network'><source protocol='ssh' name='i'><identity username='u' keyfile='/x'/></source></disk></devices>",
+        "<devices><disk type='network'><source protocol='ssh' name='i'><knownHosts path='/x'/></source></disk></devices>",
+        "<devices><input type='evdev'><source dev='/x'/></input></devices>",
+        "<devices><input type='passthrough' bus='virtio'><source evdev='/x'/></input></devices>",
     ],
 )
 def test_what_qemu_reads_at_its_start_is_looked_for(xml):

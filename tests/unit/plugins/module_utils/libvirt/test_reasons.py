@@ -227,9 +227,10 @@ def test_all_that_is_wrong_is_named_once():
 
 
 def test_a_domain_without_definition_is_refused():
-    assert _reasons.definition_reasons("app", True) == []
-    (reason,) = _reasons.definition_reasons("app", False)
-    assert reason["code"] == "not-persistent" and "definition of app" in reason["message"] and "virsh define app.xml" in reason["remedy"]
+    assert _reasons.definition_reasons("app", "u", True) == []
+    (reason,) = _reasons.definition_reasons("app", "u", False)
+    assert reason["code"] == "not-persistent" and "definition of app" in reason["message"]
+    assert reason["remedy"].endswith("virsh dumpxml --inactive --security-info u > u.xml && virsh define u.xml")
 
 
 @pytest.mark.parametrize(

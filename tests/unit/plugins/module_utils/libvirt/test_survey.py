@@ -29,7 +29,7 @@ def test_one_virsh_process_tells_all_about_all_domains(libvirt):
     assert libvirt.processes() == 1
     for record in records:
         assert record["seen"]["xml"] == "<domain/>" and record["seen"]["state"] == "running" and not record["seen"]["problem"]
-        assert record["seen"]["blockers"] == [] and record["seen"]["block_jobs"] == []
+        assert all(record["seen"][key] == [] for key in ("blockers", "block_jobs", "blocks", "devices", "nameless"))
     host = records[0]["seen"]["host"]
     assert host["networks"] == {"persistent": ["lab", "with blank"], "autostart": ["lab"]}
     assert host["secrets"]["known"][0] == ["aaaaaaaa-1111-4111-8111-111111111111", "ceph", "client.libvirt secret"]
@@ -82,9 +82,12 @@ def test_the_monitor_of_a_domain_that_libvirt_is_at_work_on_is_not_asked(libvirt
     assert not _virsh.is_busy("busy") and not _virsh.is_busy("nobody")
 
 
-@pytest.mark.parametrize("missing", ["xml", "job", "state", "blockers", "block_jobs", "capabilities"])
+ASKED = ("xml", "job", "state", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless")
+
+
+@pytest.mark.parametrize("missing", ASKED)
 def test_a_question_that_was_not_asked_is_no_clean_bill(missing):
-    seen = {"problem": "", "xml": "<domain/>", "job": "", "state": "running", "blockers": [], "block_jobs": [], "capabilities": []}
+    seen = {**dict.fromkeys(ASKED, ()), "problem": "", "state": "running"}
     assert _reasons.monitor_reasons(seen) == []
     del seen[missing]
     assert [reason["code"] for reason in _reasons.monitor_reasons(seen)] == ["monitor"]

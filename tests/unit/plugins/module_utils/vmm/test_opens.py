@@ -27,7 +27,14 @@ def needed(words):
         ("-drive file=/srv/a.qcow2,if=virtio -cdrom /srv/cd.iso", ["/srv/a.qcow2", "/srv/cd.iso"]),
         ("-blockdev driver=host_device,node-name=d,filename=/dev/vg/a", ["/dev/vg/a"]),
         ("-drive file=a.raw", ["/a.raw"]),
-        ("-drive file=rbd:pool/a:conf=/etc/c -drive file=nbd://h/a", []),
+        ("-drive file=rbd:pool/a:id=x:conf=/etc/c:y=z -drive file=nbd://h/a", ["/etc/c"]),
+        ("-blockdev driver=rbd,node-name=r,pool=p,image=i,conf=/etc/c", ["/etc/c"]),
+        ("-drive file=fat:rw:/srv/d -blockdev driver=vvfat,node-name=v,dir=/srv/e", ["/srv/d", "/srv/e"]),
+        ('-drive file=json:{"driver":"raw",,"file":{"driver":"vvfat",,"dir":"/srv/d"}}', ["/srv/d"]),
+        ("-plugin file=/srv/p.so,arg=a -plugin /srv/q.so", ["/srv/p.so", "/srv/q.so"]),
+        ("-netdev bridge,id=n,helper=/srv/h -nic tap,helper=/srv/i", ["/srv/h", "/srv/i"]),
+        ("-object input-linux,id=k,evdev=/dev/input/a -device virtio-input-host-pci,evdev=/dev/input/b", ["/dev/input/a", "/dev/input/b"]),
+        ("-device ipmi-bmc-sim,sdrfile=/srv/s,frudatafile=/srv/f", ["/srv/s", "/srv/f"]),
         ("-kernel /boot/k -bios bios.bin -object secret,id=s,file=/etc/s", ["/boot/k", "/etc/s"]),
         ("-device loader,file=/srv/l -object authz-list-file,id=z,filename=/etc/z", ["/etc/z", "/srv/l"]),
         ("-netdev tap,id=n,script=/etc/up,downscript=no -netdev tap,id=m,script=no", ["/etc/up"]),
@@ -109,6 +116,10 @@ def test_a_disk_that_a_link_elsewhere_leads_to_is_looked_at_as_well(monkeypatch)
     monkeypatch.setattr(_opens, "os", SimpleNamespace(**vars(os)))
     monkeypatch.setattr(_opens.os, "stat", lambda path: SimpleNamespace(st_mode=stat.S_IFBLK if path.endswith("/6") else stat.S_IFCHR))
     assert _opens.devices(NEVER, argv) == ["/srv/link", "/dev/vg/a"]
+
+
+def test_a_helper_is_a_command_whose_program_is_needed():
+    assert _opens.needed(NEVER, ["qemu", "-netdev", "tap,id=n,helper=/srv/helper --use-vnet"]) == ["/srv/helper"]
 
 
 def test_sockets_that_qemu_serves_are_no_connections():

@@ -182,6 +182,54 @@ def test_what_qemu_reads_at_its_start_is_still_there(disk, opened):
         assert codes(pid, argv) == ["file-gone"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-serial unix:{}/s,server=on,wait=off",
+        "-vnc unix:{}/s",
+        "-pidfile {}/s",
+        "-D {}/s",
+        "-chardev file,id=c,path={}/s",
+        "-netdev stream,id=n,server=on,addr.type=unix,addr.path={}/s",
+    ],
+)
+def test_a_folder_in_memory_in_which_qemu_creates_something_has_to_be_made_again(monkeypatch, disk, opened, words):
+    """QEMU would not start, and the guest's unit would wait for the folder for ever."""
+    services = []
+    monkeypatch.setattr(_systemd, "runtime_directories", lambda _states: services.append(1) or [])
+    pid, argv = opened(), ["qemu", *words.format(disk).split()]
+
+    def found(made_again=False, makes=()):
+        return _reopened.reasons(pid, argv, set(), made_again, (), makes)
+
+    assert found() == [] and not services
+    monkeypatch.setattr(
+        _reopened, "mounts", lambda _pid: [(str(disk.parent), "/", "tmpfs", "rw", "tmpfs"), ("/", "/", "ext4", "rw", "/dev/vda")]
+    )
+    (reason,) = found()
+    assert reason["code"] == "file-volatile" and str(disk) in reason["message"] and "RuntimeDirectory=" in reason["remedy"]
+    assert found(makes=[str(disk)]) == found(makes=[f"{disk}/deeper"]) == found(makes=None) == []
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [(str(disk), "/", "tmpfs", "rw", "tmpfs"), ("/", "/", "ext4", "rw", "/dev/vda")])
+    assert found() == []  # a mount, which a boot makes again
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [("/", "/", "ext4", "rw", "/dev/vda")])
+    disk.rmdir()
+    (reason,) = found()
+    assert reason["code"] == "file-volatile" and found(makes=[str(disk)]) == []
+    disk.mkdir()
+
+
+def test_a_device_of_the_host_that_is_no_longer_there_is_missed(opened):
+    assert codes(opened(), ["-object", "input-linux,id=k,evdev=/dev/null"]) == []
+    assert codes(opened(), ["-object", "input-linux,id=k,evdev=/dev/input/never"]) == ["file-gone"]
+
+
+def test_the_folder_of_a_fat_disk_is_looked_for(monkeypatch, disk, opened):
+    assert codes(opened(), ["-drive", f"file=fat:{disk}/never"]) == ["file-gone"]
+    assert codes(opened(), ["-drive", f"file=fat:rw:{disk}"]) == []
+    monkeypatch.setattr(_reopened, "mounts", lambda _pid: [("/", "/", "tmpfs", "rw", "tmpfs")])
+    assert codes(opened(), ["-drive", f"file=fat:rw:{disk}"]) == ["file-volatile"]
+
+
 def test_a_pipe_is_one_or_two(disk, opened):
     pid = opened()
     argv = ["-chardev", f"pipe,id=p,path={disk}/p"]
