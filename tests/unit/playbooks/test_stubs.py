@@ -20,7 +20,7 @@ MODULES = {path.stem for path in (ROOT / "plugins/modules").glob("[a-z]*.py")}
 # The source of each stub, the modules that it stands for, and the roles that run with it.
 STUBS = {
     "tests/bench/simulation": (ROOT / "tests/bench/simulation/module.py", {"hypervisor_info"}, ["hypervisor_update"]),
-    "tests/rollout": (ROOT / "tests/rollout/host/module.py", MODULES - {"kexec", "update_lease"}, ["hypervisor_update"]),
+    "tests/rollout": (ROOT / "tests/rollout/host/module.py", MODULES - {"kexec", "update_lease", "update_record"}, ["hypervisor_update"]),
     "the stage of test_rollout": (test_rollout.MODULE, MODULES, ["hypervisor_kernel", "hypervisor_trial", "hypervisor_update"]),
 }
 
