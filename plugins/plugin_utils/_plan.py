@@ -38,7 +38,7 @@ _STARTS_AS_ANOTHER = frozenset(
 # With these it would not start.
 _DOES_NOT_START = frozenset(
     (
-        *("not-persistent", "unit-gone", "start-option", "server-waits", "peer-gone", "socket", "file-gone", "file-silent"),
+        *("not-persistent", "unit-early", "unit-gone", "start-option", "server-waits", "peer-gone", "socket", "file-gone", "file-silent"),
         *("file-volatile", "file-in-memory", "network-transient", "network-no-autostart", "network-unknown", "pool-transient"),
         *("pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown"),
     )

@@ -139,7 +139,7 @@ NO_SHUTDOWN = (
     *("disk-changed", "device-changed", "network-changed", "transient-disk", "argv-unread", "peer-gone", "socket", "file-gone"),
     *("file-silent", "file-volatile", "file-in-memory", "file-replaced", "network-transient", "network-no-autostart", "network-unknown"),
     *("pool-transient", "pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown", "name-long"),
-    *("name-twice", "not-examined", "record-damaged"),
+    *("name-twice", "not-examined", "record-damaged", "unit-early"),
 )
 # With these a guest that is shut down starts again as it was.
 SHUTDOWN = (

@@ -32,8 +32,10 @@ def echoing(words, **how):
         process.stdin.write(b"\n")
         process.stdin.flush()
         assert process.stdout.read(1)
-        yield process
-        process.stdin.close()
+        try:
+            yield process
+        finally:
+            process.stdin.close()
 
 
 def test_a_program_that_is_still_there_is_not_replaced(program):

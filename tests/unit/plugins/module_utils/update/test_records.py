@@ -52,8 +52,8 @@ def test_a_damaged_line_is_kept_and_does_not_count(tmp_path):
     assert [one["update_id"] for one in _records.known(path.read_text())] == ["u1", "u2"]
 
 
-def old(earlier, tmp_path, record=RECORD):
-    return _records.completed(record, earlier, None, str(tmp_path))["image_before"]
+def old(earlier, tmp_path, record=None):
+    return _records.completed(record or RECORD, earlier, None, str(tmp_path))["image_before"]
 
 
 def test_the_image_of_the_old_kernel_is_that_of_the_jump_that_started_it(tmp_path, boot):

@@ -192,8 +192,15 @@ def test_a_file_system_is_asked_for_its_uuid_and_a_btrfs_for_its_subvolume(monke
     assert _disk_files._file_system("/proc/self") == _disk_files._file_system("/never/there") == ""
 
 
+def raising(err):
+    def act(*_words):
+        raise err
+
+    return act
+
+
 def test_a_file_system_that_does_not_tell_is_unknown(image, monkeypatch):
-    monkeypatch.setattr(fcntl, "ioctl", lambda *_words: (_ for _ in ()).throw(OSError(errno.ENOTTY, "Inappropriate ioctl")))
+    monkeypatch.setattr(fcntl, "ioctl", raising(OSError(errno.ENOTTY, "Inappropriate ioctl")))
     assert _disk_files._file_system(str(image)) == "" and _disk_files.amiss(known(image)) == []
 
 
@@ -209,7 +216,7 @@ def test_no_file_of_a_network_is_opened(monkeypatch, image):
 
 def test_a_file_that_root_may_not_see_is_left_to_qemu(monkeypatch, image):
     files = known(image)
-    changed(monkeypatch, stat=lambda _path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    changed(monkeypatch, stat=raising(PermissionError(errno.EACCES, "Permission denied")))
     assert _disk_files.amiss(files) == []
 
 

@@ -333,7 +333,10 @@ def test_only_a_disk_that_is_read_and_named_or_in_memory_may_be_made_again_by_it
 
 
 def test_a_disk_whose_status_root_cannot_see_is_not_known(known, disk, monkeypatch):
-    monkeypatch.setattr(_disk_files, "identity", lambda *_words: (_ for _ in ()).throw(PermissionError(13, "no")))
+    def refused(*_words):
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(_disk_files, "identity", refused)
     assert known(["r+", "image"]) == {}
 
 
