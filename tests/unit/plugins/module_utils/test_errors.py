@@ -21,7 +21,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files,
 PLUGINS = Path(module_utils.__path__[0]).parent
 COMMAND = re.compile(r"(?:systemctl|journalctl|systemd-analyze|virsh|kvm-liveupdate)(?: [a-z=-]+)+ $")
 # What has no special characters.
-PLAIN = re.compile(r"_units\.(?:JUMP|TRIAL)|JUMP_UNIT|.*\['uuid'\]|len\(.*")
+PLAIN = re.compile(r"_units\.(?:JUMP|TRIAL)|JUMP_UNIT|uuid|.*\['uuid'\]|len\(.*")
 # What is not typed into a shell: a line of a unit.
 OTHERS = ["kvm-liveupdate run {name}"]
 
