@@ -140,7 +140,7 @@ def mount_warnings(record: dict, properties: dict[str, str]) -> list[dict]:
             "mount-unordered",
             f"its unit {unit} may start before {point} is mounted, where its disk {path} is. After the jump the guest waits for it; in"
             " another boot QEMU may find no disk there, or another one",
-            f"add RequiresMountsFor={point} to the unit (systemctl edit {unit})",
+            f"add RequiresMountsFor={point} to the unit (systemctl edit {typed(unit)})",
         )
         for point, path in found.items()
     ]
@@ -173,7 +173,7 @@ def start_file_reasons(unit: str, pid: int, properties: dict[str, str]) -> list[
         elif point or (path.startswith(_OF_UDEV) and not makers):
             message = f"its unit {unit} has {setting}={path}, which may not be there yet when a boot starts the unit: then systemd does not"
             remedy = f"add RequiresMountsFor={point} to the unit" if point else "remove the setting, because the guest waits for its disks"
-            found.append(reason("unit-early", message, f"{remedy} (systemctl edit {unit})"))
+            found.append(reason("unit-early", message, f"{remedy} (systemctl edit {typed(unit)})"))
     return found
 
 
