@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def with_shared_file(xml: str) -> str:
     data = xml.encode("utf-8", "surrogateescape")
     domain = parsed(data)
     name = domain.findtext("name", "")
-    edit = f"virsh edit {domain.findtext('uuid', name)}"  # virsh might confuse the name with the ID of another domain
+    edit = f"virsh edit {typed(domain.findtext('uuid', name))}"  # virsh might confuse the name with the ID of another domain
     for path, what in (
         ("memoryBacking/hugepages", "<hugepages/>: the kernel cannot preserve huge pages yet"),
         ("memoryBacking/discard", "<discard/>: its RAM would be discarded when QEMU ends"),
