@@ -48,6 +48,17 @@ def test_properties_of_several_units_belong_to_the_unit_that_was_asked_for(monke
     assert len(asked) == 1
 
 
+def test_the_folders_of_services_that_a_boot_starts(monkeypatch):
+    blocks = (
+        "RuntimeDirectory=qemu web/x\nUnitFileState=enabled",
+        "RuntimeDirectory=gone\nUnitFileState=transient",
+        "UnitFileState=static",
+        "RuntimeDirectory=dbus\nUnitFileState=static\n",
+    )
+    monkeypatch.setattr(_commands, "run", lambda *_command: "\n\n".join(blocks))
+    assert _systemd.runtime_directories(("enabled", "static")) == ["qemu", "web/x", "dbus"]
+
+
 class Stores:
     """Some units, and what systemd and systemd-analyze say of their fd stores."""
 

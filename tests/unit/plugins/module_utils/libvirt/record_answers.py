@@ -26,7 +26,7 @@ UUID = "c0ffee00-1111-4111-8111-111111111111"
 NAME = "web1"
 MADE = (
     "qemu-img create -q -f qcow2 base.qcow2 16M; qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 a.qcow2;"
-    " qemu-img create -q -f qcow2 -o data_file=data.raw,data_file_raw=on d.qcow2 16M;"
+    " qemu-img create -q -f qcow2 -o data_file=$PWD/data.raw,data_file_raw=on d.qcow2 16M;"
     " qemu-img create -q -f qcow2 -b d.qcow2 -F qcow2 e.qcow2;"
     " truncate -s 16M b.raw c.raw d.raw h.raw; truncate -s 4M one.iso two.iso; truncate -s 1440K f.img"
 )

@@ -115,7 +115,8 @@ def test_a_domain_whose_qemu_leaves_out_its_ram_is_told(libvirt, record):
 
 def test_a_domain_without_definition_is_refused(libvirt, record):
     (libvirt.folder / "etc" / "app.xml").unlink()
-    assert codes(_guests.inspect(record)) == ["not-persistent"]
+    (reason,) = _guests.inspect(record)
+    assert reason["code"] == "not-persistent" and f"virsh define {record['uuid']}.xml" in reason["remedy"]
 
 
 def test_a_job_is_the_reason_while_it_lasts(libvirt, record):

@@ -367,6 +367,9 @@ def test_the_folder_of_what_qemu_creates_has_to_be_there_after_a_boot(tmp_path, 
     folder = {**file, "path": str(tmp_path)}
     monkeypatch.setattr(_after_boot, "_emptied", lambda: (f"{tmp_path}/", f"{tmp_path}"))
     assert _after_boot.paths([folder], 0, "/dev/null") == {str(tmp_path): "memory"}
+    with monkeypatch.context() as mounted:  # a boot mounts it again
+        mounted.setattr(os.path, "ismount", lambda path: path == str(tmp_path))
+        assert _after_boot.paths([folder], 0, "/dev/null") == {}
     monkeypatch.setattr(_after_boot, "_tmpfiles", lambda _root: [("d", f"{tmp_path}/deeper")])
     assert _after_boot.paths([folder], 0, "/dev/null") == {}
 
@@ -510,6 +513,7 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
     assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket", "ram-elsewhere"} <= codes
     assert {"hostdev", "rom-replaced", "disk-changed"} <= codes
     assert record["devices"] == {"/dev/null": ["wwid /dev/null"]}
+    assert any(f"virsh change-media {record['uuid']} sda --eject" in reason["remedy"] for reason in reasons)
     told = " ".join(reason["message"] for reason in reasons)
     assert "/gone/volume.qcow2, disk vda," in told and "/gone.raw, an option of" in told and "needs /gone.sock" in told
 

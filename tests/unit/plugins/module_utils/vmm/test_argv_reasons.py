@@ -255,3 +255,18 @@ def test_a_disk_whose_name_a_boot_may_change_is_a_warning(path):
 @pytest.mark.parametrize("path", ["/dev/vg/web", "/dev/mapper/vg-web", "/dev/disk/by-id/wwn-0x5", "/srv/dev/sdb", "/dev/rbd/p/i"])
 def test_a_disk_with_a_lasting_name_is_no_warning(path):
     assert _argv_reasons.warnings(["qemu", "-nodefaults", "-M", "pc-q35-10.0", "-drive", f"file={path},if=virtio"]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "links"),
+    [
+        ("-netdev tap,id=n,ifname=web1,script=no,downscript=no", ["web1"]),
+        ("-netdev tap,id=n,ifname=web1", []),  # the default script makes it part of a network
+        ("-netdev tap,id=n,ifname=vm%d,script=no", []),
+        ("-netdev bridge,id=n -nic tap,br=br1 -net bridge,br=br2", ["br0", "br1", "br2"]),
+        ('-netdev {"type":"tap","id":"n","ifname":"web1","script":"no"}', ["web1"]),
+        ("-netdev user,id=n -nic none", []),
+    ],
+)
+def test_which_interfaces_somebody_else_has_to_set_up(words, links):
+    assert list(_argv_reasons.links(["qemu", *words.split()])) == links
