@@ -190,7 +190,11 @@ def test_what_identifies_its_disks_is_in_the_record_of_a_guest_that_can_be_prese
         assert codes(record) == []
         assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino
         silent = _slow_paths.Silent("/srv/a", "/srv/a does not answer within 30 s")
-        looked.setattr(_reopened, "disks", lambda *_words: (_ for _ in ()).throw(silent))
+
+        def does_not_answer(*_words):
+            raise silent
+
+        looked.setattr(_reopened, "disks", does_not_answer)
         assert codes(record) == ["file-silent"]
         looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/seed"))
         again = []
