@@ -109,8 +109,8 @@ def _disk(disk: Element, block: dict, volumes: list[dict]) -> list[str]:
     chain = [path for image in _chain(inserted["image"]) for path in _local(image)]
     there = [os.path.normpath(path) for path in (*_local(inserted["file"]), *chain)]
     if source.get("fdgroup") or not (there and wanted):
-        # Not files of this host. Libvirt names the block nodes that it makes, from the index in the XML.
-        same = not source.get("index") or inserted.get("node-name", "").startswith("libvirt-")
+        # Not files of this host. Libvirt names the block nodes that it makes, from the index in the XML. An old one writes no index.
+        same = inserted.get("node-name", "").startswith("libvirt-") or not (source.get("index") or wanted)
     else:
         tops = [path for path in (_needs.path_of(source), *in_pools) if path]
         same = set(there) <= set(wanted) and (not tops or there[0] in map(os.path.normpath, tops))

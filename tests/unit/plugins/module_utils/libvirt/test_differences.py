@@ -165,7 +165,7 @@ def test_a_network_disk_is_known_by_the_node_that_libvirt_made(index, node, same
     assert [reason["code"] for reason in _differences.reasons(seen, ["qemu"], [], "u")] == ([] if same else ["disk-changed"])
 
 
-@pytest.mark.parametrize(("file", "same"), [("/srv/a.raw", True), ("/srv/./a.raw", True), ("/srv/a.snap", False)])
+@pytest.mark.parametrize(("file", "same"), [("/srv/a.raw", True), ("/srv/./a.raw", True), ("/srv/a.snap", False), ("nbd://h/a", False)])
 def test_a_disk_of_a_libvirt_that_writes_drives_is_known_by_its_file(file, same):
     xml = "<disk type='file'><source file='/srv//a.raw'/><target dev='hda' bus='ide'/><alias name='ide0-0-0'/></disk>"
     block = {"device": "drive-ide0-0-0", "inserted": {"file": file, "node-name": "#block12", "image": {"filename": file}}}
