@@ -171,12 +171,12 @@ def _other_run(host: dict[str, t.Any]) -> str:
 def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
     """The update of a run that ended after the jump. Each run gives its lease back at the end of a host, so such a lease is still there.
 
-    A cold boot after the pause of the guests counts too, whatever kernel it started: usually that is the old one, because the new one is
-    not the boot default yet. Nobody has told yet that the guests have lost their memory.
+    A cold boot after the commit counts too, whatever kernel it started: usually that is the old one, because the new one is not the boot
+    default yet. Nobody has told yet that the guests have lost their memory.
     """
     lease, update = host.get("lease") or {}, host.get("last_update") or {}
     times, current = update.get("times") or {}, bool((host.get("target") or {}).get("current"))
-    cut_off = update.get("outcome") == "rebooted" and update.get("state") in ("saving", "jumping")
+    cut_off = update.get("outcome") == "rebooted"
     if not lease or lease["begun"] > times.get("committed", 0):
         return {}
     if not (update.get("outcome") == "jumped" or cut_off) or not (current or (cut_off and update["guests"])):

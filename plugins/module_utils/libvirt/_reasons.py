@@ -92,6 +92,12 @@ _REASONS = (
         "use the disk as <disk type='block'> or <disk type='file'> and restart the domain",
     ),
     (
+        "inherited-fd",
+        ".//source[@fdgroup]",
+        "another program opened its disk and gave libvirt the file descriptor",
+        "name the file without fdgroup and restart the domain",
+    ),
+    (
         "tpm-passthrough",
         "devices/tpm/backend[@type='passthrough']",
         "it uses the TPM of the host (passthrough)",

@@ -160,6 +160,13 @@ REASONS = [
     ),
     (
         "devices",
+        "<disk type='file'><source file='/srv/b.img' fdgroup='group'/><target dev='vdb'/></disk>",
+        "inherited-fd",
+        "gave libvirt the file descriptor: <source file='/srv/b.img' fdgroup='group'>",
+        "without fdgroup",
+    ),
+    (
+        "devices",
         "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
         "tpm-passthrough",
         "TPM of the host (passthrough): <backend type='passthrough'> /dev/tpm0",

@@ -23,7 +23,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _lock, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
-from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm, _modules
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _gate, _jump, _rest_of_boot, _services
 
 ASKED = (1, signal.SIGRTMIN + 16)
@@ -260,6 +260,43 @@ def test_the_kernel_is_loaded_for_the_jump_only(host):
         host.at[step] = lambda step=step: at.update({step: host.loaded})
     update(host)
     assert at == {"isolate": False, "save": True}
+
+
+def test_the_modules_that_guests_use_are_listed_for_the_next_boot_before_services_are_stopped(host, monkeypatch):
+    monkeypatch.setattr(_modules, "loaded", lambda: ["kvm_amd", "vhost_net"])
+    seen = []
+    host.at["isolate"] = lambda: seen.append(Path(_files.MODULES).read_text())
+    update(host)
+    assert seen == ["kvm_amd\nvhost_net\n"]
+
+
+@pytest.mark.parametrize("kind", ["sample", "full"])
+def test_a_check_of_the_memory_leaves_no_file_open(host, monkeypatch, kind):
+    """Each is a file descriptor for the RAM of a guest."""
+    given: list[int] = []
+    preserved = _hold.preserved_files
+    monkeypatch.setattr(_hold, "preserved_files", lambda *words: given.extend(found := preserved(*words)) or found)
+    _jump.commit(list(host.records), [], "start", 1800, kind)
+    links = set()
+    host.at["kill"] = lambda: links.update(fd for fd in given if os.path.exists(f"/proc/self/fd/{fd}"))
+    assert _jump.jump() == 1
+    assert len(given) == 2 and not links
+
+
+def test_an_undo_in_the_pause_looks_for_no_guests(host):
+    """It has them from the last gate. A search takes time, and the guests are paused."""
+    host.at["kill"] = host.calls.clear
+    undone(host, update(host), "PID 1 got the request for the kexec")
+    assert host.calls == []
+
+
+@pytest.mark.parametrize("status", [None, "Name:\tsystemd\n", "ShdPnd:\tzero\n", "ShdPnd:\t0000000000000000\n"])
+def test_pid_1_whose_signals_cannot_be_read_is_not_said_to_reboot_the_host(host, monkeypatch, status):
+    path = host.root / "status"
+    if status is not None:
+        path.write_text(status)
+    monkeypatch.setattr(_jump, "_PID_1", str(path))
+    undone(host, update(host), "PID 1 got the request for the kexec, but did not carry it out within 0 s")
 
 
 def another_qemu(host) -> None:
