@@ -34,8 +34,8 @@ def page(results: Sequence[Result], native: Sequence[Result] = ()) -> str:
         f"``tests/bench/run --report`` wrote this page from {len(results)} measurements.\n",
         f"* Date: {day(results)}.\n* Machine: {results[0].machine}.\n"
         f"* Code: digest ``{results[0].code}``, of the collection, the lab and the bench.\n",
-        f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and runs the kernels {' and '.join(kernels)}.\n"
-        "Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
+        f"The hypervisor is a host of :ref:`the lab <{_LAB}>`. It is emulated without KVM and\n"
+        f"runs the kernels {' and '.join(kernels)}. Emulation is slower than hardware. So compare the ratios, not the seconds.\n",
         "The heartbeats of the guests give the pauses. A measurement is the longest pause on the host. The tables show medians, with the\n"
         "shortest and the longest time in brackets. The scenarios took turns, so other work on the machine affected all of them.\n",
         "An ordinary reboot looks better here than on a server. The firmware of the emulated host takes seconds, the firmware of a server\n"

@@ -54,8 +54,8 @@ fault in one of its steps. Then it checks what must hold.
 ``tests/run --faults`` runs all tests (:ref:`how <ansible_collections.kvm.liveupdate.docsite.lab.faults>`). ``tests/run --faults --report``
 wrote this page from ``tests/faults/results.jsonl``.
 
-The results are of one version of the code that runs on hosts: the one with the digest ``{runtime}``. Results of other versions are not on
-this page. {sums[0].upper()}{sums[1:]}.
+The results are of one version of the code that runs on hosts: the one with the digest ``{runtime}``. Results of other versions are not
+on this page. {sums[0].upper()}{sums[1:]}.
 
 After every fault all of this must hold:
 
@@ -77,8 +77,8 @@ After every fault all of this must hold:
 "What was seen" has the date of each pass. The words before a colon are the variants of the test: the step in which the fault comes, the
 kind of host, or what is changed. "Then" is the documented action: :ref:`ansible_collections.kvm.liveupdate.docsite.runbooks`.
 
-Faults of the hardware and its drivers are not in this list: the lab's hosts are emulated. A power cut is the end of the emulator: of what
-the host wrote to its disk but did not flush, more may be left than on a real host.
+Faults of the hardware and its drivers are not in this list: the lab's hosts are emulated. A power cut is the end of the emulator. A real
+host may lose more of what it wrote to its disk but did not flush.
 """
 
 

@@ -132,12 +132,12 @@ How often an update fails
 :ref:`the lab <ansible_collections.kvm.liveupdate.docsite.lab>`: a loop of updates (``tests/rate/run``), the tests, and the demo.
 
 * The record of an update is on disk before the update begins. If nobody saw its end, the host and all its guests count as lost.
-* A guest is lost unless it continues on the same memory: the same boot ID, no tick missing, the same checksum.
+* A guest counts as lost unless it continues on the same memory: the same boot ID, no tick missing, the same checksum.
 * An update that the host undid before the jump is not counted, unless it lost a guest.
 * Updates with an injected fault are not counted. {len(injected)} of these are recorded.
 
-"This version" is the one whose code that runs on hosts has the digest ``{runtime}``. "At most" is the upper bound of the failure rate with
-a confidence of 95 % (Clopper and Pearson).{dates}
+"This version" is the version in which the code that runs on hosts has the digest ``{runtime}``. "At most" is the upper bound of the
+failure rate with a confidence of 95 % (Clopper and Pearson).{dates}
 
 {_table(shown)}
 Updates in the lab do not show failures of hardware or of its drivers. Before you update a fleet, update one host of each model.
