@@ -173,7 +173,7 @@ class ActionModule(ActionBase):
                 seen, idle, there = f"no connection: {err}", 0, ""
                 continue
             if look is None:
-                seen, idle, there = "an answer without a boot id", 0, ""
+                seen, idle, there = "an answer without a boot ID", 0, ""
                 continue
             ended = verdict(update, look, time.monotonic() - started)
             if ended:

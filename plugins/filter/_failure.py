@@ -35,6 +35,7 @@ RETURN = r"""
 _value:
   description: V(why), a sentence, and V(lost), whether the host did not answer.
   type: dict
+  sample: {why: "hv1 cannot be reached: timed out", lost: true}
 """
 
 import typing as t

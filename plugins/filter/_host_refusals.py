@@ -35,6 +35,7 @@ _value:
   description: Reasons with their remedies. Empty if the host can be updated live.
   type: list
   elements: str
+  sample: ["systemd 252 cannot carry sessions through a shutdown - install systemd 255 or later"]
 """
 
 import typing as t

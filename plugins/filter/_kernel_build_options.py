@@ -42,6 +42,12 @@ RETURN = r"""
 _value:
   description: V(names), V(unresolved), V(lost), V(objects) and V(disk_mib).
   type: dict
+  sample:
+    names: [LIVEUPDATE]
+    unresolved: ["CONFIG_LIVEUPDATE is n in the resulting configuration, but y is wanted"]
+    lost: []
+    objects: 4
+    disk_mib: 4097
 """
 
 import typing as t

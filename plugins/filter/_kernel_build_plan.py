@@ -39,6 +39,12 @@ RETURN = r"""
 _value:
   description: V(faults), V(wanted), V(fragment), V(version_suffix) and V(digest).
   type: dict
+  sample:
+    faults: []
+    wanted: {KEXEC_HANDOVER: "y", LOCALVERSION: -liveupdate}
+    fragment: "CONFIG_KEXEC_HANDOVER=y\nCONFIG_LOCALVERSION=\"-liveupdate\"\n"
+    version_suffix: +liveupdate
+    digest: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 """
 
 import typing as t

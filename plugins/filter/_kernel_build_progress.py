@@ -34,6 +34,7 @@ RETURN = r"""
 _value:
   description: V(done), V(objects), V(percent), V(minutes) and V(status).
   type: dict
+  sample: {done: 0, objects: 2000, percent: 0, minutes: 25, status: null}
 """
 
 import typing as t

@@ -40,6 +40,10 @@ _value:
   description: Reasons with their remedies. Empty if the kernel can take over.
   type: list
   elements: str
+  sample:
+    - >-
+      kernel /boot/vmlinuz-7.3.4 is built without CONFIG_TUN: guests with a tap device cannot be restored on it - use a kernel with
+      CONFIG_TUN=m or y
 """
 
 import typing as t

@@ -41,6 +41,7 @@ RETURN = r"""
 _value:
   description: V(names) and V(unmatched).
   type: dict
+  sample: {names: [web1, web2, db1], unmatched: []}
 """
 
 import typing as t

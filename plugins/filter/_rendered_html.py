@@ -36,6 +36,7 @@ RETURN = r"""
 _value:
   description: The page.
   type: str
+  sample: "<h1>&lt;script&gt;</h1>"
 """
 
 import typing as t

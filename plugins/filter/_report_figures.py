@@ -31,6 +31,11 @@ RETURN = r"""
 _value:
   description: The figures. C(plugin_utils/_report.py) describes them.
   type: dict
+  sample:
+    title: Live update of hv1
+    when: 2026-12-01 02:10:00 to 2026-12-01 02:11:05 UTC
+    tiles: [{name: hosts on the new kernel, value: 1 of 1}, {name: guests kept in memory, value: "0"}]
+    hosts: []
 """
 
 import typing as t

@@ -30,6 +30,7 @@ RETURN = r"""
 _value:
   description: V(refusals), a list of sentences. V(begins) and V(continues), whether the host jumps, or jumped already.
   type: dict
+  sample: {refusals: [], begins: true, continues: false}
 """
 
 import typing as t

@@ -54,6 +54,7 @@ RETURN = r"""
 _value:
   description: The result of the host. The role P(kvm.liveupdate.hypervisor_trial#role) describes it.
   type: dict
+  sample: {outcome: passed, why: "", kernel_before: 7.2.13, kernel_after: 7.3.4, pause: 6.1, guest_kept: false, findings: []}
 """
 
 import typing as t

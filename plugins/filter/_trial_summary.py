@@ -35,6 +35,10 @@ RETURN = r"""
 _value:
   description: V(lines), a list by host name. V(failed), the names of the hosts that did not pass. V(brief), a few figures for later jobs.
   type: dict
+  sample:
+    lines: {hv1: ["hv1: examined only: a trial is possible"]}
+    failed: []
+    brief: {outcome: checked, why: "", hosts: {checked: 1}, findings: 0, last_back: null, failed: []}
 """
 
 import typing as t

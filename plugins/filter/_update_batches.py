@@ -46,6 +46,7 @@ RETURN = r"""
 _value:
   description: The number of its batch for each host, from 1.
   type: dict
+  sample: {hv1: 1, hv2: 2, hv3: 2}
 """
 
 import typing as t

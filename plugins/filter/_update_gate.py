@@ -62,6 +62,7 @@ _value:
     - V(stop), why no other host is updated, empty if the next batch may begin. V(on_request), whether the operator wanted this. V(undone)
       and V(lost), the figures so far.
   type: dict
+  sample: {stop: "hv2 failed", on_request: false, undone: [], lost: 0}
 """
 
 import time

@@ -40,6 +40,10 @@ RETURN = r"""
 _value:
   description: The reason with its remedy, for each host that must wait.
   type: dict
+  sample:
+    hv2: >-
+      guests have moved since the batches were made: with hypervisor_update_paused_max and hypervisor_update_apart it cannot be updated
+      together with hv1 any more - wait for the end of this run, then repeat the command
 """
 
 import typing as t

@@ -70,6 +70,10 @@ options:
     type: str
     choices: [none, sample, full]
     default: sample
+  timeout:
+    description: See O(kvm.liveupdate.hypervisor_update#role:main:hypervisor_update_timeout). A value below 1 is an error.
+    type: int
+    default: 1800
 requirements:
   - jmespath, on the controller, for O(policy)
 """
@@ -88,6 +92,7 @@ RETURN = r"""
 _value:
   description: The plan. C(plugin_utils/_plan.py) describes it.
   type: dict
+  sample: {verdict: go, refusals: [], kernel: 7.3.4, staying: [web1], leaving: [], rehearse: [], expected_pause: 8.6}
 """
 
 import typing as t
@@ -124,9 +129,12 @@ def update_plan(
     paused_max: t.Any = None,
     essential: t.Any = (),
     verify_memory: str = "sample",
+    timeout: int = 1800,
 ) -> dict[str, t.Any]:
     """The plan, or an error that names the mistake."""
     try:
+        if int(timeout) < 1:  # the module kexec would refuse it too, but after guests were sent away
+            raise PolicyError(f"hypervisor_update_timeout is {timeout}; write a number of seconds, 1 or more")
         wanted = Policy(plain(policy), plain(ladder), plain(guests))
         return plan(
             plain(host),

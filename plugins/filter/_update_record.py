@@ -43,6 +43,7 @@ RETURN = r"""
 _value:
   description: The record. C(plugin_utils/_record.py) describes it.
   type: dict
+  sample: {at: "2026-12-01T02:11:05+00:00", by: {user: alice}, outcome: updated, kernel_before: 7.2.13, kernel_after: 7.3.4}
 """
 
 import time

@@ -86,6 +86,7 @@ RETURN = r"""
 _value:
   description: The result of the host. The role P(kvm.liveupdate.hypervisor_update#role) describes it.
   type: dict
+  sample: {outcome: updated, why: "", step: "", kernel_before: 7.2.13, kernel_after: 7.3.4, guests_lost: []}
 """
 
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import result

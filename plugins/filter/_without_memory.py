@@ -36,6 +36,7 @@ _value:
   description: A sentence for each of these guests.
   type: list
   elements: str
+  sample: ["guest web1 runs without its memory: this update did not restore it"]
 """
 
 import typing as t

@@ -35,7 +35,8 @@ options:
   words:
     description:
       - The kernel parameters that this module adds, as a complete list. Parameters of an earlier call that are not in the list are removed.
-      - A parameter contains no blanks, quotes, backslashes or dollar signs. Required with O(state=present).
+      - A parameter is not empty and contains no blanks, quotes, backquotes, backslashes or dollar signs. Any other is refused.
+      - Required with O(state=present).
     type: list
     elements: str
 seealso:
@@ -73,7 +74,7 @@ def manage(module) -> dict:
     unfit = [word for word in words if not word or set(word) & set(" \t\n\"'\\$`")]
     if unfit:
         raise LiveUpdateError(
-            f"words: {unfit[0]!r} is not allowed; use kernel parameters without blanks, quotes, backslashes and dollar signs"
+            f"words: {unfit[0]!r} is not allowed; use kernel parameters without blanks, quotes, backquotes, backslashes and dollar signs"
         )
     with _lock.Lock():
         before, after, changed = _boot_cmdline.change(words, module.check_mode)

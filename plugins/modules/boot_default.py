@@ -34,7 +34,9 @@ options:
     choices: [present, absent]
     default: present
   kernel:
-    description: Path of the kernel image on the host, C(/boot/vmlinuz-RELEASE). The default is the image of the running kernel.
+    description:
+      - Path of the kernel image on the host, C(/boot/vmlinuz-RELEASE). The default is the image of the running kernel.
+      - A kernel that the boot loader does not offer is an error.
     type: path
   only_kept:
     description:
@@ -43,7 +45,9 @@ options:
     type: bool
     default: false
   ended:
-    description: The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease does not count.
+    description:
+      - The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease does not count. Any other value
+        has no effect.
     type: str
     default: ""
 seealso:

@@ -10,8 +10,8 @@ module: domain_memory
 short_description: Give a libvirt domain RAM that a live update can preserve
 version_added: 0.2.0
 description:
-  - Sets C(<source type='file'/>) and C(<access mode='shared'/>) in the C(<memoryBacking>) of a domain's definition, so that its RAM is a
-    shared file. Nothing else in the definition changes.
+  - The module sets C(<source type='file'/>) and C(<access mode='shared'/>) in the C(<memoryBacking>) of a domain's definition, so that its
+    RAM is a shared file. Nothing else in the definition changes.
   - A running domain keeps the RAM that it was started with until it is shut down and started again. RV(restart_needed) reports this.
     The module never restarts a guest.
   - With O(adopt=true) the module moves a running domain onto its new RAM without a restart of the guest.
@@ -20,7 +20,7 @@ extends_documentation_fragment:
   - kvm.liveupdate._attributes
 options:
   name:
-    description: The domain's name, as C(virsh list --all) shows it.
+    description: The domain's name, as C(virsh list --all) shows it. A name that no domain has is an error.
     type: str
     required: true
   adopt:

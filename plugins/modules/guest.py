@@ -36,7 +36,7 @@ options:
   names:
     description:
       - The names of the guests. The name of a guest in a unit is the one given to C(kvm-liveupdate run). The name of a libvirt domain is
-        the domain's name.
+        the domain's name. A guest that does not run is an error.
       - With an empty list the module does nothing.
     type: list
     elements: str
@@ -47,7 +47,7 @@ options:
     choices: [preserved, running]
     required: true
   timeout:
-    description: With O(state=running), for how many seconds to wait until all guests are restored.
+    description: With O(state=running), for how many seconds to wait until all guests are restored. Then the task fails.
     type: int
     default: 120
 """

@@ -43,7 +43,9 @@ options:
     elements: dict
     suboptions:
       name:
-        description: The guest's name, as M(kvm.liveupdate.hypervisor_info) returns it.
+        description:
+          - The guest's name, as M(kvm.liveupdate.hypervisor_info) returns it.
+          - A guest that does not run is no error, because it need not leave. Its RV(guests[].where) is V(off).
         type: str
         required: true
       way:
@@ -68,7 +70,9 @@ options:
         type: bool
         default: true
   names:
-    description: The guests to bring back. The default is all guests that are on record.
+    description:
+      - The names of the guests to bring back. The default is all guests that are on record.
+      - A guest that is not on record is no error.
     type: list
     elements: str
   migrate_uri:
@@ -77,7 +81,9 @@ options:
       - The default is the host name that the destination reports for itself.
     type: str
   back_uri:
-    description: The address for the migration back, which is this host as seen from the destination.
+    description:
+      - The address for the migration back, which is this host as seen from the destination.
+      - The default is the host name that this host reports for itself.
     type: str
   timeouts:
     description:

@@ -28,7 +28,8 @@ options:
   kernel:
     description:
       - Path on the host of the kernel that the update jumps into. RV(target) describes this kernel, and RV(proof) reports whether it can
-        take over.
+        take over. A file that is missing or not a kernel is an error.
+      - By default the module examines only the host and its guests.
     type: path
   initrd:
     description:
@@ -42,7 +43,8 @@ options:
     type: str
   accept_unknown:
     description:
-      - Pairs of kernels, as RV(proof.pair) names them, that are accepted although something about them is unknown.
+      - Pairs of kernels, as RV(proof.pair) names them, that are accepted although something about them is unknown. Other pairs have no
+        effect.
       - A kernel that is known to fail is refused in any case.
     type: list
     elements: str
@@ -681,6 +683,11 @@ def refusals(reasons: list, guests: list) -> list:
 
 def examine(module):
     """Read everything."""
+    if module.params["kernel"] == "":
+        raise LiveUpdateError(
+            "kernel is empty; write the path of a kernel image on the host, e.g. /boot/vmlinuz-7.3.4"
+            " (in the roles: hypervisor_update_kernel)"
+        )
     version = _systemd.version()
     kernel, boot_id = _this_boot.kernel(), _this_boot.boot_id()
     records = _providers.records()

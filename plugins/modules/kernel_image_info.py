@@ -27,12 +27,13 @@ attributes:
     support: full
 options:
   path:
-    description: Path of the kernel image.
+    description: Path of the kernel image. A file that is missing or not a kernel is an error.
     type: path
     required: true
   config:
     description:
-      - Path of the build configuration of the kernel. The image's own configuration (C(CONFIG_IKCONFIG)) takes precedence.
+      - Path of the build configuration of the kernel. The image's own configuration (C(CONFIG_IKCONFIG)) takes precedence. Without
+        either, a reason says that the configuration is unknown.
       - The default is C(config-RELEASE) beside the image, otherwise in C(/boot) or in the directory of the kernel's modules.
     type: path
 """

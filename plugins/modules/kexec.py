@@ -70,7 +70,8 @@ options:
     default: sample
   timeout:
     description:
-      - For how many seconds the host may take, from the commit until it answers with the new kernel.
+      - For how many seconds the host may take, from the commit until it answers with the new kernel. Then the task fails.
+      - A value below 1 is refused.
       - The host must have paused its guests within half of this time. Otherwise it undoes the update and its guests continue to run.
     type: int
     default: 1800
@@ -84,7 +85,7 @@ options:
   until:
     description:
       - The end of a maintenance window, a date and a time with the offset from UTC, for example V(2026-12-01T04:00+01:00). After it, by the
-        clock of the host, the module commits no jump. Empty means no end.
+        clock of the host, the module commits no jump. A value without an offset is refused. Empty means no end.
     type: str
     default: ""
 """
@@ -246,6 +247,7 @@ lost:
 
 import time
 
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _lease, _window
@@ -253,7 +255,9 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 
 def commit(module):
     """The part that runs on the host: the last checks, and the commit."""
-    run, until = module.params["run"] or "", module.params["until"]
+    run, until, timeout = module.params["run"] or "", module.params["until"], module.params["timeout"]
+    if timeout < 1:
+        raise LiveUpdateError(f"timeout is {timeout}; write a number of seconds, 1 or more (in the roles: hypervisor_update_timeout)")
     if module.check_mode:
         now = time.time()
         _window.refuse_after(until, now)

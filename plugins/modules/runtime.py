@@ -35,15 +35,16 @@ options:
     default: present
   guest_units:
     description:
-      - The units that run guests through C(kvm-liveupdate run), each as C(NAME.service).
+      - The units that run guests through C(kvm-liveupdate run), each as C(NAME.service). A name without this suffix is refused.
       - With O(state=absent) the module removes the drop-ins of all units, also of those that are not in this list.
     type: list
     elements: str
     default: []
   ram_size:
     description:
-      - The maximum size of the tmpfs that holds the RAM of all libvirt domains, in the syntax of tmpfs(5).
-      - An empty value keeps the current size. The initial size is V(95%) of the host's RAM.
+      - The maximum size of the tmpfs that holds the RAM of all libvirt domains. It is a number of bytes, a number with V(k), V(m) or V(g)
+        (KiB, MiB, GiB), or a percentage of the host's RAM, for example V(80%). Any other value is refused.
+      - An empty value keeps the current size. The initial size is V(95%).
     type: str
     default: ""
 """

@@ -26,7 +26,7 @@ attributes:
     support: full
 options:
   name:
-    description: The session's name, 1 to 38 bytes.
+    description: The session's name, 1 to 38 bytes. Any other length is refused.
     type: str
     required: true
   unit:
@@ -46,6 +46,8 @@ options:
   memfds:
     description:
       - Names of the memory files, as given to C(memfd_create(2)). The token of a file is its position in this list, from 0.
+      - A name that the main process of O(unit) does not have is an error. If several files have the same name, the module takes the one
+        with the lowest descriptor.
       - Required with O(state=preserved).
     type: list
     elements: str
@@ -116,8 +118,8 @@ def end(name: str, unit: str, pid: int, state: str) -> None:
     holders = _processes.holders(_processes.SESSION_LINK + name)
     if not holders:
         raise LiveUpdateError(
-            f"session {name} is in the fd store of {unit}, but no process has it open; run 'systemctl clean --what=fdstore {typed(unit)}'"
-            " to clear the store"
+            f"session {name} is in the file descriptor store of {unit}, but no process has it open; run"
+            f" 'systemctl clean --what=fdstore {typed(unit)}' to clear the store"
         )
     session = _processes.take_fd(*holders[0])
     try:

@@ -37,7 +37,7 @@ options:
     required: true
   qemu:
     description:
-      - Path of QEMU on the host.
+      - Path of QEMU on the host. If there is no QEMU, O(state=prepared) fails.
       - Empty means the first of C(/usr/bin/qemu-system-x86_64), C(/usr/libexec/qemu-kvm), C(/usr/bin/qemu-kvm) and C(/usr/bin/kvm) that
         exists.
     type: str
@@ -50,8 +50,8 @@ options:
     default: 300
   slow:
     description:
-      - With O(state=compared), a network interface, link or disk that is back later than this is a finding too. In seconds since the start
-        of the new kernel.
+      - With O(state=compared), how long a network interface, link or disk may take to be back, in seconds since the start of the new
+        kernel. One that is back later is a finding too.
     type: float
     default: 120
 """

@@ -35,14 +35,16 @@ options:
     choices: [present, absent]
     default: present
   seconds:
-    description: How long the lease lasts. M(kvm.liveupdate.kexec) renews it when it commits the jump.
+    description: How many seconds the lease lasts. M(kvm.liveupdate.kexec) renews it when it commits the jump.
     type: int
     default: 1800
   by:
-    description: Who started the run, for messages. The default names the user and the controller, or the job of AWX.
+    description: Who started the run, as a text for messages. The default names the user and the controller, or the job of AWX.
     type: str
   ended:
-    description: The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease is taken over.
+    description:
+      - The RV(kvm.liveupdate.hypervisor_info#module:lease.run) of a run that has certainly ended. Its lease is taken over. Any other value
+        has no effect.
     type: str
     default: ""
 """

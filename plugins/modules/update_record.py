@@ -10,7 +10,7 @@ module: update_record
 short_description: Keep the record of an update on its host
 version_added: 0.2.0
 description:
-  - Adds one record to the file where the host keeps the records of its updates, one JSON object a line. The role
+  - The module adds one record to the file where the host keeps the records of its updates, one JSON object in each line. The role
     P(kvm.liveupdate.hypervisor_update#role) makes the record and calls this module.
   - The host adds what only it knows, the image of the old kernel and what a kernel that crashed left in persistent storage.
   - If the file has a record of the same update already, the module changes nothing.
@@ -26,17 +26,18 @@ attributes:
     details: A record without C(update_id), of an update that was undone before its commit, is added each time.
 options:
   record:
-    description: The record. C(update_id) identifies the update.
+    description: The record, a dictionary of any keys. C(update_id) identifies the update.
     type: dict
     required: true
   crash_since:
     description:
-      - For a jump that ended in a cold boot. When the update was committed, in seconds since the epoch.
+      - For a jump that ended in a cold boot. When the update was committed, in seconds since the epoch. By default the module looks for no
+        crash.
       - The record then has the names and the last 2000 characters of at most 8 files below C(/sys/fs/pstore) and
         C(/var/lib/systemd/pstore) that are not older. There a kernel that crashes leaves its messages, if the host can keep them.
     type: float
   path:
-    description: The file on the host.
+    description: The file on the host. The module creates it with its directory if it does not exist.
     type: path
     default: /var/lib/kvm-liveupdate/updates.jsonl
 """

@@ -75,7 +75,7 @@ def plan(
     if not _SUFFIX.fullmatch(suffix) or len(suffix) > _SUFFIX_MOST:
         faults.append(
             f"build_kernel_suffix is {suffix!r} - it becomes a part of package names: write - or +, then at most {_SUFFIX_MOST - 1} small"
-            " letters, digits, dots, - and +, for example -liveupdate"
+            " letters, digits, dots, - and +, of which the first and the last is a letter or digit, for example -liveupdate"
         )
     needed = {**NEEDED, **(_SIGNED if signing_key else {})}
     faults += [

@@ -248,6 +248,9 @@ def chosen(staying: list[dict[str, t.Any]], rehearsal: str, guests: dict[str, t.
 
     ``rehearsal`` is ``none``, ``canary`` (the first guest of each provider) or ``all``. ``guests`` overrides it by name: true or false.
     """
+    for name, wanted in guests.items():
+        if not isinstance(wanted, bool):  # the text "false" would count as true
+            raise PolicyError(f"hypervisor_update_rehearsal_guests, {name}: {wanted!r} is not right; write true or false")
     canaries = {facts["provider"]: facts["name"] for facts in reversed(staying)}
     usual = {"none": [], "canary": list(canaries.values()), "all": [facts["name"] for facts in staying]}[rehearsal]
     return [facts["name"] for facts in staying if guests.get(facts["name"], facts["name"] in usual)]

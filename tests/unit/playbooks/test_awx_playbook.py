@@ -136,6 +136,11 @@ def test_the_automation_platform_and_what_absent_removes(tmp_path):
     assert len(calls) - len(removed) == len(DEFINED["__templates"])
 
 
+def test_a_state_that_does_not_exist_changes_nothing(tmp_path):
+    code, output, calls = play(tmp_path, liveupdate_awx_state="removed")
+    assert code != 0 and calls == [] and "Set it to present or absent. Nothing was done." in output, output
+
+
 def test_a_data_file_that_lacks_something_changes_nothing(tmp_path):
     code, output, calls = play(tmp_path, liveupdate_awx_image="")
     assert code != 0 and calls == [] and "liveupdate_awx_image is not set. Set it in the data file." in output, output

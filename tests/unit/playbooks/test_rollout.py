@@ -332,6 +332,8 @@ def test_a_mistake_in_an_option_of_the_rollout_shows_before_any_host_is_touched(
     stage = Stage(tmp_path, 2, {})
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_until="tomorrow")
     assert code != 0 and "write a date and a time with the offset from UTC" in output and stage.calls("kexec_image") == [], output
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_timeout=0)
+    assert code != 0 and "hypervisor_update_timeout is 0; write a number" in output and stage.calls("kexec_image") == [], output
     for path in ("/nowhere/drain.yml", os.path.relpath(stage.hook("drain"))):  # a role looks for a relative path elsewhere
         code, output = stage.play("kvm.liveupdate.update", hypervisor_update_before=[path])
         assert code != 0 and f"the controller has no file {path}, or" in output and stage.calls("kexec_image") == [], output

@@ -28,6 +28,10 @@ def test_a_mistake_is_an_error_of_the_filter():
         update_plan(HOST, policy=[{"match": "memory_mib >", "ladder": ["save"]}])
     with pytest.raises(AnsibleFilterError, match="the plan cannot be made: this is not what hypervisor_info returns"):
         update_plan({"unreachable": True})
+    for timeout in (0, -1, "0"):
+        with pytest.raises(AnsibleFilterError, match=f"the plan cannot be made: hypervisor_update_timeout is {timeout}; write a number"):
+            update_plan(HOST, timeout=timeout)
+    assert update_plan(HOST, timeout=1)["verdict"] == "go"
 
 
 def test_the_kinds_of_ansible_become_those_that_jmespath_knows():

@@ -119,6 +119,12 @@ def test_no_guest_costs_the_host_another_program(host, count, held, programs):
     assert found["services_to_stop"] == ["cron.service"]
 
 
+def test_an_empty_path_of_the_kernel_is_an_error_and_not_an_examination_without_a_kernel(host):
+    with pytest.raises(LiveUpdateError, match=r"kernel is empty; write the path .*hypervisor_update_kernel"):
+        hypervisor_info.examine(SimpleNamespace(params={**PARAMS, "kernel": ""}, check_mode=True))
+    assert host.programs == []
+
+
 def test_the_speed_of_a_full_check_is_measured_only_where_it_is_asked_for(host, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
     monkeypatch.setattr(_digests, "speed", lambda: 1e9)

@@ -54,6 +54,14 @@ def test_check_mode_changes_no_lease_and_takes_no_lock(committed):
         assert run(check_mode=True) == {"changed": True}
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_a_time_that_is_over_at_once_is_refused_before_the_commit(committed, timeout, check_mode):
+    with pytest.raises(LiveUpdateError, match=f"timeout is {timeout}; write a number of seconds, 1 or more"):
+        run(check_mode, timeout=timeout)
+    assert committed == []
+
+
 def test_nothing_is_committed_under_another_operation(committed):
     with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation runs"):
         run()

@@ -551,6 +551,13 @@ def test_who_is_rehearsed(rehearsal, guests, names):
     assert chosen([guest("web"), guest("db"), guest("unit", "qemu")], rehearsal, guests) == names
 
 
+@pytest.mark.parametrize("wanted", ["false", "no", 0, None, []])
+def test_whether_a_guest_is_rehearsed_is_true_or_false_and_nothing_else(wanted):
+    """A guest must not pause because the text "false" is not empty."""
+    with pytest.raises(PolicyError, match=r"hypervisor_update_rehearsal_guests, db: .* write true or false"):
+        chosen([guest("web")], "none", {"web": True, "db": wanted})
+
+
 def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():
     """A guest that leaves is never rehearsed, and a canary is one that stays."""
     facts = host(guest("web", reasons=["hostdev"]), guest("db"), guest("app"), guest("big", reasons=["ram-anonymous"]))
