@@ -478,6 +478,7 @@ def test_the_examination_of_a_domain_leaves_what_identifies_its_disks_in_its_rec
     """So nothing is looked up once guests are paused."""
     monkeypatch.setattr(_guests, "confinement", lambda _pid: "")
     monkeypatch.setattr(_after_boot, "_emptied", lambda: ("/nowhere",))
+    monkeypatch.setattr(_after_boot, "_memory_devices", lambda _mounts: set())  # /tmp may be a tmpfs
     image = tmp_path / "a.qcow2"
     image.touch()
     if silent:
