@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # The tests that are asked, and all of them where none names the file that is broken. (Those of the playbooks run Ansible each time.)
 TESTS = "tests/unit/plugins"
 # What the unit tests read: not the lab, which is large.
-_PARTS = ("changelogs", "docs", "galaxy.yml", "meta", "playbooks", "plugins", "pyproject.toml", "roles", "tests/unit")
+_PARTS = ("CONTRIBUTING.md", "changelogs", "docs", "galaxy.yml", "meta", "playbooks", "plugins", "pyproject.toml", "roles", "tests/unit")
 
 
 class MutationError(Exception):
