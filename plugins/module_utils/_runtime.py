@@ -135,7 +135,7 @@ def files(guest_units: list[str], ram_size: str = "") -> dict[str, tuple[str, in
     """
     for unit in guest_units:
         if not unit.endswith(".service"):
-            raise LiveUpdateError(f"guest_units: {unit!r} is not the name of a service unit; write {unit}.service")
+            raise LiveUpdateError(f"guest_units: {unit!r} is not the name of a service unit; write it as NAME.service")
     if ram_size and not re.fullmatch(r"[1-9][0-9]*[kKmMgG%]?", ram_size):
         raise LiveUpdateError(
             f"ram_size: {ram_size!r} is not a size; use a whole number of bytes, or one followed by k, m, g or % (of the host's RAM)"

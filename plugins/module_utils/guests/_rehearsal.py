@@ -58,7 +58,10 @@ def _rehearse(name: str) -> None:
     provider = _providers.of(record)
     state = provider.status(record)
     if state not in ("running", "paused"):
-        raise LiveUpdateError(f"guest {name} is {state}; only a running or paused guest can be rehearsed")
+        raise LiveUpdateError(
+            f"guest {name} is {state}; only a running or paused guest can be rehearsed. Make it running or paused, or leave it out"
+            " (hypervisor_update_rehearsal_guests)"
+        )
     running = state == "running"
     mark = {"running": running, "pid": record["pid"], "started": record["started"]}
     _files.write_json(_files.run_path(name, "rehearsal"), mark)

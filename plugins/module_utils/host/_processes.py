@@ -237,7 +237,7 @@ def take_fd(pid: int, fd: int) -> int:
     try:
         handle = os.pidfd_open(pid)
     except OSError as err:
-        raise LiveUpdateError(f"process {pid} has ended: {os.strerror(err.errno or 0)}; try again") from err
+        raise LiveUpdateError(f"process {pid} cannot be opened: {os.strerror(err.errno or 0)}; if it has ended, try again") from err
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         taken = libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), handle, fd, 0)
@@ -245,7 +245,7 @@ def take_fd(pid: int, fd: int) -> int:
         os.close(handle)
     if taken < 0:
         code = ctypes.get_errno()
-        remedy = "; run this as root" if code in (errno.EPERM, errno.EACCES) else ""
-        raise LiveUpdateError(f"descriptor {fd} of process {pid} cannot be copied: {os.strerror(code)}{remedy}")
+        remedy = "run this as root" if code in (errno.EPERM, errno.EACCES) else "try again"
+        raise LiveUpdateError(f"descriptor {fd} of process {pid} cannot be copied: {os.strerror(code)}; {remedy}")
     os.set_inheritable(taken, False)
     return int(taken)

@@ -180,7 +180,7 @@ def store_fd(unit: str, pid: int, name: str, fd: int) -> None:
     stored = fdstore(unit)
     if name not in stored:
         raise LiveUpdateError(
-            f"{unit}: systemd did not keep the descriptor {name} (its fd store contains: {', '.join(stored) or 'nothing'});"
+            f"{unit}: systemd did not keep the descriptor {name} (its file descriptor store contains: {', '.join(stored) or 'nothing'});"
             " the unit needs FileDescriptorStorePreserve=yes, NotifyAccess=main or wider, and a FileDescriptorStoreMax= with"
             " room for one more"
         )
@@ -195,7 +195,8 @@ def forget_fd(unit: str, pid: int, name: str) -> None:
         _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
     if name in fdstore(unit):
         raise LiveUpdateError(
-            f"{unit}: systemd has not removed the descriptor {name} from its fd store; see 'systemd-analyze fdstore {typed(unit)}'"
+            f"{unit}: systemd has not removed the descriptor {name} from its file descriptor store; see 'systemd-analyze fdstore"
+            f" {typed(unit)}'"
         )
 
 

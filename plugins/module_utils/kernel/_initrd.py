@@ -182,7 +182,7 @@ def fault(path: str) -> str:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             return _fault(_File(file))
     except OSError as err:
-        raise LiveUpdateError(f"initrd {path}: {err.strerror}; use the path of an initial RAM disk on the host") from err
+        raise LiveUpdateError(f"initial RAM disk {path}: {err.strerror}; use the path of an initial RAM disk on the host") from err
 
 
 def contents(path: str) -> dict:
@@ -196,7 +196,7 @@ def contents(path: str) -> dict:
     version = ""
     try:
         with open(path, "rb") as file:
-            for name in _names(_File(file), f"initrd {path}", compressed):
+            for name in _names(_File(file), f"initial RAM disk {path}", compressed):
                 module, systemd = _MODULE.search(name), _SYSTEMD.search(name)
                 if module:
                     modules.setdefault(module[1], set()).add(module[2].replace("-", "_"))

@@ -131,8 +131,8 @@ def load(image: dict) -> None:
     files = {"kernel": (_open("kernel", kernel), kernel, image["sha256"])}
     try:
         if initrd:
-            files["initrd"] = (_open("initrd", initrd), initrd, image["initrd_sha256"])
-        initrd_fd = files["initrd"][0] if initrd else -1
+            files["initial RAM disk"] = (_open("initial RAM disk", initrd), initrd, image["initrd_sha256"])
+        initrd_fd = files["initial RAM disk"][0] if initrd else -1
         _compare(files)
         _kexec_file_load(files["kernel"][0], initrd_fd, cmdline.encode("utf-8", "surrogateescape") + b"\0", 0 if initrd else _NO_INITRAMFS)
         try:
@@ -154,7 +154,7 @@ def _open(what: str, path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
-        raise LiveUpdateError(f"{what} {path}: {err.strerror}") from err
+        raise LiveUpdateError(f"{what} {path}: {err.strerror}; restore it, or stage another one") from err
 
 
 def _compare(files: dict[str, tuple[int, str, str]]) -> None:

@@ -113,7 +113,7 @@ def prove(image: dict, cmdline: str, initrd: str | None = None, root: str = "/",
     try:
         initrd_size = os.stat(initrd).st_size if initrd else 0
     except OSError as err:
-        raise LiveUpdateError(f"initrd {initrd}: {err.strerror}; use the path of an initial RAM disk on the host") from err
+        raise LiveUpdateError(f"initial RAM disk {initrd}: {err.strerror}; use the path of an initial RAM disk on the host") from err
     running = _running.read(root)
     target = {**image, "cmdline": cmdline, "initrd_size": initrd_size, "boot": boot(image, initrd, without, root)}
     return compare(running, target)
@@ -384,7 +384,7 @@ def _command_lines(source: dict, source_name: str, target: dict, target_name: st
                     UNKNOWN,
                     "cmdline-unread",
                     f"the command line of {side_name} is unknown",
-                    "give its command line",
+                    "give its command line (hypervisor_update_cmdline)",
                 )
             )
             continue

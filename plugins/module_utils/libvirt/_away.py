@@ -113,7 +113,8 @@ def _shut_down(away: dict, limit: float) -> None:
         if time.monotonic() > until:
             raise LiveUpdateError(
                 f"guest {name}: still {seen} {limit:g} s after the request to shut down. It is not killed, and may still power off. Check"
-                " on its console whether it reacts to its power button, or raise the limit",
+                " on its console whether it reacts to its power button, or raise the limit (timeouts.shutdown; in the role"
+                " hypervisor_update_shutdown_timeout)",
                 settled=False,
             )
         time.sleep(_POLL_S)
@@ -156,7 +157,7 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
     except LiveUpdateError as err:
         message = (
             f"guest {name}: {err}. The limit was {limit:g} s. Its state on {source} is now {_seen(source, uuid)}, and on {target}"
-            f" {_seen(target, uuid)}"
+            f" {_seen(target, uuid)}. If it needs more time, raise timeouts.migrate (in the role hypervisor_update_migrate_timeout)"
         )
         raise LiveUpdateError(message, **_may_leave(source, uuid)) from err
     finally:
@@ -203,7 +204,10 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
         if seen == "shut off" and problem:
             raise LiveUpdateError(f"guest {name}: {problem}")
         if time.monotonic() > until:
-            raise LiveUpdateError(f"guest {name} is not {_wanted(away)} within {limit:g} s; last seen: {seen}")
+            raise LiveUpdateError(
+                f"guest {name} is not {_wanted(away)} within {limit:g} s; last seen: {seen}. Look at 'virsh domstate {uuid}', or run the"
+                f" module guest_away with a larger timeouts.{away['way']}"
+            )
         if seen == "shut off":
             image = os.path.exists(os.path.join(_libvirt_virsh.SAVED, f"{name}.save"))
             try:

@@ -24,13 +24,13 @@ _YES_NO = {"yes": True, "no": False}
 
 
 def parsed(xml: str | bytes) -> Element:
-    """The domain's XML as a tree. Raises if it is no XML: else that would be a SyntaxError, of which a caller does not think."""
+    """The domain's XML as a tree. Raises if it is not XML: else that would be a SyntaxError, of which a caller does not think."""
     from xml.etree import ElementTree  # slow to import
 
     try:
         return ElementTree.fromstring(xml)
     except (ElementTree.ParseError, ValueError) as err:
-        raise LiveUpdateError(f"what libvirt prints as its definition is no XML: {err}; look at it with 'virsh dumpxml'") from err
+        raise LiveUpdateError(f"what libvirt prints as its definition is not XML: {err}; look at it with 'virsh dumpxml'") from err
 
 
 def describe(xml: str) -> dict:

@@ -105,7 +105,10 @@ def _ram_directory(name: str, base: str, xml: str) -> int:
     try:
         found = [entry for entry in os.listdir(above) if number and entry.startswith(f"{number}-")]
         if len(found) != 1:
-            raise LiveUpdateError(f"guest {name}: libvirt made no directory for its RAM below {base} (domain ID {number!r}, found {found})")
+            raise LiveUpdateError(
+                f"guest {name}: libvirt made no directory for its RAM below {base} (domain ID {number!r}, found {found}); check"
+                " memory_backing_dir in qemu.conf"
+            )
         return os.open(found[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     finally:
         os.close(above)

@@ -25,7 +25,9 @@ def keep_open(record: dict, files: list[int]) -> int:
     os.close(tell)
     with os.fdopen(ready, "rb") as answer:
         if answer.read() != b"ready":
-            raise LiveUpdateError(f"guest {record['name']}: no process with user {record['uid']} can keep its RAM open")
+            raise LiveUpdateError(
+                f"guest {record['name']}: no process with user {record['uid']} can keep its RAM open; 'journalctl -b' may show why"
+            )
     return child
 
 

@@ -141,7 +141,7 @@ def _folders(domain: Element, argv: list[str]) -> list[dict]:
     found += [("interface", backend.get("logFile", "")) for backend in domain.findall("devices/interface/backend")]
     named = [(f"<{tag}>", path) for tag, path in found if path and not path.startswith(_OWN_FOLDERS)]
     named += [(_PAST, path) for path in _opens.outputs(_options.read(argv)[0])]
-    folders = {os.path.dirname(path): f"the folder of {path} ({what})" for what, path in reversed(named)}
+    folders = {os.path.dirname(path): f"the directory of {path} ({what})" for what, path in reversed(named)}
     return [{**_file(folder, what), "folder": True} for folder, what in folders.items()]
 
 
@@ -320,7 +320,7 @@ def _file_reason(file: dict, wrong: str, uuid: str) -> dict:
     path, what = file["path"], file["what"]
     if file.get("folder") and wrong != "silent":
         message = f"{path}, {what}, does not exist after a boot, and QEMU creates that file there at its start"
-        return reason("file-volatile", message, "let each boot create the folder (tmpfiles.d), or name another path and restart the domain")
+        return reason("file-volatile", message, "let each boot create it (tmpfiles.d), or name another path and restart the domain")
     eject = f", or eject it: virsh change-media {uuid} {file['target']} --eject" if file["target"] else ""
     if wrong == "gone":
         return reason("file-gone", f"{path}, {what}, does not exist any more, so QEMU cannot open it again", f"restore the file{eject}")

@@ -207,7 +207,8 @@ def monitor_reasons(seen: dict) -> list[dict]:
         for text in seen.get("blockers", ())
     ]
     if seen.get("block_jobs"):
-        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
+        remedy = "wait for its end, or cancel it with virsh blockjob --abort"
+        found.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))
     unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless"} <= set(seen)

@@ -64,7 +64,10 @@ def rehearse(record: dict) -> float:
     except LiveUpdateError as err:
         raise LiveUpdateError(f"guest {name}{_stand_in.verdict(str(err))}") from err
     if state != "paused":
-        raise LiveUpdateError(f"guest {name}: its saved state loads, but its stand-in is then {state}, not paused")
+        raise LiveUpdateError(
+            f"guest {name}: its saved state loads, but its stand-in is then {state}, not paused; see /var/log/libvirt/qemu/{other}.log, or"
+            f" {_stand_in.LEAVE_OUT}"
+        )
     return paused
 
 

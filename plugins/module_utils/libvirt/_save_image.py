@@ -60,7 +60,8 @@ class _Reader:
 
     def unknown(self, what: str) -> LiveUpdateError:
         return LiveUpdateError(
-            f"save image: {what} at byte {self.at}, which this version of the collection does not know; the guest cannot be preserved"
+            f"save image: {what} at byte {self.at}, which this version of the collection does not know; give the guest another way"
+            " (hypervisor_update_ladder)"
         )
 
 
@@ -127,7 +128,10 @@ def stream_start(image: bytes) -> int:
         raise LiveUpdateError(f"save image: it begins with {image[:16]!r}, not with {_LIBVIRT!r}; libvirt has not completed it")
     version, length = struct.unpack_from("<II", image, 16)
     if version != 2:
-        raise LiveUpdateError(f"save image: version {version}; this version of the collection supports 2")
+        raise LiveUpdateError(
+            f"save image: version {version}; this version of the collection supports 2. Give the guest another way"
+            " (hypervisor_update_ladder)"
+        )
     return HEADER + int(length)
 
 

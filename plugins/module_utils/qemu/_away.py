@@ -70,7 +70,8 @@ def _wait_until_off(monitor: _monitor.Monitor, limit: float) -> None:
                 return  # it powered off between the two calls
             raise LiveUpdateError(
                 f"still {seen} {limit:g} s after its power button was pressed. It is not killed, and may still power off. Check on its"
-                " console whether it reacts to the button, or raise the limit"
+                " console whether it reacts to the button, or raise the limit (timeouts.shutdown; in the role"
+                " hypervisor_update_shutdown_timeout)"
             )
         time.sleep(_POLL_S)
 

@@ -80,7 +80,8 @@ def inspect(record: dict) -> list[dict]:
         reasons.append(reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
     reasons += [reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers]
     if jobs:
-        reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", "wait for its end, or cancel it"))
+        remedy = "wait for its end, or cancel it in its QEMU monitor (block_job_cancel)"
+        reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if now["ignores_shared"]:
         reasons.append(_changes.left_on(ignore_shared_stays(record)))
     codes = {why["code"] for why in reasons}

@@ -56,6 +56,7 @@ _ONCE = ("vfio-", "usb-host", "usb-mtp", "u2f-passthru", "vhost-user", "vhost-sc
 _USB = ("tablet", "mouse", "keyboard", "wacom-tablet", "braille")
 # Other keys of -drive that do not name an image.
 _IMAGE = ("filename", "driver")
+_LEAVE_OUT = "leave the guest out (hypervisor_update_rehearsal_guests)"
 
 
 def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
@@ -69,12 +70,13 @@ def command(argv: list[str], monitor: str, memory: str, size: int) -> list[str]:
             try:
                 words += [f"-{option}", _CHANGED[option](value)]
             except ValueError as err:
-                raise LiveUpdateError(f"it cannot be rehearsed: {shown}: {err}") from err
+                raise LiveUpdateError(f"it cannot be rehearsed: {shown}: {err}; {_LEAVE_OUT}") from err
         elif option in _KEPT:
             words += [f"-{option}", value] if value or option in _options.WITH_WORD else [f"-{option}"]
         else:
             remedy = (
-                "a second QEMU beside the guest cannot have this option; use -drive, -netdev, -chardev and -device instead where possible"
+                "a second QEMU beside the guest cannot have this option; use -drive, -netdev, -chardev and -device instead where possible,"
+                f" or {_LEAVE_OUT}"
             )
             raise LiveUpdateError(f"it cannot be rehearsed: its command line has {shown}; {remedy}")
     words += ["-monitor", "none", "-display", "none", "-qmp", f"unix:{monitor},server=on,wait=off"]
@@ -111,7 +113,8 @@ def _netdev(value: str) -> str:
     if kind == "user":
         return ",".join(["user", *kept])
     raise LiveUpdateError(
-        f"it cannot be rehearsed: -netdev {value}; only tap, bridge and user networks can be disconnected in the second QEMU"
+        f"it cannot be rehearsed: -netdev {value}, because only tap, bridge and user networks can be disconnected in the second QEMU;"
+        f" {_LEAVE_OUT}"
     )
 
 
@@ -127,7 +130,9 @@ def _device(value: str) -> str:
     """The same device. A vsock address can exist only once, and is not part of the saved state (hw/virtio/vhost-vsock-common.c)."""
     driver = _options.keys_of("device", value).get("driver", "")
     if driver.startswith(_ONCE):
-        raise LiveUpdateError(f"it cannot be rehearsed: -device {value}; the host can have only one such device at a time")
+        raise LiveUpdateError(
+            f"it cannot be rehearsed: -device {value}, because the host can have only one such device at a time; {_LEAVE_OUT}"
+        )
     given = _options.keys_of("device", value)
     if "guest-cid" not in given:
         return value
@@ -153,7 +158,8 @@ def _object(value: str) -> str:
     kind = _options.keys_of("object", value).get("qom-type", "")
     if not kind.startswith(_OBJECTS):
         raise LiveUpdateError(
-            f"it cannot be rehearsed: -object {value}; {kind or 'it'} may use something that exists only once on the host"
+            f"it cannot be rehearsed: -object {value}, because {kind or 'it'} may use something that exists only once on the host;"
+            f" {_LEAVE_OUT}"
         )
     return value
 
@@ -212,7 +218,8 @@ def rehearse(record: dict) -> float:
     except LiveUpdateError as err:
         told = f"{err}" if started else f"guest {name} cannot be rehearsed: its stand-in did not start: {err}"
         with open(log, encoding="utf-8", errors="replace") as text:
-            raise LiveUpdateError(f"{told}; the stand-in printed: {' '.join(text.read().split()) or 'nothing'}") from err
+            printed = f"{told}; the stand-in printed: {' '.join(text.read().split()) or 'nothing'}"
+        raise LiveUpdateError(printed if started else f"{printed}; {_LEAVE_OUT}") from err
 
 
 def end(record: dict, running: bool) -> None:

@@ -42,7 +42,7 @@ def find_qemu(given: str) -> str:
     for path in places:
         if os.access(path, os.X_OK) and os.path.isfile(path):
             return path
-    raise LiveUpdateError(f"no QEMU at {', '.join(places)}; install QEMU, or set hypervisor_trial_qemu to its path")
+    raise LiveUpdateError(f"no QEMU at {', '.join(places)}; install QEMU, or set qemu (in the role hypervisor_trial_qemu) to its path")
 
 
 def running() -> dict:
@@ -163,7 +163,8 @@ def _wait(what: str, limit_s: float, done: t.Callable[[dict], bool]) -> None:
             said = ", ".join(f"{count} {name}" for name, count in status.items())
         time.sleep(POLL_S)
     raise LiveUpdateError(
-        f"guest {NAME} {what} within {limit_s:g} s; last seen: {said}. 'journalctl -b -u {_units.TRIAL}' may show why; is KVM available?"
+        f"guest {NAME} {what} within {limit_s:g} s; last seen: {said}. 'journalctl -b -u {_units.TRIAL}' may show why. Check that"
+        " /dev/kvm exists"
     )
 
 

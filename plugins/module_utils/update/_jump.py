@@ -174,7 +174,9 @@ def _carry_out(update: dict) -> t.NoReturn:
             f"PID 1 has not taken the request for the kexec within {DOWN_LIMIT_S:g} s, and nobody can take it back: when PID 1 continues,"
             " it reboots this host, and its guests end. Migrate or shut down the guests now, reboot the host, and run the update again"
         )
-    raise LiveUpdateError(f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s")
+    raise LiveUpdateError(
+        f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s; 'journalctl -b _PID=1' may show why"
+    )
 
 
 def _is_pending() -> bool:

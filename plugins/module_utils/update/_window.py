@@ -35,7 +35,8 @@ def _moment(until: str) -> datetime:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise LiveUpdateError(
-            f"hypervisor_update_until is {until!r}; write a date and a time with the offset from UTC, e.g. 2026-12-01T04:00+01:00"
+            f"hypervisor_update_until (until of the module kexec) is {until!r}; write a date and a time with the offset from UTC, e.g."
+            " 2026-12-01T04:00+01:00"
         )
     return moment
 
@@ -45,6 +46,6 @@ def refuse_after(until: str, now: float) -> None:
     if until and now >= closes(until):
         clock = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
         raise LiveUpdateError(
-            f"the jump is refused, and nothing was stopped: the time of hypervisor_update_until ({until}) has passed. The clock of this"
-            f" host shows {clock}. Run the update again in the next window"
+            f"the jump is refused, and nothing was stopped: the time of hypervisor_update_until (until of the module kexec), {until}, has"
+            f" passed. The clock of this host shows {clock}. Run the update again in the next window"
         )

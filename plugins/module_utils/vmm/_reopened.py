@@ -247,7 +247,7 @@ def _folders(folders: list[list[str]], makes: t.Collection[str] | None) -> list[
         reason(
             "file-volatile",
             f"{folder} does not exist after a boot, and QEMU creates {path} there at its start",
-            f"let its unit create the folder (RuntimeDirectory=, or ExecStartPre=/usr/bin/mkdir -p {folder}) and run"
+            f"let its unit create the directory (RuntimeDirectory=, or ExecStartPre=/usr/bin/mkdir -p {folder}) and run"
             " 'systemctl daemon-reload', or name another path on the command line and restart the guest",
         )
         for folder, path in folders

@@ -25,7 +25,7 @@ def test_each_host_has_the_number_of_its_batch():
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ({"until": "tomorrow"}, "hypervisor_update_until is 'tomorrow'"),
+        ({"until": "tomorrow"}, "hypervisor_update_until (until of the module kexec) is 'tomorrow'"),
         ({"until": "2026-12-01T04:00"}, "with the offset from UTC"),
         ({"serial": "0"}, "hypervisor_update_serial is '0'"),
         ({"paused_max": {"cluster": 0}}, "hypervisor_update_paused_max, cluster: 0"),

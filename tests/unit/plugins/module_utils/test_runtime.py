@@ -252,7 +252,7 @@ def test_what_is_not_brought_any_more_is_found_and_nothing_else(tmp_path):
 
 def test_a_unit_without_its_suffix_is_refused():
     """A drop-in below web1.d would apply to nothing."""
-    with pytest.raises(LiveUpdateError, match=r"'web1' is not the name of a service unit; write web1\.service"):
+    with pytest.raises(LiveUpdateError, match=r"'web1' is not the name of a service unit; write it as NAME\.service"):
         _runtime.files(["db1.service", "web1"])
 
 

@@ -280,7 +280,7 @@ def test_what_is_no_initial_ram_disk(judge, content, says):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(
-        LiveUpdateError, match=r"^initrd .*/none: No such file or directory; use the path of an initial RAM disk on the host$"
+        LiveUpdateError, match=r"^initial RAM disk .*/none: No such file or directory; use the path of an initial RAM disk on the host$"
     ):
         _initrd.fault(f"{tmp_path}/none")
 

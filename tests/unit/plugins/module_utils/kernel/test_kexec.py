@@ -242,7 +242,7 @@ def test_a_kernel_that_is_not_taken(kernel, monkeypatch, code, remedy):
 
 def test_an_initrd_that_is_not_there(kernel):
     folder, calls = kernel
-    with pytest.raises(LiveUpdateError, match=f"^initrd {folder}/none: No such file or directory$"):
+    with pytest.raises(LiveUpdateError, match=f"^initial RAM disk {folder}/none: No such file or directory; restore it, or stage"):
         _kexec.stage({**image_of(folder), "initrd": str(folder / "none"), "initrd_sha256": ""})
     assert calls == []
 

@@ -253,7 +253,7 @@ KEEP = "keep the image of the running kernel in /boot, mount debugfs, and use an
             (
                 "unknown",
                 "cmdline-unread",
-                f"the command line of {THERE} is unknown -> give its command line",
+                f"the command line of {THERE} is unknown -> give its command line (hypervisor_update_cmdline)",
             ),
             ("unknown", "cmdline-unread", None),
         ),
@@ -782,7 +782,7 @@ def test_prove_counts_the_initrd_in(prove, host, tmp_path):
     assert outcome(prove(whole)) == ("proven", [])
     assert outcome(prove(whole + bytes(97 << 20))) == ("refused", ["scratch"])
     assert outcome(prove(cmdline="root=/dev/vda1 kho=on")) == ("refused", ["cmdline-liveupdate"])
-    with pytest.raises(LiveUpdateError, match=f"^initrd {tmp_path}/none: No such file or directory; use the path"):
+    with pytest.raises(LiveUpdateError, match=f"^initial RAM disk {tmp_path}/none: No such file or directory; use the path"):
         _proof.prove(TARGET, "", f"{tmp_path}/none", host.root)
 
 

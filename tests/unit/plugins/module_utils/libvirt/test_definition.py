@@ -145,5 +145,5 @@ def test_a_definition_in_any_language_goes_back_byte_for_byte():
 
 @pytest.mark.parametrize("read", [_definition.describe, _definition.disk_targets, _definition.with_shared_file])
 def test_a_definition_that_is_no_xml_is_an_error_of_ours(read):
-    with pytest.raises(LiveUpdateError, match=r"is no XML: .*virsh dumpxml"):
+    with pytest.raises(LiveUpdateError, match=r"is not XML: .*virsh dumpxml"):
         read("<domain><name>app</domain>")

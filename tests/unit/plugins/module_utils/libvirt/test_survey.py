@@ -101,8 +101,8 @@ def test_an_error_of_qemu_is_the_domains_problem():
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
-        ({"dumpxml": "<domain><name>app</domain>"}, "what libvirt prints as its definition is no XML: mismatched tag"),
-        ({"dumpxml": "<domain>\udcff</domain>"}, "is no XML: 'utf-8' codec can't encode"),
+        ({"dumpxml": "<domain><name>app</domain>"}, "what libvirt prints as its definition is not XML: mismatched tag"),
+        ({"dumpxml": "<domain>\udcff</domain>"}, "is not XML: 'utf-8' codec can't encode"),
         ({"query_migrate": "Bye"}, "Expecting value"),
     ],
 )

@@ -155,5 +155,5 @@ def test_a_stand_in_that_does_not_start_says_nothing_about_the_guest(tmp_path, m
     program.write_text("#!/bin/sh\necho Address already in use >&2\n")
     program.chmod(0o755)
     record = {"name": "app", "pid": 1, "argv": [str(program)], "ram": [{"fd": 3, "size": 4096}], "monitor": str(tmp_path / "guest")}
-    with pytest.raises(LiveUpdateError, match=r"guest app cannot be rehearsed: its stand-in did not start: .*Address already in use"):
+    with pytest.raises(LiveUpdateError, match=r"guest app cannot be rehearsed: its stand-in did not start: .*in use; leave the guest out"):
         _rehearsal.rehearse(record)

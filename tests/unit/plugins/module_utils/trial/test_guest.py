@@ -101,7 +101,7 @@ def test_the_first_qemu_that_exists_is_taken(tmp_path, monkeypatch):
     qemu.chmod(0o755)
     monkeypatch.setattr(_guest, "_QEMU", (str(tmp_path / "none"), str(qemu)))
     assert _guest.find_qemu("") == str(qemu)
-    with pytest.raises(LiveUpdateError, match="no QEMU at /nowhere; install QEMU, or set hypervisor_trial_qemu"):
+    with pytest.raises(LiveUpdateError, match=r"no QEMU at /nowhere; install QEMU, or set qemu \(in the role hypervisor_trial_qemu"):
         _guest.find_qemu("/nowhere")
 
 
