@@ -81,6 +81,7 @@ def test_a_module_finds_a_file_by_the_name_that_virsh_prints(tmp_path, pipelinin
         **os.environ,
         "ANSIBLE_LIBRARY": f"{tmp_path}/library",
         "ANSIBLE_HOME": str(tmp_path),
+        "ANSIBLE_REMOTE_TMP": f"{tmp_path}/remote",
         "ANSIBLE_PIPELINING": pipelining,
         "ANSIBLE_STDOUT_CALLBACK": "default",
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
