@@ -12,8 +12,8 @@ __all__ = ("AFTER_COLD_BOOT", "failure")
 
 # What an operator does for guests whose memory is gone.
 AFTER_COLD_BOOT = (
-    "Its console and 'journalctl -b -1' may show why. Guests start from their disks. With on_loss=stop run 'kvm-liveupdate discard NAME'"
-    " and start each guest"
+    "Its console and 'journalctl -b -1' may show why. Guests start from their disks. Those with on_loss=stop stay off if they were"
+    " paused: run 'kvm-liveupdate discard NAME' and start each of them"
 )
 _NO_MESSAGE = "see the failed task above"
 

@@ -40,7 +40,7 @@ _DOES_NOT_START = frozenset(
     (
         *("not-persistent", "unit-early", "unit-gone", "start-option", "server-waits", "peer-gone", "socket", "file-gone", "file-silent"),
         *("file-volatile", "file-in-memory", "network-transient", "network-no-autostart", "network-unknown", "pool-transient"),
-        *("pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown"),
+        *("pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown", "disk-fdgroup"),
     )
 )
 # With these it was not examined, so it may have any of the reasons above.
@@ -248,9 +248,14 @@ def chosen(staying: list[dict[str, t.Any]], rehearsal: str, guests: dict[str, t.
 
     ``rehearsal`` is ``none``, ``canary`` (the first guest of each provider) or ``all``. ``guests`` overrides it by name: true or false.
     """
+    if not isinstance(guests, dict):
+        raise PolicyError(f"hypervisor_update_rehearsal_guests is {guests!r}; write names of guests, each with true or false")
     for name, wanted in guests.items():
         if not isinstance(wanted, bool):  # the text "false" would count as true
-            raise PolicyError(f"hypervisor_update_rehearsal_guests, {name}: {wanted!r} is not right; write true or false")
+            raise PolicyError(
+                f"hypervisor_update_rehearsal_guests, {name}: {wanted!r} is not right; write true or false (of a variable:"
+                " '{{ variable | bool }}')"
+            )
     canaries = {facts["provider"]: facts["name"] for facts in reversed(staying)}
     usual = {"none": [], "canary": list(canaries.values()), "all": [facts["name"] for facts in staying]}[rehearsal]
     return [facts["name"] for facts in staying if guests.get(facts["name"], facts["name"] in usual)]

@@ -92,7 +92,7 @@ _REASONS = (
         "use the disk as <disk type='block'> or <disk type='file'> and restart the domain",
     ),
     (
-        "inherited-fd",
+        "disk-fdgroup",
         ".//source[@fdgroup]",
         "another program opened its disk and gave libvirt the file descriptor",
         "name the file without fdgroup and restart the domain",

@@ -251,17 +251,18 @@ def test_a_host_that_is_lost_at_the_commit_says_where_its_guests_may_be(tmp_path
     assert "lost during the update" in (tmp_path / "page.html").read_text() and hint in (tmp_path / "page.html").read_text()
 
 
-def test_a_page_and_metrics_that_cannot_be_written_change_nothing_else(tmp_path):
-    stage = Stage(tmp_path, 2, {})
-    code, output = stage.play(
-        "kvm.liveupdate.update", hypervisor_update_report=f"{tmp_path}/none/page.html", hypervisor_update_metrics=f"{tmp_path}/none"
-    )
-    assert code != 0 and output.count("The page is not written after this batch: ") == 2, output
+@pytest.mark.parametrize(("missing", "serial"), [("report", 1), ("report", 2), ("metrics", 1), ("metrics", 2)])
+def test_a_file_that_cannot_be_written_changes_nothing_else_and_fails_the_run_at_its_end(tmp_path, missing, serial):
+    stage, nowhere = Stage(tmp_path, 2, {}), f"{tmp_path}/none"
+    given = {"hypervisor_update_report": f"{nowhere}/page.html"} if missing == "report" else {"hypervisor_update_metrics": nowhere}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=serial, **given)
+    told = "The page is not written after this batch: " if missing == "report" else '"msg": "The metrics of hv'
+    assert code != 0 and output.count(told) == (2 // serial if missing == "report" else 2), output
     for name in ("hv1", "hv2"):
-        assert f"The metrics of {name} are not in {tmp_path}/none: " in output
         assert json.loads((tmp_path / f"{name}.records").read_text())["outcome"] == "updated"
-    assert stage.calls("update_lease absent") == ["hv1", "hv2"]
-    assert artifact(output)["hosts"] == {"updated": 2} and len(said(output)) == 2
+    assert sorted(stage.calls("update_lease absent")) == ["hv1", "hv2"]
+    assert artifact(output)["hosts"] == {"updated": 2}
+    assert [line.partition(" 7")[0] for line in said(output)] == ["hv1: updated", "hv2: updated"], output
 
 
 def test_a_host_that_is_left_out_takes_no_place_in_a_batch(tmp_path):

@@ -139,7 +139,7 @@ NO_SHUTDOWN = (
     *("disk-changed", "device-changed", "network-changed", "transient-disk", "argv-unread", "peer-gone", "socket", "file-gone"),
     *("file-silent", "file-volatile", "file-in-memory", "file-replaced", "network-transient", "network-no-autostart", "network-unknown"),
     *("pool-transient", "pool-no-autostart", "pool-unknown", "secret-gone", "secret-ephemeral", "secret-unknown", "name-long"),
-    *("name-twice", "not-examined", "record-damaged", "unit-early"),
+    *("name-twice", "not-examined", "record-damaged", "unit-early", "disk-fdgroup"),
 )
 # With these a guest that is shut down starts again as it was.
 SHUTDOWN = (
@@ -556,6 +556,12 @@ def test_whether_a_guest_is_rehearsed_is_true_or_false_and_nothing_else(wanted):
     """A guest must not pause because the text "false" is not empty."""
     with pytest.raises(PolicyError, match=r"hypervisor_update_rehearsal_guests, db: .* write true or false"):
         chosen([guest("web")], "none", {"web": True, "db": wanted})
+
+
+@pytest.mark.parametrize("given", ["{db: false}", ["db"]])
+def test_guests_to_rehearse_that_are_no_mapping_are_refused(given):
+    with pytest.raises(PolicyError, match=r"hypervisor_update_rehearsal_guests is .*; write names of guests, each with true or false"):
+        chosen([], "canary", given)
 
 
 def test_who_stays_who_leaves_and_who_is_rehearsed_is_in_the_plan():

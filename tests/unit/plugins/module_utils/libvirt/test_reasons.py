@@ -161,7 +161,7 @@ REASONS = [
     (
         "devices",
         "<disk type='file'><source file='/srv/b.img' fdgroup='group'/><target dev='vdb'/></disk>",
-        "inherited-fd",
+        "disk-fdgroup",
         "gave libvirt the file descriptor: <source file='/srv/b.img' fdgroup='group'>",
         "without fdgroup",
     ),
