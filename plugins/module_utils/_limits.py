@@ -108,8 +108,9 @@ LIBVIRT_STUCK = 60.0
 DISK_LOCKS = 300.0
 # Device nodes and networks that the rest of the boot brings.
 HOST_READY = 60
-# The release of memory that another kexec left reserved. Guests that need as much wait for it.
+# The release of memory that another kexec left reserved. Guests that need as much wait for it. A part of it is the wait for D-Bus.
 UNCLAIMED = 300
+SYSTEM_BUS = 150.0
 # How long the rest of the boot waits for guests that neither run nor are late.
 BOOT_WAITS = 60.0
 # The correction of a restored guest's clock through its agent; nothing waits for it. Libvirt synchronises with the agent before each

@@ -13,6 +13,7 @@ import contextlib
 import os
 import struct
 import sys
+import time
 
 from .. import _limits
 from .._errors import LiveUpdateError, typed
@@ -41,6 +42,8 @@ SURVIVE_VERSION = 255  # the first with SurviveFinalKillSignal=
 # The number of unit names on one command line. Even with the longest names (255 bytes) this is far below the limit of execve(2).
 _NAMES_AT_ONCE = 200
 _NOTIFY_SOCKET = "/run/systemd/notify"
+_SYSTEM_BUS = "/run/dbus/system_bus_socket"
+_POLL_S = 0.1
 _SCM_CREDENTIALS = 2  # unix(7); the socket module has no name for it
 
 
@@ -192,12 +195,23 @@ def forget_fd(unit: str, pid: int, name: str) -> None:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}", (), pid)
         _barrier(pid)
     else:
+        _wait_for_the_bus(_limits.SYSTEM_BUS)
         _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
     if name in fdstore(unit):
         raise LiveUpdateError(
             f"{unit}: systemd has not removed the descriptor {name} from its file descriptor store; see 'systemd-analyze fdstore"
             f" {typed(unit)}'"
         )
+
+
+def _wait_for_the_bus(limit_s: float) -> None:
+    """Wait until programs can reach D-Bus. A clean needs it, unlike a show, and a boot has it only after the first units.
+
+    Without D-Bus after the limit, the clean says so. Source: systemd src/systemctl/systemctl-clean-or-freeze.c, BUS_FULL.
+    """
+    until = time.monotonic() + limit_s
+    while not os.path.exists(_SYSTEM_BUS) and time.monotonic() < until:
+        time.sleep(_POLL_S)
 
 
 def listen_fds() -> dict[str, int]:

@@ -60,8 +60,9 @@ TAKES = {
     "REHEARSAL_LOAD": DOMAIN,
     "REHEARSAL_LOOK": (1.02, "bench.rst: save the state of a domain, some calls of virsh"),
     "SOCKETS": LIBVIRT,
+    "SYSTEM_BUS": (25, "a part of the boot of a host of the lab until SSH answers, 25 to 70 s"),
     "TRIAL_TICKS": (2, "a tick a second"),
-    "UNCLAIMED": RETRIEVE,
+    "UNCLAIMED": (25 + RETRIEVE[0], "the wait for D-Bus, and the release"),
 }
 # Where the time of the lab is no measure.
 NO_MEASURE = {
