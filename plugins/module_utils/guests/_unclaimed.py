@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 
+from .. import _limits
 from .._errors import LiveUpdateError
 from ..handover import _journal, _session
 from ..host import _files, _systemd, _this_boot, _units
@@ -43,7 +44,9 @@ def _give_up(name: str) -> None:
         return  # the guest's own start uses or releases the memory
     units = sorted({_units.hold(name), hold["unit"]})
     kept = [unit for unit, store in _systemd.fdstore_each(units).items() if _session.FDNAME in store]
-    for unit in kept:  # PID 1 has retrieved the session
+    if kept:  # PID 1 has retrieved the session
+        _systemd.wait_for_the_bus(_limits.SYSTEM_BUS)
+    for unit in kept:
         _systemd.forget_fd(unit, 0, _session.FDNAME)
     if kept or _finish(hold["session"]):
         _systemd.log(

@@ -35,6 +35,7 @@ __all__ = (
     "show_each",
     "store_fd",
     "version",
+    "wait_for_the_bus",
 )
 
 LUO_VERSION = 261  # the first systemd whose fd store survives a kexec
@@ -195,7 +196,6 @@ def forget_fd(unit: str, pid: int, name: str) -> None:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}", (), pid)
         _barrier(pid)
     else:
-        _wait_for_the_bus(_limits.SYSTEM_BUS)
         _commands.run("systemctl", "clean", "--what=fdstore", "--", unit)
     if name in fdstore(unit):
         raise LiveUpdateError(
@@ -204,10 +204,10 @@ def forget_fd(unit: str, pid: int, name: str) -> None:
         )
 
 
-def _wait_for_the_bus(limit_s: float) -> None:
-    """Wait until programs can reach D-Bus. A clean needs it, unlike a show, and a boot has it only after the first units.
+def wait_for_the_bus(limit_s: float) -> None:
+    """Wait until programs can reach D-Bus, at most until the limit. A boot has it only after its first units.
 
-    Without D-Bus after the limit, the clean says so. Source: systemd src/systemctl/systemctl-clean-or-freeze.c, BUS_FULL.
+    :func:`forget_fd` without a process needs it, unlike :func:`show`. Source: systemd src/systemctl/systemctl-clean-or-freeze.c, BUS_FULL.
     """
     until = time.monotonic() + limit_s
     while not os.path.exists(_SYSTEM_BUS) and time.monotonic() < until:

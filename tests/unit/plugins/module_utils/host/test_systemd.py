@@ -146,32 +146,16 @@ def test_what_units_start_with_and_come_after_takes_one_program(monkeypatch):
     assert asked == [("systemd-analyze", "dot")]
 
 
-def test_a_store_is_cleared_once_the_system_bus_is_there(monkeypatch, tmp_path):
-    """At a boot it is not there yet: "Failed to connect to system scope bus". Memory of a guest stayed reserved until the next reboot."""
-    bus, slept, asked = tmp_path / "bus", [], []
+@pytest.mark.parametrize(("limit_s", "naps"), [(60.0, 3), (0.0, 0)])
+def test_the_system_bus_is_waited_for_until_the_limit(monkeypatch, tmp_path, limit_s, naps):
+    bus, slept = tmp_path / "bus", []
 
     def sleep(seconds):
         slept.append(seconds)
         if len(slept) == 3:
             bus.touch()
 
-    def run(*command):
-        asked.append((command[1], bus.exists()))
-        return "Id=web.service\nNFileDescriptorStore=0\n"
-
     monkeypatch.setattr(_systemd, "_SYSTEM_BUS", str(bus))
     monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(_commands, "run", run)
-    _systemd.forget_fd("web.service", 0, "luo")
-    assert asked[0] == ("clean", True) and len(slept) == 3
-
-
-def test_without_a_system_bus_the_error_of_systemctl_is_told(monkeypatch, tmp_path):
-    def run(*command):
-        raise LiveUpdateError(f"{command[1]}: Failed to connect to system scope bus")
-
-    monkeypatch.setattr(_systemd, "_SYSTEM_BUS", str(tmp_path / "bus"))
-    monkeypatch.setattr(_systemd._limits, "SYSTEM_BUS", 0.0)
-    monkeypatch.setattr(_commands, "run", run)
-    with pytest.raises(LiveUpdateError, match="clean: Failed to connect"):
-        _systemd.forget_fd("web.service", 0, "luo")
+    _systemd.wait_for_the_bus(limit_s)
+    assert len(slept) == naps
