@@ -58,7 +58,8 @@ def write(path: str, content: bytes) -> None:
 class Recorder:
     """A plugin of pytest that tells of failures as they come, and ends the run at the first one that counts.
 
-    ``only`` are the ids of the tests that run, none for all. ``traced`` is a ``coverage.Coverage`` that is told which test runs.
+    ``only`` are the ids of the tests that run, none for all. An id without parameters names all cases of its test. ``traced`` is a
+    ``coverage.Coverage`` that is told which test runs.
     """
 
     def __init__(self, only: Iterable[str] = (), traced: Any = None) -> None:
@@ -73,7 +74,7 @@ class Recorder:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         if self._only:
-            items[:] = [item for item in items if item.nodeid in self._only]
+            items[:] = [item for item in items if not self._only.isdisjoint((item.nodeid, item.nodeid.partition("[")[0]))]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if self._traced:

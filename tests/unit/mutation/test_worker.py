@@ -78,7 +78,8 @@ def test_a_fixture_that_fails_does_not_count_but_the_test_after_it_does(events):
 
 
 SOURCE = "import os\n\n\ndef durable(path):\n    if path:\n        return 1\n    return os.sep\n"
-TWO = """from source import durable
+TWO = """import pytest
+from source import durable
 
 
 def test_nothing():
@@ -89,8 +90,14 @@ def test_path():
     assert durable("x") == 1
 
 
-def test_wrong():
-    assert not durable("x")
+@pytest.mark.parametrize("path", ["x", "y"])
+def test_paths(path):
+    assert durable(path) == 1
+
+
+@pytest.mark.parametrize("path", ["x", ""])
+def test_wrong(path):
+    assert not durable(path)
 """
 TRACED = """
 import json, os, sys
@@ -100,7 +107,7 @@ from kvm_mutation import worker
 worker.COPY, worker.EVENTS = os.getcwd(), "events"
 sys.path.insert(0, worker.COPY)
 traced = worker.trace(["source.py"])
-only = ["test_two.py::test_nothing", "test_two.py::test_path"]
+only = ["test_two.py::test_nothing", "test_two.py::test_path", "test_two.py::test_paths"]
 recorder = worker.Recorder(only, traced)
 import source
 status = int(pytest.main(["-q", "-p", "no:cacheprovider", "test_two.py"], plugins=[recorder]))
@@ -117,5 +124,6 @@ def test_which_tests_run_a_line_is_seen_and_only_those_that_are_named_run(tmp_pa
     command = [sys.executable, "-c", TRACED]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["status"] == 0 and found["tests"] == ["test_two.py::test_nothing", "test_two.py::test_path"]
-    assert found["lines"] == {"source.py": {"1": [-1], "4": [-1], "5": [0, 1], "6": [1], "7": [0]}}
+    cases = ["test_nothing", "test_path", "test_paths[x]", "test_paths[y]"]
+    assert found["status"] == 0 and found["tests"] == [f"test_two.py::{case}" for case in cases]
+    assert found["lines"] == {"source.py": {"1": [-1], "4": [-1], "5": [0, 1, 2, 3], "6": [1, 2, 3], "7": [0]}}

@@ -97,8 +97,8 @@ Each row is a file of ``tests/lab/tests``, or the part of it for one :ref:`kind 
 The fault suite has :ref:`its own page <ansible_collections.kvm.liveupdate.docsite.faults>`. Runs are recorded since 2026-11-30. The last
 run of each test counts.
 
-The column *passed* counts the tests that passed with any version of the code. The column *current* counts those that passed with one
-version: the one in which the code that runs on hosts has the digest ``{runtime}``.
+The column *passed* counts the tests that passed with any version of the code. The column *current* counts those that passed with the
+version ``{runtime}``. This is the digest of the code that runs on hosts.
 
 {_failures(failed)}
 To run one file, call in a checkout:
