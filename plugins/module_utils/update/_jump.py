@@ -351,9 +351,6 @@ def _abort(update: dict, why: str) -> None:
         if name in back:
             undo(f"remove the saved state of guest {name}", _files.remove, _files.state_path(name))
             undo(f"release the memory of guest {name}", _hold.release, record)
-    for name in update["guests"]:
-        if name not in records:  # it has ended, and its memory would stay in use
-            undo(f"release the memory of guest {name}", _hold.release_ended, name)
     for unit in update.get("early", ()):
         undo(f"end the early start of {unit} in the next boot", _early.start_early, unit, False)
     for unit in update.get("in_place", ()):
@@ -361,6 +358,9 @@ def _abort(update: dict, why: str) -> None:
     undo("restore the usual limit of the shutdown", _services.usual_shutdown)
     if "stopping_from" in update:  # else the update stopped nothing
         undo("start the services again", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+    for name in update["guests"]:
+        if name not in records:  # it has ended, and its memory would stay in use. Its release needs D-Bus, which the update has stopped.
+            undo(f"release the memory of guest {name}", _hold.release_ended, name)
     if update.get("ended"):
         undo("find out which logins and containers have ended", _services.tell_ended, update["ended"], problems)
     _end(update, "; ".join(problems))
