@@ -10,10 +10,13 @@ import json
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _command
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _paused, _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _discard, _hold, _paused, _providers, _rehearsal, _unclaimed
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock, _return, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _hook, _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _start as _qemu_start
+from ansible_collections.kvm.liveupdate.plugins.module_utils.trial import _watch
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _rest_of_boot
 
 
 @pytest.fixture(name="virsh")
@@ -52,6 +55,105 @@ def no_longer_started_early(monkeypatch):
     return units
 
 
+# The words of the command, and what they call with what.
+WORDS = {
+    "run web -- qemu -m 1": (_qemu_start, "run", ("web", ["qemu", "-m", "1"])),
+    "run web -- qemu": (_qemu_start, "run", ("web", ["qemu"])),
+    "hold web": (_hold, "serve", ("web",)),
+    "hook web": (_hook, "hook", ("web",)),
+    "rehearse web": (_rehearsal, "run", ("web",)),
+    "end-rehearsal web": (_rehearsal, "end_cut_off", ("web",)),
+    "jump": (_jump, "jump", ()),
+    "recover": (_jump, "recover", ()),
+    "boot": (_rest_of_boot, "start_rest", ()),
+    "give-up-unclaimed": (_unclaimed, "give_up", ()),
+    "watch-devices": (_watch, "watch", ()),
+    "status": (_command, "_status", ()),
+    "resume web": (_command, "_resume", ("web",)),
+    "discard web": (_discard, "discard", ("web",)),
+}
+
+
+@pytest.fixture(name="called")
+def what_is_called(monkeypatch):
+    calls = []
+    for module, name, _arguments in WORDS.values():
+        monkeypatch.setattr(module, name, lambda *arguments, to=(module, name): calls.append((*to, arguments)) or 0)
+    return calls
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_each_word_does_what_it_says_and_is_in_the_usage(monkeypatch, called, words):
+    monkeypatch.setattr("sys.argv", ["kvm-liveupdate", *words.split()])
+    assert _command.main() == 0
+    assert called == [WORDS[words]]
+    assert any(line.startswith(f"  {words.split()[0]} ") for line in _command.USAGE.splitlines())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "run web --",
+        "run web qemu -m",
+        "run web qemu -- -m",
+        "web run -- qemu",
+        "start web -- qemu",
+        *(
+            f"{word}{more}"
+            for word in ("hold", "hook", "rehearse", "end-rehearsal", "resume", "discard")
+            for more in ("", " a b", " a -- b")
+        ),
+        *(f"web {word}" for word in ("hold", "hook", "rehearse", "end-rehearsal", "resume", "discard")),
+        *(f"{word} web" for word in ("jump", "recover", "boot", "give-up-unclaimed", "watch-devices", "status")),
+    ],
+)
+def test_what_is_no_command_calls_nothing_and_prints_the_usage(capsys, called, words):
+    assert _command.main(words.split()) == 2
+    assert not called
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("usage: kvm-liveupdate COMMAND\n\nFor the operator:\n  status ")
+        and "\nIn systemd units and libvirt's hook:\n" in said
+    )
+
+
+def test_the_exit_code_of_the_jump_is_passed_on(monkeypatch):
+    monkeypatch.setattr(_jump, "jump", lambda: 1)
+    assert _command.main(["jump"]) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), LiveUpdateError("no room")])
+def test_an_error_is_told_and_is_no_success(monkeypatch, capsys, error):
+    def serve(_name):
+        raise error
+
+    monkeypatch.setattr(_hold, "serve", serve)
+    assert _command.main(["hold", "app"]) == 1
+    assert capsys.readouterr().err == f"kvm-liveupdate: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("journal", "restored"),
+    [
+        ({"provider": "libvirt", "state": "saved", "boot_id": "before"}, True),
+        ({"provider": "libvirt", "state": "saved", "boot_id": "now"}, False),
+        ({"provider": "libvirt", "state": "restored", "boot_id": "before"}, False),
+        ({"provider": "qemu", "state": "saved", "boot_id": "before"}, False),
+        ({}, False),
+    ],
+)
+def test_only_a_domain_that_was_saved_before_this_boot_is_restored_by_its_unit(monkeypatch, virsh, journal, restored):
+    done = []
+    if journal:
+        _files.write_json(_files.journal_path("app"), {"guest": "app", **journal})
+    monkeypatch.setattr(_start, "awaited", lambda name: {})
+    monkeypatch.setattr(_start, "restore", lambda name, told: done.append(("restore", name, told)))
+    monkeypatch.setattr(_hold, "serve", lambda name: done.append(("hold", name)))
+    assert _command.main(["hold", "app"]) == 0
+    assert done == [("restore", "app", {"guest": "app", **journal}) if restored else ("hold", "app")]
+
+
 def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_path, monkeypatch, virsh, late):
     (tmp_path / "app.state").write_text("{}")
     monkeypatch.setattr(_virsh, "is_defined", lambda name: name == "app")
@@ -65,12 +167,15 @@ def test_the_status_tells_of_guests_that_are_not_back(tmp_path, monkeypatch, cap
     (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "no-update"))
     monkeypatch.setattr(_files, "AWAY", str(tmp_path / "nobody"))
-    monkeypatch.setattr(_providers, "known", lambda: {"db": {"name": "db"}})
-    monkeypatch.setattr(_hold, "held", lambda _record: {"hold": "h"})
+    monkeypatch.setattr(_providers, "known", lambda: {"db": {"name": "db"}, "app": {"name": "app"}})
+    monkeypatch.setattr(_hold, "held", lambda record: {"hold": "h"} if record["name"] == "db" else {})
     assert _command.main(["status"]) == 0
     assert not virsh
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    told = json.loads(printed)
+    assert printed == json.dumps(told, indent=2, sort_keys=True) + "\n"
     assert told["guests"] == {
+        "app": {"running": True, "held": False, "journal": {}},
         "db": {"running": True, "held": True, "journal": {}},
         "web": {"running": False, "held": False, "journal": {"state": "saved", "unit": "web.service"}},
     }
@@ -228,6 +333,19 @@ def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, 
     assert "another live update operation runs" in capsys.readouterr().err
 
 
+def test_a_guest_that_we_left_paused_is_resumed_whatever_is_recorded(capsys, virsh, runs, monkeypatch):
+    """What its owner did since then is settled first: it may run already."""
+    runs("paused")
+    did = []
+    monkeypatch.setattr(_providers, "find", lambda name: _providers.known()[name])
+    monkeypatch.setattr(_paused, "settle_running", lambda record: did.append("settle"))
+    monkeypatch.setattr(_paused, "let_go_on", lambda record: did.append("resume") or ["it was paused by an update"])
+    monkeypatch.setattr(_paused, "whole_saves", lambda record: False)
+    _files.write_json(_files.journal_path("web"), {"state": "saved", "guest": "web", "unit": "web.service", "boot_id": "now"})
+    assert _command.main(["resume", "web"]) == 0
+    assert did == ["settle", "resume"] and not capsys.readouterr().err
+
+
 def test_a_guest_that_is_still_loaded_is_left_alone(capsys, virsh, runs, monkeypatch):
     """To switch the RAM into its saves now would make the load fail."""
     runs("inmigrate")
@@ -240,14 +358,14 @@ def test_a_guest_that_is_still_loaded_is_left_alone(capsys, virsh, runs, monkeyp
     assert "guest web is not paused" in said and "systemctl restart web.service" in said
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../web", "a/b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../web", "a/b", "a\nb", "a\0b", "a\x1fb", "a\x7fb"])
 @pytest.mark.parametrize("verb", ["discard", "hold", "hook", "rehearse", "resume"])
 def test_what_is_no_name_of_a_guest_is_refused(capsys, virsh, verb, name):
     assert _command.main([verb, name]) == 1
     assert "is not a valid guest name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["-web", "$HOME", "${x}", "%n", "gäst 1", "1"])
+@pytest.mark.parametrize("name", ["-web", "$HOME", "${x}", "%n", "gäst 1", "1", "a~b"])
 def test_a_name_is_taken_as_it_is(capsys, virsh, name):
     assert _command.main(["discard", name]) == 1
     assert f"guest {name!r} has no saved state to discard" in capsys.readouterr().err

@@ -829,6 +829,34 @@ def test_one_session_that_has_just_ended_keeps_the_others_from_no_stop(host, mon
     assert host.did == [("stop", ("session-3.scope", "session-4.scope")), ("stop", ("session-3.scope",))]
 
 
+def test_what_is_kept_running_is_no_session_to_end(host, monkeypatch):
+    running = ["session-3.scope", "kept.scope", "in-place.scope", "app.scope"]
+    monkeypatch.setattr(_services, "active_units", lambda types="": [unit for unit in running if unit not in host.done("stop")])
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
+    _services.end_sessions({"records": host.records, "kept": ["kept.scope"], "in_place": ["in-place.scope"]})
+    assert host.did == [("stop", "session-3.scope")]
+
+
+@pytest.mark.parametrize(("passed", "tries"), [(0.0, 3), (_services.SESSIONS_LIMIT_S / 2, 2), (_services.SESSIONS_LIMIT_S, 1)])
+def test_all_stops_of_sessions_together_have_one_limit(host, monkeypatch, passed, tries):
+    """Each stop gets what is left of it, but at least a second; at the limit the next, harder way begins."""
+    now, did = [1000.0], []
+
+    def run(*command, timeout):
+        did.append((command[1], timeout))
+        now[0] += passed
+        raise LiveUpdateError("the command did not end in time")
+
+    monkeypatch.setattr(_services.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_services, "active_units", lambda types="": ["session-3.scope"])
+    monkeypatch.setattr(_commands, "run", run)
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "app.scope")
+    _services.end_sessions({"records": host.records, "kept": [], "in_place": []})
+    limit = _services.SESSIONS_LIMIT_S
+    left = [max(limit - passed * number, 1.0) for number in range(tries)]
+    assert did == [(verb, seconds) for verb in ("stop", "kill", "stop") for seconds in left]
+
+
 def a_login(host, monkeypatch):
     """A login that runs until it is stopped, and a service."""
 
@@ -876,6 +904,14 @@ def test_a_process_that_is_killed_leaves_no_drop_in(host, monkeypatch):
     assert (host.root / "units/vms.target.d").is_dir() and list((host.root / "units/vms.target.d").iterdir())
     _jump.recover()
     assert not list((host.root / "units/vms.target.d").iterdir())
+
+
+def test_a_process_that_is_killed_in_the_isolation_has_noted_what_ran(host, monkeypatch):
+    """Else the undo would not know what to start again."""
+    runs = ["run-u1.service", "cron.service"]
+    monkeypatch.setattr(_services, "active_units", lambda types="": list(runs))
+    host.at["daemon-reload"] = lambda: runs.remove("run-u1.service")  # it has ended by itself
+    assert killed(host, "isolate")["units"] == ["cron.service"]
 
 
 @pytest.mark.parametrize("done", [True, False])

@@ -318,6 +318,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     del update["records"]
     assert [verb for verb in ran if verb != "list-units"] == ["daemon-reload", "isolate"] and update["in_place"] == ["vms.target"]
     assert "IgnoreOnIsolate=yes" in (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").read_text()
+    assert (tmp_path / "vms.target.d/40-kvm-liveupdate.conf").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").read_text() == "[Unit]\nWants=web.service\n"
     for step in (_kexec, "unload"), (_services, "start_again"):
         monkeypatch.setattr(*step, lambda *_nothing: None)
