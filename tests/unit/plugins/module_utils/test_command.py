@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _command
@@ -260,6 +261,39 @@ def test_an_end_that_only_run_knows_keeps_nobody_from_giving_up(tmp_path, monkey
     _files.write_json(_files.UPDATE, {"id": "u", "state": "saving", "boot_id": "now"})
     _files.write_json(_files.OUTCOME, {"id": "u", "state": "aborted", "error": "no room"})
     assert _command.main(["discard", "web"]) == 0
+
+
+def test_memory_without_a_record_of_a_save_is_released_with_the_state(tmp_path, virsh, stored, monkeypatch):
+    """An undone update kept a state, and the guest has ended since."""
+    released = []
+    (tmp_path / "web.state").touch()
+    _files.write_json(_files.run_path("web", "trying"), {})
+    monkeypatch.setattr(_hold, "release_ended", released.append)
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: False)
+    assert _command.main(["discard", "web"]) == 0
+    assert released == ["web"] and not list(tmp_path.iterdir()) and not os.path.exists(_files.run_path("web", "trying"))
+
+
+@pytest.mark.parametrize("with_qemu", [True, False])
+def test_whether_a_guest_is_back_is_settled_before_anything_is_discarded(tmp_path, virsh, runs, monkeypatch, with_qemu):
+    runs("running")
+    did = []
+    if not with_qemu:
+        monkeypatch.setattr(_providers, "known", dict)
+    monkeypatch.setattr(_paused, "settle_running", lambda record: did.append(("running", record["name"])))
+    monkeypatch.setattr(_return, "settle_seen", lambda name: did.append(("seen", name)))
+    assert _command.main(["discard", "web"]) == 1
+    assert did == ([("running", "web")] if with_qemu else []) + [("seen", "web")]
+
+
+def test_a_guest_that_we_left_paused_is_not_discarded_and_the_way_on_is_told(tmp_path, capsys, virsh, runs, monkeypatch):
+    released = runs("paused")
+    (tmp_path / "web.state").touch()
+    monkeypatch.setattr(_paused, "by", lambda record: "update")
+    assert _command.main(["discard", "web"]) == 1
+    said = capsys.readouterr().err
+    assert "guest web was paused by an update that was undone" in said and "kvm-liveupdate resume web" in said
+    assert not released and (tmp_path / "web.state").exists()
 
 
 class Machine:

@@ -311,6 +311,24 @@ def test_guests_are_held_and_it_is_proven_for_all_at_once(holding):
     assert holding.released == ["old", "gone"]
 
 
+def test_a_hold_that_is_not_kept_and_cannot_be_released_is_told_by_its_last_failure(holding, monkeypatch):
+    def fail(_record):
+        raise LiveUpdateError("guest gone: systemd does not answer")
+
+    monkeypatch.setattr(_hold, "release", fail)
+    records = [{**RECORD, "name": name, "unit": f"{name}.service"} for name in ("gone", "db")]
+    found, problems = _hold.hold_each(records)
+    assert list(found) == ["db"]
+    assert {name: err.message for name, err in problems.items()} == {"gone": "guest gone: systemd does not answer"}
+
+
+def test_a_session_that_was_given_to_pid_1_is_not_kept_open_here(holding):
+    """As long as it is open, the kernel preserves the memory, also after the release."""
+    before = set(os.listdir("/proc/self/fd"))
+    _hold.hold({**RECORD, "name": "web", "unit": "web.service"})
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_hold_that_fails_is_an_error(holding):
     with pytest.raises(LiveUpdateError, match=r"guest gone: gone\.service did not keep its session"):
         _hold.hold({**RECORD, "name": "gone", "unit": "gone.service"})
@@ -496,6 +514,26 @@ def test_a_domain_is_held_by_the_process_of_its_hold_unit(held, monkeypatch, ver
     monkeypatch.setattr(_hold, "release", lambda record: None)
     assert _hold.hold(domain)["hold"] == "h"
     assert did == [("systemctl", "restart", unit), (unit,)]
+
+
+@pytest.mark.parametrize("shown", [{"MainPID": ""}, {}])
+def test_a_hold_unit_without_a_process_serves_nobody(monkeypatch, shown):
+    """A made-up process number could be that of another process."""
+    asked = []
+    monkeypatch.setattr(_processes, "fd_links", lambda pid: asked.append(pid) or {})
+    assert not _hold._serves({"ControlGroup": "/hold", **shown}, "kvm-1") and asked == [0]
+
+
+def test_ram_whose_file_is_gone_is_of_no_file():
+    """It compares unequal to every file that is preserved."""
+    assert _hold._ram_files({**RECORD, "pid": os.getpid(), "ram": [{"fd": 999999, "size": 0}]}) == [[]]
+
+
+def test_where_nothing_was_held_nothing_is_found(ended, monkeypatch, tmp_path):
+    monkeypatch.setattr(_systemd, "fdstore", lambda unit: [])
+    for left in tmp_path.iterdir():
+        left.unlink()
+    assert _hold.release({"name": "web", "unit": "web.service", "pid": 7, "started": 70}) is False
 
 
 @pytest.mark.parametrize("other", [(0, 0), (1, 0), (0, 1)])
