@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -61,6 +62,29 @@ def test_full_finds_one_bit_anywhere(files, monkeypatch, file, offset, place, th
     assert _digests.wrong(noted, files) == ([place], 7)
     os.pwrite(files[file], bytes([byte]), offset)
     assert _digests.wrong(noted, files) == ([], 7)
+
+
+def test_a_record_has_the_crc_32_of_each_place_in_order(files):
+    """As text, with eight digits each: another version of the collection may check it."""
+    for kind, threads in (("full", 3), ("full", 1), ("sample", 1)):
+        noted = _digests.note(kind, files)
+        where = _digests.places(kind, noted["seed"], SIZES)
+        expected = [zlib.crc32(os.pread(files[file], length, offset)) for file, offset, length in where]
+        assert noted["crc32"] == "".join(f"{value:08x}" for value in expected) and noted["kind"] == kind
+        assert _digests._sums(files, where, threads) == expected
+
+
+def test_only_a_full_check_uses_threads(monkeypatch):
+    """A sample is read in a moment, and the import of threading takes longer."""
+    for processors, threads in ((8, _digests.MOST_THREADS), (2, 2), (1, 1), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda found=processors: found)
+        assert (_digests._threads("full"), _digests._threads("sample")) == (threads, 1)
+
+
+def test_one_thread_is_the_one_that_asks(files, monkeypatch):
+    noted = _digests.note("sample", files)
+    monkeypatch.setattr("threading.Thread", None)
+    assert _digests.wrong(noted, files)[0] == []
 
 
 def test_full_finds_a_byte_in_a_hole_and_two_pages_that_changed_places():
@@ -139,6 +163,8 @@ BROKEN = [
     {},
     {"kind": "none"},
     {"kind": "other"},
+    {"kind": "none", "crc32": "0" * 8 * 260},  # as many digests as a sample has
+    {"kind": "other", "crc32": "0" * 8 * 260},
     {"seed": "7"},
     {"seed": None},
     {"crc32": None},
@@ -166,6 +192,14 @@ def test_a_failure_in_a_thread_is_one_of_the_check(files, monkeypatch):
         _digests.wrong(noted, files)
 
 
+def test_a_failure_in_one_thread_only_is_one_of_the_check(files, monkeypatch):
+    real, noted = os.preadv, _digests.note("full", files)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: 0 if offset == 2 * MIB else real(file, views, offset))
+    with pytest.raises(LiveUpdateError, match="RAM file 1 ends at offset 0x200000"):
+        _digests.wrong(noted, files)
+
+
 def test_a_read_that_returns_less_than_asked_for_is_gone_on_with(files, monkeypatch):
     noted, real = _digests.note("full", files), os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, views, offset: real(file, [views[0][:100_001]], offset))
@@ -185,10 +219,25 @@ def test_what_differs_is_told_in_words():
     differ = [(0, 0x1000, 4096), *((1, number << 20, MIB) for number in range(7))]
     assert _digests.told(differ[:1], 258) == "1 of 258 places that were read differ: file 1 at offset 0x1000 (4096 bytes)"
     assert _digests.told(differ, 9).endswith("file 2 at offset 0x300000 (1048576 bytes) and 3 more")
+    assert _digests.told(differ[:5], 9).endswith("file 2 at offset 0x300000 (1048576 bytes)")
 
 
 def test_the_speed_is_measured_on_memory_of_its_own(monkeypatch):
-    monkeypatch.setattr(_digests, "_SPEED_BYTES", 4 * MIB)
+    """64 MiB without a hole, which the kernel would not have to read. Nothing but a full check counts."""
+    now, read = [100.0], []
+
+    def note(kind, files):
+        read.extend((kind, os.fstat(file).st_size, os.fstat(file).st_blocks * 512, set(os.pread(file, 64 * MIB, 0))) for file in files)
+        now[0] += 0.25
+
+    def written(file, data, offset, real=os.pwrite):
+        now[0] += 1
+        return real(file, data, offset)
+
+    monkeypatch.setattr(_digests, "note", note)
+    monkeypatch.setattr(os, "pwrite", written)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     before = len(os.listdir("/proc/self/fd"))
-    assert _digests.speed() > MIB
+    assert _digests.speed() == 256 * MIB
+    assert read == [("full", 64 * MIB, 64 * MIB, set(range(256)))]
     assert len(os.listdir("/proc/self/fd")) == before
