@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _paused, _providers
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _early, _journal, _lock, _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _session as _handover_session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
@@ -36,6 +36,10 @@ SAVED = {"state": "saved", "on_loss": "start", **IDENTITY}
         ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 1]}, False, "restore", "its memory is preserved"),
         ({**SAVED, "qemu": [7, 1]}, {**IDENTITY, "qemu": [7, 2]}, False, "refuse", "qemu [7, 2], expected [7, 1]"),
         ({**SAVED, "qemu": [7, 1]}, IDENTITY, False, "restore", "its memory is preserved"),
+        *(
+            (SAVED, {key: value for key, value in IDENTITY.items() if key != missing}, False, "refuse", f"{missing} None")
+            for missing in ("guest", "uuid", "sizes")
+        ),
         (SAVED, {}, False, "cold", "belongs to another save"),
         (SAVED, None, False, "cold", "did not survive the reboot"),
         ({**SAVED, "on_loss": "stop"}, None, False, "refuse", "discard web1"),
@@ -100,6 +104,35 @@ def test_a_session_is_not_asked_for_in_the_boot_that_saved_the_guest(monkeypatch
     assert notified == [f"FDSTORE=1\nFDPOLL=0\nFDNAME={_handover_session.FDNAME}"]
     notified.clear()
     assert _handover_session.incoming({**journal, "boot_id": "before", "state": "restored"}) is None and not notified
+
+
+def test_a_session_that_systemd_kept_is_taken_without_asking_the_kernel(monkeypatch, notified):
+    monkeypatch.setattr(_systemd, "listen_fds", lambda: {_handover_session.FDNAME: 5})
+    monkeypatch.setattr(_luo, "retrieve_session", lambda _name: 1 // 0)
+    assert _handover_session.incoming({**SAVED, "session": "kvm-1", "unit": "web1.service", "boot_id": "before"}) == 5
+    assert not notified
+
+
+def test_a_note_is_read_and_its_descriptor_closed(monkeypatch):
+    made = []
+
+    def retrieve(session, token):
+        assert (session, token) == (7, _handover_session.META_TOKEN)
+        made.append(os.memfd_create("note"))
+        os.write(made[-1], b'{"hold": "h1"}')
+        return made[-1]
+
+    monkeypatch.setattr(_luo, "retrieve_fd", retrieve)
+    assert _handover_session.note(7) == {"hold": "h1"}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made[0])
+    assert _handover_session.note(None) is None
+
+
+def test_where_there_is_no_session_none_is_given_up(monkeypatch, notified):
+    monkeypatch.setattr(_luo, "finish", lambda session: 1 // 0)
+    _handover_session.drop(None, {"hold": "h1"})
+    assert not notified
 
 
 @pytest.mark.parametrize(("code", "note"), [("EINVAL", None), ("ENOENT", None), ("ENOMEM", LiveUpdateError)])
@@ -192,6 +225,117 @@ def test_a_guest_that_may_have_run_is_settled_only_when_its_qemu_says_that_it_ru
     assert (home / "web1.resumed").exists()
 
 
+def test_a_guest_runs_also_if_no_mark_says_that_it_was_tried(home):
+    _return.went_on("web1")
+    mark = home / "web1.resumed"
+    assert mark.stat().st_mode & 0o777 == 0o600 and not (home / "web1.trying").exists()
+    mark.write_text("kept")
+    _return.went_on("web1")
+    assert mark.read_text() == "kept"
+    (home / "web1.trying").touch()
+    assert not _return.may_have_run("web1", {**SAVED, "boot_id": "before"})  # the other mark says that it runs
+
+
+class Disk:
+    """A disk that does not accept the record of a guest that is back, so many times."""
+
+    def __init__(self, monkeypatch, fails):
+        self.did, self.fails = [], fails
+        monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
+        monkeypatch.setattr(_return, "time", SimpleNamespace(sleep=lambda seconds: self.did.append(("sleep", seconds))))
+        monkeypatch.setattr(_lock, "Lock", lambda: self)
+        self._write = _files.write_json
+        monkeypatch.setattr(_files, "write_json", self.write)
+
+    def __enter__(self):
+        self.did.append("locked")
+        if self.fails and self.fails[0] == "locked":
+            self.fails.pop(0)
+            raise LiveUpdateError("another live update operation runs on this host")
+        return self
+
+    def __exit__(self, *_exception):
+        self.did.append("free")
+
+    def write(self, path, record):
+        if self.fails and self.fails[0] == "full":
+            self.fails.pop(0)
+            self.did.append("full")
+            raise OSError(28, "No space left on device")
+        self.did.append("written")
+        self._write(path, record)
+
+
+def back(home):
+    """The journal of a guest on the disk, and the one that says that it is back."""
+    journal = {**SAVED, "boot_id": "before", "unit": "web1.service", "times": {"paused": 1.0}}
+    _files.write_json(_files.journal_path("web1"), journal)
+    (home / "web1.state").touch()
+    return {**journal, "state": "restored"}
+
+
+def test_the_record_of_a_guest_that_is_back_is_tried_until_the_disk_accepts_it(home, monkeypatch, capsys):
+    """Each time with the host's lock: otherwise an update could save the guest at that moment."""
+    restored = back(home)
+    disk = Disk(monkeypatch, ["full", "locked", "full"])
+    _return.settle_at_last(restored, lambda: True)
+    sleep = ("sleep", _return.SETTLE_S)
+    assert disk.did == [
+        *[sleep, "locked", "full", "free"],
+        *[sleep, "locked"],
+        *[sleep, "locked", "full", "free"],
+        sleep,
+        "locked",
+        "written",
+        "free",
+    ]
+    assert _journal.recorded("web1") == restored and not (home / "web1.state").exists()
+    said = capsys.readouterr().err
+    assert said.count("Its record cannot be written") == 2 and said.count("the restore is now recorded") == 1
+
+
+def test_the_record_of_a_guest_that_has_ended_is_not_tried_any_more(home, monkeypatch):
+    restored = back(home)
+    disk, lasts = Disk(monkeypatch, ["full"] * 9), [True, True, False]
+    _return.settle_at_last(restored, lambda: lasts.pop(0))
+    assert disk.did.count("full") == 2 and not lasts
+
+
+@pytest.mark.parametrize(
+    ("newer", "written"),
+    [
+        ({}, True),
+        ({"state": "restored"}, True),
+        ({"state": "lost"}, False),
+        ({"hold": "h2"}, False),
+        ({"hold": "h2", "state": "restored"}, False),
+    ],
+)
+def test_a_newer_record_is_not_replaced(home, monkeypatch, newer, written):
+    """Another update may have saved the guest since, or somebody discarded it."""
+    restored = back(home)
+    on_disk = {**_journal.recorded("web1"), **newer}
+    _files.write_json(_files.journal_path("web1"), on_disk)
+    monkeypatch.setattr(_early, "start_early", lambda *_unit: None)
+    assert _return.settled(restored) is True
+    assert _journal.recorded("web1") == (restored if written else on_disk) and (home / "web1.state").exists() is not written
+
+
+def test_a_record_that_the_disk_does_not_accept_is_not_settled(home, monkeypatch):
+    restored = back(home)
+    Disk(monkeypatch, ["full"])
+    assert _return.settled(restored) is False
+
+
+@pytest.mark.parametrize(("ahead", "now", "step"), [(100.0, 98.5, -1.5), (100.0, 100.0, 0.0), (None, 98.5, None), (100.0, None, None)])
+def test_the_times_of_this_boot_are_told_by_the_clock_of_the_one_before(home, monkeypatch, ahead, now, step):
+    monkeypatch.setattr(_this_boot, "ahead", lambda: now)
+    told = _return.restored({**SAVED, "clock_ahead": ahead, "times": {"paused": 1.0, "saved": 2.0}}, {"retrieved": 10.0, "resumed": 20.0})
+    off = step or 0.0
+    assert told["clock_step"] == step and told["times"] == {"paused": 1.0, "saved": 2.0, "retrieved": 10.0 - off, "resumed": 20.0 - off}
+    assert told["boot_id_after"] == "now"
+
+
 def test_an_image_that_cannot_be_looked_at_is_not_taken_for_gone(home, monkeypatch):
     (home / "web1.resumed").touch()
     journal = {**SAVED, "boot_id": "before", "image": str(home / "web1.save")}
@@ -278,6 +422,24 @@ def test_memory_that_differed_once_is_never_used(ram, home, lost):
     (home / lost).unlink()
     with pytest.raises(LiveUpdateError, match="not the same as before the jump: 1 of 2"):
         _return.check_memory(kept, [file], {})
+
+
+def test_what_was_wrong_with_memory_is_kept_as_it_was_told_first(ram, home, monkeypatch):
+    """A later boot has no mark: then the journal counts, and nothing is compared or written again."""
+    file, make = ram
+    journal = make(memory_wrong="1 of 2 places that were read differ: the first")
+    monkeypatch.setattr(_digests, "wrong", lambda *_words: 1 // 0)
+    monkeypatch.setattr(_journal, "record_guest", lambda journal: 1 // 0)
+    with pytest.raises(LiveUpdateError, match="places that were read differ: the first"):
+        _return.check_memory(journal, [file], {})
+    mark = _files.read_json(str(home / "web1.checked"))
+    assert mark == {"hold": "h1", "wrong": journal["memory_wrong"], "verified": "none"}
+
+
+def test_the_mark_of_memory_that_is_the_same_says_so(ram, home):
+    file, make = ram
+    _return.check_memory(make(), [file], {})
+    assert _files.read_json(str(home / "web1.checked")) == {"hold": "h1", "wrong": "", "verified": "full"}
 
 
 def test_memory_is_wrong_also_if_that_cannot_be_recorded(ram, monkeypatch, capsys):
