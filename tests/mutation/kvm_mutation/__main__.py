@@ -178,8 +178,7 @@ def run_new(options: argparse.Namespace) -> int:
                     say(f"{session.path}: {len(jobs)} mutants to try")
 
                 def step(worker: Worker, job: str, session: Session = session, whole: list[str] = whole) -> Verdict:
-                    tests = seen.tests(session.path, session.lines(job)) or whole
-                    return worker.run({session.path: session.mutated(job)}, tests, limit_of(seen.taken(tests)))
+                    return worker.try_out({session.path: session.mutated(job)}, seen, session.lines(job), whole)
 
                 for job, found in pool.each(step, jobs):
                     session.record(job, found)

@@ -117,6 +117,19 @@ class Worker:
                 found.append(verdict(self._answer({"files": files, "tests": some, "limit": limit})))
         return together(found)
 
+    def try_out(self, files: dict[str, str], seen: Seen, lines: t.Iterable[int], whole: list[str]) -> Verdict:
+        """What the tests say that run these lines of the one broken file; if none notices, what ``whole`` files of tests say.
+
+        Code that a test starts in another process is not recorded, so the test that notices may be among the others.
+        """
+        (path,) = files
+        some = seen.tests(path, lines)
+        if some:
+            found = self.run(files, some, limit_of(seen.taken(some)))
+            if found.outcome != "survived":
+                return found
+        return self.run(files, whole, limit_of(seen.taken(whole)))
+
     def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> Seen:
         """Run the tests on the files as they are, which has to go well, and see what each of them runs."""
         question = {"files": {file: checkout.text(file) for file in files}, "tests": tests, "limit": BASELINE_LIMIT_S, "warm": True}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import kvm_mutation
 import pytest
-from kvm_mutation.pool import verdict
+from kvm_mutation.pool import Seen, Verdict, Worker, verdict
 
 # As the worker does: one warm process, a fork for each run.
 RUN = """
@@ -127,3 +127,32 @@ def test_which_tests_run_a_line_is_seen_and_only_those_that_are_named_run(tmp_pa
     cases = ["test_nothing", "test_path", "test_paths[x]", "test_paths[y]"]
     assert found["status"] == 0 and found["tests"] == [f"test_two.py::{case}" for case in cases]
     assert found["lines"] == {"source.py": {"1": [-1], "4": [-1], "5": [0, 1, 2, 3], "6": [1, 2, 3], "7": [0]}}
+
+
+class Asked(Worker):
+    """A worker that notes which tests it is to run, instead of running them."""
+
+    def __init__(self, outcomes):
+        self.outcomes, self.asked = outcomes, []
+
+    def run(self, files, tests, limit):
+        self.asked.append(tests)
+        assert files == {"a.py": "broken"} and limit == 15 + 10 * len(tests)
+        return Verdict(self.outcomes.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("line", "outcomes", "asked"),
+    [
+        (1, ["killed"], [["t.py::one"]]),
+        (1, ["timeout"], [["t.py::one"]]),
+        (1, ["survived", "killed"], [["t.py::one"], ["t.py::one", "t.py::two"]]),
+        (2, ["survived"], [["t.py::one", "t.py::two"]]),  # it runs at an import
+        (3, ["killed"], [["t.py::one", "t.py::two"]]),  # no test runs it in its own process
+    ],
+)
+def test_what_the_tests_of_a_line_do_not_notice_meets_all_tests_of_its_file(line, outcomes, asked):
+    worker = Asked(list(outcomes))
+    seen = Seen({"t.py::one": 1.0, "t.py::two": 1.0}, {"a.py": {"1": [0], "2": [-1, 0]}})
+    assert worker.try_out({"a.py": "broken"}, seen, [line], ["t.py::one", "t.py::two"]).outcome == outcomes[-1]
+    assert worker.asked == asked

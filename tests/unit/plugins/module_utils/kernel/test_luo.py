@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import struct
+import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -72,9 +73,11 @@ def test_session_requests(kernel):
     _luo.preserve_fd(5, 6, 2**63)
     assert kernel.calls[-1] == (5, 0xBA40, struct.pack("=IiQ", 16, 6, 2**63))
     assert _luo.retrieve_fd(5, 1) == 7
+    assert kernel.calls[-1] == (5, 0xBA41, struct.pack("=IiQ", 16, -1, 1))
     _luo.finish(5)
     assert kernel.calls[-1] == (5, 0xBA42, struct.pack("=II", 8, 0))
     assert _luo.get_name(5) == "kvm-web1"
+    assert kernel.calls[-1] == (5, 0xBA43, struct.pack("=Ii64s", 72, 0, b""))  # the kernel wants the second word to be 0
 
 
 @pytest.mark.parametrize(
@@ -87,11 +90,20 @@ def test_is_incoming(kernel, code, incoming):
 
     kernel.answer = answer
     assert _luo.is_incoming(5) is incoming
+    assert kernel.calls == [(5, 0xBA41, struct.pack("=IiQ", 16, -1, 2**64 - 1))]
+
+
+def test_a_session_that_gives_a_file_is_incoming(kernel):
+    assert _luo.is_incoming(5) is True
 
 
 @pytest.mark.parametrize(
     ("code", "says"),
-    [(errno.ENOENT, "only memfds and unlinked tmpfs files"), (errno.EBUSY, "already preserved"), (errno.EIO, "EIO")],
+    [
+        (errno.ENOENT, "preserve token 1: the kernel cannot preserve this kind of file: only memfds and unlinked tmpfs files"),
+        (errno.EBUSY, "already preserved"),
+        (errno.EIO, r"^preserve token 1: Input/output error \(EIO\)$"),
+    ],
 )
 def test_errno_becomes_a_sentence(kernel, code, says):
     def answer(request, argument):
@@ -134,11 +146,67 @@ def test_the_error_tells_what_was_tried(kernel):
     assert caught.value.details == {"errno": "ENOENT", "verb": "open"}
 
 
-def test_a_device_that_stays_busy_is_given_up(kernel, monkeypatch):
-    def busy(path, flags):
-        raise OSError(errno.EBUSY, "")
+def test_an_error_without_a_number_is_told_as_well(kernel):
+    def answer(request, argument):
+        raise OSError("something else")
 
-    monkeypatch.setattr(os, "open", busy)
-    monkeypatch.setattr(_luo, "BUSY_LIMIT_S", 0.05)
-    with pytest.raises(LiveUpdateError, match="fuser -v"):
+    kernel.answer = answer
+    with pytest.raises(LiveUpdateError, match=r"^finish session: .* \(None\)$"):
+        _luo.finish(5)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [(_luo.create_session, "create session kvm-1: "), (_luo.retrieve_session, "retrieve session kvm-1: ")],
+)
+def test_an_error_names_the_session(kernel, call, what):
+    def answer(request, argument):
+        raise OSError(errno.EINVAL, "")
+
+    kernel.answer = answer
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LiveUpdateError) as caught:
+        call("kvm-1", kernel.device)
+    assert caught.value.message.startswith(what)
+    assert len(os.listdir("/proc/self/fd")) == before  # the device has one opener at a time
+
+
+class Device:
+    """A device that is busy until a time, and the clock."""
+
+    def __init__(self, monkeypatch, free_at, code=errno.EBUSY):
+        self.now, self.free_at, self.code, self.slept, self.flags = 1000.0, free_at, code, [], set()
+        monkeypatch.setattr(os, "open", self.open)
+        monkeypatch.setattr(_luo, "time", types.SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        monkeypatch.setattr(_luo, "BUSY_LIMIT_S", 10.0)
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += 1.0
+
+    def open(self, _path, flags):
+        self.flags.add(flags)
+        if self.now < self.free_at:
+            raise OSError(self.code, "")
+        return os.memfd_create("device")
+
+
+def test_a_device_that_is_busy_is_waited_for(kernel, monkeypatch):
+    """PID 1 uses it too, and only one process can."""
+    device = Device(monkeypatch, 1005.0)
+    _luo.create_session("x", kernel.device)
+    assert device.slept == [0.02] * 5 and device.flags == {os.O_RDWR | os.O_CLOEXEC}
+
+
+def test_a_device_that_stays_busy_is_given_up_at_the_limit(kernel, monkeypatch):
+    device = Device(monkeypatch, 2000.0)
+    with pytest.raises(LiveUpdateError, match=r"^open .*liveupdate: another process has it open.*fuser -v"):
         _luo.create_session("x", kernel.device)
+    assert len(device.slept) == 11
+
+
+def test_any_other_failure_is_told_at_once(kernel, monkeypatch):
+    device = Device(monkeypatch, 2000.0, errno.EPERM)
+    with pytest.raises(LiveUpdateError, match="only root may use it"):
+        _luo.create_session("x", kernel.device)
+    assert not device.slept
