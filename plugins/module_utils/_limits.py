@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""All time limits, in seconds. PRIVATE to the collection.
+"""All time limits of the code on hosts, in seconds. PRIVATE to the collection.
 
 While guests run, a limit only ends what would never end by itself: a slow host, or one with hundreds of guests, must not fail. All steps
 before the pause have one limit together, the operator's (``hypervisor_update_timeout``). Limits are short only while guests are paused and
@@ -85,6 +85,8 @@ QEMU_SETTLE = 5.0
 # The undo of one guest's save, whose steps are repeated until then, because a guest would stay paused. And one answer in it.
 UNDO = 300.0
 UNDO_ANSWER = 60.0
+# The least for an answer in the undo of a domain, also if it is asked right before the limit of the undo.
+UNDO_LAST_ANSWER = 10.0
 # Each of the two waits of the shutdown for processes that do not end (systemd-system.conf(5), DefaultTimeoutStopSec=).
 FINAL_KILL = 10
 # A requested kexec ends every process long before this. Only if the host still runs then, the update is undone.

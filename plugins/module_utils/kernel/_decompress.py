@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .. import _limits
 from .._errors import LiveUpdateError
 
 TYPE_CHECKING = False
@@ -40,7 +41,7 @@ _WINDOW_LOG = 27
 _XZ_MEMORY = (1 << _WINDOW_LOG) + (16 << 20)
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK = 8 << 20
-_TOOL_SECONDS = 60
+_TOOL_S = _limits.COMMAND
 # Far above every initial RAM disk.
 _LENGTH_LIMIT = 8 << 30
 
@@ -209,7 +210,7 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
         late.set()
         process.kill()
 
-    timer = threading.Timer(_TOOL_SECONDS, stop)
+    timer = threading.Timer(_TOOL_S, stop)
     timer.daemon = True
     try:
         feeder.start()
@@ -224,7 +225,7 @@ def _tool(tool: str, source: Source, what: str) -> Iterator[bytes]:
         process.stdout.close()
         feeder.join()
     if late.is_set():
-        raise LiveUpdateError(f"{what}: '{tool} -dc' did not end within {_TOOL_SECONDS} s; try again when the host is less busy")
+        raise LiveUpdateError(f"{what}: '{tool} -dc' did not end within {_TOOL_S} s; try again when the host is less busy")
     if status:
         raise ValueError(f"'{tool} -dc' ended with status {status}")
 

@@ -24,7 +24,7 @@ SAVE_LIMIT_S = _limits.LIBVIRT_SAVE
 UNDO_LIMIT_S = _limits.UNDO
 UNDO_ANSWER_S = _limits.UNDO_ANSWER
 _CAPABILITIES = {"execute": "query-migrate-capabilities"}
-_LAST_ANSWER_S = 10.0  # the limit of a question that is asked right before UNDO_LIMIT_S is over
+_LAST_ANSWER_S = _limits.UNDO_LAST_ANSWER
 
 
 def save(record: dict, path: str, running: bool) -> dict:

@@ -199,7 +199,7 @@ def test_a_tool_that_gives_too_much_is_stopped(tool):
 
 
 def test_a_tool_that_hangs_is_stopped(tool, monkeypatch):
-    monkeypatch.setattr(_decompress, "_TOOL_SECONDS", 0.2)
+    monkeypatch.setattr(_decompress, "_TOOL_S", 0.2)
     tool("lzop", "exec sleep 60")
     with pytest.raises(LiveUpdateError, match=r"'lzop -dc' did not end within 0\.2 s"):
         unpack("lzo", TEXT)
