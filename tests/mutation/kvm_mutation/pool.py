@@ -118,9 +118,10 @@ class Worker:
         return together(found)
 
     def try_out(self, files: dict[str, str], seen: Seen, lines: t.Iterable[int], whole: list[str]) -> Verdict:
-        """What the tests say that run these lines of the one broken file; if none notices, what ``whole`` files of tests say.
+        """What the tests say that run these lines of the one broken file; without any, what ``whole`` files of tests say.
 
-        Code that a test starts in another process is not recorded, so the test that notices may be among the others.
+        Code that a test starts in another process is not recorded. So if none notices, the first of the whole files, the broken file's
+        own, has the last word.
         """
         (path,) = files
         some = seen.tests(path, lines)
@@ -128,7 +129,8 @@ class Worker:
             found = self.run(files, some, limit_of(seen.taken(some)))
             if found.outcome != "survived":
                 return found
-        return self.run(files, whole, limit_of(seen.taken(whole)))
+        rest = whole[:1] if some else whole
+        return self.run(files, rest, limit_of(seen.taken(rest)))
 
     def baseline(self, checkout: Checkout, files: t.Iterable[str], tests: list[str]) -> Seen:
         """Run the tests on the files as they are, which has to go well, and see what each of them runs."""
