@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 # The tests that are asked, and all of them where none names the file that is broken. (Those of the playbooks run Ansible each time.)
 TESTS = "tests/unit/plugins"
+# What several tests import. A test that imports such a file also names what is named there.
+SHARED = "tests/unit/shared"
 # What the unit tests read: not the lab, which is large.
 _PARTS = ("CONTRIBUTING.md", "changelogs", "docs", "galaxy.yml", "meta", "playbooks", "plugins", "pyproject.toml", "roles", "tests/unit")
 
@@ -44,16 +46,19 @@ class Checkout:
     @functools.cached_property
     def surroundings(self) -> str:
         """A digest of all sources and tests: a mutant that survived them survives them again."""
-        relevant = {path: text for path, text in self.files.items() if path.startswith(("plugins/", TESTS + "/"))}
+        relevant = {path: text for path, text in self.files.items() if path.startswith(("plugins/", f"{TESTS}/", f"{SHARED}/"))}
         return digest(*(f"{path}\0".encode() + text for path, text in sorted(relevant.items())))
 
     @functools.cached_property
     def _named_by_test(self) -> dict[str, set[str]]:
-        tests = [path for path in self.files if path.startswith(TESTS + "/") and path.rpartition("/")[2].startswith("test_")]
-        return {path: names_in(self.text(path)) for path in tests if path.endswith(".py")}
+        tests = [path for path in self.files if path.startswith(f"{TESTS}/") and path.rpartition("/")[2].startswith("test_")]
+        files = [path for path in self.files if path.startswith(f"{SHARED}/") and path.endswith(".py")]
+        shared = {Path(path).stem: names_in(self.text(path)) for path in files}
+        found = {path: names_in(self.text(path)) for path in tests if path.endswith(".py")}
+        return {path: names.union(*(shared[name] for name in names & shared.keys())) for path, names in found.items()}
 
     def tests_of(self, path: str) -> list[str]:
-        """The test files that may notice a change of a source file: its own first, then all that import or read it."""
+        """The test files that may notice a change of a source file: its own first, then all that name it."""
         module = path.removesuffix(".py").replace("/", ".")
         folder, _slash, name = path.rpartition("/")
         own = f"tests/unit/{folder}/test_{name.removesuffix('.py').lstrip('_')}.py"

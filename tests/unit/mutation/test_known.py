@@ -105,6 +105,23 @@ def test_the_tests_of_a_file_are_its_own_and_then_those_that_name_it(checkout):
     assert checkout.tests_of("plugins/modules/other.py") == ["tests/unit/plugins"]
 
 
+def test_a_test_names_what_a_shared_file_names_that_it_imports(tmp_path):
+    texts = {
+        "plugins/a.py": "x = 1\n",
+        "tests/unit/shared/made_up.py": "from c.plugins import a\n",
+        "tests/unit/plugins/test_b.py": "from made_up import host\n",
+        "tests/unit/plugins/test_c.py": "import made_up\n",
+        "tests/unit/plugins/test_d.py": "import frames\n",
+    }
+    for path, text in texts.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before = Checkout(tmp_path)
+    assert before.tests_of("plugins/a.py") == ["tests/unit/plugins/test_b.py", "tests/unit/plugins/test_c.py"]
+    (tmp_path / "tests/unit/shared/made_up.py").write_text("from c.plugins import a, b\n")
+    assert Checkout(tmp_path).surroundings != before.surroundings  # what survived may not survive again
+
+
 def test_the_own_tests_of_a_file_come_first():
     tests = Checkout().tests_of("plugins/module_utils/update/_jump.py")
     assert tests[0] == "tests/unit/plugins/module_utils/update/test_jump.py"
