@@ -10,6 +10,8 @@ import signal
 
 import pytest
 
+pytest.register_assert_rewrite("made_up_host")  # so that its assertions show what they compared
+
 _HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 

@@ -125,7 +125,7 @@ def test_a_test_names_what_a_shared_file_names_that_it_imports(tmp_path):
 def test_the_own_tests_of_a_file_come_first():
     tests = Checkout().tests_of("plugins/module_utils/update/_jump.py")
     assert tests[0] == "tests/unit/plugins/module_utils/update/test_jump.py"
-    assert "tests/unit/plugins/module_utils/update/test_update.py" in tests
+    assert "tests/unit/plugins/module_utils/update/test_undo.py" in tests
 
 
 def test_a_pattern_means_files_by_their_end_and_a_wrong_one_is_an_error(checkout):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _return
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _links, _processes, _slow_paths, _systemd, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start
@@ -48,19 +48,6 @@ def test_a_stranger_has_a_reason_and_no_warnings(monkeypatch):
     assert _providers.strangers() == [{"name": "pid-7", "unit": "", "pid": 7, "reasons": [reason], "warnings": []}]
 
 
-def test_who_was_saved_and_does_not_run_is_a_reason_against_another_update(tmp_path, monkeypatch):
-    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
-    for name, state in {"web": "saved", "db": "saved", "old": "restored", "gone": "lost"}.items():
-        (tmp_path / f"{name}.json").write_text(f'{{"state": "{state}", "unit": "{name}.service"}}')
-    (tmp_path / "web.state").write_text("QEVM")
-    assert list(_journal.of_guests()) == ["db", "gone", "old", "web"]
-    (reason,) = _journal.not_back({"db": {}})
-    assert reason["code"] == "not-back" and "guest web " in reason["message"]
-    assert "'systemctl start web.service'" in reason["remedy"] and "discard web" in reason["remedy"]
-    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path / "never-written"))
-    assert _journal.not_back({}) == []
-
-
 @pytest.mark.parametrize(
     ("provider", "state", "cut"), [("libvirt", True, True), ("libvirt", False, False), ("qemu", True, False), (None, True, False)]
 )
@@ -78,19 +65,6 @@ def test_a_domain_whose_host_went_down_before_its_journal_was_written_is_lost(tm
         for note in (None, {"hold": "h"}, {}):  # whatever came over, it may have run on
             assert _return.decide(journal, note, False)[0] == "cold"
             assert _return.decide({**journal, "on_loss": "stop"}, note, False)[0] == "refuse"
-
-
-@pytest.mark.parametrize(
-    ("update", "seconds"),
-    [
-        ({}, None),
-        ({"state": "saved", "times": {"paused": 1.0, "saved": 2.0}}, None),
-        ({"state": "lost", "times": {"paused": 1.0, "saved": 2.0}}, None),
-        ({"state": "restored", "times": {"paused": 1.5, "saved": 2.0, "resumed": 9.0}}, 7.5),
-    ],
-)
-def test_a_guest_that_was_brought_back_had_a_pause(update, seconds):
-    assert _journal.pause(update) == seconds
 
 
 WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "started": 1, "ram": [], "argv": ["qemu"]}
@@ -557,3 +531,24 @@ def test_a_guest_whose_examination_fails_has_a_reason_and_the_others_are_examine
 
 def test_a_name_of_any_bytes_makes_a_unit_name():
     assert _units.escape("B\udcfcro") == r"B\xfcro" and _reasons.name_reasons({**WEB, "name": "B\udcfcro"}) == []
+
+
+GOOD = {"FileDescriptorStorePreserve": "yes", "NotifyAccess": "all", "IgnoreOnIsolate": "yes", "FileDescriptorStoreMax": "4"}
+
+
+def test_a_unit_with_all_it_needs_is_a_holder():
+    assert _reasons.unit_reasons("web1.service", GOOD) == []
+
+
+@pytest.mark.parametrize("key", sorted(GOOD))
+def test_what_a_unit_lacks_is_named(key):
+    (reason,) = _reasons.unit_reasons("web1.service", {**GOOD, key: "no" if key != "FileDescriptorStoreMax" else "0"})
+    assert f"{key}=" in reason["message"]
+    assert "hypervisor_setup_guest_units" in reason["remedy"]
+
+
+@pytest.mark.parametrize("setting", ["FailureAction", "StartLimitAction"])
+def test_a_unit_that_would_end_the_host_is_refused(setting):
+    (reason,) = _reasons.unit_reasons("web1.service", {**GOOD, setting: "reboot-force"})
+    assert reason["code"] == "unit-action" and f"{setting}=reboot-force" in reason["message"]
+    assert _reasons.unit_reasons("web1.service", {**GOOD, setting: "none"}) == []

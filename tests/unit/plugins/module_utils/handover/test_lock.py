@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -60,6 +61,13 @@ def clock(monkeypatch, steps=1.0, until=None):
 def end(process):
     process.stdin.close()
     process.wait(60)
+
+
+def test_one_operation_at_a_time():
+    with _lock.Lock(), pytest.raises(LiveUpdateError, match="another live update operation"), _lock.Lock(wait_s=0.2):
+        pass
+    with open(_files.LOCK, encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
 
 
 def test_the_lock_is_waited_for_until_the_limit_and_no_longer(other, monkeypatch):

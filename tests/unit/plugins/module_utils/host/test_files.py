@@ -30,6 +30,19 @@ def recorded_calls(monkeypatch):
     return done
 
 
+def test_records_are_whole_or_an_error(tmp_path):
+    path = str(tmp_path / "sub" / "record.json")
+    assert _files.read_json(path) == {}
+    _files.write_json(path, {"a": 1})
+    assert _files.read_json(path) == {"a": 1}
+    assert (tmp_path / "sub" / "record.json").stat().st_mode & 0o777 == 0o600
+    assert len(list((tmp_path / "sub").iterdir())) == 1
+    (tmp_path / "sub" / "record.json").write_text('{"a": ')
+    with pytest.raises(LiveUpdateError, match=r"record\.json"):
+        _files.read_json(path)
+    assert _files.remove(path) and not _files.remove(path)
+
+
 def test_a_record_is_durable_under_its_own_name_only(tmp_path, calls):
     _files.write_json(str(tmp_path / "web.json"), {"state": "saved"})
     assert calls == [("fsync", "web"), ("replace", "web.json"), ("fsync", tmp_path.name)]
@@ -75,6 +88,13 @@ def test_what_was_there_stays_whole_when_the_disk_is_full(tmp_path, monkeypatch)
         _files.write_json(path, {"state": "restored"})
     assert _files.read_json(path) == {"state": "saved"}
     assert os.listdir(tmp_path) == ["web.json"]
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "record.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"record\.json"):
+        _files.write_json(str(tmp_path / "record.json"), {})
+    assert [found.name for found in tmp_path.iterdir()] == ["record.json"]
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])

@@ -155,17 +155,6 @@ def test_a_line_that_just_fits_is_not_made_too_long_to_load(room, guests_first, 
     assert told == " ".join((line, *kept)) and len(told) <= 2016
 
 
-def test_a_unit_starts_early_until_it_need_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
-    ordinary, ahead = "sysinit.target.wants/web.service", f"{_units.TARGET}.wants/web.service"
-    _early.start_early("web.service", True, ahead=True)
-    assert links(tmp_path) == sorted([ordinary, ahead])
-    _early.start_early("web.service", True)
-    assert links(tmp_path) == [ordinary]
-    _early.start_early("web.service", False)
-    assert links(tmp_path) == []
-
-
 @pytest.fixture(name="booting")
 def host_that_boots(tmp_path, monkeypatch):
     """Units web and db, then the domain mail; web runs after three turns, mail after five. What is started is noted with the turn."""
@@ -196,14 +185,6 @@ def test_the_rest_of_the_boot_waits_for_guests_but_not_for_late_ones(booting):
     assert booting == [(3, _units.DAEMONS_TARGET), (5, "default.target")]
 
 
-def test_who_cannot_note_that_a_guest_is_late_goes_on(tmp_path, monkeypatch, capsys):
-    """Behind it a QEMU whose state did not load is ended."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "file"))
-    _early.late("web")
-    assert "web: the rest of the boot waits up to" in capsys.readouterr().err
-
-
 def test_the_rest_of_the_boot_waits_for_nobody_who_is_back_already(booting):
     for name in ("db", "web", "mail"):
         _files.write_json(_files.journal_path(name), {"state": "restored"})
@@ -231,27 +212,3 @@ def test_the_kernels_consoles_are_read(tmp_path, monkeypatch):
     assert _this_boot.consoles() == ""
     active.write_text("tty0 ttyS0\n")
     assert _this_boot.consoles() == "tty0 ttyS0"
-
-
-def test_an_early_start_is_durable_and_taken_back(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(_units, "FOLDER", str(tmp_path))
-    monkeypatch.setattr(_files, "sync_directory", synced.append)
-    link, ahead = tmp_path / "sysinit.target.wants/web.service", tmp_path / f"{_units.TARGET}.wants/web.service"
-    _early.start_early("web.service", True)
-    assert link.is_symlink() and not ahead.is_symlink() and synced == [str(link)]
-    _early.start_early("web.service", True, ahead=True)
-    assert ahead.is_symlink() and synced == [str(link), str(ahead)]
-    _early.not_early("web.service")
-    assert not link.is_symlink() and not ahead.is_symlink()
-    _early.start_early("web.service", False, ahead=True)
-    assert not ahead.is_symlink()
-
-
-def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monkeypatch, capsys):
-    def refuses(_path):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(_files, "remove", refuses)
-    _early.not_early("web.service")
-    assert "the early start of web.service cannot be undone, so the next boot starts it early too: [Errno 30]" in capsys.readouterr().err
