@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -49,21 +50,29 @@ def test_a_guest_that_runs_again_steps_back_and_a_failure_of_that_is_only_said(m
     assert "no answer from systemd" in capsys.readouterr().err
 
 
+def sleeps(monkeypatch, sleep):
+    """Have the wrapper, and nobody else, sleep in this way."""
+    monkeypatch.setattr(_start, "time", SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=sleep))
+
+
 @pytest.fixture(name="booting")
 def host_that_boots(tmp_path, monkeypatch):
     """A host whose root file system and KVM come when the guest has waited for so many turns."""
 
     class Booting:
         def __init__(self):
-            self.turns, self.writable_at, self.kvm_at, self.kvm = 0, 0, 0, tmp_path / "kvm"
+            self.turns, self.looks, self.writable_at, self.kvm_at, self.kvm = 0, 0, 0, 0, tmp_path / "kvm"
             self.sleep(0)
 
         def sleep(self, _seconds):
             if self.turns == self.kvm_at:
                 self.kvm.touch()
             self.turns += 1
+            self.looks = 0
 
         def access(self, path, _mode):
+            self.looks += 1
+            assert self.turns < 1000 and self.looks < 1000, "it waits for ever, or never sleeps"
             return path == str(tmp_path) and self.turns > self.writable_at
 
     made = Booting()
@@ -71,7 +80,7 @@ def host_that_boots(tmp_path, monkeypatch):
     monkeypatch.setattr(_files, "STATE", str(tmp_path))
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_argv, "nodes", lambda argv: [str(made.kvm)] if "kvm" in argv else [])
-    monkeypatch.setattr(time, "sleep", made.sleep)
+    sleeps(monkeypatch, made.sleep)
     monkeypatch.setattr(os, "access", made.access)
     return made
 
@@ -158,6 +167,7 @@ def test_a_cold_start_waits_for_the_bridge_of_its_command_line(booting, monkeypa
 
 
 def test_the_boot_does_not_wait_for_a_guest_that_must_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
     monkeypatch.setattr(_files, "STATE", str(tmp_path / "nowhere"))
     monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
@@ -245,7 +255,7 @@ def old_copy_below_a_mount_point(booting, tmp_path, monkeypatch):
         done.append(path.read_text())
         raise ZeroDivisionError
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    sleeps(monkeypatch, sleep)
     monkeypatch.setattr(_handover_session, "incoming", lambda journal: 7)
     monkeypatch.setattr(_handover_session, "note", lambda session: {})
     monkeypatch.setattr(_return, "decide", lambda *facts: ("restore", "so it is"))
@@ -352,6 +362,31 @@ SAVED = {
 }
 
 
+def until(seen, limit_s=20):
+    limit = time.monotonic() + limit_s
+    while not seen():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def ended(child, limit_s=20):
+    """The exit code of a child, which must not run for ever."""
+    found = []
+
+    def over():
+        pid, status = os.waitpid(child, os.WNOHANG)
+        found.extend([status] if pid else [])
+        return found
+
+    try:
+        until(over, limit_s)
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    return os.waitstatus_to_exitcode(found[0])
+
+
 @pytest.fixture(name="qemu")
 def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
     """Runs what sees the guest back, in a process of its own, beside a QEMU; tells what is the end of it."""
@@ -386,7 +421,7 @@ def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
 
         def end(self):
             """The exit code, QEMU's run state (none when it was ended), the guest's journal and what lies there of it."""
-            code = os.waitstatus_to_exitcode(os.waitpid(self.start(), 0)[1])
+            code = ended(self.start())
             left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "trying", "resumed", "late", "part"}
             state = None if code and self.process.wait(60) else (tmp_path / "web.qemu").read_text()
             return code, state, _files.read_json(_files.journal_path("web"))["state"], left
@@ -460,8 +495,276 @@ def test_wherever_the_loader_ends_a_guest_either_runs_and_is_known_to_or_can_be_
         assert _handover_journal.pause(_handover_journal.of_guest("web")) > 0
 
 
-def test_a_guest_that_runs_again_is_no_longer_saved(qemu):
+def test_a_guest_that_runs_again_is_no_longer_saved(qemu, monkeypatch, capfd):
+    """It is told once, with all its times."""
+    times = []
+    monkeypatch.setattr(_return, "restored", lambda journal, seen, real=_return.restored: times.append(seen) or real(journal, seen))
+    monkeypatch.setattr(
+        _start, "_record", lambda restored, main, real=_start._record: print(sorted(times[0]), flush=True) or real(restored, main)
+    )
     assert qemu.end() == BACK
+    said = capfd.readouterr()
+    assert said.out == "['loaded', 'qemu', 'resumed']\n"
+    assert (
+        said.err.count("\n") == 1 and said.err.startswith("kvm-liveupdate: web: restored, ") and said.err.endswith(" s after its pause\n")
+    )
+
+
+@pytest.mark.parametrize(("how", "says"), [("killed", True), ("failed", False)])
+def test_a_loader_that_was_killed_is_told_from_one_that_failed(qemu, monkeypatch, tmp_path, capfd, how, says):
+    once(monkeypatch, tmp_path, _monitor, "load", "before", how)
+    assert qemu.end()[:3] == NOT_RUN[:3]
+    assert qemu.process.returncode == -signal.SIGKILL  # nothing else is sure to end QEMU
+    said = capfd.readouterr().err
+    assert ("web: the process that loads its state was ended by signal 9" in said) is says
+    assert ("web: [Errno 5] no luck" in said) is not says
+    assert (tmp_path / "web.late").exists() is not says  # the rest of the boot does not wait for a guest that cannot be loaded
+
+
+def test_another_qemu_that_answers_is_not_let_go_on(qemu, tmp_path):
+    """The main process has ended, and a QEMU of another start answers at the monitor."""
+    with pytest.raises(LiveUpdateError, match="its QEMU has ended; the QEMU that answers is from another start"):
+        _start._mark("web", (qemu.process.pid, 1))
+    assert not (tmp_path / "web.trying").exists()
+
+
+def test_the_mark_is_for_root_only_and_is_made_once(qemu, tmp_path, monkeypatch):
+    main = (qemu.process.pid, _processes.start_time(qemu.process.pid))
+    _start._mark("web", main)
+    assert (tmp_path / "web.trying").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "_exit", lambda code: 1 // (code - _start._GIVEN_UP))
+    with pytest.raises(ZeroDivisionError):
+        _start._mark("web", main)
+    assert qemu.process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("main", "lasts"), [("own", True), ("another start", False), ("gone", False)])
+def test_a_process_lasts_as_long_as_it_is_the_one_that_started_then(main, lasts):
+    started = _processes.start_time(os.getpid())
+    pids = {"own": (os.getpid(), started), "another start": (os.getpid(), started + 1), "gone": (4194304, 0)}
+    assert _start._lasts(*pids[main]) is lasts
+
+
+def test_a_running_guest_lets_its_session_go_whatever_fails(monkeypatch, capsys):
+    """The main process of the unit is QEMU: only in its name PID 1 takes a notification."""
+    told = []
+
+    def fail(what):
+        raise LiveUpdateError(f"no {what}")
+
+    monkeypatch.setattr(_luo, "finish", lambda session: told.append(session) or fail("finish"))
+    monkeypatch.setattr(_systemd, "notify", lambda state, pid: told.append((state, pid)) or fail("notification"))
+    _start._let_go("web", 5, (77, 1))
+    assert told == [5, (f"FDSTOREREMOVE=1\nFDNAME={_handover_session.FDNAME}", 77)]
+    said = capsys.readouterr().err
+    assert "web: no finish" in said and "web: no notification" in said
+
+
+def test_a_qemu_that_cannot_be_asked_is_told_once_and_asked_again(qemu, tmp_path, monkeypatch, capfd):
+    """The guest has run or may have run; the loader is gone."""
+    asked = []
+    real = _monitor.Monitor
+
+    def monitor(path, **limits):
+        asked.append(path)
+        if len(asked) <= 4:
+            raise LiveUpdateError("no answer" if len(asked) <= 3 else "no room")
+        return real(path, **limits)
+
+    (tmp_path / "web.trying").touch()
+    (tmp_path / "web.qemu").write_text("running")
+    monkeypatch.setattr(_monitor, "Monitor", monitor)
+    until((tmp_path / "web.qmp").exists)
+    slept = []
+    sleeps(monkeypatch, lambda seconds: slept.append(seconds) or time.sleep(0.001))
+    _start._go_on_at_last("web", SAVED, 5, (qemu.process.pid, _processes.start_time(qemu.process.pid)))
+    assert slept == [_start.AGAIN_S] * 4 and (tmp_path / "web.resumed").exists()
+    said = capfd.readouterr().err
+    assert said.count("it is not known yet whether it runs: no answer. This is repeated until its QEMU ends") == 1
+    assert said.count("it is not known yet whether it runs: no room") == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "was_running", "goes_on"),
+    [("paused", True, True), ("paused", False, False), ("running", True, False), ("postmigrate", True, False)],
+)
+def test_only_a_paused_guest_that_ran_before_its_save_is_resumed_at_last(qemu, tmp_path, monkeypatch, state, was_running, goes_on):
+    until((tmp_path / "web.qmp").exists)
+    asked, finished = [], []
+    monkeypatch.setattr(_monitor, "go_on", lambda monitor: asked.append("cont") or True)
+    monkeypatch.setattr(_monitor.Monitor, "status", lambda monitor: asked.append("status") or state)
+    monkeypatch.setattr(_luo, "finish", finished.append)
+    main = (qemu.process.pid, _processes.start_time(qemu.process.pid))
+    _start._go_on_at_last("web", {**SAVED, "was_running": was_running}, 5, main)
+    assert asked == (["status", "cont"] if goes_on else ["status"])
+    assert finished == [5] and _handover_journal.recorded("web")["state"] == "restored"
+
+
+@pytest.mark.parametrize("newer", [{"hold": "of the next update", "state": "saved"}, {"state": "lost"}, {"hold": "x", "state": "restored"}])
+def test_what_is_known_at_last_does_not_replace_a_newer_record(qemu, tmp_path, monkeypatch, newer):
+    until((tmp_path / "web.qmp").exists)
+    _files.write_json(_files.journal_path("web"), {**SAVED, **newer, "boot_id": "now"})
+    (tmp_path / "web.resumed").touch()
+    recorded = []
+    monkeypatch.setattr(_start, "_record", lambda *what: recorded.append(what))
+    _start._go_on_at_last("web", SAVED, 5, (qemu.process.pid, _processes.start_time(qemu.process.pid)))
+    assert not recorded
+
+
+def test_a_record_that_the_disk_does_not_take_is_tried_again_while_qemu_lasts(monkeypatch):
+    tried = []
+    monkeypatch.setattr(_commands, "run", lambda *_words: "")
+    monkeypatch.setattr(_return, "settled", lambda restored: False)
+    monkeypatch.setattr(_return, "settle_at_last", lambda restored, lasts: tried.append((restored["guest"], lasts())))
+    _start._record({**SAVED, "times": {"paused": 1.0, "resumed": 2.0}}, (os.getpid(), _processes.start_time(os.getpid())))
+    _start._record({**SAVED, "times": {"paused": 1.0, "resumed": 2.0}}, (os.getpid(), 1))
+    assert tried == [("web", True), ("web", False)]
+
+
+class Became(BaseException):
+    """The wrapper has become QEMU."""
+
+
+@pytest.fixture(name="becomes")
+def wrapper_that_becomes_qemu(tmp_path, monkeypatch):
+    """What is run in place of the wrapper: the program, its words, and the record of the guest at that moment."""
+    ran = []
+
+    def execvp(program, words):
+        ran.append((program, words, _files.read_json(_files.run_path("web"))))
+        raise Became
+
+    for name in ("GUESTS_STATE", "GUESTS_RUN"):
+        monkeypatch.setattr(_files, name, str(tmp_path))
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: "web.service")
+    monkeypatch.setattr(_commands, "run", lambda *words: "")
+    monkeypatch.setattr(os, "execvp", execvp)
+    return ran
+
+
+PLAIN = ["qemu-system-x86_64", "-m", "128", "-uuid", "a0b1"]
+OWN_RAM = [*PLAIN, "-mem-path", "/dev/hugepages"]
+
+
+@pytest.mark.parametrize("argv", [PLAIN, OWN_RAM, PLAIN[:3]])
+def test_a_guest_starts_on_new_memory_that_can_be_preserved_or_on_its_own(becomes, tmp_path, monkeypatch, argv):
+    """The record is on the disk before QEMU runs, and a unit that was started early is so no more."""
+    not_early, before = [], set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(_early, "not_early", not_early.append)
+    with pytest.raises(Became):
+        _start._start("web", argv)
+    ((program, words, record),) = becomes
+    assert program == words[0] == "qemu-system-x86_64" and not_early == ["web.service"] and (tmp_path / "web.late").exists()
+    assert record["pid"] == os.getpid() and record["started"] == _processes.start_time(os.getpid()) and record["argv"] == argv
+    assert (record["provider"], record["unit"], record["monitor"]) == ("qemu", "web.service", str(tmp_path / "web.qmp"))
+    if argv is OWN_RAM:
+        assert record["ram"] == [] and record["reason"]
+        assert words == _argv.command(argv, record["monitor"], None, 0, False)
+        return
+    assert record["uuid"] == "a0b1" if argv is PLAIN else len(record["uuid"]) == 36
+    (ram,) = record["ram"]
+    assert record["reason"] is None and ram["size"] == os.fstat(ram["fd"]).st_size == 128 << 20
+    assert words == _argv.command(argv, record["monitor"], ram["fd"], 128 << 20, False) and "-incoming" not in words
+    assert os.get_inheritable(ram["fd"])
+    os.close(ram["fd"])
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_guest_without_a_uuid_has_the_same_one_at_each_start():
+    assert _start._own_uuid("web") == _start._own_uuid("web") != _start._own_uuid("db")
+    assert len(_start._own_uuid("web")) == 36
+
+
+def test_a_guest_outside_of_any_unit_starts_too(becomes, monkeypatch):
+    monkeypatch.setattr(_processes, "unit_of", lambda pid: None)
+    monkeypatch.setattr(_early, "not_early", lambda unit: 1 // 0)
+    monkeypatch.setattr(_commands, "run", lambda *words: 1 // 0)
+    with pytest.raises(Became):
+        _start._start("web", OWN_RAM)
+    assert becomes[0][2]["unit"] == ""
+
+
+def test_a_guest_is_restored_by_a_process_that_is_not_qemus_child(becomes, tmp_path, monkeypatch):
+    """QEMU would never reap it. QEMU gets the memory and waits for the state; the session is the loader's alone."""
+    ram, session = os.memfd_create("ram"), os.memfd_create("session")
+    os.ftruncate(ram, 128 << 20)
+    journal = {**SAVED, "argv": PLAIN, "sizes": [128 << 20]}
+    real = os.execvp
+
+    def execvp(program, words):
+        with contextlib.suppress(Became):
+            real(program, words)
+        record = becomes[0][2]
+        try:
+            os.waitpid(-1, 0)
+            children = True
+        except ChildProcessError:
+            children = False
+        left = {"words": words, "record": record, "children": children, "session": os.path.exists(f"/proc/self/fd/{session}")}
+        _files.write_json(str(tmp_path / "became"), {**left, "inheritable": os.get_inheritable(ram), "pid": os.getpid()})
+        os._exit(42)
+
+    def see(name, journal, session, main, times):
+        parent = os.getppid()
+        told = {"what": [name, journal["guest"], os.fstat(session).st_size], "main": main, "times": sorted(times), "parent": parent}
+        _files.write_json(str(tmp_path / "seen"), told)
+        os._exit(0)
+
+    monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.setattr(_return, "verify", lambda journal, path: None)
+    monkeypatch.setattr(_handover_session, "take", lambda journal, session: [ram])
+    monkeypatch.setattr(_start, "_see_it_back", see)
+    child = os.fork()
+    if child == 0:
+        try:
+            _start._restore("web", journal, session, 12.0)
+        finally:
+            os._exit(99)
+    assert ended(child) == 42
+    until((tmp_path / "seen").exists)
+    became, seen = _files.read_json(str(tmp_path / "became")), _files.read_json(str(tmp_path / "seen"))
+    assert became["pid"] == became["record"]["pid"] == seen["main"] == child != seen["parent"]
+    assert not became["children"] and not became["session"] and became["inheritable"]
+    assert became["words"] == _argv.command(PLAIN, str(tmp_path / "web.qmp"), ram, 128 << 20, True) and "-incoming" in became["words"]
+    assert became["record"]["ram"] == [{"fd": ram, "size": 128 << 20}] and became["record"]["reason"] is None
+    assert seen["what"] == ["web", "web", 0] and seen["times"] == ["retrieved", "start"]
+    os.close(ram)
+    os.close(session)
+
+
+@pytest.mark.parametrize("error", [LiveUpdateError("the record is damaged"), OSError(errno.EROFS, "Read-only file system"), None])
+@pytest.mark.parametrize(("saved", "resumed"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_clean_start_settles_what_was_before_it_and_does_not_depend_on_that(
+    becomes, booting, tmp_path, monkeypatch, capsys, saved, resumed, error
+):
+    did = []
+
+    def settle(name):
+        did.append(("settle", name))
+        if error:
+            raise error
+
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path / "guests"))
+    if saved:
+        _files.write_json(_files.journal_path("web"), {**SAVED, "argv": PLAIN})
+    if resumed:
+        _files.write_json(_files.run_path("web", "resumed"), {})
+    booting.kvm.touch()
+    monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: None)
+    monkeypatch.setattr(_handover_session, "drop", lambda *session: did.append("drop"))
+    monkeypatch.setattr(_return, "settle_seen", settle)
+    monkeypatch.setattr(_return, "lost", lambda journal, why: did.append(("lost", why)))
+    monkeypatch.setattr(_start, "_start", lambda name, argv: did.append(("start", argv)))
+    _start.run("web", PLAIN)
+    settled = {
+        (True, True): [("settle", "web")],
+        (True, False): [("lost", "its memory did not survive the reboot; it starts from its disks")],
+    }
+    assert did == ["drop", *settled.get((saved, resumed), []), ("start", PLAIN)]
+    assert ("web: its restore cannot be recorded" in capsys.readouterr().err) is bool(error and saved and resumed)
+    assert os.path.isdir(tmp_path / "run")
 
 
 def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp_path, monkeypatch, capfd):
@@ -471,13 +774,6 @@ def test_a_guest_that_did_not_get_to_run_can_be_brought_back_once_more(qemu, tmp
     said = capfd.readouterr().err
     assert "QEMU did not resume it within" in said and "'journalctl -b -u web.service' shows why" in said
     assert r"run 'systemctl start 'db\x2d1.service'' to try again" in said
-
-
-def until(seen, limit_s=20):
-    limit = time.monotonic() + limit_s
-    while not seen():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
 
 
 def test_while_qemu_refuses_to_let_a_guest_go_on_it_counts_as_saved_and_its_state_stays(qemu, tmp_path, monkeypatch):
@@ -492,7 +788,7 @@ def test_while_qemu_refuses_to_let_a_guest_go_on_it_counts_as_saved_and_its_stat
         assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
         time.sleep(0.01)
     (tmp_path / "web.locked").unlink()
-    assert os.waitpid(child, 0)[1] == 0
+    assert ended(child) == 0
     assert _handover_journal.of_guest("web")["state"] == "restored" and not (tmp_path / "web.trying").exists()
 
 
@@ -504,7 +800,7 @@ def test_a_guest_whose_qemu_ends_between_two_tries_can_be_brought_back_once_more
     until(lambda: not (tmp_path / "web.trying").exists())
     qemu.process.kill()
     qemu.process.wait(20)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert ended(child) == 1
     if not (tmp_path / "web.trying").exists():  # else it was killed in the middle of the next try
         assert not _return.may_have_run("web", SAVED)
     assert (tmp_path / "web.state").exists() and _handover_journal.recorded("web")["state"] == "saved"
@@ -522,7 +818,7 @@ def test_a_guest_whose_qemu_ends_in_a_try_is_neither_loaded_once_more_nor_starte
 
     threading.Thread(target=qemu.process.wait).start()  # what PID 1 does
     monkeypatch.setattr(_start, "_mark", mark)
-    assert os.waitstatus_to_exitcode(os.waitpid(qemu.start(), 0)[1]) == 1
+    assert ended(qemu.start()) == 1
     assert _handover_journal.of_guest("web")["state"] == "saved" and (tmp_path / "web.trying").exists()
     booting.kvm.touch()
     monkeypatch.setattr(_handover_session, "incoming", lambda _journal: 5)
@@ -604,7 +900,7 @@ def test_a_disk_that_is_full_keeps_no_guest_saved(qemu, tmp_path, monkeypatch):
     assert _handover_journal.recorded("web")["state"] == "saved"
     assert _handover_journal.not_back([]) == [] and _handover_journal.pause(_handover_journal.of_guest("web")) > 0
     (tmp_path / "room").touch()
-    assert os.waitpid(child, 0)[1] == 0
+    assert ended(child) == 0
     assert _handover_journal.recorded("web")["state"] == "restored" and not (tmp_path / "web.state").exists()
 
 
