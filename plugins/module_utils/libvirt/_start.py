@@ -198,12 +198,12 @@ def _start(name: str, journal: dict) -> float:
         if state == "running" or (has_run and state not in ("shut off", "") and not os.path.exists(image)):
             return _started(image)
         waited = time.monotonic() - begun
-        if has_run and state == "paused" and journal["was_running"] and waited > STUCK_S:
-            _go_on(journal)
-        elif (has_run and state == "shut off") or waited > _return.BACK_LIMIT_S:
+        if (has_run and state == "shut off") or waited > _return.BACK_LIMIT_S:
             raise LiveUpdateError(
                 f"guest {name} is {state or 'in an unknown state'}, not running: {why}", again=not (has_run and state == "shut off")
             )
+        if has_run and state == "paused" and journal["was_running"] and waited > STUCK_S:
+            _go_on(journal)
         if state == "shut off":
             _early.late(name)  # the rest of the boot may bring what it lacks
         time.sleep(RETRY_S)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -45,18 +46,48 @@ SAVED = {
 }
 
 
+class Clock:
+    """The time of a restore. ``at`` has what happens at a turn of a wait, by its number."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.turns, self.looks, self.at = 1000.0, [], 0, {}
+        monkeypatch.setattr(_start, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic, sleep=self.sleep))
+
+    def monotonic(self):
+        self.looks += 1
+        assert self.looks < 100, "it never sleeps"
+        return self.now
+
+    def sleep(self, seconds):
+        self.turns.append(seconds)
+        assert len(self.turns) < 10_000, "it waits for ever"
+        self.now, self.looks = self.now + seconds, 0
+        self.at.get(len(self.turns), lambda: None)()
+
+
+@pytest.fixture(name="clock")
+def clock_of_a_restore(monkeypatch):
+    return Clock(monkeypatch)
+
+
 @pytest.fixture(name="domain")
-def scripted_domain(tmp_path, monkeypatch):
+def scripted_domain(tmp_path, monkeypatch, clock):
     """A domain whose states come in the given order; a start either works or raises the next error. With a * it has run."""
 
     class Domain:
         def __init__(self):
-            self.states, self.errors, self.starts = [], [], 0
+            self.states, self.errors, self.starts, self.resumed, self.calls = [], [], 0, [], 0
             self.image = str(tmp_path / "app.save")
             self.saved = {**SAVED, "image": self.image}
             self.marker = tmp_path / "app.resumed"
 
-        def virsh(self, verb, _name, **_limit):
+        def virsh(self, verb, uuid, **_limit):
+            assert uuid == SAVED["uuid"]
+            self.calls += 1
+            assert self.calls < 10_000, "it asks for ever"
+            if verb == "resume":
+                self.resumed.append(clock.now)
+                return ""
             if verb == "domstate":
                 state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
                 if isinstance(state, LiveUpdateError):
@@ -77,7 +108,6 @@ def scripted_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_virsh, "virsh", made.virsh)
     monkeypatch.setattr(_virsh, "HOOK", str(tmp_path / "qemu.d/kvm-liveupdate"))
-    monkeypatch.setattr(_start, "RETRY_S", 0)
     return made
 
 
@@ -155,6 +185,51 @@ def test_a_domain_that_ran_and_went_off_is_not_started_from_its_old_state(domain
 
 
 @pytest.mark.parametrize(
+    ("states", "was_running", "resumed"),
+    [
+        (["paused*"], True, True),
+        (["paused"], True, False),  # its memory was not given to a QEMU: libvirt still starts it
+        (["paused*"], False, False),  # its owner had paused it
+        (["in shutdown*"], True, False),
+    ],
+)
+def test_only_a_domain_that_stays_paused_for_long_is_resumed(domain, clock, states, was_running, resumed):
+    """Libvirt says paused during a start, too. The start takes away the image at its end."""
+    Path(domain.image).touch()
+    domain.states, domain.errors = states, ["it is being started"] * 9999
+    with pytest.raises(LiveUpdateError, match="not running"):
+        _start._start("app", {**domain.saved, "was_running": was_running})
+    assert clock.now - 1000 > _return.BACK_LIMIT_S >= clock.now - 1000 - _start.RETRY_S
+    if resumed:
+        assert domain.resumed[0] - 1000 == _start.STUCK_S + _start.RETRY_S and len(domain.resumed) > 1000  # and it ends at the limit
+    else:
+        assert not domain.resumed
+    assert domain.starts == (2 * _return.BACK_LIMIT_S + 2 if states == ["paused"] else 1)
+
+
+def test_a_refusal_to_resume_is_only_said(domain, monkeypatch, capsys):
+    def refuse(*_words, **_limit):
+        raise LiveUpdateError("domain is not paused")
+
+    monkeypatch.setattr(_virsh, "virsh", refuse)
+    _start._go_on(domain.saved)
+    assert "domain is not paused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("states", "again"), [(["shut off*"], False), (["paused*"], True), (["shut off"], True), ([LiveUpdateError("no answer")], True)]
+)
+def test_what_may_have_run_and_went_off_is_not_tried_again_by_itself(domain, clock, states, again):
+    """Of anything else the memory is kept, and systemd tries it again."""
+    Path(domain.image).touch()
+    domain.states, domain.errors = states, ["no"] * 9999
+    with pytest.raises(LiveUpdateError, match="not running: no") as told:
+        _start._start("app", {**domain.saved, "was_running": False})
+    assert told.value.details["again"] is again
+    assert len(clock.turns) == (2 * _return.BACK_LIMIT_S + 1 if again else 1)
+
+
+@pytest.mark.parametrize(
     ("state", "said"), [("paused", "app is paused, not running: no"), (LiveUpdateError("gone"), "is in an unknown state, not running: no")]
 )
 def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
@@ -164,7 +239,7 @@ def test_the_wait_has_a_limit(domain, monkeypatch, state, said):
         _start._start("app", domain.saved)
 
 
-def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):
+def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch, clock):
     """Three of them that ran virsh all the time kept a host with one processor from starting the daemon for more than a minute."""
     path = str(tmp_path / "libvirt-sock")
     monkeypatch.setattr(_start, "SOCKETS", (str(tmp_path / "virtqemud-sock"), path))
@@ -173,21 +248,39 @@ def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch):
         _start._wait_for_socket("app")
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind(path)
-        with pytest.raises(LiveUpdateError, match="no process listens"):
+        with pytest.raises(LiveUpdateError, match="no process listens") as told:
             _start._wait_for_socket("app")
-        daemon.listen()
+        assert told.value.details["again"] and not clock.turns  # systemd starts the unit once more
+        monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", 5)
+        clock.at = {3: daemon.listen}
         _start._wait_for_socket("app")
+        assert clock.turns == [_start.POLL_S] * 3
+        _start._wait_for_socket("app")
+        assert len(clock.turns) == 3
+    monkeypatch.setattr(_start, "_listens", lambda path: False)
+    with pytest.raises(LiveUpdateError, match="within 5 s; start libvirt's daemon"):
+        _start._wait_for_socket("app")
+    assert sum(clock.turns[3:]) == pytest.approx(5, abs=0.2)
 
 
-def test_an_answer_of_libvirt_is_waited_for(domain, monkeypatch):
+def test_a_daemon_that_accepts_nobody_is_not_waited_for_in_one_look(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(socket.socket, "settimeout", lambda self, limit: limits.append(limit))
+    assert not _start._listens(str(tmp_path / "none")) and limits == [_start.RETRY_S]
+
+
+def test_an_answer_of_libvirt_is_waited_for(domain, clock, monkeypatch):
     """Without its state the image of a domain whose memory is lost would not be removed."""
-    monkeypatch.setattr(_start, "_listens", lambda path: True)
-    domain.states = [LiveUpdateError("no connection"), "shut off"]
+    listened = []
+    monkeypatch.setattr(_start, "_listens", lambda path: listened.append(path) or True)
+    domain.states = [LiveUpdateError("no connection"), LiveUpdateError("no connection"), "shut off"]
     assert _start._wait_for_answer("app", domain.saved) == "shut off"
-    monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", -1)
+    assert clock.turns == [_start.RETRY_S] * 2 and listened
+    monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", 5)
     domain.states = [LiveUpdateError("no connection")]
-    with pytest.raises(LiveUpdateError, match=r"within -1 s; 'journalctl -b -u \S+' shows why"):
+    with pytest.raises(LiveUpdateError, match=r"within 5 s; 'journalctl -b -u \S+' shows why") as told:
         _start._wait_for_answer("app", domain.saved)
+    assert told.value.details["again"] and len(clock.turns) == 2 + 11
 
 
 def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(tmp_path, monkeypatch):
@@ -195,6 +288,7 @@ def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(t
     monkeypatch.setattr(_systemd, "notify", lambda state: None)
     monkeypatch.setattr(_handover_session, "incoming", lambda journal: None)
     saved = {**SAVED, "on_loss": "stop"}
+    monkeypatch.setattr(_start, "_wait_for_answer", lambda *_what: 1 // 0)
     with pytest.raises(LiveUpdateError, match="its memory did not survive the reboot"):
         _start.restore("app", saved)
     assert os.path.exists(_host_files.run_path("app", "late"))
@@ -213,7 +307,7 @@ def test_the_journal_tells_what_became_of_the_clock(tmp_path, monkeypatch, outco
 
 
 @pytest.fixture(name="way")
-def a_domain_on_its_way_back(tmp_path, monkeypatch):
+def a_domain_on_its_way_back(tmp_path, monkeypatch, clock):
     """What is done on the way back in its order; a step that is in ``fails`` raises once."""
 
     class Way:
@@ -290,6 +384,76 @@ def test_libvirts_cache_is_carried_over_before_its_daemon_starts_and_forgotten_o
     assert way.done == ["carry_over", "ready", "start", "finish", "not early", "forget"]
 
 
+@pytest.mark.parametrize(("check", "extended"), [("full", 2), ("sample", 1), ("none", 1), (None, 1)])
+def test_systemd_gives_a_restore_the_time_that_it_may_take(way, monkeypatch, check, extended):
+    """At its start, and once more for a check of all memory. Else systemd would stop the unit, and an operator have to start it again."""
+    told = []
+    monkeypatch.setattr(_systemd, "notify", told.append)
+    monkeypatch.setattr(_return, "check_memory", lambda *_what: told.append("checked"))
+    _start.restore("app", {**way.journal(), "memory_check": check})
+    more = f"EXTEND_TIMEOUT_USEC={_return.BACK_LIMIT_S * 1_000_000:.0f}"
+    assert told[: extended + 1] == [more] * extended + ["checked"] and told.count(more) == extended
+    assert told[extended + 1].startswith("READY=1\n")
+
+
+@pytest.mark.parametrize("missing", ["app.placed", "app.resumed"])
+def test_a_domain_that_libvirt_started_without_its_memory_is_told(way, tmp_path, monkeypatch, missing):
+    """Its hook did not run."""
+    monkeypatch.setattr(_start, "_start", lambda *_what: (tmp_path / ({"app.placed", "app.resumed"} - {missing}).pop()).touch() or 2.0)
+    with pytest.raises(LiveUpdateError, match=r"guest app: libvirt started it without its preserved memory \(.*No such file.*hook"):
+        _start.restore("app", way.journal())
+    assert _journal.recorded("app")["state"] == "saved" and "finish" not in way.done
+
+
+def test_a_restored_domain_has_all_its_times(way, tmp_path, monkeypatch):
+    (tmp_path / "app.resumed").touch()
+    os.utime(tmp_path / "app.resumed", (7.0, 7.0))
+    (tmp_path / "app.placed").touch()
+    os.utime(tmp_path / "app.placed", (6.0, 6.0))
+    monkeypatch.setattr(_start, "_start", lambda *_what: 8.0)
+    _start._bring_back("app", way.journal(), 5, 3.0)
+    times = _journal.recorded("app")["times"]
+    assert {key: times[key] for key in ("paused", "start", "libvirt", "loaded", "resumed")} == {
+        "paused": 1.0,
+        "start": 3.0,
+        "libvirt": 6.0,
+        "loaded": 7.0,
+        "resumed": 8.0,
+    }
+    assert times["retrieved"] > 8.0
+
+
+@pytest.mark.parametrize("was_running", [True, False])
+def test_only_the_clock_of_a_guest_that_runs_is_corrected(way, monkeypatch, was_running):
+    asked = []
+    monkeypatch.setattr(_agent, "correct_clock", lambda name: asked.append(name) or {"clock": "synchronised", "thawed": False})
+    _start.restore("app", {**way.journal(), "was_running": was_running})
+    assert asked == (["app"] if was_running else []) and _journal.recorded("app")["state"] == "restored"
+
+
+def test_a_record_that_the_disk_does_not_take_waits_for_the_clock_too(way, monkeypatch):
+    """The clock's outcome is in the record that is tried again, and is written by nothing else."""
+    tried = []
+    monkeypatch.setattr(_return, "settled", lambda restored: False)
+    monkeypatch.setattr(_return, "settle_at_last", lambda restored, lasts: tried.append((restored["clock"], lasts())))
+    _start.restore("app", way.journal())
+    assert tried == [("synchronised", True)] and _journal.recorded("app")["state"] == "saved"
+
+
+@pytest.mark.parametrize(
+    ("state", "image", "starts"), [("paused", True, 1), ("in shutdown", True, 1), ("paused", False, 0), ("running", True, 0)]
+)
+def test_a_start_that_goes_on_in_libvirts_daemon_is_waited_for(way, tmp_path, monkeypatch, state, image, starts):
+    started = []
+    monkeypatch.setattr(_start, "_start", lambda name, journal: started.append(name))
+    journal, way.state = way.journal(), state
+    way.marker.touch()
+    if not image:
+        way.image.unlink()
+    _start.restore("app", journal)
+    assert len(started) == starts and left(tmp_path) == {"resumed"}
+
+
 @pytest.mark.parametrize("failing", ["finish", "not early"])
 def test_what_fails_once_a_domain_runs_keeps_it_from_nothing(way, tmp_path, failing):
     way.fails.add(failing)
@@ -330,22 +494,22 @@ def test_a_holder_that_ended_once_the_memory_was_given_finds_the_domain_back(way
     assert _journal.recorded("app")["state"] == again and left(tmp_path) == {"resumed"}
 
 
-def test_a_start_that_is_being_ended_is_not_taken_for_one_that_is_over(way, tmp_path, monkeypatch):
+def test_a_start_that_is_being_ended_is_not_taken_for_one_that_is_over(way, tmp_path, clock):
     """Libvirt keeps the image then: whether the guest ran for a moment nobody knows."""
     journal, way.state = way.journal(), "in shutdown"
     way.marker.touch()
-    monkeypatch.setattr(time, "sleep", lambda _s: setattr(way, "state", "shut off"))
+    clock.at = {1: lambda: setattr(way, "state", "shut off")}
     with pytest.raises(LiveUpdateError, match="app is shut off, not running"):
         _start.restore("app", journal)
     assert way.done == [] and {"save", "state"} <= left(tmp_path)
 
 
-def test_a_domain_that_the_daemon_left_paused_goes_on(way, monkeypatch):
+def test_a_domain_that_the_daemon_left_paused_goes_on(way, clock, monkeypatch):
     """The daemon ended between the hook and the guest's first step: nobody else would let it go on."""
     journal, way.state = way.journal(), "paused"
     way.marker.touch()
     monkeypatch.setattr(_start, "STUCK_S", -1)
-    monkeypatch.setattr(time, "sleep", lambda _s: setattr(way, "state", "running"))
+    clock.at = {1: lambda: setattr(way, "state", "running")}
     _start.restore("app", journal)
     assert way.done[0] == "resume" and _journal.recorded("app")["state"] == "restored"
 
@@ -388,6 +552,19 @@ def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkey
     _start.restore("app", way.journal())
     assert way.done == ["drop", "managedsave-remove", "not early", "start"]
     assert _journal.recorded("app")["state"] == "lost" and "state" not in left(tmp_path)
+    assert os.path.exists(_host_files.run_path("app", "late"))
+
+
+@pytest.mark.parametrize("session", [5, None])
+def test_a_domain_whose_memory_is_lost_and_that_runs_is_left_alone(way, monkeypatch, tmp_path, session):
+    """Its autostart was faster. The daemon starts only when the unit is ready, and the boot does not wait."""
+    seen = []
+    monkeypatch.setattr(_handover_session, "incoming", lambda journal: session)
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    monkeypatch.setattr(_systemd, "notify", lambda state: seen.append((state, os.path.exists(_host_files.run_path("app", "late")))))
+    _start.restore("app", way.journal())
+    assert way.done == ["drop", "not early"] and _journal.recorded("app")["state"] == "lost"
+    assert seen[1:] == [("READY=1", True)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
@@ -487,21 +664,13 @@ def test_libvirt_starts_no_domain_on_another_file_than_its_own(offered, memfd, b
         offered(memfd, disks=files)
 
 
-def test_a_domain_waits_for_the_mount_with_its_disk_although_an_old_copy_is_below_it(domain, below, monkeypatch, capsys):
+def test_a_domain_waits_for_the_mount_with_its_disk_although_an_old_copy_is_below_it(domain, clock, below, capsys):
     """Each try would start virsh and the hook; and one line says what is missing, not one for each try."""
     files, mount = below
     domain.states = ["shut off"]
-    turns = []
-
-    def sleep(_seconds):
-        turns.append(domain.starts)
-        assert len(turns) < 10
-        if len(turns) == 3:
-            mount()
-
-    monkeypatch.setattr(time, "sleep", sleep)
+    clock.at = {3: mount}
     _start._start("app", {**domain.saved, "disks": files})
-    assert turns == [0, 0, 0] and domain.starts == 1
+    assert clock.turns == [_start.RETRY_S] * 3 and domain.starts == 1
     assert capsys.readouterr().err.count("another file at") == 1
     assert os.path.exists(_host_files.run_path("app", "late"))  # the rest of the boot brings the mount
 
