@@ -567,24 +567,6 @@ def test_a_domain_whose_memory_is_lost_and_that_runs_is_left_alone(way, monkeypa
     assert seen[1:] == [("READY=1", True)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights")
-def test_the_process_that_keeps_the_memory_is_qemus_own_and_has_nothing_else():
-    session, memory = os.memfd_create("session"), os.memfd_create("ram")
-    keeper = _keeper.keep_open({"name": "app", "uid": 65534, "gid": 65533}, [memory])
-    try:
-        links = _processes.fd_links(keeper)
-        assert links[memory] == _processes.fd_links(os.getpid())[memory]
-        assert not [link for link in links.values() if "session" in link] and max(links) == max(memory, 2)
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{keeper}/status").read_text().splitlines())
-        assert set(status["Uid"].split()) == {"65534"} and set(status["Gid"].split()) == {"65533"}
-        assert status["Groups"].split() == [] and int(status["CapEff"], 16) == 0
-    finally:
-        os.kill(keeper, 9)
-        os.waitpid(keeper, 0)
-        os.close(session)
-        os.close(memory)
-
-
 @pytest.fixture(name="offered")
 def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
     """A hook's call for a domain that is saved; its memory is in this process."""
@@ -616,9 +598,78 @@ def memory_that_came_over():
     os.close(fd)
 
 
-def test_qemu_finds_a_link_to_its_memory(offered, memfd):
+def test_qemu_finds_a_link_to_its_memory(offered, memfd, tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
     path = offered(memfd)
     assert path.is_symlink() and path.read_bytes() == b"memory"
+    assert (tmp_path / "app.placed").exists()  # its time is when QEMU started
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_domain_that_nobody_saved_is_none_of_the_hooks_business(tmp_path, monkeypatch):
+    for name in ("GUESTS_STATE", "GUESTS_RUN"):
+        monkeypatch.setattr(_host_files, name, str(tmp_path))
+    monkeypatch.setattr("sys.stdin", None)
+    _hook.hook("app")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_domain_without_an_offer_is_not_started(offered, memfd, tmp_path, monkeypatch):
+    offered(memfd).unlink()
+    (tmp_path / "app.offer").unlink()
+    (tmp_path / "app.placed").unlink()
+    with pytest.raises(LiveUpdateError, match=r"guest app is not started, because its preserved memory is not available now"):
+        _hook.hook("app")
+    assert not (tmp_path / "app.placed").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "xml", "found"),
+    [
+        ([], "<domain type='kvm' id='7'>", r"domain ID '7', found \[\]"),
+        (["17-app", "7app"], "<domain type='kvm' id='7'>", r"domain ID '7', found \[\]"),
+        (["7-app", "7-db"], "<domain id='7'>", r"domain ID '7', found \['7-"),
+        (["-app", "7-app"], "<domain type='kvm'><name id='7'/>", r"domain ID '', found \[\]"),
+    ],
+)
+def test_only_the_one_directory_of_this_start_gets_memory(tmp_path, made, xml, found):
+    for name in made:
+        (tmp_path / name).mkdir()
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(LiveUpdateError, match=rf"guest app: libvirt made no directory for its RAM below {tmp_path} \({found}"):
+        _hook._ram_directory("app", str(tmp_path), xml)
+    assert set(os.listdir("/proc/self/fd")) == before
+    (tmp_path / "8-app").mkdir()
+    fd = _hook._ram_directory("app", str(tmp_path), "<!-- id='9' --><domain type='kvm' id='8'>")
+    assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "8-app")
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("path", "followed", "not_followed"),
+    [
+        ("/ram/libvirt/qemu/7-app", "/ram", ["libvirt", "qemu", "7-app"]),
+        ("/libvirt/qemu/ram/libvirt/qemu/7-app", "/libvirt/qemu/ram", ["libvirt", "qemu", "7-app"]),
+        ("/ram/libvirt/qemu", "/ram", ["libvirt", "qemu"]),
+        ("/libvirt/qemu", "/", ["libvirt", "qemu"]),
+        ("/dev/shm/ram", "/dev/shm/ram", []),
+    ],
+)
+def test_links_are_followed_only_in_what_the_operator_has_configured(monkeypatch, path, followed, not_followed):
+    """Below memory_backing_dir everything is libvirt/qemu/DOMAIN, and belongs to QEMU's user."""
+    opened, numbers = [], iter(range(100, 200))
+
+    def record(part, flags, dir_fd=None):
+        opened.append((part, flags, dir_fd))
+        return next(numbers)
+
+    closed = []
+    monkeypatch.setattr(os, "open", record)
+    monkeypatch.setattr(os, "close", closed.append)
+    last = _hook._open_directory(path)
+    plain = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    assert opened == [(followed, plain, None), *((part, plain | os.O_NOFOLLOW, 100 + n) for n, part in enumerate(not_followed))]
+    assert last == 100 + len(not_followed) and closed == list(range(100, last))
 
 
 def test_libvirt_starts_no_domain_with_another_disk_under_the_name_of_its_own(offered, memfd, monkeypatch, tmp_path, way):
@@ -743,7 +794,9 @@ def test_a_stand_in_gets_the_file_and_never_what_a_link_names(offered, memfd, tm
     there = tmp_path / "ram/libvirt/qemu/3-db"
     there.mkdir()
     (there / "pc.ram").write_text("its memory")
+    before = set(os.listdir("/proc/self/fd"))
     assert offered(memfd, memory=str(there / "pc.ram")).read_text() == "its memory"
+    assert set(os.listdir("/proc/self/fd")) == before
     (tmp_path / "ram/libvirt/qemu/7-app/pc.ram").unlink()
     (there / "pc.ram").unlink()
     (tmp_path / "secret").touch()
