@@ -67,9 +67,9 @@ def apply(source: str, breakage: Breakage) -> str:
 
 
 def is_exempt(source: str, operator: str, start: Place) -> bool:
-    """Whether what lies there is only told to people or to a type checker, or is a wait that may be a bit longer."""
-    everything, numbers = _exempt(source)
-    ranges = everything + (numbers if operator.endswith("NumberReplacer") else ())
+    """Whether what lies there is only told to people or to a type checker, is a wait that may be a bit longer, or joins texts."""
+    everything, numbers, joins = _exempt(source)
+    ranges = everything + (numbers if operator.endswith("NumberReplacer") else joins if operator.endswith("Add_Sub") else ())
     return any(begin <= start < end for begin, end in ranges)
 
 
@@ -259,9 +259,10 @@ _Range = tuple[Place, Place]
 
 
 @functools.lru_cache(maxsize=4)
-def _exempt(source: str) -> tuple[tuple[_Range, ...], tuple[_Range, ...]]:
-    """Ranges that are left alone by all operators, and those whose numbers are."""
+def _exempt(source: str) -> tuple[tuple[_Range, ...], tuple[_Range, ...], tuple[_Range, ...]]:
+    """Ranges that are left alone by all operators, those whose numbers are, and plus signs between texts, for which there is no minus."""
     places = _Places(source)
+    joins: list[_Range] = []
     everything: list[ast.AST] = []
     numbers: list[ast.AST] = []
     for node in ast.walk(ast.parse(source)):
@@ -285,8 +286,17 @@ def _exempt(source: str) -> tuple[tuple[_Range, ...], tuple[_Range, ...]]:
                 numbers.append(node)
         if isinstance(node, ast.Call) and _dotted(node.func) == "time.sleep":
             numbers.append(node)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and (_is_text(node.left) or _is_text(node.right)):
+            joins.append((places.of(node.left)[1], places.of(node.right)[0]))
     numbers_of_modes = [(each.start, each.end) for each in _modes(source)]
-    return tuple(map(places.of, everything)), (*map(places.of, numbers), *numbers_of_modes)
+    return tuple(map(places.of, everything)), (*map(places.of, numbers), *numbers_of_modes), tuple(joins)
+
+
+def _is_text(node: ast.expr) -> bool:
+    """Whether this is a text or bytes, as far as one sees without running it."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _is_text(node.left) or _is_text(node.right)
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)))
 
 
 def _is_aside(test: ast.expr) -> bool:

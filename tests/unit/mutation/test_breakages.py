@@ -143,6 +143,14 @@ def test_what_cosmic_ray_brings_is_left_out_there_too(operator, text, exempt):
     assert is_exempt(ASIDE, operator, place) == exempt
 
 
+def test_a_plus_sign_between_texts_is_no_number():
+    """A minus would be an error wherever it is run. At an import nothing at all could be tested."""
+    source = 'a = b + "x"\nc = (b"x" + a) + d\ne = f"{a}" + b\nf = a + b\n'
+    places = [(1, 6), (2, 10), (2, 15), (3, 11), (4, 6)]
+    assert [is_exempt(source, "core/ReplaceBinaryOperator_Add_Sub", place) for place in places] == [True, True, True, True, False]
+    assert not is_exempt(source, "core/ReplaceBinaryOperator_Sub_Add", places[0])
+
+
 def test_a_wait_may_be_a_bit_longer_and_a_mode_is_no_number():
     source = "time.sleep(0.5)\nos.chmod(path, 0o600)\nx = 1\n"
     assert [is_exempt(source, "core/NumberReplacer", place) for place in ((1, 11), (2, 15), (3, 4))] == [True, True, False]
