@@ -49,6 +49,82 @@ def test_a_record_is_durable_under_its_own_name_only(tmp_path, calls):
     assert _files.read_json(str(tmp_path / "web.json")) == {"state": "saved"}
 
 
+def test_all_of_a_file_is_written_out_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append((os.fstat(fd).st_size, (tmp_path / "unit").exists())))
+    _files.write_text(str(tmp_path / "unit"), "x" * 100_000, 0o644)
+    assert seen[0] == (100_000, False) and seen[1][1] and len(seen) == 2
+
+
+def test_a_record_is_the_same_text_for_the_same_content(tmp_path):
+    _files.write_json(str(tmp_path / "record"), {"b": 1, "a": {"d": 2, "c": 3}})
+    assert (tmp_path / "record").read_text() == '{\n "a": {\n  "c": 3,\n  "d": 2\n },\n "b": 1\n}\n'
+
+
+def test_each_new_directory_is_durable(tmp_path, calls):
+    _files.make_directory(str(tmp_path / "run/guests"))
+    assert calls == [("fsync", tmp_path.name), ("fsync", "run")]
+    _files.make_directory(str(tmp_path / "run/guests"))
+    assert len(calls) == 2
+
+
+def test_a_directory_that_another_process_makes_first_is_no_failure(tmp_path, monkeypatch, calls):
+    def mkdir(path, mode, real=os.mkdir):
+        if path.endswith("run"):
+            real(path, mode)
+        real(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    _files.make_directory(str(tmp_path / "run/guests"))
+    assert (tmp_path / "run/guests").is_dir() and calls == [("fsync", "run")]
+
+
+def test_the_parents_of_a_directory_are_looked_for_only_as_far_as_there_are_any(tmp_path, monkeypatch):
+    looked = []
+
+    def isdir(path, real=os.path.isdir):
+        looked.append(path)
+        assert len(looked) < 10, "it looks for ever"
+        return real(path)
+
+    monkeypatch.setattr(os.path, "isdir", isdir)
+    _files.make_directory(str(tmp_path / "a/b"))
+    assert looked == [str(tmp_path / "a/b"), str(tmp_path / "a"), str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("call", "flags"),
+    [
+        (_files.sync_directory, [os.O_RDONLY | os.O_DIRECTORY]),
+        (_files.create, [os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW]),
+        (_files.open_ordinary, [os.O_PATH, os.O_RDONLY | os.O_NONBLOCK]),
+        (_files.digest, [os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK]),
+    ],
+)
+def test_a_file_is_opened_so_that_nothing_else_can_be_meant_or_hang(tmp_path, monkeypatch, call, flags):
+    """No link is followed, no pipe waited for, and no program that is started gets it."""
+    opened, before = [], len(os.listdir("/proc/self/fd"))
+    (tmp_path / "file").write_text("x")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda path, flags, *mode, real=os.open: opened.append(flags) or real(path, flags, *mode))
+        found = call(str(tmp_path / "file"))
+    assert opened == [one | os.O_CLOEXEC for one in flags]
+    if call in (_files.create, _files.open_ordinary):
+        assert os.path.samestat(os.fstat(found), os.stat(tmp_path / "file"))
+        os.close(found)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("pipe", "link", ""):
+        with pytest.raises(ValueError, match="it is not a regular file"):
+            _files.open_ordinary(str(tmp_path / name))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_record_that_may_not_be_read_names_who_may(monkeypatch):
     def refused(*_arguments, **_named):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
