@@ -499,6 +499,49 @@ def test_a_name_too_long_for_a_unit_is_a_reason_against_this_guest_only(looked, 
     assert bool(_reasons.name_reasons({**record, "provider": "libvirt"})) is long
 
 
+def test_each_provider_surveys_its_own_guests_and_no_name_that_systemd_would_refuse(looked):
+    """systemctl would fail for all of them."""
+    seen, asked = {}, []
+
+    def provider(name, properties):
+        return SimpleNamespace(
+            survey=lambda records: seen.update({name: [record["name"] for record in records]}), unit_properties=properties
+        )
+
+    providers = {"qemu": provider("qemu", ("Type",)), "libvirt": provider("libvirt", ())}
+    looked.setattr(_providers, "all_of_them", lambda: list(providers.values()))
+    looked.setattr(_providers, "of", lambda record: providers[record["provider"]])
+    looked.setattr(_systemd, "show_each", lambda units, *names: asked.append(units) or {unit: {"Wants": "a.service"} for unit in units})
+    guests = [{**WEB, "name": name, "unit": f"{name}.service", "provider": kind} for name, kind in (("web", "qemu"), ("db", "libvirt"))]
+    _reasons.survey([*guests, {**WEB, "name": "x" * 300, "unit": "long.service"}])
+    assert seen == {"qemu": ["web"], "libvirt": ["db"]}
+    assert asked[0] == ["db.service", "web.service"] and asked[-1] == ["a.service"]
+    assert [list(record["brought"]) for record in guests] == [["a.service"], []]  # only units run what a boot has to find
+
+
+def test_services_that_start_each_other_are_told_once(looked):
+    asked_for = services(looked, web={"Wants": "a.service"}, a={"Requires": "b.service"}, b={"BindsTo": "a.service web.service"})
+    record = {**WEB}
+    _reasons._ask_systemd([record])
+    assert list(record["brought"]) == ["a.service", "b.service"] and len(asked_for) < 10
+
+
+@pytest.mark.parametrize("kept", [{"shown": SHOWN}, {"limits": {}}, {}])
+def test_a_record_without_all_answers_is_asked_for_again(looked, kept):
+    record = {**WEB, **kept}
+    asked = []
+    looked.setattr(_reasons, "_ask_systemd", lambda records: asked.extend(records))
+    _reasons._asked(record)
+    assert asked == [record]
+    _reasons._asked({**WEB, "shown": {}, "limits": {}})
+    assert len(asked) == 1
+
+
+def test_a_guest_of_a_long_name_gets_no_warnings_of_its_unit(looked):
+    looked.setattr(PROVIDER, "unit_warnings", lambda record, shown: 1 // 0)
+    assert _reasons.warn({**WEB, "name": "a" * 300}) == _reasons.warn({**WEB, "unit": ""})
+
+
 def test_two_guests_of_one_name_are_both_refused(looked):
     domain = {**WEB, "provider": "libvirt", "unit": "kvm-liveupdate-hold@web.service", "pid": 8}
     providers = [SimpleNamespace(known=lambda: [dict(WEB), {**WEB, "name": "db"}]), SimpleNamespace(known=lambda: [domain])]
@@ -545,6 +588,12 @@ def test_what_a_unit_lacks_is_named(key):
     (reason,) = _reasons.unit_reasons("web1.service", {**GOOD, key: "no" if key != "FileDescriptorStoreMax" else "0"})
     assert f"{key}=" in reason["message"]
     assert "hypervisor_setup_guest_units" in reason["remedy"]
+
+
+@pytest.mark.parametrize(("most", "enough"), [("", False), ("0", False), ("1", True), ("2", True), (None, False)])
+def test_a_unit_needs_room_for_one_descriptor(most, enough):
+    properties = {key: value for key, value in {**GOOD, "FileDescriptorStoreMax": most}.items() if value is not None}
+    assert (_reasons.unit_reasons("web1.service", properties) == []) is enough
 
 
 @pytest.mark.parametrize("setting", ["FailureAction", "StartLimitAction"])
