@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import time
@@ -15,7 +16,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _guests, _save
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _disk_files, _monitor, _reopened
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _changes, _disk_files, _monitor, _reopened
 
 SMALL = """55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Size:                132 kB
@@ -55,10 +56,13 @@ class Machine(_monitor.Monitor):
     """A QEMU that answers from a script: of each command the answers in their order, the last one for ever; an error is raised."""
 
     def __init__(self, **script):
-        self._path, self.script, self.asked = "/run/qmp", script, []
+        self._path, self.script, self.asked, self.arguments = "/run/qmp", script, [], []
+        self._file = self._socket = SimpleNamespace(close=lambda: None)
 
     def execute(self, command, **arguments):
         self.asked.append(command)
+        self.arguments.append(arguments)
+        assert len(self.asked) < 50_000, "it asks for ever"
         answers = self.script.get(command.replace("-", "_"), [{}])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
@@ -91,9 +95,28 @@ def test_a_guest_that_may_have_run_is_not_said_to_have_not(answer, status):
         _monitor.go_on(Machine(cont=[answer], query_status=[status]))
 
 
+class Clock:
+    """A clock that only sleeps move; ``slept`` has how long each was."""
+
+    def __init__(self, monkeypatch, place):
+        self.now, self.slept, self.looks = 1000.0, [], 0
+        monkeypatch.setattr(place, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic, sleep=self.sleep))
+
+    def monotonic(self):
+        self.looks += 1
+        assert self.looks < 100, "it never sleeps"
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now, self.looks = self.now + seconds, 0
+
+
 def resumed(monkeypatch, machine, running=True, alive=True):
+    clock = machine.clock = Clock(monkeypatch, _save)
+    monkeypatch.setattr(_monitor, "time", _save.time)
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
-    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
+    assert clock.now == 1000
     process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid()) if alive else 1}
     _save.resume({"name": "web", "monitor": "/run/qmp", **process}, running)
     return machine.asked
@@ -121,20 +144,62 @@ def test_the_guest_runs_on_although_a_setting_cannot_be_taken_back(monkeypatch):
 
 
 def test_a_guest_that_does_not_go_on_at_once_is_told_again_and_its_monitor_is_opened_again(monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     states = [LiveUpdateError("no answer"), PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, RUNNING]
     machine = Machine(query_status=states, migrate_set_capabilities=[LiveUpdateError("in progress"), {}], cont=[REFUSED, {}])
     assert resumed(monkeypatch, machine).count("cont") == 2
 
 
-def test_a_guest_that_never_goes_on_is_given_up_at_the_limit(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "sleep", lambda _seconds: now.append(now.pop() + 40))
-    machine = Machine(query_status=[PAUSED], cont=[REFUSED])
-    with pytest.raises(LiveUpdateError, match='the guest is still paused after 300 s: cont: Failed to get "write" lock'):
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ({"query_status": [PAUSED], "cont": [REFUSED]}, 'the guest is still paused after 300 s: cont: Failed to get "write" lock'),
+        ({"query_status": [PAUSED]}, "the guest is still paused after 300 s: no command failed"),
+        ({"query_status": [{"status": "finish-migrate"}]}, "the guest is still finish-migrate after 300 s: .*did not end its migration"),
+        ({"query_status": [LiveUpdateError("no answer")]}, "the guest is still in an unknown state after 300 s: no answer"),
+    ],
+)
+def test_a_guest_that_never_goes_on_is_given_up_at_the_limit(monkeypatch, script, says):
+    machine = Machine(**script)
+    with pytest.raises(LiveUpdateError, match=says) as told:
         resumed(monkeypatch, machine)
-    assert 300 < now[0] < 400
+    assert 1300 < machine.clock.now < 1310 and set(machine.clock.slept) <= {0.5, 0.05} and not told.value.details
+
+
+OFF = [{"capability": "x-ignore-shared", "state": False}]
+
+
+def settings(machine):
+    return [
+        told["capabilities"] for command, told in zip(machine.asked, machine.arguments, strict=True) if command.endswith("capabilities")
+    ]
+
+
+def test_the_setting_is_taken_back_once_and_the_guest_told_to_go_on_until_it_does(monkeypatch):
+    machine = Machine(query_status=[PAUSED] * 11 + [RUNNING], cont=[REFUSED, REFUSED, {}])
+    asked = resumed(monkeypatch, machine)
+    assert settings(machine) == [OFF] and asked.count("cont") == 3 and machine.clock.slept == [0.5] * 2
+
+
+@pytest.mark.parametrize("state", ["paused", "postmigrate"])
+def test_a_guest_that_was_paused_before_its_save_stays_paused(monkeypatch, state):
+    machine = Machine(query_status=[{"status": state}], migrate_set_capabilities=[LiveUpdateError("in progress"), {}])
+    assert "cont" not in resumed(monkeypatch, machine, running=False)
+    assert settings(machine) == [OFF, OFF] and machine.clock.slept == [0.5]
+
+
+@pytest.mark.parametrize("state", ["running", "shutdown", "internal-error"])
+def test_a_guest_in_another_state_is_not_told_to_go_on(monkeypatch, state):
+    """It runs, or nothing that an undo can do makes it run."""
+    assert "cont" not in resumed(monkeypatch, Machine(query_status=[{"status": state}]))
+
+
+def test_whether_qemu_lives_is_asked_until_the_guest_goes_on(monkeypatch):
+    machine = Machine(query_status=[PAUSED], cont=[REFUSED])
+    lives = [True] * 5 + [False] * 9
+    monkeypatch.setattr(_processes, "lives", lambda record: lives.pop(0))
+    with pytest.raises(LiveUpdateError, match="has ended") as told:
+        resumed(monkeypatch, machine)
+    assert machine.clock.slept == [0.5] * 5 and told.value.details == {"ended": True}
 
 
 def test_a_guest_whose_qemu_has_ended_is_not_waited_for(monkeypatch):
@@ -178,6 +243,15 @@ def test_a_guest_that_went_on_after_its_save_is_seen(monkeypatch, states, says):
     assert len(problems) == bool(says) and all(problem.startswith(says) for problem in problems)
 
 
+def test_a_save_that_does_not_settle_is_told_at_its_limit(monkeypatch):
+    clock = Clock(monkeypatch, _save)
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: Machine(query_status=[{"status": "finish-migrate"}]))
+    (problem,) = _save.still_saved([{"name": "web", "monitor": "m"}])
+    assert problem.startswith("guest web was saved and is finish-migrate now")
+    assert _save.SETTLE_LIMIT_S <= sum(clock.slept) < _save.SETTLE_LIMIT_S + 0.02 and set(clock.slept) == {0.005}
+    assert _save.still_saved([]) == []
+
+
 def test_a_qemu_that_does_not_answer_is_a_problem(tmp_path):
     (problem,) = _save.still_saved([{"name": "web", "monitor": str(tmp_path / "none")}])
     assert problem.startswith("guest web: it is unknown whether it is still paused")
@@ -210,7 +284,6 @@ def examination(monkeypatch):
 
     def inspect(noted=None, **other):
         machine = Machine(**copy.deepcopy({**ANSWERS, **other}))
-        machine._file = machine._socket = SimpleNamespace(close=lambda: None)
 
         def monitor(_path, answer_s):
             assert answer_s >= 600  # what is late would be a reason against a guest on a host that is only slow
@@ -244,6 +317,87 @@ def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, mo
     assert inspected() == ["rom-replaced"]
 
 
+@pytest.mark.parametrize(("size", "large"), [((1 << 40) - 1, False), (1 << 40, True), (3 << 40, True)])
+def test_ram_that_the_kernel_cannot_describe_is_a_reason(inspected, monkeypatch, size, large):
+    monkeypatch.setattr(_guests, "_is_memory_file", lambda *_file: True)
+    monkeypatch.setattr(_monitor, "Monitor", lambda *_words, **_limit: Machine(**copy.deepcopy(ANSWERS)))
+    record = {"pid": os.getpid(), "monitor": "m", "ram": [{"fd": 3, "size": size}], "argv": ["qemu", "-nodefaults"], "name": "web"}
+    found = _guests.inspect(record)
+    assert [why["code"] for why in found] == (["ram-size"] if large else [])
+    assert not large or f"one memory file of {size >> 30} GiB, and the kernel preserves less than 1024 GiB" in found[0]["message"]
+
+
+def test_only_a_file_of_its_size_without_a_name_is_ram(tmp_path):
+    ram = os.memfd_create("ram")
+    os.ftruncate(ram, 4096)
+    (tmp_path / "named").write_bytes(bytes(4096))
+    named, folder = os.open(tmp_path / "named", os.O_RDONLY), os.open(tmp_path, os.O_RDONLY)
+    found = [_guests._is_memory_file(os.getpid(), fd, size) for fd, size in ((ram, 4096), (ram, 8192), (named, 4096), (999_999, 4096))]
+    assert found == [True, False, False, False]
+    read, write = os.pipe()
+    os.unlink(tmp_path / "named")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    below = os.open(gone, os.O_RDONLY)
+    gone.rmdir()
+    assert _guests._is_memory_file(os.getpid(), named, 4096)
+    assert not _guests._is_memory_file(os.getpid(), below, os.fstat(below).st_size)  # a folder without a name
+    for fd in (ram, named, folder, read, write, below):
+        os.close(fd)
+
+
+def test_what_a_change_says_is_told_once(inspected, monkeypatch):
+    changed = [{"code": "device-changed", "message": "m"}, {"code": "block-job", "message": "again"}]
+    monkeypatch.setattr(_changes, "differences", lambda argv, now: changed)
+    assert inspected(query_block_jobs=[[{"type": "mirror"}]]) == ["block-job", "device-changed"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "code", "says"),
+    [
+        (
+            RAM.format(mode="rw-s", backing="/dev/hugepages/x (deleted)", page=2048),
+            "ram-hugetlb",
+            "huge pages of 2048 KiB (/dev/hugepages/x",
+        ),
+        (RAM.format(mode="rw-p", backing="", page=2048), "ram-hugetlb", "huge pages of 2048 KiB"),
+        (RAM.format(mode="rw-p", backing="", page=5), "ram-hugetlb", "huge pages of 5 KiB"),
+        (RAM.format(mode="rw-p", backing="", page=4), "ram-anonymous", "anonymous memory, which has no file descriptor"),
+        (RAM.format(mode="rw-s", backing="/memfd:ram (deleted)", page=4), "not-managed", "its RAM is /memfd:ram (deleted), but neither"),
+        (None, "ram-anonymous", "anonymous memory"),
+    ],
+)
+def test_why_a_qemu_that_somebody_else_started_cannot_be_preserved(monkeypatch, mapping, code, says):
+    def opened(path, **_how):
+        assert path == "/proc/7/smaps"
+        if mapping is None:
+            raise PermissionError(1, "Operation not permitted")
+        return io.StringIO(SMALL + mapping)
+
+    monkeypatch.setattr(_guests, "open", opened, raising=False)
+    found = _guests.foreign_reason(7)
+    assert found["code"] == code and says in found["message"] and "kvm-liveupdate run NAME --" in found["remedy"]
+
+
+def test_of_mappings_of_one_size_the_first_counts():
+    """And a mapping that only can be read never does, whatever its page size is."""
+    first = RAM.format(mode="rw-s", backing="/first", page=4)
+    second = RAM.format(mode="rw-s", backing="/second", page=2048)
+    assert _guests.largest_mapping((first + second).splitlines(keepends=True)) == ("/first", 4)
+    assert _guests.largest_mapping((RAM.format(mode="r--s", backing="/x", page=2048)).splitlines(keepends=True)) == ("", 0)
+
+
+def test_the_facts_the_memory_and_the_state_of_a_guest(monkeypatch):
+    assert _guests.describe({"argv": ["qemu", "-m", "2G"]})["memory_mib"] == 2048
+    ram = os.memfd_create("ram")
+    (taken,) = _guests.memory({"pid": os.getpid(), "ram": [{"fd": ram, "size": 0}]})
+    assert os.path.sameopenfile(ram, taken) and taken != ram
+    for fd in (ram, taken):
+        os.close(fd)
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: Machine(query_status=[PAUSED]))
+    assert _guests.status({"monitor": "m"}) == "paused"
+
+
 def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypatch, tmp_path):
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "never"))
     assert _guests.known() == []
@@ -251,7 +405,10 @@ def test_a_record_whose_process_id_is_somebody_elses_by_now_is_no_guest(monkeypa
     me = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
     for name, record in {"web": me, "old": {**me, "started": 1}, "gone": {"pid": 1 << 30, "started": 1}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **record}))
+    (tmp_path / "web.qmp").write_text("no record")
     assert [record["name"] for record in _guests.known()] == ["web"]
+    monkeypatch.setattr(_files, "read_json", lambda path: {})  # its guest has just ended
+    assert _guests.known() == []
 
 
 def test_a_record_that_cannot_be_read_is_a_guest_that_cannot_be_preserved(monkeypatch, tmp_path):
@@ -283,7 +440,6 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
             return super().execute(command, **arguments)
 
     machine = Saving(query_migrate=[{"status": "completed"}])
-    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
     monkeypatch.setattr(_processes, "interfaces", lambda _pid: [])
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.pread(fd, 9, 0)))
@@ -315,7 +471,6 @@ def test_a_save_records_what_identifies_its_disks_with_their_sizes_after_the_pau
             return super().execute(command, **arguments)
 
     machine = Saving(query_migrate=[{"status": "completed"}])
-    machine._file = machine._socket = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
     record = {"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"], "disks": {str(image): known}}
     if exchanged:
