@@ -2,13 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A monitor that does not answer keeps nobody longer than there is time."""
+"""What is said to QEMU in which order, and that a monitor that does not answer keeps nobody longer than there is time."""
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -78,3 +81,218 @@ def test_without_a_last_moment_the_own_limit_counts(monitor):
         assert qmp.status() == "active"
         with pytest.raises(LiveUpdateError, match=r"no answer within 0\.3 s"):
             qmp.execute("cont")
+
+
+class Qemu:
+    """A QEMU at a socket. ``answers`` has lists by command, the last one for ever; ``heard`` is each message that came."""
+
+    def __init__(self, path):
+        self.path, self.heard, self.answers = path, [], {}
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                peer = self.server.accept()[0]
+            except OSError:
+                return
+            with peer, peer.makefile("rwb", 0) as stream:
+                stream.write(b'{"QMP": {}}\n')
+                for line in stream:
+                    message = json.loads(line)
+                    self.heard.append(message)
+                    known = self.answers.get(message["execute"], [{}])
+                    answer = known.pop(0) if len(known) > 1 else known[0]
+                    if answer is None:
+                        break
+                    told = answer if isinstance(answer, dict) and "error" in answer else {"return": answer}
+                    stream.write(b'{"event": "RESUME"}\n' + json.dumps(told).encode() + b"\n")
+
+
+@pytest.fixture(name="qemu")
+def qemu_at_a_socket(tmp_path):
+    made = Qemu(str(tmp_path / "qmp"))
+    yield made
+    made.server.close()
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now, self.slept, self.looks = 1000.0, [], 0
+        monkeypatch.setattr(_monitor, "time", SimpleNamespace(time=lambda: 5.0, monotonic=self.monotonic, sleep=self.sleep))
+
+    def monotonic(self):
+        self.looks += 1
+        assert self.looks < 100, "it never sleeps"
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        assert len(self.slept) < 10_000, "it waits for ever"
+        self.now, self.looks = self.now + seconds, 0
+
+
+@pytest.fixture(name="clock")
+def clock_that_only_sleeps_move(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def said(qemu):
+    """What was asked after the greeting, each with its arguments."""
+    assert qemu.heard[0] == {"execute": "qmp_capabilities"}
+    return [(message["execute"], message.get("arguments")) for message in qemu.heard[1:]]
+
+
+SHARED = [("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": state}]}) for state in (False, True)]
+
+
+def test_a_command_is_sent_as_qemu_reads_it_and_events_are_no_answers(qemu):
+    qemu.answers = {"query-status": [{"status": "running"}], "query-block": [[1, 2]]}
+    before = len(os.listdir("/proc/self/fd"))
+    with _monitor.Monitor(qemu.path) as monitor:
+        assert monitor.status() == "running" and monitor.execute("query-block") == [1, 2] and monitor.query("query-block") == {}
+        monitor.execute("migrate", uri="file:/x", some_word=1)
+    assert qemu.heard == [
+        {"execute": "qmp_capabilities"},
+        {"execute": "query-status"},
+        {"execute": "query-block"},
+        {"execute": "query-block"},
+        {"execute": "migrate", "arguments": {"uri": "file:/x", "some-word": 1}},
+    ]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the other end
+
+
+def test_what_qemu_refuses_is_told_from_what_nobody_knows(qemu):
+    qemu.answers = {"cont": [{"error": {"desc": "Failed to get lock"}}, {"error": {"class": "x"}}], "stop": [None]}
+    with _monitor.Monitor(qemu.path) as monitor:
+        with pytest.raises(LiveUpdateError, match="cont: Failed to get lock") as told:
+            monitor.execute("cont")
+        assert told.value.details == {"refused": "cont"}
+        with pytest.raises(LiveUpdateError, match=r"cont: \{'class': 'x'\}"):
+            monitor.execute("cont")
+        with pytest.raises(LiveUpdateError, match="QEMU closed the connection") as told:
+            monitor.execute("stop")
+        assert not told.value.details
+        monitor._socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(LiveUpdateError, match="cont: Broken pipe") as told:
+            monitor.execute("cont")
+        assert not told.value.details
+
+
+def test_a_monitor_is_waited_for_as_long_as_is_asked_for(tmp_path, clock):
+    path = str(tmp_path / "none")
+    with pytest.raises(LiveUpdateError, match=r"No such file or directory; check that QEMU runs"):
+        _monitor.Monitor(path)
+    assert clock.slept == []
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LiveUpdateError, match="check that QEMU runs"):
+        _monitor.Monitor(path, wait_s=3.0)
+    assert set(clock.slept) == {0.03} and 3.0 <= sum(clock.slept) < 3.06
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_monitor_that_comes_in_time_is_used(tmp_path, monkeypatch, clock):
+    made = []
+
+    def sleep(seconds, real=clock.sleep):
+        real(seconds)
+        if len(clock.slept) == 3:
+            made.append(Qemu(str(tmp_path / "late")))
+
+    monkeypatch.setattr(_monitor.time, "sleep", sleep)
+    with _monitor.Monitor(str(tmp_path / "late"), wait_s=30.0) as monitor:
+        monitor.execute("stop")
+    assert len(clock.slept) == 3
+    made[0].server.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ([{"status": "setup"}, {"status": "active"}, {}, {"status": "completed", "ram": 1}], ""),
+        ([{"status": "active"}, {"status": "failed", "error-desc": "no room"}], "migration failed: no room"),
+        ([{"status": "cancelling"}], "migration cancelling: no reason given"),
+        ([{"status": "cancelled"}], "migration cancelled: no reason given"),
+        ([{"status": "active"}], r"migration still active, no answer within 2 s"),
+        ([{}], r"migration still none, no answer within 2 s"),
+    ],
+)
+def test_a_migration_is_waited_for_until_it_ends_or_its_limit(qemu, clock, answers, says):
+    qemu.answers = {"query-migrate": answers}
+    with _monitor.Monitor(qemu.path) as monitor:
+        if not says:
+            assert monitor.wait_migration(2.0) == {"status": "completed", "ram": 1} and clock.slept == [0.005] * 3
+            return
+        with pytest.raises(LiveUpdateError, match=says):
+            monitor.wait_migration(2.0)
+    assert ("still" in says) == (2.0 < sum(clock.slept) < 2.02)
+
+
+def test_a_guest_is_paused_and_its_state_written_without_its_ram(qemu, clock, tmp_path):
+    qemu.answers = {"query-migrate": [{"status": "completed"}]}
+    with _monitor.Monitor(qemu.path) as monitor:
+        assert _monitor.write_state(monitor, str(tmp_path / "state")) == 5.0
+    assert said(qemu) == [("stop", None), SHARED[True], ("migrate", {"uri": f"file:{tmp_path}/state"}), ("query-migrate", None)]
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("loading", [0, 3])
+def test_a_state_is_loaded_and_later_saves_have_the_ram_again(qemu, clock, loading):
+    qemu.answers = {
+        "query-migrate": [{"status": "completed"}],
+        "query-status": [{"status": "inmigrate"}] * loading + [{"status": "paused"}],
+    }
+    with _monitor.Monitor(qemu.path) as monitor:
+        _monitor.load(monitor, "/state", 2.0)
+    asked = [("migrate-incoming", {"uri": "file:/state"}), ("query-migrate", None), *[("query-status", None)] * (loading + 1)]
+    assert said(qemu) == [SHARED[True], *asked, SHARED[False]] and clock.slept == [0.005] * loading
+
+
+def test_a_state_that_is_never_loaded_is_told_at_the_limit(qemu, clock):
+    qemu.answers = {"query-migrate": [{"status": "completed"}], "query-status": [{"status": "inmigrate"}]}
+    with _monitor.Monitor(qemu.path) as monitor, pytest.raises(LiveUpdateError, match="QEMU is still loading /state after 2 s"):
+        _monitor.load(monitor, "/state", 2.0)
+    assert 2.0 < sum(clock.slept) < 2.02
+
+
+@pytest.mark.parametrize("refusals", [0, 2])
+def test_before_and_after_each_try_to_resume_a_guest_it_is_told(qemu, clock, refusals):
+    done = []
+    qemu.answers = {"cont": [{"error": {"desc": "locked"}}] * refusals + [{}], "query-status": [{"status": "paused"}]}
+    with _monitor.Monitor(qemu.path) as monitor:
+        assert _monitor.go_on(monitor, lambda: done.append("begin"), lambda: done.append("refused")) is True
+    assert done == ["begin", "refused"] * refusals + ["begin"] and clock.slept == [0.1] * refusals
+
+
+def test_a_guest_that_qemu_does_not_resume_is_given_up_at_the_limit(qemu, clock, monkeypatch, capsys):
+    monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", 2.0)
+    qemu.answers = {"cont": [{"error": {"desc": "locked"}}], "query-status": [{"status": "paused"}]}
+    with _monitor.Monitor(qemu.path) as monitor:
+        assert _monitor.go_on(monitor) is False
+    assert 2.0 < sum(clock.slept) < 2.2 and capsys.readouterr().err.count("cont: locked") == 1
+
+
+@pytest.mark.parametrize(
+    ("migrations", "states", "cancels"),
+    [
+        ([{}], ["paused"], 0),
+        ([{"status": "completed"}], ["postmigrate"], 0),
+        ([{"status": "active"}, {"status": "cancelling"}, {"status": "cancelled"}], ["paused"], 2),
+        ([{"status": "failed"}], ["finish-migrate", "finish-migrate", "paused"], 2),
+    ],
+)
+def test_a_migration_is_cancelled_until_it_is_over(qemu, clock, migrations, states, cancels):
+    qemu.answers = {"query-migrate": migrations, "query-status": [{"status": state} for state in states]}
+    with _monitor.Monitor(qemu.path) as monitor:
+        monitor.end_migration(2.0)
+    assert [command for command, _told in said(qemu)].count("migrate_cancel") == cancels and clock.slept == [0.05] * cancels
+
+
+def test_a_migration_that_cannot_be_cancelled_is_told_at_the_limit(qemu, clock):
+    qemu.answers = {"query-migrate": [{"status": "active"}]}
+    with _monitor.Monitor(qemu.path) as monitor, pytest.raises(LiveUpdateError, match="did not end its migration within 2 s after"):
+        monitor.end_migration(2.0)
+    assert 2.0 < sum(clock.slept) < 2.2
