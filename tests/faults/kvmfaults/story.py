@@ -22,7 +22,7 @@ from kvmlab.errors import LabError
 from kvmlab.lab import Lab
 from kvmlab.machines.host import Host
 from kvmlab.story.controller import Controller, Play, Run
-from kvmlab.story.domains import Domain, records, shut_down, start_domains
+from kvmlab.story.domains import records, shut_down, start_domains
 from kvmlab.story.night import boot_of, other_kernel, wait_until
 from kvmlab.story.prepared import DOMAINS, GUESTS, JOURNALLED, UNITS
 from kvmlab.watch import ledger
@@ -505,11 +505,7 @@ ExecStart=/bin/sh /root/lab-fault-boot.sh
 def wait_ready(host: Host) -> None:
     """Start the guests of a prepared host that did not start with it, and wait until all have read their memory."""
     host.ssh(f"systemctl start {' '.join(guest.unit for guest in UNITS)}")
-    domains: tuple[Domain, ...] = DOMAINS
-    try:
-        start_domains([host], domains)
-    except LabError:
-        start_domains([host], domains)  # libvirt's autostart was faster
+    start_domains([host], DOMAINS)
     for guest in GUESTS:
         wait_until(f"{host.name}: {guest.name} has read its memory", partial(_has_read, host, guest.port))
     wait_until("the boot", lambda: ((state := host.ssh("systemctl is-system-running").stdout.strip()) in ("running", "degraded"), state))

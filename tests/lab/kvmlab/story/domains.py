@@ -74,6 +74,18 @@ def define_domains(controller: Controller, hosts: list[Host], domains: Iterable[
         raise LabError(f"the lab's domains could not be defined:\n{play.output}")
 
 
+# Libvirt waits only some seconds for a helper process such as swtpm, and an emulated host may take longer. Its autostart may be faster.
+_START = """
+for name in {names}; do
+    for _try in 1 2 3; do
+        virsh list --name | grep -qx "$name" && break
+        virsh start "$name" >&2 && echo "$name" && break
+    done
+    virsh list --name | grep -qx "$name" || exit 1
+done
+"""
+
+
 def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS, limit_s: float = limits.HAPPENS) -> None:
     """Start the domains that are off, on all hosts in parallel. Wait until each domain has read all its memory once."""
     domains = tuple(domains)
@@ -89,8 +101,7 @@ def start_domains(hosts: list[Host], domains: Iterable[Domain] = DOMAINS, limit_
 def _start(host: Host, domains: Iterable[Domain]) -> dict[str, str]:
     """Start the domains that are off. Returns for each the last boot id on its heartbeat before; it may be another guest's."""
     before = {domain.name: _last_boot(host, domain) for domain in domains}
-    start = "virsh list --name | grep -qx {0} || {{ virsh start {0} >&2 && echo {0}; }}"
-    done = host.ssh(" && ".join(f"{{ {start.format(name)}; }}" for name in before))
+    done = host.ssh(_START.format(names=" ".join(before)))
     if done.returncode:
         raise LabError(f"{host.name}: cannot start the domains {', '.join(before)}: {done.stderr.strip()}")
     return {name: before[name] for name in done.stdout.split()}
