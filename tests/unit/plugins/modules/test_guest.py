@@ -7,9 +7,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, reason
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.modules import guest
 
@@ -26,6 +27,7 @@ class Host:
         self.states = dict.fromkeys(names, "running")
         self.journals, self.reasons, self.faults = {}, {}, {}
         self.held, self.calls, self.slept = set(), [], 0
+        self.now, self.looks = 1000.0, 0
         self.on_sleep = lambda: None
 
     def known(self):
@@ -69,8 +71,15 @@ class Host:
             raise LiveUpdateError(self.faults[name])
         self.calls.append((what, name))
 
-    def sleep(self, _seconds):
+    def monotonic(self):
+        self.looks += 1
+        assert self.looks < 100, "it never sleeps"
+        return self.now
+
+    def sleep(self, seconds):
         self.slept += 1
+        assert self.slept < 1000, "it waits for ever"
+        self.now, self.looks = self.now + seconds, 0
         self.on_sleep()
 
 
@@ -88,7 +97,7 @@ def a_host(tmp_path, monkeypatch):
     for name in ("held_each", "hold_each", "release"):
         monkeypatch.setattr(_hold, name, getattr(host, name))
     monkeypatch.setattr(_providers, "of", lambda record: host)
-    monkeypatch.setattr(guest.time, "sleep", host.sleep)
+    monkeypatch.setattr(guest, "time", SimpleNamespace(monotonic=host.monotonic, sleep=host.sleep))
     return host
 
 
@@ -310,3 +319,143 @@ def test_a_guest_that_only_our_undo_left_paused_runs_on(host, monkeypatch, state
     assert ask("running", "web")["changed"] is bool(goes_on)
     assert (("resume", "web", True) in host.calls) is bool(goes_on)
     assert not goes_on or not _hold.owes(host.running["web"])
+
+
+def test_a_guest_that_is_held_already_is_not_held_again(host):
+    """A new hold would release its memory first."""
+    ask("preserved", "web")
+    host.calls.clear()
+    ask("preserved", "web", "app")
+    assert [call for call in host.calls if call[0] == "hold"] == [("hold", "app")]
+
+
+def test_where_nothing_is_to_be_done_a_running_operation_is_not_in_the_way(host):
+    ask("preserved", "web")
+    with _lock.Lock():
+        assert ask("preserved", "web")["msg"].startswith("guest web: its 64 MiB of RAM are already preserved")
+        assert ask("running", "db")["msg"] == "guest db runs"
+
+
+def test_the_wait_ends_at_its_limit(host):
+    host.journals = {"db": SAVED}
+    assert fails("running", "db", timeout=60).message.startswith("guest db: not restored within 60 s: its QEMU runs")
+    assert 1060 < host.now <= 1061
+
+
+def test_a_guest_that_still_loads_is_neither_resumed_nor_loses_its_memory(host):
+    host.journals, host.held = {"db": SAVED}, {"db"}
+    host.states["db"] = "inmigrate"
+    fails("running", "db", "web", timeout=0)
+    assert host.held == {"db"} and not [call for call in host.calls if call[0] in ("resume", "release")]
+
+
+def memory_on_record(name):
+    """A hold of this boot, as it stays on record when the guest ends."""
+    _files.write_json(_files.run_path(name, "held"), {"unit": f"{name}.service"})
+
+
+def test_the_memory_of_a_guest_that_has_ended_is_released_and_no_other(host):
+    memory_on_record("web")
+    memory_on_record("db")
+    del host.running["db"], host.running["app"]
+    for check_mode in (True, False):
+        err = fails("running", "web", "db", "app", check_mode=check_mode)
+        web, db, app = err.details["guests"]
+        assert (web["msg"], web["changed"], web["failed"]) == ("guest web runs", False, False)
+        assert db["msg"].startswith("guest 'db' does not run on this host")
+        assert db["msg"].endswith(". The memory that was preserved for it is released")
+        assert (db["changed"], db["failed"]) == (True, True)
+        assert "is released" not in app["msg"] and (app["changed"], app["failed"]) == (False, True)
+        assert [call for call in host.calls if call[0] == "release"] == ([] if check_mode else [("release", "db")])
+
+
+def test_memory_of_a_guest_that_has_ended_and_cannot_be_released_is_not_said_to_be(host):
+    memory_on_record("db")
+    del host.running["db"]
+    host.faults = {"db": "guest db: systemd does not answer"}
+    err = fails("running", "db")
+    assert err.message == "guest db: systemd does not answer" and err.details["changed"] is False
+
+
+def cut_off(host, name):
+    """A restore whose process was killed while it resumed the guest: only QEMU knows whether the guest runs."""
+    saved = {"state": "saved", "unit": f"{name}.service", "guest": name, "hold": "h", "boot_id": "earlier", "was_running": True}
+    host.journals = {name: saved}
+    _journal.record_guest(saved)
+    _files.write_json(_files.run_path(name, "trying"), {})
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+def test_a_guest_whose_restore_was_cut_off_right_after_the_resume_is_back(host, monkeypatch, state):
+    """Its saved state is older than its memory now, so it must not be loaded again."""
+    monkeypatch.setattr(_early, "start_early", lambda *_given: None)
+    cut_off(host, "db")
+    host.states["db"] = state
+    predicted = ask("running", "db", timeout=0, check_mode=True)
+    assert _journal.recorded("db")["state"] == "saved" and ("resume", "db", True) not in host.calls
+    done = ask("running", "db", timeout=0)
+    assert done == predicted
+    assert done["msg"] == ("guest db runs" if state == "running" else "guest db runs, and its RAM is no longer preserved")
+    assert (("resume", "db", True) in host.calls) is (state == "paused")
+    assert _journal.recorded("db")["state"] == "restored"
+
+
+@pytest.mark.parametrize("seen", ["inmigrate", "no answer", "no try"])
+def test_a_guest_of_which_nobody_knows_that_it_runs_is_not_taken_for_restored(host, seen):
+    cut_off(host, "db")
+    host.states["db"] = seen
+    if seen == "no answer":
+        host.status = lambda _record: (_ for _ in ()).throw(LiveUpdateError("monitor /run/db.qmp: no answer"))
+    elif seen == "no try":
+        host.states["db"] = "running"
+        _files.remove(_files.run_path("db", "trying"))
+    told = fails("running", "db", timeout=0).message
+    assert told.startswith("guest db: not restored within 0 s: its QEMU runs, but may still load the saved state")
+    assert _journal.recorded("db")["state"] == "saved" and ("resume", "db", True) not in host.calls
+
+
+def test_a_fault_of_the_disk_is_told_with_its_guest_and_keeps_no_other_held(host, monkeypatch):
+    host.held = {"web", "db"}
+
+    def release(record):
+        if record["name"] == "web":
+            raise OSError(28, "No space left on device")
+        host.release(record)
+
+    monkeypatch.setattr(_hold, "release", release)
+    assert fails("running", "web", "db").message == "guest web: [Errno 28] No space left on device" and host.held == {"web"}
+
+
+def test_of_a_guest_whose_memory_was_discarded_nothing_is_said_to_be_kept(host):
+    host.journals = {"db": {"state": "lost", "unit": "db.service", "memory_wrong": "1 of 2 places that were read differ"}}
+    del host.running["db"]
+    told = fails("running", "db", timeout=0).message
+    assert "the update recorded it as lost, and its QEMU does not run" in told and "No saved memory waits for it" in told
+    assert "kept" not in told and "discard" not in told
+
+
+def test_a_held_guest_that_its_owner_paused_stays_paused_and_its_save_is_undone(host):
+    host.held, host.states["db"] = {"db"}, "paused"
+    ask("running", "db")
+    assert [call for call in host.calls if call[0] in ("resume", "release")] == [("resume", "db", False), ("release", "db")]
+
+
+def test_a_guest_that_we_paused_is_resumed_once_and_said_to_run(host):
+    host.states["web"] = "paused"
+    _files.write_json(_files.run_path("web", "paused"), {"pid": 7, "started": 1})
+    assert ask("running", "web")["msg"] == "guest web runs, and its RAM is no longer preserved"
+    assert [call for call in host.calls if call[0] == "resume"] == [("resume", "web", True)]
+
+
+def test_a_held_guest_that_runs_is_said_to_run(host):
+    host.held = {"web"}
+    assert ask("running", "web")["msg"] == "guest web runs, and its RAM is no longer preserved"
+
+
+def test_the_module_takes_what_its_documentation_says(monkeypatch):
+    given = {}
+    monkeypatch.setattr(guest, "run_module", lambda body, argument_spec: given.update(argument_spec, body=body))
+    guest.main()
+    assert given.pop("body") is guest.manage
+    options = yaml.safe_load(guest.DOCUMENTATION)["options"]
+    assert given == {name: {key: value for key, value in option.items() if key != "description"} for name, option in options.items()}
