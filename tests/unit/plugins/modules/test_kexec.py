@@ -8,6 +8,7 @@ import time
 import types
 
 import pytest
+import yaml
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
@@ -86,3 +87,31 @@ def test_the_jump_of_a_run_is_not_committed_while_another_run_has_the_lease(comm
     _lease.take("mine", "bob on ctl", 60, time.time() - 59)
     run()
     assert len(committed) == 1 and _lease.seen(_lease.read(), time.time())["left"] > 50
+
+
+def test_a_play_without_a_run_commits_too_but_not_against_the_lease_of_a_run(committed):
+    """A task that calls the module by hand names no run."""
+    run(run=None)
+    assert len(committed) == 1
+    _lease.take("", "nobody", 60, time.time() - 59)  # that of such a task
+    run(run=None)
+    assert len(committed) == 2 and _lease.seen(_lease.read(), time.time())["left"] > 50
+    _lease.take("other", "alice on ctl", 60, time.time())
+    with pytest.raises(LiveUpdateError, match="another run updates this host"):
+        run(run=None)
+    assert len(committed) == 2
+
+
+def test_the_shortest_time_is_one_second(committed):
+    assert run(check_mode=True, timeout=1) == {"changed": True}
+    run(timeout=1)
+    assert committed[0][3] == 1
+
+
+def test_the_module_takes_what_its_documentation_says(monkeypatch):
+    given = {}
+    monkeypatch.setattr(kexec, "run_module", lambda body, argument_spec: given.update(argument_spec, body=body))
+    kexec.main()
+    assert given.pop("body") is kexec.commit and given.pop("run") == {"type": "str"}  # the action adds the run
+    options = yaml.safe_load(kexec.DOCUMENTATION)["options"]
+    assert given == {name: {key: value for key, value in option.items() if key != "description"} for name, option in options.items()}
