@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime, _unit_files
@@ -17,7 +19,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _rehearsal
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _return
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _units
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup, _virsh
 
 UTILS = Path(_runtime.__file__).parent
 MOUNT = f"/etc/systemd/system/{_setup.RAM_MOUNT}"
@@ -277,3 +279,78 @@ def test_a_guests_unit_keeps_its_memory_over_a_stop_and_its_guest_over_the_isola
 def test_a_file_that_is_damaged_is_outdated(tmp_path):
     (tmp_path / "unit").write_bytes(b"\xff")
     assert _runtime.outdated({"/unit": ("x", 0o644)}, str(tmp_path)) == ["/unit"]
+
+
+def test_everybody_may_read_the_runtime_and_only_programs_can_be_run(monkeypatch, tmp_path):
+    """AppArmor's libvirtd reads as another user; libvirt refuses a hook that it cannot run, systemd complains of units that can be run."""
+    monkeypatch.setattr(_setup, "APPARMOR_ABSTRACTION", str(tmp_path))
+    programs = {_files.COMMAND, _virsh.HOOK}
+    wanted = _runtime.files(["web.service"], "64g")
+    assert {path: mode for path, (_content, mode) in wanted.items()} == {path: 0o755 if path in programs else 0o644 for path in wanted}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (_files.COMMAND, "COMMAND"),
+        *(
+            (f"{_units.FOLDER}/{unit}", text)
+            for unit, text in {
+                "kvm-liveupdate-jump.service": "JUMP_SERVICE",
+                "kvm-liveupdate-hold@.service": "HOLD_SERVICE",
+                "kvm-liveupdate-rehearsal@.service": "REHEARSAL_SERVICE",
+                "kvm-liveupdate.target": "TARGET",
+                "kvm-liveupdate-guests.target": "GUESTS_TARGET",
+                "kvm-liveupdate-daemons.target": "DAEMONS_TARGET",
+                "kvm-liveupdate-boot.service": "REST_SERVICE",
+                "kvm-liveupdate-unclaimed.service": "UNCLAIMED_SERVICE",
+                f"sysinit.target.d/{_runtime.DROPIN}": "EVERY_BOOT",
+                f"web.service.d/{_runtime.DROPIN}": "GUEST_DROPIN",
+                "run-kvm\\x2dliveupdate\\x2dram.mount": "RAM_MOUNT",
+            }.items()
+        ),
+        ("/etc/libvirt/hooks/qemu.d/kvm-liveupdate", "HOOK"),
+    ],
+)
+def test_each_text_is_where_systemd_and_libvirt_look_for_it(path, text):
+    """The boot's command line, the update and the units name these units."""
+    assert _runtime.files(["web.service"])[path][0] == getattr(_unit_files, text)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_rule_for_apparmor_comes_where_its_profiles_include_it(monkeypatch, tmp_path, there):
+    monkeypatch.setattr(_setup, "APPARMOR_ABSTRACTION", str(tmp_path / "libvirt-qemu"))
+    if there:
+        (tmp_path / "libvirt-qemu").touch()
+    assert _runtime.files([]).get(_setup.APPARMOR_RULE) == ((_unit_files.APPARMOR, 0o644) if there else None)
+
+
+def test_only_a_host_with_libvirt_has_its_daemons_ahead(monkeypatch):
+    dropin = f"{_units.FOLDER}/libvirtd.service.d/{_runtime.DROPIN}"
+    assert dropin in _runtime.files([])
+    monkeypatch.setattr(_setup, "has_libvirt", lambda: False)
+    assert dropin not in _runtime.files([])
+    assert f"{_units.FOLDER}/systemd-networkd.service.d/{_runtime.DROPIN}" in _runtime.files([])
+
+
+@pytest.mark.parametrize("found", [None, SimpleNamespace(loader=None)], ids=["no file", "a folder without a file"])
+def test_a_part_that_the_collection_lacks_is_named(monkeypatch, found):
+    """A host with an incomplete library would fail in the pause."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: found)
+    with pytest.raises(LiveUpdateError, match=r"Python module \S+\._command is missing in the collection; install the collection again"):
+        _runtime.files([])
+
+
+def test_what_differs_on_the_host_is_outdated_and_nothing_else(tmp_path):
+    wanted = {f"/etc/{name}": ("text", 0o644) for name in ("same", "missing", "changed", "secret", "program", "folder")}
+    (tmp_path / "etc/folder").mkdir(parents=True)
+    for name, mode in {"same": 0o644, "changed": 0o644, "secret": 0o600, "program": 0o755}.items():
+        file = tmp_path / "etc" / name
+        file.write_text("other" if name == "changed" else "text")
+        file.chmod(mode)
+    assert _runtime.outdated(wanted, str(tmp_path)) == [path for path in wanted if path != "/etc/same"]
+
+
+@pytest.mark.parametrize("size", ["1", "68719476736", "64g", "64G", "512M", "9k", "80%"])
+def test_a_size_of_tmpfs_is_taken(size):
+    assert f"size={size.replace('%', '%%')}," in _runtime.files([], size)[_setup.RAM_SIZE][0]
