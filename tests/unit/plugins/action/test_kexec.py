@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -18,6 +19,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.kvm.liveupdate.plugins.action import kexec
 from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, journal_of, look_command, read_look, verdict
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
 
 BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 NEXT = "1f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
@@ -276,3 +279,257 @@ def test_a_host_that_is_lost_when_it_is_told_to_jump_is_a_failure(monkeypatch):
     found = plugin.run()
     assert found["failed"] and found["lost"] and found["outcome"] == "lost" and "closed by remote host" in found["msg"]
     assert json.dumps(found)
+
+
+class Clock:
+    """The controller's time, which only sleeps and looks move, and the limits of the looks."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.asked, self.sleeps, self.limits, self.limited = 1000.0, 0, 0, [], False
+        monkeypatch.setattr(kexec, "time", SimpleNamespace(monotonic=self.monotonic, sleep=self.sleep))
+        monkeypatch.setattr(kexec, "_limit", self.limit)
+
+    def monotonic(self):
+        self.asked += 1
+        assert self.asked < 100, "it never sleeps"
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps, self.asked = self.sleeps + 1, 0
+        assert seconds > 0 and self.sleeps < 1000, "it waits for ever"
+        self.now += seconds
+
+    @contextlib.contextmanager
+    def limit(self, seconds):
+        self.limits.append(round(seconds, 3))
+        self.limited = True
+        yield
+        self.limited = False
+
+    def take(self, seconds):
+        """A look that takes so long, or is ended at its limit."""
+        assert self.limited, "a look without a limit"
+        self.now += min(seconds, self.limits[-1])
+        if seconds > self.limits[-1]:
+            raise kexec._Late
+
+
+@pytest.fixture(name="clock")
+def the_controllers_clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+class Scripted(Connection):
+    """As a Connection; its looks take made-up time."""
+
+    def __init__(self, clock, looks):
+        super().__init__(*looks)
+        self.clock, self.resets = clock, 0
+
+    def reset(self):
+        self.resets += 1
+
+    def answer(self, command, sudoable):
+        assert sudoable  # only root reads the records
+        if isinstance(self.looks[0], (int, float)):
+            self.clock.take(self.looks[0] if len(self.looks) == 1 else self.looks.pop(0))
+        self.clock.take(0.0)
+        return super().answer(command)
+
+
+def outcome_of(clock, timeout, *looks, **connection):
+    """What the plugin makes of a host that gives these answers, the last one for ever."""
+    plugin = object.__new__(kexec.ActionModule)
+    plugin._connection = Scripted(clock, looks)
+    vars(plugin._connection).update(connection)
+    plugin._low_level_execute_command = plugin._connection.answer
+    found = plugin._wait(UPDATE, clock.now, timeout)
+    return {**found, "resets": plugin._connection.resets, "options": plugin._connection.options}
+
+
+HANGS = 10_000
+REFUSED = AnsibleConnectionFailure("refused")
+BUSY = OLD % "saving" + "m ActiveState=active\n"
+IDLE = OLD % "committed" + "m ActiveState=inactive\n"
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (HANGS, "a connection without an answer"),
+        (REFUSED, "no connection: refused"),
+        (BrokenPipeError(32, "Broken pipe"), "no connection: [Errno 32] Broken pipe"),
+        ("Welcome", "an answer without a boot ID"),
+    ],
+)
+def test_the_wait_for_a_host_ends_at_the_timeout_and_tells_what_was_seen_last(clock, look, seen):
+    found = outcome_of(clock, 151, BUSY, look)
+    assert (found["outcome"], found["failed"], found["lost"]) == ("gone", True, True)
+    assert found["msg"].startswith(f"the host did not come back within 151 s; last seen: {seen}. Look at its console")
+    assert 1151 <= clock.now <= 1151.1
+
+
+def test_each_look_has_a_limit_and_none_outlasts_the_timeout(clock):
+    outcome_of(clock, 150, HANGS)
+    assert clock.limits == [60.0, 60.0, 24.0] and clock.now == 1150
+
+
+def test_the_last_look_has_a_limit_too(clock):
+    """A limit of 0 seconds would be none (setitimer(2))."""
+    outcome_of(clock, 2, HANGS)
+    assert clock.limits == [0.1]
+
+
+def test_a_host_that_came_back_is_noticed_at_the_next_look_and_each_look_connects_anew(clock):
+    """A connection to the old kernel that is kept open never answers again."""
+    found = outcome_of(clock, 1800, BUSY, REFUSED, BACK)
+    assert (found["outcome"], found["elapsed"], found["resets"]) == ("jumped", 6.0, 3)
+
+
+@pytest.mark.parametrize("before", [HANGS, REFUSED, BrokenPipeError(32, "Broken pipe"), "Welcome", BUSY])
+def test_a_host_is_stuck_when_two_looks_in_a_row_say_so(clock, before):
+    assert outcome_of(clock, 1800, IDLE, IDLE, BACK)["outcome"] == "stuck"
+    assert outcome_of(clock, 1800, before, IDLE, IDLE, BACK)["outcome"] == "stuck"
+    assert outcome_of(clock, 1800, IDLE, before, IDLE, BACK)["outcome"] == "jumped"
+
+
+def test_a_host_that_answered_and_then_hangs_may_have_jumped(clock):
+    found = outcome_of(clock, 200, BUSY, HANGS)
+    assert found["lost"] and "last seen: a connection without an answer" in found["msg"]
+
+
+def test_a_look_that_only_the_timeout_cut_short_does_not_say_that_the_host_has_left(clock):
+    found = outcome_of(clock, 5, BUSY, HANGS)
+    assert clock.limits[-1] == 1.0 and "lost" not in found
+    assert found["msg"].startswith("the host did not jump within 5 s: it answers and still runs the old kernel 7.3.4, update saving.")
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_an_ssh_ends_when_nobody_waits_for_it_any_more(clock, given):
+    found = outcome_of(clock, 1800, BACK, options={"ssh_extra_args": given})
+    assert found["options"] == {"ssh_extra_args": kexec.KEEPALIVE}
+
+
+def test_a_connection_that_is_no_ssh_is_not_given_options_of_ssh(clock):
+    found = outcome_of(clock, 1800, BACK, transport="paramiko", options={})
+    assert found["outcome"] == "jumped" and found["options"] == {}
+
+
+def test_a_block_that_takes_too_long_is_ended():
+    begun = time.monotonic()
+    with pytest.raises(kexec._Late), kexec._limit(0.05):
+        time.sleep(2)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.fixture(name="alarms")
+def alarms_of_ansible():
+    """Ansible's own limit of a task (``timeout``) uses the same timer."""
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_given: rung.append(time.monotonic()))
+    yield rung
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(("ansibles", "took", "least", "most"), [(100, 40, 59, 60), (100, 99.5, 0.01, 0.5)])
+def test_the_limit_of_ansible_goes_on_after_a_look(alarms, monkeypatch, ansibles, took, least, most):
+    now = iter((1000.0, 1000.0 + took))
+    monkeypatch.setattr(kexec, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    signal.setitimer(signal.ITIMER_REAL, ansibles)
+    with kexec._limit(60):
+        pass
+    assert least < signal.setitimer(signal.ITIMER_REAL, 0)[0] <= most and alarms == []
+
+
+def test_a_limit_of_ansible_that_a_look_has_used_up_ends_the_task_at_once(alarms, monkeypatch):
+    now = iter((1000.0, 1200.0))
+    monkeypatch.setattr(kexec, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    signal.setitimer(signal.ITIMER_REAL, 100)
+    with kexec._limit(60):
+        pass
+    until = time.monotonic() + 0.8
+    while not alarms and time.monotonic() < until:
+        time.sleep(0.01)
+    assert alarms
+
+
+def test_where_ansible_has_no_limit_there_is_none_after_a_look(alarms):
+    with kexec._limit(60):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 50
+    time.sleep(0.05)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 and alarms == []
+
+
+JOURNAL = {"boot_id": BOOT, "kernel": {"release": "7.2.13"}}
+
+
+class Task:
+    """A task whose module gives an answer: what the module was asked, and for how long the host was waited for."""
+
+    def __init__(self, monkeypatch, answer, transport="ssh", check_mode=False, **args):
+        self.asked, self.waits, self.answer = [], [], answer
+        monkeypatch.setattr(kexec.ActionBase, "run", lambda *_given: {})
+        monkeypatch.setattr(_run, "this_run", lambda: "mine")
+        plugin = object.__new__(kexec.ActionModule)
+        plugin._connection, plugin._task = SimpleNamespace(transport=transport), SimpleNamespace(args=args, check_mode=check_mode)
+        plugin._execute_module, plugin._wait = self.module, self.wait
+        self.result = plugin.run()
+
+    def module(self, module_name, module_args, task_vars):
+        assert module_name == "kvm.liveupdate.kexec"
+        self.asked.append(module_args)
+        return dict(self.answer)
+
+    def wait(self, update, _started, timeout):
+        self.waits.append((update, timeout))
+        return {"outcome": "jumped"}
+
+
+def test_a_jump_is_committed_in_the_name_of_the_run_and_the_host_waited_for(monkeypatch):
+    task = Task(monkeypatch, {"changed": True, "journal": JOURNAL}, guests=["web"], timeout=900)
+    assert task.asked == [{"run": "mine", "guests": ["web"], "timeout": 900}] and task.waits == [(JOURNAL, 900.0)]
+    told = {"changed": True, "journal": JOURNAL, "boot_id_before": BOOT, "kernel_before": "7.2.13", "outcome": "jumped"}
+    assert task.result == told
+
+
+def test_host_and_controller_give_an_update_the_same_time(monkeypatch):
+    assert Task(monkeypatch, {"changed": True, "journal": JOURNAL}).waits == [(JOURNAL, float(_jump.TIMEOUT_S))]
+
+
+def test_the_end_of_the_window_reaches_the_host_in_a_form_that_its_python_reads(monkeypatch):
+    assert Task(monkeypatch, {"failed": True}, until="20261201T0400+0100").asked == [{"run": "mine", "until": "2026-12-01T04:00:00+01:00"}]
+
+
+@pytest.mark.parametrize("given", [{"transport": "local"}, {"until": "tonight"}])
+def test_what_cannot_be_done_is_refused_before_the_host_is_asked(monkeypatch, given):
+    task = Task(monkeypatch, {"changed": True, "journal": JOURNAL}, **given)
+    assert task.result["failed"] and task.asked == task.waits == []
+    assert task.result["msg"].startswith("connection local: the jump" if "transport" in given else "hypervisor_update_until")
+
+
+@pytest.mark.parametrize(("answer", "check_mode"), [({"failed": True, "msg": "no"}, False), ({"changed": True}, True)])
+def test_a_host_that_will_not_jump_is_not_waited_for(monkeypatch, answer, check_mode):
+    task = Task(monkeypatch, answer, check_mode=check_mode)
+    assert task.result == answer and len(task.asked) == 1 and task.waits == []
+
+
+def test_a_failed_update_has_changed_the_host():
+    """Services were stopped, and guests paused."""
+    for found in (
+        verdict(UPDATE, Look(*SEEN, {}, [ABORTED]), 12.0),
+        verdict(UPDATE, Look(NEXT, ("7.2.13", "#1 SMP"), {}, []), 12.0),
+    ):
+        assert (found["failed"], found["changed"]) == (True, True)
+
+
+def test_an_update_that_was_undone_without_a_reason_says_so():
+    found = verdict(UPDATE, Look(*SEEN, {}, [{"id": "u", "state": "aborted", "error": ""}]), 12.0)
+    assert found["msg"].endswith("The host still runs kernel 7.3.4: no reason recorded")
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_host_that_came_back_with_another_kernel_names_both(cold):
+    found = verdict(UPDATE, Look(NEXT, ("7.2.13", "#1 SMP"), {}, [], "", cold), 12.34567)
+    assert found["msg"].startswith("the host came back with kernel 7.2.13 #1 SMP, not 7.3.4 #1 SMP: it did a cold boot")
+    assert (found["kernel_after"], found["elapsed"]) == ("7.2.13", 12.346)

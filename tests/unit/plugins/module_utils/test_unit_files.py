@@ -178,6 +178,7 @@ def test_each_unit_says_what_the_boot_the_jump_and_its_guests_need(name, section
 @pytest.mark.parametrize("name", PURPOSES)
 def test_no_line_of_a_unit_is_without_a_purpose(name):
     assert sorted(settings(name)) == sorted(line[:2] for line in PURPOSES[name])
+    assert getattr(_unit_files, name).startswith("[Unit]\n")  # systemd ignores what comes before the first section
 
 
 def test_the_rest_of_the_boot_is_not_ended_while_it_waits_for_guests():
