@@ -362,14 +362,14 @@ SAVED = {
 }
 
 
-def until(seen, limit_s=20):
+def until(seen, limit_s=10):
     limit = time.monotonic() + limit_s
     while not seen():
         assert time.monotonic() < limit
         time.sleep(0.005)
 
 
-def ended(child, limit_s=20):
+def ended(child, limit_s=10):
     """The exit code of a child, which must not run for ever."""
     found = []
 
@@ -400,7 +400,7 @@ def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
     monkeypatch.setattr(_this_boot, "ahead", lambda: None)
     monkeypatch.setattr(_this_boot, "boot_id", lambda: "now")
     monkeypatch.setattr(_return, "SETTLE_S", 0.05)
-    monkeypatch.setattr(_return, "BACK_LIMIT_S", 60.0)
+    monkeypatch.setattr(_return, "BACK_LIMIT_S", 30.0)
     monkeypatch.setattr(_start, "AGAIN_S", 0.05)
     monkeypatch.setattr(_monitor, "GO_ON_LIMIT_S", 0.3)
     (tmp_path / "web.state").touch()
@@ -423,7 +423,7 @@ def qemu_that_waits_for_its_state(tmp_path, monkeypatch):
             """The exit code, QEMU's run state (none when it was ended), the guest's journal and what lies there of it."""
             code = ended(self.start())
             left = {path.suffix[1:] for path in tmp_path.iterdir()} & {"state", "trying", "resumed", "late", "part"}
-            state = None if code and self.process.wait(60) else (tmp_path / "web.qemu").read_text()
+            state = None if code and self.process.wait(10) else (tmp_path / "web.qemu").read_text()
             return code, state, _files.read_json(_files.journal_path("web"))["state"], left
 
     machine = Machine()
@@ -535,7 +535,7 @@ def test_the_mark_is_for_root_only_and_is_made_once(qemu, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "_exit", lambda code: 1 // (code - _start._GIVEN_UP))
     with pytest.raises(ZeroDivisionError):
         _start._mark("web", main)
-    assert qemu.process.wait(20) == -signal.SIGKILL
+    assert qemu.process.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("main", "lasts"), [("own", True), ("another start", False), ("gone", False)])
@@ -799,7 +799,7 @@ def test_a_guest_whose_qemu_ends_between_two_tries_can_be_brought_back_once_more
     until((tmp_path / "web.late").exists)
     until(lambda: not (tmp_path / "web.trying").exists())
     qemu.process.kill()
-    qemu.process.wait(20)
+    qemu.process.wait(10)
     assert ended(child) == 1
     if not (tmp_path / "web.trying").exists():  # else it was killed in the middle of the next try
         assert not _return.may_have_run("web", SAVED)
