@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,7 +16,16 @@ import time
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _links, _processes, _slow_paths
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _guests, _ram, _reasons, _save, _save_image, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
+    _batch,
+    _guests,
+    _ram,
+    _reasons,
+    _save,
+    _save_image,
+    _setup,
+    _virsh,
+)
 
 SIZE = 128 << 20
 PATH = "/run/kvm-liveupdate-ram/libvirt/qemu/1-app/pc.ram"
@@ -36,6 +47,7 @@ def argv(*objects: dict) -> list[str]:
         ({"discard-data": True}, ""),
         ({"qom-type": "memory-backend-memfd", "mem-path": ""}, ""),
         ({"mem-path": "/dev/hugepages/libvirt/qemu/1-app"}, ""),
+        ({"mem-path": "/mnt/hugepages-1G/libvirt/qemu/1-app"}, ""),
     ],
 )
 def test_only_a_shared_file_that_stays_is_ram_to_keep(change, path):
@@ -55,6 +67,27 @@ def test_only_a_shared_file_that_stays_is_ram_to_keep(change, path):
 def test_ram_is_found_in_each_of_qemus_dialects(words, path):
     (found,) = _guests.memory_backends(["qemu", "-object", words])
     assert found == {"kind": "memory-backend-file", "id": "pc.ram", "size": SIZE, "path": path}
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("4096", 4096), ("4096B", 4096), ("4k", 4096), ("3M", 3 << 20), ("2G", 2 << 30), ("1t", 1 << 40)]
+)
+def test_the_size_of_ram_is_read_as_qemu_reads_it(size, count):
+    """By its size, the RAM of one node is told from that of another."""
+    (found,) = _guests.memory_backends(["qemu", "-object", f"memory-backend-file,id=pc.ram,mem-path={PATH},share=on,size={size}"])
+    assert found["size"] == count
+
+
+def test_a_node_whose_ram_cannot_be_read_is_not_left_out():
+    """The guest would come back without it."""
+    with pytest.raises(ValueError, match="broken"):
+        _guests.memory_backends([*argv(GOOD), "-object", "{broken"])
+
+
+def test_no_file_is_opened_for_the_ram_of_a_command_line(tmp_path):
+    """A QEMU that was broken into can change it."""
+    (tmp_path / "more").write_text(f'[object "pc.ram"]\n qom-type = "memory-backend-file"\n mem-path = "{PATH}"\n size = "1"\n')
+    assert _guests.memory_backends([*argv(), "-readconfig", str(tmp_path / "more")]) == []
 
 
 def test_each_node_has_its_own_file():
@@ -199,8 +232,9 @@ def test_the_uuid_of_a_running_domain_is_libvirts_and_not_what_its_qemu_says(lib
         (run / "app.pid").write_text(str(process.pid))
         status = "<domstatus>\n<domain type='kvm' id='1'>\n  <name>app</name>\n  <uuid>aaaaaaaa-1111-4111-8111-111111111111</uuid>\n"
         (run / "app.xml").write_text(status + "<description>&lt;uuid></description><metadata><uuid>no</uuid></metadata>")
-        assert _guests.known() == []  # no QEMU
+        found = _guests.known()
         process.kill()
+    assert found == []  # no QEMU
     code = "print('ready', flush=True); input()"
     words = [sys.executable, "-IS", "-c", code, "-uuid", "bbbbbbbb-1111-4111-8111-111111111111"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -248,6 +282,139 @@ def test_a_qemu_whose_name_is_cut_inside_a_letter_is_known(libvirt):
         (found,) = _guests.known()
         process.kill()
     assert found["name"] == "app"
+
+
+@contextlib.contextmanager
+def process_of(code, *words):
+    """A process that has run this, and lives as long as the test looks at it: its ID."""
+    code = f"import mmap, os, sys\n{code}\nprint(flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-IS", "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process.pid
+
+
+def maps(*files, length=0, flags="SHARED"):
+    """Open these files and map them."""
+    opened = f"fds = [os.open(path, os.O_RDWR) for path in {[str(file) for file in files]}]"
+    return f"{opened}\nmaps = [mmap.mmap(fd, {length} or os.fstat(fd).st_size, mmap.MAP_{flags}) for fd in fds]"
+
+
+@pytest.fixture(name="ended")
+def process_that_has_ended():
+    with subprocess.Popen([sys.executable, "-IS", "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def test_a_running_qemu_is_known_with_its_ram_and_its_user(libvirt, tmp_path, monkeypatch):
+    """Whoever it runs as now (proc(5), status): the stand-in for it must open the same files, and no others."""
+    (tmp_path / "pc.ram").write_bytes(bytes(4096))
+    ram = {**GOOD, "mem-path": str(tmp_path / "pc.ram"), "size": 4096}
+    status = "Name:\tqemu\nUid:\t1\t64055\t3\t4\nGid:\t5\t108\t7\t8\n"
+    real = open
+    monkeypatch.setattr(
+        _guests, "open", lambda path, **words: io.StringIO(status) if "/status" in path else real(path, **words), raising=False
+    )
+    with process_of(maps(tmp_path / "pc.ram"), *UUID, *argv(ram)[1:]) as pid:
+        (libvirt.folder / "run/app.pid").write_text(f"{pid}\n")
+        (found,) = _guests.known()
+        assert os.path.samefile(f"/proc/{pid}/fd/{found['ram'][0]['fd']}", tmp_path / "pc.ram")
+    assert [ram["size"] for ram in found["ram"]] == [4096] and (found["uid"], found["gid"]) == (64055, 108)
+    assert found["uuid"] == UUID[1]  # libvirt has written no status yet
+
+
+@pytest.mark.parametrize("text", ["", "soon\n", None])
+def test_a_domain_that_has_just_ended_hides_no_other_guest(libvirt, ended, text):
+    (libvirt.folder / "run/aaa.pid").write_text(str(ended) if text is None else text)
+    with process_of("", *UUID) as pid:
+        (libvirt.folder / "run/app.pid").write_text(str(pid))
+        assert [found["name"] for found in _guests.known()] == ["app"]
+
+
+def test_a_command_line_that_cannot_be_read_tells_no_size(libvirt):
+    with process_of("", *UUID, "-object", "{broken") as pid:
+        (libvirt.folder / "run/app.pid").write_text(str(pid))
+        (found,) = _guests.known()
+    assert [reason["code"] for reason in _reasons.memory_reasons(found["backends"], bool(found["ram"]))] == ["ram-backend"]
+    assert _guests.describe(found)["memory_mib"] is None
+
+
+@pytest.mark.parametrize(("sizes", "opened"), [((4096, 4096), (0, 1)), ((4096, 8192), (1, 0))])
+def test_ram_without_names_is_found_node_by_node(tmp_path, sizes, opened):
+    """An update that was undone has removed the names. A node that got the RAM of another one would be corrupt after the jump."""
+    files = [tmp_path / f"ram-node{number}" for number in range(len(sizes))]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_bytes(bytes(size))
+    inodes = [os.stat(file).st_ino for file in files]
+    with process_of(maps(*(files[number] for number in opened))) as pid:
+        for file in files:
+            file.unlink()
+        found = _guests._ram_files(pid, [{"size": size, "path": str(file)} for file, size in zip(files, sizes, strict=True)])
+        assert [os.stat(f"/proc/{pid}/fd/{ram['fd']}").st_ino for ram in found] == inodes
+
+
+@pytest.mark.parametrize(
+    ("how", "size"),
+    [
+        ({"flags": "PRIVATE"}, 8192),  # the guest's writes are not in it
+        ({"length": 4096}, 8192),
+        ({}, 4096),
+    ],
+)
+def test_a_file_that_does_not_hold_the_whole_ram_is_not_taken_for_it(tmp_path, how, size):
+    (tmp_path / "file").write_bytes(bytes(8192))
+    with process_of(maps(tmp_path / "file", **how)) as pid:
+        assert _guests._ram_files(pid, [{"size": size, "path": str(tmp_path / "file")}]) == []
+
+
+def test_a_descriptor_that_qemu_closes_meanwhile_does_not_hide_its_ram(tmp_path, monkeypatch):
+    ram = tmp_path / "pc.ram"
+    ram.write_bytes(bytes(4096))
+    with process_of(f"spare = os.open('/dev/null', 0)\n{maps(ram)}\nos.close(spare)") as pid:
+        links = _processes.fd_links(pid)
+        closed = next(number for number in range(100) if number not in links)
+        monkeypatch.setattr(_processes, "fd_links", lambda _pid: {**links, closed: str(ram)})
+        (found,) = _guests._ram_files(pid, [{"size": 4096, "path": str(ram)}])
+        assert closed < found["fd"] and os.path.samefile(f"/proc/{pid}/fd/{found['fd']}", ram)
+
+
+def test_of_a_qemu_that_has_ended_nothing_is_found(ended):
+    assert _guests._ram_files(ended, [{"size": 4096, "path": PATH}]) == []
+    assert _guests.confinement(ended) == ""
+
+
+@pytest.mark.parametrize("said", ["libvirt-6c6ef1d4 (enforce)\n", "system_u:system_r:svirt_t:s0:c1,c2\0"])
+def test_the_confinement_of_a_qemu_is_read_from_its_process(monkeypatch, said):
+    monkeypatch.setattr(_guests, "open", lambda path, **_words: {"/proc/7/attr/current": io.StringIO(said)}[path], raising=False)
+    assert _guests.confinement(7) == said[:-1]
+
+
+@pytest.mark.parametrize("ruled", [True, False])
+def test_a_confined_domain_is_refused_until_its_rule_is_there(libvirt, record, monkeypatch, tmp_path, ruled):
+    monkeypatch.setattr(_guests, "confinement", lambda _pid: "libvirt-6c6ef1d4 (enforce)")
+    monkeypatch.setattr(_setup, "APPARMOR_RULE", str(tmp_path / "rule"))
+    if ruled:
+        (tmp_path / "rule").touch()
+    assert codes(_guests.inspect(record)) == ([] if ruled else ["confined"])
+
+
+def test_ram_on_a_disk_is_refused(libvirt, record, monkeypatch):
+    """The kernel preserves files of a tmpfs, which has no device: its major number is 0."""
+    device = os.fstat(record["ram"][0]["fd"]).st_dev
+    monkeypatch.setattr(os, "major", lambda number: 8 if number == device else 0)
+    (reason,) = _guests.inspect(record)
+    assert reason["code"] == "ram-on-disk" and "on a disk" in reason["message"] and "kvm.liveupdate.setup" in reason["remedy"]
+
+
+@pytest.mark.parametrize("said", ["pool/web1\n", None])
+def test_a_volume_that_is_no_file_or_that_nobody_tells_of_is_not_looked_for(libvirt, monkeypatch, tmp_path, said):
+    """Such as an image in a Ceph pool; or where virsh is gone, which is a reason by itself."""
+    if said is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        libvirt.says["vol-path --pool ceph -- web1"] = said
+        libvirt.keep()
+    assert _guests._volumes([{"pool": "ceph", "volume": "web1", "file": {"what": "disk vda", "open": True}}]) == []
 
 
 MAPPER = """

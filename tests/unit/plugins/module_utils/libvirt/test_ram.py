@@ -76,6 +76,20 @@ def test_ram_loses_its_name(folder):
     assert not (folder / "pc.ram").exists()
 
 
+def test_the_ram_of_each_node_loses_its_name(folder):
+    """The kernel preserves no file that has one."""
+    nodes = [folder / "ram-node0", folder / "ram-node1"]
+    for node in nodes:
+        node.touch()
+    with open(nodes[0], "rb") as one, open(nodes[1], "rb") as other:
+        ram = [{"fd": file.fileno()} for file in (one, other)]
+        taken = _guests.memory({"pid": os.getpid(), "backends": [{"path": str(node)} for node in nodes], "ram": ram})
+        assert [os.fstat(fd).st_ino for fd in taken] == [os.fstat(file["fd"]).st_ino for file in ram]
+        for fd in taken:
+            os.close(fd)
+    assert not list(folder.iterdir())
+
+
 def test_ram_that_has_no_name_any_more_is_taken_all_the_same(folder, tmp_path):
     (tmp_path / "ram").touch()
     take(folder / "pc.ram", tmp_path / "ram")
