@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -493,12 +492,10 @@ def state_is(libvirt, state):
 
 def goes_on(libvirt, monkeypatch, refused=0):
     """From now on a domain runs once it was told to, and that was not ``refused`` so often. What it was told, and when, is returned."""
-    told, real, now, sleep = [], _virsh.virsh, [0.0], time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + 40) if seconds == 0.5 else sleep(seconds))
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    told, real = [], _virsh.virsh
 
     def virsh(*words, limit=60.0):
-        told.append((words[0], now[0], limit))
+        told.append((words[0], libvirt.clock.now, limit))
         if words[0] == "resume":
             if [verb for verb, *_when in told].count("resume") <= refused:
                 raise LiveUpdateError("virsh resume: cannot acquire state change lock")
@@ -555,7 +552,7 @@ def test_a_domain_whose_qemu_has_ended_is_not_waited_for(libvirt, saved, record,
         path.touch()
     with pytest.raises(LiveUpdateError, match=r"process .* has ended") as caught:
         _save.resume({**record, "started": record["started"] + 1}, running=True)
-    assert caught.value.details == {"ended": True} and not saved.exists()
+    assert caught.value.details == {"ended": True} and not saved.exists() and libvirt.clock.waits == 0
 
 
 def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvirt, saved, record, tmp_path, monkeypatch):
