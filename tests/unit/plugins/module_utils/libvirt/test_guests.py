@@ -330,6 +330,13 @@ def test_a_domain_that_has_just_ended_hides_no_other_guest(libvirt, ended, text)
         assert [found["name"] for found in _guests.known()] == ["app"]
 
 
+def test_a_qemu_without_a_uuid_is_no_domain(libvirt):
+    """Nothing could be asked about it."""
+    with process_of("", "-uuid") as pid:
+        (libvirt.folder / "run/app.pid").write_text(str(pid))
+        assert _guests.known() == []
+
+
 def test_a_command_line_that_cannot_be_read_tells_no_size(libvirt):
     with process_of("", *UUID, "-object", "{broken") as pid:
         (libvirt.folder / "run/app.pid").write_text(str(pid))
