@@ -23,7 +23,7 @@ def subsection(name: bytes, content: bytes) -> bytes:
     return b"\x05" + short(b"configuration/" + name) + struct.pack(">I", 1) + content
 
 
-def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", flags=4, running=False) -> bytes:
+def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", flags=4, running=False, section=1) -> bytes:
     xml = b"<domain/>\0cookie\0"
     header = b"LibvirtQemudSave" + struct.pack("<III", 2, len(xml), running) + b"\0" * 64
     stream = b"QEVM\0\0\0\3" + b"\x07" + struct.pack(">I", 10) + b"pc-q35-9.9"
@@ -31,14 +31,14 @@ def image(capabilities=(b"x-ignore-shared",), with_address=True, command=b"", fl
     if capabilities:
         stream += subsection(b"capabilities", struct.pack(">I", len(capabilities)) + b"".join(map(short, capabilities)))
     stream += subsection(b"uuid", b"u" * 16) + command
-    stream += b"\x01" + struct.pack(">I", 2) + short(b"ram") + struct.pack(">II", 0, 4)
+    stream += bytes([section]) + struct.pack(">I", 2) + short(b"ram") + struct.pack(">II", 0, 4)
     stream += struct.pack(">Q", sum(size for _name, size, _at in BLOCKS) | flags)
     for name, size, at in BLOCKS:
         stream += short(name) + struct.pack(">Q", size) + (struct.pack(">Q", at) if with_address else b"")
     return header + xml + stream + DEVICES
 
 
-@pytest.mark.parametrize("command", [b"", b"\x08\0\x03\0\x04ping"])
+@pytest.mark.parametrize("command", [b"", b"\x08\0\x03\0\x04ping", b"\x08\0\x03\0\x04ping" * 2])
 @pytest.mark.parametrize("others", [(), (b"events", b"xbzrle")])
 @pytest.mark.parametrize("running", [True, False])
 def test_the_image_is_that_of_a_save_without_the_capability(command, others, running):
@@ -46,10 +46,33 @@ def test_the_image_is_that_of_a_save_without_the_capability(command, others, run
     assert found == image(others, with_address=False, command=command, running=running)
 
 
+@pytest.mark.parametrize("section", [1, 4])  # QEMU writes the RAM as the first of several parts; a snapshot may have it in one
+def test_ram_is_saved_in_one_part_or_in_several(section):
+    found = _save_image.loadable(image(section=section), False)
+    assert found == image((), with_address=False, section=section)
+
+
+def test_an_image_without_anything_behind_the_ram_is_complete():
+    whole = image()[: -len(DEVICES)]
+    assert _save_image.loadable(whole, False) == image((), with_address=False)[: -len(DEVICES)]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
         (b"", "begins with b''"),
+        (image()[:16], "libvirt has not completed it"),
+        (image()[:91], "libvirt has not completed it"),
+        (image()[:130], "cut off at byte 130"),
+        (image(section=2), "no section at the place of the RAM section"),
+        (image(section=3), "no section at the place of the RAM section"),
+        (image(section=0x7E), "no section at the place of the RAM section"),
+        (image(flags=0), "flags 0x0"),
+        (image(flags=5), "flags 0x5"),
+        (image(flags=0x804), "flags 0x804"),
+        (image().replace(b"QEVM\0\0\0\3\x07", b"QEVM\0\0\0\3\x06"), "no configuration section at byte 118"),
+        (image()[:16] + b"\1" + image()[17:], "version 1"),
+        (image().replace(struct.pack(">Q", 128 << 20), struct.pack(">Q", 200 << 20)), "do not add up"),
         (b"LibvirtQemudPart" + image()[16:], "LibvirtQemudPart"),
         (image()[:16] + b"\3" + image()[17:], "version 3"),
         (image((b"events",)), "without x-ignore-shared"),
@@ -109,3 +132,19 @@ def test_another_definition_takes_of_the_room_behind_it(cookie):
 def test_a_definition_that_does_not_fit_is_refused():
     with pytest.raises(LiveUpdateError, match="needs 201 bytes, but there is room for 74"):
         _save_image.with_xml(head(b"<domain/>"), lambda xml: "x" * 200)
+
+
+@pytest.mark.parametrize("cookie", [b"", b"<cookie/>"])
+def test_a_definition_may_take_all_the_room_there_is(cookie):
+    before = head(b"<domain/>", cookie)
+    longest = len(before) - _save_image.HEADER - 1 - (len(cookie) + 1 if cookie else 0)
+    after = _save_image.with_xml(before, lambda _xml: "x" * longest)
+    assert len(after) == len(before) and after[_save_image.HEADER :].startswith(b"x" * longest + b"\0" + cookie)
+    with pytest.raises(LiveUpdateError, match="there is room for"):
+        _save_image.with_xml(before, lambda _xml: "x" * (longest + 1))
+
+
+def test_a_definition_comes_back_byte_for_byte():
+    """A name in Latin-1 is no UTF-8."""
+    before = head("<domain>Büro</domain>".encode() + b"\xff")
+    assert _save_image.with_xml(before, lambda xml: xml) == before
