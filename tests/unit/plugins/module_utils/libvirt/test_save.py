@@ -165,6 +165,15 @@ def test_a_daemon_that_never_answers_is_given_up_at_the_limit(libvirt, record, m
     assert all(10 <= limit <= 60 and when + limit <= max(310, when + 10) for _request, when, limit in log)
 
 
+def test_a_qemu_that_has_ended_is_not_waited_for_whatever_libvirt_says(libvirt, record, monkeypatch):
+    """Nothing can be resumed, and the host's other guests wait for their undo."""
+    silent = ["error: no connection"]
+    told(libvirt, monkeypatch, dict.fromkeys(("domstate", "migrate-set-capabilities", "resume"), silent))
+    with pytest.raises(LiveUpdateError, match=r"process .* has ended$"):
+        _save.resume({**record, "started": record["started"] + 1}, running=True)
+    assert libvirt.clock.waits == 0
+
+
 def test_a_qemu_that_refuses_and_does_not_change_its_mind_is_told(libvirt, record, monkeypatch):
     refused = ['{"error": {"desc": "a migration is in progress"}}']
     on = ['{"return": [{"capability": "x-ignore-shared", "state": true}]}']
