@@ -12,7 +12,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _files, _processes
 from ..vmm import _disk_files
 from . import _batch, _definition, _guests, _ram, _save_directory, _save_image, _virsh
@@ -173,8 +173,7 @@ def resume(record: dict, running: bool) -> None:
         if done or not _processes.lives(record) or time.monotonic() > until:
             break
         time.sleep(0.5)
-    if os.path.exists(_files.state_path(name)) and os.path.isfile(image):  # else another program saved it
-        _save_directory.remove(image)
+    told = _image_removed(name, image)
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
@@ -182,7 +181,21 @@ def resume(record: dict, running: bool) -> None:
     if running and state != "running":
         left.insert(0, f"the domain is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s")
     if left:
-        raise LiveUpdateError(f"{'; '.join(left)}: {why}")
+        told.insert(0, f"{'; '.join(left)}: {why}")
+    if told:
+        raise LiveUpdateError("; ".join(told))
+
+
+def _image_removed(name: str, image: str) -> list[str]:
+    """Remove the image of an undone save. Returns what is to be told: an image that stays lacks the RAM, so no later start may use it."""
+    if not (os.path.exists(_files.state_path(name)) and os.path.isfile(image)):
+        return []  # another program saved it
+    try:
+        _save_directory.remove(image)
+    except OSError as err:
+        remedy = f"remove it, then run 'kvm-liveupdate discard {typed(name)}'"
+        return [f"guest {name}: the saved image {image}, which lacks the RAM, cannot be removed ({err}); {remedy}"]
+    return []
 
 
 def _undo_step(problems: list[str], until: float, *words: str) -> str | None:

@@ -108,7 +108,7 @@ def has_hooks() -> bool:
         return True
     try:
         return bool(set(os.listdir(folder)) - {ours})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _ram, _save, _save_image, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _batch, _ram, _save, _save_directory, _save_image, _virsh
 
 
 @pytest.fixture(name="record")
@@ -207,6 +207,26 @@ def test_only_a_save_of_ours_is_removed_by_its_undo(libvirt, record, kept):
         pass
     _save.resume(record, running=True)
     assert os.path.exists(_virsh.image_path("app")) is kept
+
+
+def test_an_image_that_cannot_be_removed_is_told_and_the_guest_runs(libvirt, record, monkeypatch):
+    """It lacks the RAM. As long as its state is there, libvirt's hook refuses to start the domain from it."""
+
+    def fails(_path):
+        raise NotADirectoryError(20, "Not a directory")
+
+    monkeypatch.setattr(_save_directory, "remove", fails)
+    _files.make_directory(_files.GUESTS_STATE)
+    for path in (_virsh.image_path("app"), _files.state_path("app")):
+        with open(path, "wb"):
+            pass
+    says = r"^guest app: the saved image .*app\.save, which lacks the RAM, cannot be removed \(.*\); .* 'kvm-liveupdate discard app'$"
+    with pytest.raises(LiveUpdateError, match=says):
+        _save.resume(record, running=True)
+    assert os.path.exists(_files.state_path("app"))
+    told(libvirt, monkeypatch, {"query-migrate-capabilities": ['{"error": {"desc": "busy"}}']})
+    with pytest.raises(LiveUpdateError, match=r"capabilities: .*busy.*; guest app: the saved image"):
+        _save.resume(record, running=True)
 
 
 def test_a_folder_in_the_place_of_the_image_does_not_break_an_undo(libvirt, record):

@@ -120,3 +120,10 @@ def test_what_libvirt_cannot_run_is_no_hook(hooks):
     (hooks / "qemu.d/README").touch(mode=0o644)
     assert _virsh.other_hooks() == []
     assert _virsh.has_hooks()  # it may become one until the start
+
+
+def test_a_file_in_the_place_of_the_folder_of_hooks_is_none(hooks):
+    """A restore asks for them, and must not end for it."""
+    hooks.mkdir(parents=True, exist_ok=True)
+    (hooks / "qemu.d").write_text("not a folder")
+    assert _virsh.has_hooks() is False and _virsh.other_hooks() == []
