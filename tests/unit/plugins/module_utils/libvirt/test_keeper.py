@@ -25,8 +25,17 @@ RECORD = {"name": "app", "uid": 65534, "gid": 65533}
 
 @pytest.fixture(name="memory")
 def memory_file():
+    """A file, and a limit for the test: a process that says nothing would be waited for without end."""
+
+    def late(*_signal):
+        raise AssertionError("it waits for ever")
+
     fd = os.memfd_create("ram")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
     yield fd
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
     os.close(fd)
 
 
@@ -82,6 +91,13 @@ def test_it_sleeps_and_ends_when_its_unit_ends(memory):
             assert os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]) == -signal.SIGTERM
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_kernel_is_asked_for_nothing_else_than_that_qemu_may_look_into_it(memory, monkeypatch):
+    """PR_SET_DUMPABLE (prctl(2)): the words that it does not use are zero."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(prctl=lambda *words: 0 if words == (4, 1, 0, 0, 0) else -1))
+    with kept(memory) as keeper:
+        assert memory in _processes.fd_links(keeper)
 
 
 def fails(*_what):
