@@ -137,7 +137,11 @@ class Asked(Worker):
 
     def run(self, files, tests, limit):
         self.asked.append(tests)
-        assert files == {"a.py": "broken"} and limit == 15 + 10 * {("t.py::one",): 1, ("own.py",): 4, ("own.py", "t.py"): 7}[tuple(tests)]
+        assert (
+            files == {"a.py": "broken"}
+            and limit
+            == 15 + 10 * {("t.py::one",): 1, ("own.py::three", "t.py::one"): 5, ("own.py",): 4, ("own.py", "t.py"): 7}[tuple(tests)]
+        )
         return Verdict(self.outcomes.pop(0))
 
 
@@ -148,12 +152,13 @@ class Asked(Worker):
         (1, ["timeout"], [["t.py::one"]]),
         (1, ["survived", "killed"], [["t.py::one"], ["own.py"]]),
         (1, ["survived", "survived"], [["t.py::one"], ["own.py"]]),
+        (4, ["killed"], [["own.py::three", "t.py::one"]]),
         (2, ["survived"], [["own.py", "t.py"]]),  # it runs at an import
         (3, ["killed"], [["own.py", "t.py"]]),  # no test runs it in its own process
     ],
 )
 def test_what_the_tests_of_a_line_do_not_notice_meets_the_own_tests_of_its_file(line, outcomes, asked):
     worker = Asked(list(outcomes))
-    seen = Seen({"t.py::one": 1.0, "t.py::two": 2.0, "own.py::three": 4.0}, {"a.py": {"1": [0], "2": [-1, 0]}})
+    seen = Seen({"t.py::one": 1.0, "t.py::two": 2.0, "own.py::three": 4.0}, {"a.py": {"1": [0], "2": [-1, 0], "4": [0, 2]}})
     assert worker.try_out({"a.py": "broken"}, seen, [line], ["own.py", "t.py"]).outcome == outcomes[-1]
     assert worker.asked == asked

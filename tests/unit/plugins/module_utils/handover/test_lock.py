@@ -46,15 +46,21 @@ def another_process_with_the_lock():
 
 def clock(monkeypatch, steps=1.0, until=None):
     """A clock that each sleep moves; ``until`` it calls a function once."""
-    now, slept = [1000.0], []
+    now, slept, looks = [1000.0], [], []
+
+    def monotonic():
+        looks.append(now[0])
+        assert looks.count(now[0]) < 100, "it never sleeps"
+        return now[0]
 
     def sleep(seconds):
         slept.append(seconds)
+        assert len(slept) < 100, "it waits for ever"
         now[0] += steps
         if until and len(slept) == until[0]:
             until[1]()
 
-    monkeypatch.setattr(_lock, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(_lock, "time", types.SimpleNamespace(monotonic=monotonic, sleep=sleep))
     return slept
 
 
@@ -82,8 +88,9 @@ def test_the_lock_is_waited_for_until_the_limit_and_no_longer(other, monkeypatch
 
 def test_a_lock_that_becomes_free_in_time_is_taken(other, monkeypatch):
     slept = clock(monkeypatch, until=(3, lambda: end(other)))
-    with _lock.Lock(wait_s=5.0):
-        assert slept == [0.1] * 3
+    wanted = _lock.Lock(wait_s=5.0)
+    with wanted as taken:
+        assert taken is wanted and slept == [0.1] * 3
 
 
 def test_a_child_that_outlives_the_operation_does_not_keep_the_lock():
