@@ -530,7 +530,7 @@ def test_services_that_start_each_other_are_told_once(looked):
 def test_a_record_without_all_answers_is_asked_for_again(looked, kept):
     record = {**WEB, **kept}
     asked = []
-    looked.setattr(_reasons, "_ask_systemd", lambda records: asked.extend(records))
+    looked.setattr(_reasons, "_ask_systemd", asked.extend)
     _reasons._asked(record)
     assert asked == [record]
     _reasons._asked({**WEB, "shown": {}, "limits": {}})
