@@ -150,7 +150,7 @@ def resume(record: dict, running: bool) -> None:
     If this gives up, the domain stays paused. So each step is repeated for UNDO_LIMIT_S: a cancelled job may need a moment to end, and QEMU
     refuses other commands until then; the daemon may be busy or restart. What counts is what libvirt and QEMU report in the end, not what
     a command returned: a daemon that hung may carry out the last request of the save after ours. An error has the detail ``ended`` if QEMU
-    has ended: then nothing can be resumed.
+    has ended: then nothing can be resumed. It has ``image_stays`` if the saved image cannot be removed: then the state must stay.
     """
     name, uuid, image = record["name"], record["uuid"], _virsh.image_path(record["name"])
     until = time.monotonic() + UNDO_LIMIT_S
@@ -173,21 +173,24 @@ def resume(record: dict, running: bool) -> None:
         if done or not _processes.lives(record) or time.monotonic() > until:
             break
         time.sleep(0.5)
-    told = _image_removed(name, image)
+    image_stays = _image_stays(name, image)
+    details = {"image_stays": True} if image_stays else {}
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
-        raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+        ended = f"its QEMU, process {record['pid']}, has ended"
+        raise LiveUpdateError("; ".join((ended, *image_stays)), ended=True, **details)
     left = [] if whole else [_guests.ignore_shared_stays(record)]
     if running and state != "running":
         left.insert(0, f"the domain is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s")
-    if left:
-        told.insert(0, f"{'; '.join(left)}: {why}")
-    if told:
-        raise LiveUpdateError("; ".join(told))
+    if left or image_stays:
+        raise LiveUpdateError("; ".join((*([f"{'; '.join(left)}: {why}"] if left else ()), *image_stays)), **details)
 
 
-def _image_removed(name: str, image: str) -> list[str]:
-    """Remove the image of an undone save. Returns what is to be told: an image that stays lacks the RAM, so no later start may use it."""
+def _image_stays(name: str, image: str) -> list[str]:
+    """Remove the image of an undone save; returns what to tell if it stays. It lacks the RAM.
+
+    As long as the guest's state is there, libvirt's hook refuses to start the domain from the image.
+    """
     if not (os.path.exists(_files.state_path(name)) and os.path.isfile(image)):
         return []  # another program saved it
     try:

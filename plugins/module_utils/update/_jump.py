@@ -324,12 +324,23 @@ def _abort(update: dict, why: str) -> None:
         undo("find the guests", lambda: records.update(_providers.known()))
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
+    guards: set[str] = set()  # guests whose state keeps libvirt from starting them from a saved image that could not be removed
+
+    def let_go_on(name: str) -> None:
+        try:
+            _hold.let_go_on(records[name], name in update.get("running", ()))
+        except LiveUpdateError as err:
+            if err.details.get("image_stays"):
+                guards.add(name)
+            raise
+
     def run_on(name: str) -> bool:
         undo(f"remove the journal of guest {name}", _journal.forget_guest, name)
-        if undo(f"end the save of guest {name}", _hold.let_go_on, records[name], name in update.get("running", ())):
+        if undo(f"end the save of guest {name}", let_go_on, name):
             return True
         if not _processes.lives(records[name]):
-            problems.append(f"guest {name} has ended during the update, and nothing of it is kept; start it")
+            rest = "; start it after that" if name in guards else ", and nothing of it is kept; start it"
+            problems.append(f"guest {name} has ended during the update{rest}")
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
@@ -349,7 +360,8 @@ def _abort(update: dict, why: str) -> None:
     undo(f"rename {_EXITRD} back", _put_exitrd_back)
     for name, record in records.items():
         if name in back:
-            undo(f"remove the saved state of guest {name}", _files.remove, _files.state_path(name))
+            if name not in guards:
+                undo(f"remove the saved state of guest {name}", _files.remove, _files.state_path(name))
             undo(f"release the memory of guest {name}", _hold.release, record)
     for unit in update.get("early", ()):
         undo(f"end the early start of {unit} in the next boot", _early.start_early, unit, False)

@@ -221,9 +221,12 @@ def test_an_image_that_cannot_be_removed_is_told_and_the_guest_runs(libvirt, rec
         with open(path, "wb"):
             pass
     says = r"^guest app: the saved image .*app\.save, which lacks the RAM, cannot be removed \(.*\); .* 'kvm-liveupdate discard app'$"
-    with pytest.raises(LiveUpdateError, match=says):
+    with pytest.raises(LiveUpdateError, match=says) as raised:
         _save.resume(record, running=True)
-    assert os.path.exists(_files.state_path("app"))
+    assert raised.value.details == {"image_stays": True} and os.path.exists(_files.state_path("app"))
+    with pytest.raises(LiveUpdateError, match=r"has ended; guest app: the saved image .* 'kvm-liveupdate discard app'$") as raised:
+        _save.resume({**record, "started": 1}, running=True)
+    assert raised.value.details == {"ended": True, "image_stays": True}
     told(libvirt, monkeypatch, {"query-migrate-capabilities": ['{"error": {"desc": "busy"}}']})
     with pytest.raises(LiveUpdateError, match=r"capabilities: .*busy.*; guest app: the saved image"):
         _save.resume(record, running=True)

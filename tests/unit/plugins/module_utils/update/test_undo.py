@@ -169,6 +169,26 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
     assert host.did.index(("release", "web.service")) > services_started  # 'systemctl clean' needs D-Bus, which isolation stops
 
 
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("image_stays", [True, False])
+def test_the_state_of_a_guest_stays_as_long_as_its_saved_image(host, image_stays, lives):
+    """The image lacks the RAM. Libvirt's hook refuses to start the domain from it while the state is there."""
+
+    def resume(record, _running):
+        host.state[record["name"]] = "running"
+        if not lives and host.started.pop(os.getpid(), 0):
+            host.started[0] = 1
+        raise LiveUpdateError("the saved image cannot be removed", **({"image_stays": True} if image_stays else {}))
+
+    host.resume = resume
+    error = update(host)["error"]
+    assert "the undo could not end the save of guest web: the saved image cannot be removed" in error and "is not resumed" not in error
+    assert [os.path.exists(_files.state_path(name)) for name in ("app", "web")] == [image_stays] * 2
+    assert sorted(host.done("release")) == ["app.service", "web.service"]
+    assert ("guest web has ended during the update; start it after that" in error) is (image_stays and not lives)
+    assert ("nothing of it is kept; start it" in error) is (not image_stays and not lives)
+
+
 def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
     def resume(record, _running):
         if host.started.pop(os.getpid(), 0):
