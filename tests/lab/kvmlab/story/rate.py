@@ -136,8 +136,8 @@ How often an update fails
 * An update that the host undid before the jump is not counted, unless it lost a guest.
 * Updates with an injected fault are not counted. {len(injected)} of these are recorded.
 
-"This version" is the version in which the code that runs on hosts has the digest ``{runtime}``. "At most" is the upper bound of the
-failure rate with a confidence of 95 % (Clopper and Pearson).{dates}
+"This version" is ``{runtime}``: the digest of the code that runs on hosts. "At most" is the upper bound of the failure rate with a
+confidence of 95 % (Clopper and Pearson).{dates}
 
 {_table(shown)}
 Updates in the lab do not show failures of hardware or of its drivers. Before you update a fleet, update one host of each model.

@@ -39,5 +39,5 @@ def test_a_version_without_updates_has_no_rate() -> None:
 
 def test_the_page_is_written_from_the_ledger() -> None:
     page = rate.PAGE.read_text(encoding="utf-8")
-    (runtime,) = re.findall(r"the digest ``([0-9a-f]{12})``", page)
+    (runtime,) = re.findall(r'"This version" is ``([0-9a-f]{12})``:', page)
     assert page == rate.page(ledger.read(rate.KEPT), runtime)
