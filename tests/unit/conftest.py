@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-pytest.register_assert_rewrite("made_up_host")  # so that its assertions show what they compared
+pytest.register_assert_rewrite("made_up_clock", "made_up_host")  # so that their assertions show what they compared
 
 _HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 

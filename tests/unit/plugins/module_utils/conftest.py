@@ -7,12 +7,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _ram, _save, _virsh
+from made_up_clock import Clock
 
 # It looks domains up as the real one does: by id, by UUID, by name; "start" by UUID and name only (tools/virsh-util.c).
 PROGRAM = """#!{python} -IS
@@ -75,25 +74,6 @@ sys.exit(not good)
 """
 
 
-class Clock:
-    """The time of the undo of a save. Only its waits move it, each by 40 s, so that its limit comes soon."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.waits, self.looks = 0.0, 0, 0
-        monkeypatch.setattr(_save, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic, sleep=self.sleep))
-
-    def monotonic(self):
-        self.looks += 1
-        assert self.looks < 30, "it never sleeps"
-        return self.now
-
-    def sleep(self, seconds):
-        assert 0 < seconds < 5, "a guest stays paused that long"
-        self.waits += 1
-        assert self.waits < 30, "it waits for ever"
-        self.now, self.looks = self.now + 40, 0
-
-
 class Host:
     """A libvirt that a stub of virsh speaks for: its domains, and what it says to whole commands."""
 
@@ -111,7 +91,7 @@ class Host:
         monkeypatch.setattr(_virsh, "PIDS", str(folder / "run"))
         monkeypatch.setattr(_virsh, "DEFINITIONS", str(folder / "etc"))
         monkeypatch.setattr(_ram, "directory", lambda: _ram.DIRECTORY)
-        self.clock = Clock(monkeypatch)
+        self.clock = Clock(monkeypatch, _save, step=40)  # so that the limit of an undo comes soon
         self.keep()
 
     def add(self, name, number, **says):

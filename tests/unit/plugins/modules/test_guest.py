@@ -13,6 +13,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files
 from ansible_collections.kvm.liveupdate.plugins.modules import guest
+from made_up_clock import Clock
 
 SAVED = {"state": "saved", "unit": "db.service"}
 RESTORED = {"state": "restored", "unit": "db.service"}
@@ -26,9 +27,7 @@ class Host:
         self.running = {name: {"name": name, "uuid": f"{name}-1", **who} for name in names}
         self.states = dict.fromkeys(names, "running")
         self.journals, self.reasons, self.faults = {}, {}, {}
-        self.held, self.calls, self.slept = set(), [], 0
-        self.now, self.looks = 1000.0, 0
-        self.on_sleep = lambda: None
+        self.held, self.calls = set(), []
 
     def known(self):
         self.calls.append("known")
@@ -71,17 +70,6 @@ class Host:
             raise LiveUpdateError(self.faults[name])
         self.calls.append((what, name))
 
-    def monotonic(self):
-        self.looks += 1
-        assert self.looks < 100, "it never sleeps"
-        return self.now
-
-    def sleep(self, seconds):
-        self.slept += 1
-        assert self.slept < 1000, "it waits for ever"
-        self.now, self.looks = self.now + seconds, 0
-        self.on_sleep()
-
 
 @pytest.fixture(name="host")
 def a_host(tmp_path, monkeypatch):
@@ -97,7 +85,7 @@ def a_host(tmp_path, monkeypatch):
     for name in ("held_each", "hold_each", "release"):
         monkeypatch.setattr(_hold, name, getattr(host, name))
     monkeypatch.setattr(_providers, "of", lambda record: host)
-    monkeypatch.setattr(guest, "time", SimpleNamespace(monotonic=host.monotonic, sleep=host.sleep))
+    host.clock = Clock(monkeypatch, guest)
     return host
 
 
@@ -220,24 +208,17 @@ def test_a_guest_whose_undo_was_cut_off_runs_on(host):
 def test_guests_are_waited_for_together_and_only_their_journals_are_looked_at(host):
     """Its QEMU runs before its state is loaded: the journal says when it is back."""
     host.journals = {"db": SAVED, "app": {**SAVED, "unit": "app.service"}}
-
-    def back():
-        if host.slept == 3:
-            host.journals["app"] = RESTORED
-        if host.slept == 5:
-            host.journals["db"] = RESTORED
-
-    host.on_sleep = back
+    host.clock.at = {3: lambda: host.journals.update(app=RESTORED), 5: lambda: host.journals.update(db=RESTORED)}
     done = ask("running", "web", "db", "app")
-    assert host.slept == 5 and host.calls.count("known") == 1
+    assert len(host.clock.slept) == 5 and host.calls.count("known") == 1
     assert not done["changed"] and [each["last_update"] for each in done["guests"]] == [{}, RESTORED, RESTORED]
 
 
 def test_a_guest_that_starts_clean_is_waited_for(host):
     record = host.running.pop("db")
     host.journals = {"db": {"state": "lost", "unit": "db.service"}}
-    host.on_sleep = lambda: host.running.update(db=record) if host.slept == 2 else None
-    assert ask("running", "db")["guests"][0]["last_update"]["state"] == "lost" and host.slept == 2
+    host.clock.at = {2: lambda: host.running.update(db=record)}
+    assert ask("running", "db")["guests"][0]["last_update"]["state"] == "lost" and len(host.clock.slept) == 2
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -284,7 +265,7 @@ def test_a_guest_whose_memory_differs_is_told_with_the_place_and_what_to_do(host
 
 def test_a_guest_that_was_never_updated_and_does_not_run_is_not_waited_for(host):
     del host.running["db"]
-    assert "guest 'db' does not run on this host" in fails("running", "db").message and host.slept == 0
+    assert "guest 'db' does not run on this host" in fails("running", "db").message and not host.clock.slept
 
 
 def test_a_monitor_that_does_not_answer_keeps_no_other_guest_held(host):
@@ -339,7 +320,7 @@ def test_where_nothing_is_to_be_done_a_running_operation_is_not_in_the_way(host)
 def test_the_wait_ends_at_its_limit(host):
     host.journals = {"db": SAVED}
     assert fails("running", "db", timeout=60).message.startswith("guest db: not restored within 60 s: its QEMU runs")
-    assert 1060 < host.now <= 1061
+    assert 60 < host.clock.now <= 61
 
 
 def test_a_guest_that_still_loads_is_neither_resumed_nor_loses_its_memory(host):

@@ -10,12 +10,12 @@ import fcntl
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
+from made_up_clock import Clock
 
 # Takes the lock in another process, says so, and keeps it until its standard input ends.
 KEEPS = """
@@ -44,26 +44,6 @@ def another_process_with_the_lock():
         yield process
 
 
-def clock(monkeypatch, steps=1.0, until=None):
-    """A clock that each sleep moves; ``until`` it calls a function once."""
-    now, slept, looks = [1000.0], [], []
-
-    def monotonic():
-        looks.append(now[0])
-        assert looks.count(now[0]) < 100, "it never sleeps"
-        return now[0]
-
-    def sleep(seconds):
-        slept.append(seconds)
-        assert len(slept) < 100, "it waits for ever"
-        now[0] += steps
-        if until and len(slept) == until[0]:
-            until[1]()
-
-    monkeypatch.setattr(_lock, "time", types.SimpleNamespace(monotonic=monotonic, sleep=sleep))
-    return slept
-
-
 def end(process):
     process.stdin.close()
     process.wait(60)
@@ -77,20 +57,21 @@ def test_one_operation_at_a_time():
 
 
 def test_the_lock_is_waited_for_until_the_limit_and_no_longer(other, monkeypatch):
-    slept = clock(monkeypatch)
+    clock = Clock(monkeypatch, _lock, step=1.0)
     with pytest.raises(LiveUpdateError, match="another live update operation runs on this host"), _lock.Lock(wait_s=5.0):
         pass
-    assert slept == [0.1] * 5
+    assert clock.slept == [0.1] * 5
     with pytest.raises(LiveUpdateError, match="another live update operation runs on this host"), _lock.Lock():
         pass
-    assert len(slept) == 5  # without a wait there is none
+    assert len(clock.slept) == 5  # without a wait there is none
 
 
 def test_a_lock_that_becomes_free_in_time_is_taken(other, monkeypatch):
-    slept = clock(monkeypatch, until=(3, lambda: end(other)))
+    clock = Clock(monkeypatch, _lock, step=1.0)
+    clock.at = {3: lambda: end(other)}
     wanted = _lock.Lock(wait_s=5.0)
     with wanted as taken:
-        assert taken is wanted and slept == [0.1] * 3
+        assert taken is wanted and clock.slept == [0.1] * 3
 
 
 def test_a_child_that_outlives_the_operation_does_not_keep_the_lock():

@@ -8,11 +8,11 @@ import errno
 import fcntl
 import os
 import struct
-import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
+from made_up_clock import Clock
 
 
 @pytest.fixture(name="kernel")
@@ -172,41 +172,37 @@ def test_an_error_names_the_session(kernel, call, what):
 
 
 class Device:
-    """A device that is busy until a time, and the clock."""
+    """A device that is busy until a time."""
 
     def __init__(self, monkeypatch, free_at, code=errno.EBUSY):
-        self.now, self.free_at, self.code, self.slept, self.flags = 1000.0, free_at, code, [], set()
+        self.clock = Clock(monkeypatch, _luo, step=1.0)
+        self.free_at, self.code, self.flags = free_at, code, set()
         monkeypatch.setattr(os, "open", self.open)
-        monkeypatch.setattr(_luo, "time", types.SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
         monkeypatch.setattr(_luo, "BUSY_LIMIT_S", 10.0)
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += 1.0
 
     def open(self, _path, flags):
         self.flags.add(flags)
-        if self.now < self.free_at:
+        if self.clock.now < self.free_at:
             raise OSError(self.code, "")
         return os.memfd_create("device")
 
 
 def test_a_device_that_is_busy_is_waited_for(kernel, monkeypatch):
     """PID 1 uses it too, and only one process can."""
-    device = Device(monkeypatch, 1005.0)
+    device = Device(monkeypatch, 5.0)
     _luo.create_session("x", kernel.device)
-    assert device.slept == [0.02] * 5 and device.flags == {os.O_RDWR | os.O_CLOEXEC}
+    assert device.clock.slept == [0.02] * 5 and device.flags == {os.O_RDWR | os.O_CLOEXEC}
 
 
 def test_a_device_that_stays_busy_is_given_up_at_the_limit(kernel, monkeypatch):
-    device = Device(monkeypatch, 2000.0)
+    device = Device(monkeypatch, 1000.0)
     with pytest.raises(LiveUpdateError, match=r"^open .*liveupdate: another process has it open.*fuser -v"):
         _luo.create_session("x", kernel.device)
-    assert len(device.slept) == 11
+    assert len(device.clock.slept) == 11
 
 
 def test_any_other_failure_is_told_at_once(kernel, monkeypatch):
-    device = Device(monkeypatch, 2000.0, errno.EPERM)
+    device = Device(monkeypatch, 1000.0, errno.EPERM)
     with pytest.raises(LiveUpdateError, match="only root may use it"):
         _luo.create_session("x", kernel.device)
-    assert not device.slept
+    assert not device.clock.slept

@@ -7,9 +7,7 @@ from __future__ import annotations
 import io
 import os
 import socket
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
@@ -29,6 +27,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import (
     _virsh,
 )
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _disk_files
+from made_up_clock import Clock
 
 SAVED = {
     "guest": "app",
@@ -46,28 +45,9 @@ SAVED = {
 }
 
 
-class Clock:
-    """The time of a restore. ``at`` has what happens at a turn of a wait, by its number."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.turns, self.looks, self.at = 1000.0, [], 0, {}
-        monkeypatch.setattr(_start, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic, sleep=self.sleep))
-
-    def monotonic(self):
-        self.looks += 1
-        assert self.looks < 100, "it never sleeps"
-        return self.now
-
-    def sleep(self, seconds):
-        self.turns.append(seconds)
-        assert len(self.turns) < 10_000, "it waits for ever"
-        self.now, self.looks = self.now + seconds, 0
-        self.at.get(len(self.turns), lambda: None)()
-
-
 @pytest.fixture(name="clock")
 def clock_of_a_restore(monkeypatch):
-    return Clock(monkeypatch)
+    return Clock(monkeypatch, _start)
 
 
 @pytest.fixture(name="domain")
@@ -199,9 +179,9 @@ def test_only_a_domain_that_stays_paused_for_long_is_resumed(domain, clock, stat
     domain.states, domain.errors = states, ["it is being started"] * 9999
     with pytest.raises(LiveUpdateError, match="not running"):
         _start._start("app", {**domain.saved, "was_running": was_running})
-    assert clock.now - 1000 > _return.BACK_LIMIT_S >= clock.now - 1000 - _start.RETRY_S
+    assert clock.now > _return.BACK_LIMIT_S >= clock.now - _start.RETRY_S
     if resumed:
-        assert domain.resumed[0] - 1000 == _start.STUCK_S + _start.RETRY_S and len(domain.resumed) > 1000  # and it ends at the limit
+        assert domain.resumed[0] == _start.STUCK_S + _start.RETRY_S and len(domain.resumed) > 1000  # and it ends at the limit
     else:
         assert not domain.resumed
     assert domain.starts == (2 * _return.BACK_LIMIT_S + 2 if states == ["paused"] else 1)
@@ -226,7 +206,7 @@ def test_what_may_have_run_and_went_off_is_not_tried_again_by_itself(domain, clo
     with pytest.raises(LiveUpdateError, match="not running: no") as told:
         _start._start("app", {**domain.saved, "was_running": False})
     assert told.value.details["again"] is again
-    assert len(clock.turns) == (2 * _return.BACK_LIMIT_S + 1 if again else 1)
+    assert len(clock.slept) == (2 * _return.BACK_LIMIT_S + 1 if again else 1)
 
 
 @pytest.mark.parametrize(
@@ -250,17 +230,17 @@ def test_nothing_runs_before_libvirt_listens(tmp_path, monkeypatch, clock):
         daemon.bind(path)
         with pytest.raises(LiveUpdateError, match="no process listens") as told:
             _start._wait_for_socket("app")
-        assert told.value.details["again"] and not clock.turns  # systemd starts the unit once more
+        assert told.value.details["again"] and not clock.slept  # systemd starts the unit once more
         monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", 5)
         clock.at = {3: daemon.listen}
         _start._wait_for_socket("app")
-        assert clock.turns == [_start.POLL_S] * 3
+        assert clock.slept == [_start.POLL_S] * 3
         _start._wait_for_socket("app")
-        assert len(clock.turns) == 3
+        assert len(clock.slept) == 3
     monkeypatch.setattr(_start, "_listens", lambda path: False)
     with pytest.raises(LiveUpdateError, match="within 5 s; start libvirt's daemon"):
         _start._wait_for_socket("app")
-    assert sum(clock.turns[3:]) == pytest.approx(5, abs=0.2)
+    assert sum(clock.slept[3:]) == pytest.approx(5, abs=0.2)
 
 
 def test_a_daemon_that_accepts_nobody_is_not_waited_for_in_one_look(tmp_path, monkeypatch):
@@ -275,12 +255,12 @@ def test_an_answer_of_libvirt_is_waited_for(domain, clock, monkeypatch):
     monkeypatch.setattr(_start, "_listens", lambda path: listened.append(path) or True)
     domain.states = [LiveUpdateError("no connection"), LiveUpdateError("no connection"), "shut off"]
     assert _start._wait_for_answer("app", domain.saved) == "shut off"
-    assert clock.turns == [_start.RETRY_S] * 2 and listened
+    assert clock.slept == [_start.RETRY_S] * 2 and listened
     monkeypatch.setattr(_start, "LIBVIRT_LIMIT_S", 5)
     domain.states = [LiveUpdateError("no connection")]
     with pytest.raises(LiveUpdateError, match=r"within 5 s; 'journalctl -b -u \S+' shows why") as told:
         _start._wait_for_answer("app", domain.saved)
-    assert told.value.details["again"] and len(clock.turns) == 2 + 11
+    assert told.value.details["again"] and len(clock.slept) == 2 + 11
 
 
 def test_the_boot_does_not_wait_for_a_domain_that_fails_or_is_not_to_come_back(tmp_path, monkeypatch):
@@ -721,7 +701,7 @@ def test_a_domain_waits_for_the_mount_with_its_disk_although_an_old_copy_is_belo
     domain.states = ["shut off"]
     clock.at = {3: mount}
     _start._start("app", {**domain.saved, "disks": files})
-    assert clock.turns == [_start.RETRY_S] * 3 and domain.starts == 1
+    assert clock.slept == [_start.RETRY_S] * 3 and domain.starts == 1
     assert capsys.readouterr().err.count("another file at") == 1
     assert os.path.exists(_host_files.run_path("app", "late"))  # the rest of the boot brings the mount
 

@@ -11,12 +11,12 @@ import os
 import socket
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
+from made_up_clock import Clock
 
 
 @pytest.fixture(name="monitor")
@@ -119,25 +119,11 @@ def qemu_at_a_socket(tmp_path):
     made.server.close()
 
 
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now, self.slept, self.looks = 1000.0, [], 0
-        monkeypatch.setattr(_monitor, "time", SimpleNamespace(time=lambda: 5.0, monotonic=self.monotonic, sleep=self.sleep))
-
-    def monotonic(self):
-        self.looks += 1
-        assert self.looks < 100, "it never sleeps"
-        return self.now
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        assert len(self.slept) < 1000, "it waits for ever"
-        self.now, self.looks = self.now + seconds, 0
-
-
 @pytest.fixture(name="clock")
 def clock_that_only_sleeps_move(monkeypatch):
-    return Clock(monkeypatch)
+    clock = Clock(monkeypatch, _monitor)
+    monkeypatch.setattr(_monitor.time, "time", lambda: 5.0)
+    return clock
 
 
 def said(qemu):
@@ -194,15 +180,9 @@ def test_a_monitor_is_waited_for_as_long_as_is_asked_for(tmp_path, clock):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_monitor_that_comes_in_time_is_used(tmp_path, monkeypatch, clock):
+def test_a_monitor_that_comes_in_time_is_used(tmp_path, clock):
     made = []
-
-    def sleep(seconds, real=clock.sleep):
-        real(seconds)
-        if len(clock.slept) == 3:
-            made.append(Qemu(str(tmp_path / "late")))
-
-    monkeypatch.setattr(_monitor.time, "sleep", sleep)
+    clock.at = {3: lambda: made.append(Qemu(str(tmp_path / "late")))}
     with _monitor.Monitor(str(tmp_path / "late"), wait_s=30.0) as monitor:
         monitor.execute("stop")
     assert len(clock.slept) == 3
