@@ -324,6 +324,8 @@ def _abort(update: dict, why: str) -> None:
         undo("find the guests", lambda: records.update(_providers.known()))
         records = {name: record for name, record in records.items() if name in update["guests"]}
 
+    # Before that nobody was paused and nothing saved: who paused, migrates or ended a guest then, is its owner.
+    saved = [name for name in records if "running" in update]
     guards: set[str] = set()  # guests whose state keeps libvirt from starting them from a saved image that could not be removed
 
     def let_go_on(name: str) -> None:
@@ -339,8 +341,11 @@ def _abort(update: dict, why: str) -> None:
         if undo(f"end the save of guest {name}", let_go_on, name):
             return True
         if not _processes.lives(records[name]):
-            rest = "; start it after that" if name in guards else ", and nothing of it is kept; start it"
-            problems.append(f"guest {name} has ended during the update{rest}")
+            rest = "after that, " if name in guards else ""
+            problems.append(
+                f"the QEMU of guest {name} has ended during the update, and its memory with it: {rest}make sure that the guest runs nowhere"
+                " else, then start it"
+            )
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
@@ -354,13 +359,12 @@ def _abort(update: dict, why: str) -> None:
         )
         return False
 
-    names = list(records)
-    back = {name for name, job in zip(names, _gate.at_once(run_on, names)) if job.result()}
+    left = {name for name, job in zip(saved, _gate.at_once(run_on, saved)) if not job.result()}
     undo("unload the staged kernel", _kexec.unload)
     undo(f"rename {_EXITRD} back", _put_exitrd_back)
     for name, record in records.items():
-        if name in back:
-            if name not in guards:
+        if name not in left:
+            if name in saved and name not in guards:
                 undo(f"remove the saved state of guest {name}", _files.remove, _files.state_path(name))
             undo(f"release the memory of guest {name}", _hold.release, record)
     for unit in update.get("early", ()):

@@ -45,7 +45,24 @@ def test_an_undo_before_the_pause_leaves_guests_alone_that_started_meanwhile(hos
     host.at["isolate"] = starts
     ended = update(host)
     undone(host, ended, "guest new runs but is not part of this update, so it would be lost")
-    assert sorted(host.done("resume")) == ["app", "web"] and "new.service" not in host.done("release")
+    assert not host.done("resume") and sorted(host.done("release")) == ["app.service", "web.service"]
+
+
+def test_an_undo_before_the_pause_touches_no_guest(host):
+    """Its owner may migrate it just now: then it would be cut off, or be told to start a second time."""
+
+    def leaves(_record, _running):
+        host.started[0] = host.started.pop(os.getpid())
+        raise LiveUpdateError("QEMU has ended", ended=True)
+
+    host.resume = leaves
+    _files.write_json(_files.state_path("web"), {"left": "by an earlier update"})
+    _files.write_json(f"{_files.GUESTS_STATE}/web.json", {"state": "restored", "guest": "web"})
+    reason(host)
+    error = update(host)["error"]
+    assert "a block job is running" in error and "has ended" not in error and "start it" not in error
+    assert os.path.exists(_files.state_path("web")) and _journal.of_guest("web") == {"state": "restored", "guest": "web"}
+    assert sorted(host.done("release")) == ["app.service", "web.service"]
 
 
 def test_an_undo_before_the_pause_forgets_nobody_whom_an_earlier_one_left_paused(host):
@@ -162,7 +179,7 @@ def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
     ended = update(host)
     undone(host, ended, "guest web no longer runs; run the update again")
     assert ended["error"].count("run the update again") == 1
-    assert "is not resumed" not in ended["error"] and host.done("resume") == ["app"]
+    assert "is not resumed" not in ended["error"] and not host.done("resume")
     assert sorted(host.done("release")) == ["app.service", "web.service"]  # its memory would stay taken until a reboot
     assert not os.path.exists(_files.run_path("web", "held"))
     services_started = host.did.index(("start", "default.target"))
@@ -185,8 +202,10 @@ def test_the_state_of_a_guest_stays_as_long_as_its_saved_image(host, image_stays
     assert "the undo could not end the save of guest web: the saved image cannot be removed" in error and "is not resumed" not in error
     assert [os.path.exists(_files.state_path(name)) for name in ("app", "web")] == [image_stays] * 2
     assert sorted(host.done("release")) == ["app.service", "web.service"]
-    assert ("guest web has ended during the update; start it after that" in error) is (image_stays and not lives)
-    assert ("nothing of it is kept; start it" in error) is (not image_stays and not lives)
+    ended = "the QEMU of guest web has ended during the update, and its memory with it: "
+    start = "make sure that the guest runs nowhere else, then start it"
+    assert (f"{ended}after that, {start}" in error) is (image_stays and not lives)
+    assert (f"{ended}{start}" in error) is (not image_stays and not lives)
 
 
 def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
@@ -197,7 +216,7 @@ def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
 
     host.resume = resume
     error = update(host)["error"]
-    assert "guest web has ended during the update, and nothing of it is kept; start it" in error
+    assert "the QEMU of guest web has ended during the update, and its memory with it: make sure" in error
     assert "is not resumed" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
     assert not os.path.exists(_files.state_path("web"))
 
