@@ -71,13 +71,17 @@ def inspect(record: dict) -> list[dict]:
     try:
         with _monitor.Monitor(record["monitor"], answer_s=LOOK_LIMIT_S) as monitor:
             state = monitor.status()
-            blockers = monitor.query("query-migrate").get("blocked-reasons", [])
+            migration = monitor.query("query-migrate")
             jobs = monitor.execute("query-block-jobs")
             now = _changes.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
     if state not in ("running", "paused"):
         reasons.append(reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
+    elif migration.get("status", "none") not in _monitor.OVER:
+        message = f"another program migrates or saves it (migration {migration['status']})"
+        reasons.append(reason("run-state", message, "wait for its end, or cancel it in its QEMU monitor (migrate_cancel)"))
+    blockers = migration.get("blocked-reasons", [])
     reasons += [reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers]
     if jobs:
         remedy = "wait for its end, or cancel it in its QEMU monitor (block_job_cancel)"

@@ -206,8 +206,11 @@ def rehearse(record: dict) -> float:
     try:
         with _monitor.Monitor(monitor, wait_s=_monitor.START_LIMIT_S) as other:
             started = True
-            with _monitor.Monitor(record["monitor"]) as guest:
-                paused = _monitor.write_state(guest, state)
+            try:
+                with _monitor.Monitor(record["monitor"]) as guest:
+                    paused = _save.pause_and_write(record, guest, state)
+            except LiveUpdateError as err:
+                raise LiveUpdateError(f"guest {name} cannot be saved: {err}") from err
             try:
                 _monitor.load(other, state)
             except LiveUpdateError as err:

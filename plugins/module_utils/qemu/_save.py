@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("discard", "resume", "save", "still_saved")
+__all__ = ("discard", "pause_and_write", "resume", "save", "still_saved")
 
 UNDO_LIMIT_S = _limits.UNDO
 SETTLE_LIMIT_S = _limits.QEMU_SETTLE
@@ -41,7 +41,7 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     ports = sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)})
     try:
         with _monitor.Monitor(record["monitor"]) as monitor:
-            paused = _monitor.write_state(monitor, path)
+            paused = pause_and_write(record, monitor, path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         digest = _files.digest(path)
@@ -51,6 +51,20 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
     times = {"paused": paused, "saved": time.time()}
     needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices, "disks": disks}
     return {"times": times, "argv": record["argv"], **needs, "digest": digest}
+
+
+def pause_and_write(record: dict, monitor: _monitor.Monitor, path: str) -> float:
+    """:func:`_monitor.write_state`, with a mark that the save is ours, as long as the guest does not run after it."""
+
+    def begin() -> None:
+        _files.write_json(_files.run_path(record["name"], "written"), _pause_of(record))
+
+    return _monitor.write_state(monitor, path, begin)
+
+
+def _pause_of(record: dict) -> dict:
+    """What identifies the present pause of the guest: its QEMU, and how long that has run the guest."""
+    return {"pid": record["pid"], "started": record["started"], "guest_time": _processes.guest_time(record["pid"])}
 
 
 def still_saved(records: list[dict]) -> list[str]:
@@ -81,32 +95,49 @@ def _saved_problem(record: dict) -> str:
 def resume(record: dict, running: bool) -> None:
     """Undo :func:`save`: the guest runs, or stays paused, in the QEMU from which it was saved.
 
-    If this gives up, the guest stays paused. So this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` if QEMU has ended.
+    If this gives up, the guest stays paused. So this is repeated for UNDO_LIMIT_S. An error has the detail ``ended`` if QEMU has ended, and
+    ``elsewhere`` if another program has migrated the guest: it may run on another host, so it must not run here.
     """
+    from ..vmm import _changes  # not on the boot path
+
     until = time.monotonic() + UNDO_LIMIT_S
+    ours = _files.read_json(_files.run_path(record["name"], "written")) == _pause_of(record)
     whole = False  # later saves have its RAM again
     while True:
         problems: list[str] = []
         state = ""
         try:
             with _monitor.Monitor(record["monitor"]) as monitor:
-                if monitor.status() != "running":  # an interrupted save may still run, and QEMU then refuses the following
+                if not whole:
+                    whole = not _changes.ignores_shared(monitor.execute("query-migrate-capabilities"))
+                    ours = ours or not whole  # only our saves switch it on
+                if ours and monitor.status() != "running":  # an interrupted save may still run, and QEMU then refuses the following
                     _tried(problems, monitor.end_migration, SETTLE_LIMIT_S)
                 whole = whole or _tried(problems, monitor.ignore_shared, False)
-                if running and monitor.status() in ("paused", "postmigrate"):
-                    _tried(problems, monitor.execute, "cont")
                 state = monitor.status()
+                if running and (state == "paused" or (ours and state == "postmigrate")):
+                    _tried(problems, monitor.execute, "cont")
+                    state = monitor.status()
         except LiveUpdateError as err:
             problems.append(str(err))
         stands = not state or state in _STANDS
-        if (whole and not (running and stands)) or not _processes.lives(record) or time.monotonic() > until:
+        elsewhere = running and whole and not ours and state == "postmigrate"
+        if (whole and not (running and stands)) or elsewhere or not _processes.lives(record) or time.monotonic() > until:
             break
         time.sleep(0.5)
     why = "; ".join(problems) or "no command failed"
     if not _processes.lives(record):
         raise LiveUpdateError(f"its QEMU, process {record['pid']}, has ended", ended=True)
+    if elsewhere:
+        raise LiveUpdateError(
+            "another program has migrated or saved it, so it may run on another host, and it is not resumed here. If it runs nowhere else,"
+            " resume it in its QEMU monitor (cont)",
+            elsewhere=True,
+        )
     if running and stands:
         raise LiveUpdateError(f"the guest is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s: {why}")
+    if running:
+        _files.remove(_files.run_path(record["name"], "written"))
     if not whole:
         raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
 

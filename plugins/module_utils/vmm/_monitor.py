@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import socket
     import typing as t  # not at run time: slow to import
 
-__all__ = ("GO_ON_LIMIT_S", "START_LIMIT_S", "Monitor", "go_on", "load", "write_state")
+__all__ = ("GO_ON_LIMIT_S", "OVER", "START_LIMIT_S", "Monitor", "go_on", "load", "write_state")
 
 ANSWER_LIMIT_S = _limits.QEMU_ANSWER
 # Of a migration (qapi/migration.json, MigrationStatus).
-_OVER = ("none", "completed", "failed", "cancelled")
+OVER = ("none", "completed", "failed", "cancelled")
 
 START_LIMIT_S = _limits.QEMU_START
 SAVE_LIMIT_S = _limits.QEMU_SAVE
@@ -122,7 +122,7 @@ class Monitor:
     def end_migration(self, limit_s: float) -> None:
         """Cancel a running migration, if there is one, and wait for its end."""
         limit = time.monotonic() + _commands.left(limit_s)
-        while self.query("query-migrate").get("status", "none") not in _OVER or self.status() == "finish-migrate":
+        while self.query("query-migrate").get("status", "none") not in OVER or self.status() == "finish-migrate":
             if time.monotonic() > limit:
                 raise LiveUpdateError(f"monitor {self._path}: QEMU did not end its migration within {limit_s:g} s after it was cancelled")
             self.execute("migrate_cancel")
@@ -143,18 +143,31 @@ class Monitor:
             time.sleep(0.005)
 
 
-def write_state(monitor: Monitor, path: str) -> float:
-    """Pause the guest and write its state without its RAM; returns when it was paused.
+def write_state(monitor: Monitor, path: str, begin: t.Callable[[], None] = lambda: None) -> float:
+    """Pause the guest and write its state without its RAM; returns when it was paused. ``begin`` is called before the write begins.
 
-    QEMU writes into an existing file, which only root can read: the state contains the registers of the guest's processors.
+    QEMU writes into an existing file, which only root can read: the state contains the registers of the guest's processors. A guest that
+    another program migrates is not paused.
     """
     os.close(_files.create(path))
+    _refuse_migrated(monitor, ("running", "paused"))
     monitor.execute("stop")
     paused = time.time()
+    _refuse_migrated(monitor, ("paused",))  # its migration may have ended just now
+    begin()
     monitor.ignore_shared(True)
     monitor.execute("migrate", uri=f"file:{path}")
     monitor.wait_migration(SAVE_LIMIT_S)
     return paused
+
+
+def _refuse_migrated(monitor: Monitor, states: t.Collection[str]) -> None:
+    """Raise if another program migrates or saves the guest, or has done so."""
+    status, state = monitor.query("query-migrate").get("status", "none"), monitor.status()
+    if status not in OVER or state not in states:
+        raise LiveUpdateError(
+            f"another program migrates or saves it (run state {state}, migration {status}); wait for its end, then try again"
+        )
 
 
 def go_on(monitor: Monitor, begin: t.Callable[[], None] = lambda: None, refused: t.Callable[[], None] = lambda: None) -> bool:

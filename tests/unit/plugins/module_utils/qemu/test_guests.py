@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -95,7 +96,13 @@ def test_a_guest_that_may_have_run_is_not_said_to_have_not(answer, status):
         _monitor.go_on(Machine(cont=[answer], query_status=[status]))
 
 
-def resumed(monkeypatch, machine, running=True, alive=True):
+ON = [{"capability": "x-ignore-shared", "state": True}]
+
+
+def resumed(monkeypatch, machine, running=True, alive=True, marks="/none"):
+    """The undo of a save of ours: QEMU still leaves the RAM out of its saves."""
+    machine.script.setdefault("query_migrate_capabilities", [ON])
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(marks))
     machine.clock = Clock(monkeypatch, _save)
     monkeypatch.setattr(_monitor, "time", _save.time)
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
@@ -152,7 +159,9 @@ OFF = [{"capability": "x-ignore-shared", "state": False}]
 
 def settings(machine):
     return [
-        told["capabilities"] for command, told in zip(machine.asked, machine.arguments, strict=True) if command.endswith("capabilities")
+        told["capabilities"]
+        for command, told in zip(machine.asked, machine.arguments, strict=True)
+        if command == "migrate-set-capabilities"
     ]
 
 
@@ -167,6 +176,50 @@ def test_a_guest_that_was_paused_before_its_save_stays_paused(monkeypatch, state
     machine = Machine(query_status=[{"status": state}], migrate_set_capabilities=[LiveUpdateError("in progress"), {}])
     assert "cont" not in resumed(monkeypatch, machine, running=False)
     assert settings(machine) == [OFF, OFF] and machine.clock.slept == [0.5]
+
+
+OVER = [{"status": "completed"}]
+GONE = "another program has migrated or saved it, so it may run on another host"
+
+
+def test_a_guest_that_another_program_has_migrated_is_not_resumed(monkeypatch):
+    """It runs on the other host, with the same disks."""
+    machine = Machine(query_status=[{"status": "postmigrate"}], query_migrate=OVER, query_migrate_capabilities=[OFF])
+    with pytest.raises(LiveUpdateError, match=GONE) as told:
+        resumed(monkeypatch, machine)
+    assert told.value.details == {"elsewhere": True}
+    assert not {"cont", "migrate_cancel"} & set(machine.asked) and not machine.clock.slept
+
+
+def test_a_migration_of_another_program_goes_on_and_its_end_is_waited_for(monkeypatch):
+    states = [PAUSED] * 2 + [{"status": "finish-migrate"}] * 3 + [{"status": "postmigrate"}]
+    machine = Machine(query_status=states, query_migrate=[{"status": "active"}], query_migrate_capabilities=[OFF], cont=[REFUSED])
+    with pytest.raises(LiveUpdateError, match=GONE):
+        resumed(monkeypatch, machine)
+    assert machine.asked.count("cont") == 1 and "migrate_cancel" not in machine.asked  # our "stop" may have come first
+
+
+def test_a_guest_that_its_owner_paused_and_migrated_is_let_alone(monkeypatch):
+    machine = Machine(query_status=[{"status": "postmigrate"}], query_migrate=OVER, query_migrate_capabilities=[OFF])
+    assert not {"cont", "migrate_cancel"} & set(resumed(monkeypatch, machine, running=False))
+
+
+@pytest.mark.parametrize(("ran", "elsewhere"), [(0, False), (1, True)])
+def test_the_mark_of_a_save_counts_until_the_guest_runs(monkeypatch, tmp_path, ran, elsewhere):
+    """An undo that gave up has switched x-ignore-shared off already."""
+    process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    monkeypatch.setattr(_processes, "guest_time", lambda _pid: 70)
+    saving = Machine(query_status=[RUNNING, PAUSED], query_migrate=OVER)
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    _save.pause_and_write({"name": "web", **process}, saving, str(tmp_path / "state"))
+    monkeypatch.setattr(_processes, "guest_time", lambda _pid: 70 + ran)
+    machine = Machine(query_status=[{"status": "postmigrate"}] * 3 + [RUNNING], query_migrate=OVER, query_migrate_capabilities=[OFF])
+    with contextlib.ExitStack() as told:
+        if elsewhere:
+            machine.script["query_status"] = [{"status": "postmigrate"}]
+            told.enter_context(pytest.raises(LiveUpdateError, match=GONE))
+        resumed(monkeypatch, machine, marks=tmp_path)
+    assert ("cont" in machine.asked) is (not elsewhere) and os.path.exists(tmp_path / "web.written") is elsewhere
 
 
 @pytest.mark.parametrize("state", ["running", "shutdown", "internal-error"])
@@ -291,6 +344,8 @@ def test_what_qemu_has_now_counts_and_not_what_it_was_started_with(inspected, mo
     assert inspected(query_migrate_capabilities=[[{"capability": "x-ignore-shared", "state": False}]]) == []
     assert inspected(query_migrate=[{"blocked-reasons": ["invtsc"]}]) == ["qemu-blocker"]
     assert inspected(query_status=[{"status": "io-error"}]) == ["run-state"]
+    assert inspected(query_migrate=[{"status": "active"}]) == ["run-state"]
+    assert inspected(query_migrate=[{"status": "completed"}]) == []
     # Also of a guest that cannot stay: were it shut down, it would start on the image below its snapshot.
     noted = {"code": "ram-hugetlb", "message": "m", "remedy": "r"}
     assert inspected(noted, query_block=[[{"inserted": {"file": "/srv/snap.qcow2", "ro": False}}]]) == ["ram-hugetlb", "disk-changed"]
@@ -421,13 +476,15 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
                 path.write_bytes(b"state")
             return super().execute(command, **arguments)
 
-    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine = Saving(query_migrate=OVER, query_status=[RUNNING, PAUSED])
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
     monkeypatch.setattr(_processes, "interfaces", lambda _pid: [])
+    monkeypatch.setattr(_files, "write_json", lambda _path, _mark: None)
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.pread(fd, 9, 0)))
     argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
     argv += ["-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
-    saved = _save.save({"name": "web", "pid": 1 << 30, "monitor": "m", "argv": argv}, str(path), True)
+    saved = _save.save({"name": "web", "pid": 1 << 30, "started": 1, "monitor": "m", "argv": argv}, str(path), True)
     assert saved["paths"] == ["/dev/null", "/srv/web.qcow2", "/run/web"]  # which it is waited for after the jump
     assert saved["devices"] == {"/dev/null": []} and saved["ports"] == [4555]
     assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
@@ -452,9 +509,10 @@ def test_a_save_records_what_identifies_its_disks_with_their_sizes_after_the_pau
                     image.write_bytes(b"disk and its bitmaps")
             return super().execute(command, **arguments)
 
-    machine = Saving(query_migrate=[{"status": "completed"}])
+    machine = Saving(query_migrate=OVER, query_status=[RUNNING, PAUSED])
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
-    record = {"name": "web", "pid": os.getpid(), "monitor": "m", "argv": ["qemu"], "disks": {str(image): known}}
+    record = {"name": "web", "pid": os.getpid(), "started": 1, "monitor": "m", "argv": ["qemu"], "disks": {str(image): known}}
     if exchanged:
         with pytest.raises(LiveUpdateError, match=f"guest web cannot be saved: another file took the place of its disk {image}"):
             _save.save(record, str(tmp_path / "web.state"), True)

@@ -212,11 +212,36 @@ def test_a_migration_is_waited_for_until_it_ends_or_its_limit(qemu, clock, answe
 
 
 def test_a_guest_is_paused_and_its_state_written_without_its_ram(qemu, clock, tmp_path):
-    qemu.answers = {"query-migrate": [{"status": "completed"}]}
+    qemu.answers = {"query-migrate": [{"status": "completed"}], "query-status": [{"status": "running"}, {"status": "paused"}]}
+    begun = []
     with _monitor.Monitor(qemu.path, answer_s=3.0) as monitor:
-        assert _monitor.write_state(monitor, str(tmp_path / "state")) == 5.0
-    assert said(qemu) == [("stop", None), SHARED[True], ("migrate", {"uri": f"file:{tmp_path}/state"}), ("query-migrate", None)]
+        assert _monitor.write_state(monitor, str(tmp_path / "state"), lambda: begun.append(len(qemu.heard))) == 5.0
+    seen = [("query-migrate", None), ("query-status", None)]
+    migrated = [("migrate", {"uri": f"file:{tmp_path}/state"}), ("query-migrate", None)]
+    assert said(qemu) == [*seen, ("stop", None), *seen, SHARED[True], *migrated]
+    assert begun == [6]  # the greeting's answer and these five come before it
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("migrations", "states", "stopped"),
+    [
+        (["active"], ["running"], False),
+        (["completed"], ["postmigrate"], False),
+        (["none", "active"], ["running", "paused"], True),
+        (["none", "completed"], ["running", "postmigrate"], True),
+    ],
+)
+def test_the_state_of_a_guest_that_another_program_migrates_is_not_written(qemu, tmp_path, migrations, states, stopped):
+    qemu.answers = {
+        "query-migrate": [{"status": status} for status in migrations],
+        "query-status": [{"status": state} for state in states],
+    }
+    says = rf"another program migrates or saves it \(run state {states[-1]}, migration {migrations[-1]}\)"
+    with _monitor.Monitor(qemu.path, answer_s=3.0) as monitor, pytest.raises(LiveUpdateError, match=says):
+        _monitor.write_state(monitor, str(tmp_path / "state"), lambda: pytest.fail("it is not written"))
+    asked = [command for command, _arguments in said(qemu)]
+    assert ("stop" in asked) is stopped and not {"migrate", "migrate-set-capabilities"} & set(asked)
 
 
 @pytest.mark.parametrize("loading", [0, 3])
