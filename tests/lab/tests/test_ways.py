@@ -127,7 +127,7 @@ def test_a_host_that_undoes_its_update_gets_back_who_left(controller: Controller
     finally:
         host.ssh(f"rmdir {obstacle}")
     report = play.report[host.name]
-    assert play.code != 0 and report["outcome"] == "undone" and f"guest {PLAIN.name}: save" in report["why"], play.output
+    assert play.code != 0 and report["outcome"] == "undone" and f"guest {PLAIN.name} cannot be saved" in report["why"], play.output
     assert all(report["guests"][guest.name]["back"] for guest in (DISK, WEB, MOVER))
     assert boot_of(host) == before
     for guest in LOCAL:
