@@ -73,6 +73,8 @@ def rights_reasons(unit: str, pid: int) -> list[dict]:
             lacks.append(f"it cannot see {_files.GUESTS_STATE} (RootDirectory=, RootImage=, InaccessiblePaths=, TemporaryFileSystem=)")
     if os.path.exists(_luo.DEVICE) and not os.path.exists(inside + _luo.DEVICE):
         lacks.append(f"it cannot see {_luo.DEVICE} (PrivateDevices=, RootDirectory=)")
+    if os.path.isdir(f"{inside}/proc") and not os.path.exists(inside + _BOOT_ID):
+        lacks.append(f"it cannot see {_BOOT_ID} (ProcSubset=)")
     return [
         reason("unit", f"its QEMU in {unit} lacks rights for an update: {lack}", "remove that setting from the unit and restart the guest")
         for lack in lacks
@@ -293,6 +295,7 @@ PROPERTIES = (
     *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
     *("After", "EnvironmentFiles", "RuntimeDirectory", "WorkingDirectory"),
 )
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # a restore reads it (_this_boot.py)
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # each boot creates these
 # What systemd makes at the beginning of each boot, or for the unit.
 _OF_EACH_BOOT = ("/run/credentials/", "/run/systemd/", "/run/udev/")
