@@ -65,8 +65,8 @@ def _become(name: str, argv: list[str], started: float) -> None:
         raise LiveUpdateError(f"guest {name}: {why}")
     _files.make_directory(_files.GUESTS_RUN)
     if verdict == "restore" and session is not None:
-        needs = [journal.get(key, {}) for key in ("paths", "ports", "disks", "devices")]  # older journals have less
-        lacking = lacking or _wait_for_host(name, [], [], *needs)
+        needs = (journal.get("paths", []), journal.get("ports", []), journal.get("disks", {}))  # older journals have less
+        lacking = lacking or _wait_for_host(name, [], [], *needs, journal.get("devices", {}))
         if lacking:  # QEMU might use something else instead, where this state must not be loaded
             fix = "mount what is missing, writable, load the kernel module, or give the device its old name again (udev)"
             remedy = f"{fix}. The start is repeated automatically"

@@ -21,7 +21,8 @@ __all__ = ("PROPERTIES", "reasons", "warnings")
 
 
 def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
-    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``."""
+    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``, and
+    the services to which QEMU connects (``servers``)."""
     from ..vmm import _reopened  # not on the boot path
 
     pid, unit = record["pid"], record["unit"]
@@ -43,6 +44,7 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
     if not found:
         try:
             record["disks"] = _reopened.disks(pid, record["argv"], ram, made_again)
+            record["servers"] = _reopened.servers(record["argv"])
         except _slow_paths.Silent as err:
             found.append(_reopened.silent(err))
     return found

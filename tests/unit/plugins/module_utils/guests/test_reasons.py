@@ -162,7 +162,9 @@ def test_what_identifies_its_disks_is_in_the_record_of_a_guest_that_can_be_prese
         looked.setitem(SHOWN, "MainPID", str(process.pid))
         record = {**WEB, "pid": process.pid, "argv": ["qemu", "-drive", f"file={image}"]}
         assert codes(record) == []
-        assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino
+        assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino and record["servers"] == []
+        looked.setattr(_reopened, "servers", lambda argv: ["nbd.service"] if argv == record["argv"] else [])
+        assert codes(record) == [] and record["servers"] == ["nbd.service"]  # which an update keeps running
         silent = _slow_paths.Silent("/srv/a", "/srv/a does not answer within 30 s")
 
         def does_not_answer(*_words):
