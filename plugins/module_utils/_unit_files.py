@@ -63,8 +63,8 @@ TimeoutStopSec=30min
 Nice=-10
 """
 
-# Repeated starts do not end at a limit of the host or of the unit: a start that must be repeated takes longer than this, so only starts that
-# fail at once reach the limit (systemd.unit(5)).
+# No limit of the host or of the unit ends the starts of a guest that has to wait: each takes longer than this interval. Starts that fail at
+# once still reach the limit (systemd.unit(5)).
 _START_LIMIT = "StartLimitIntervalSec=10"
 
 # Weights while the host boots (systemd.resource-control(5)). PID 1 also starts the units with the largest weights first.

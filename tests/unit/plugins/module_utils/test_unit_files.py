@@ -26,7 +26,7 @@ ENDS_WITH_THE_HOST = (
     ("Unit", "Conflicts=shutdown.target", "an ordinary shutdown stops it, as the default dependencies would"),
     ("Unit", "Before=shutdown.target", "and waits for its end"),
 )
-START_LIMIT = ("Unit", "StartLimitIntervalSec=10", "no limit of the host or of its owner ends the repeated starts; each takes longer than this")
+START_LIMIT = ("Unit", "StartLimitIntervalSec=10", "no limit of the host or its owner ends the repeated starts: each takes longer")
 # A guest of a unit. The throw-away guest of a trial is one.
 GUEST = (
     ("Unit", "DefaultDependencies=no", "after the jump it starts at the beginning of the boot"),

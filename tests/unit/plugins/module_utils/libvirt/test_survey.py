@@ -137,7 +137,9 @@ def test_libvirt_has_the_limits_of_an_examination(monkeypatch):
     limits = []
     monkeypatch.setattr(_survey.time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(
-        _batch, "ask", lambda commands, limit: limits.append(limit) or [_batch.Answer(error="slow", asked=not at) for at in range(len(commands))]
+        _batch,
+        "ask",
+        lambda commands, limit: limits.append(limit) or [_batch.Answer(error="slow", asked=not at) for at in range(len(commands))],
     )
     _survey.survey([{"name": "app", "uuid": "u"}, {"name": "db", "uuid": "v"}], lambda _name: False)
     assert limits == [_limits.LIBVIRT_ANSWER + 2]

@@ -121,7 +121,15 @@ def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch
     monkeypatch.setattr(_units, "RUN_FOLDER", str(tmp_path))
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_gate, "others", lambda ours: {})
-    active = ["ufw.service", "firewalld.service", "multipathd.service", "multipathd.socket", "cron.service", "web.service", "web-nbd.service"]
+    active = [
+        "ufw.service",
+        "firewalld.service",
+        "multipathd.service",
+        "multipathd.socket",
+        "cron.service",
+        "web.service",
+        "web-nbd.service",
+    ]
     triggers = {"multipathd.service": {"TriggeredBy": "multipathd.socket"}}
     monkeypatch.setattr(
         _systemd,

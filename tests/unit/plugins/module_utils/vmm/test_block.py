@@ -59,7 +59,9 @@ def test_a_scsi_device_is_known_by_what_a_boot_does_not_change(tmp_path, monkeyp
     monkeypatch.setattr(_block.os, "stat", lambda path: SimpleNamespace(st_mode=stat.S_IFCHR, st_rdev=numbers[path]))
     assert _block.identity("/dev/sg3") == _block.identity("/srv/disk") == ["device/wwid naa.5000"]
     assert _block.identity("/dev/console") == []
-    assert _block.changed({"/srv/disk": ["device/wwid naa.6000"]}) == ["another device at /srv/disk (device/wwid naa.5000, not device/wwid naa.6000)"]
+    assert _block.changed({"/srv/disk": ["device/wwid naa.6000"]}) == [
+        "another device at /srv/disk (device/wwid naa.5000, not device/wwid naa.6000)"
+    ]
 
 
 def test_a_partition_is_one_of_its_disk(disks, tmp_path):

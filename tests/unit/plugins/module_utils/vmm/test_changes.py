@@ -47,7 +47,11 @@ def test_a_change_since_the_start_is_a_reason_and_a_guest_without_one_is_as_it_w
 def test_what_qemu_has_is_asked_of_it():
     answers = {
         "query-block": [{"device": "virtio0"}],
-        "/machine/peripheral": [{"name": "type", "type": "string"}, {"name": "s", "type": "child<virtio-scsi-pci>"}, {"name": "t", "type": "child<usb-kbd>"}],
+        "/machine/peripheral": [
+            {"name": "type", "type": "string"},
+            {"name": "s", "type": "child<virtio-scsi-pci>"},
+            {"name": "t", "type": "child<usb-kbd>"},
+        ],
         "/machine/peripheral-anon": [{"name": "type", "type": "string"}, {"name": "device[0]", "type": "child<scsi-cd>"}],
         "info network": "",
         "query-migrate-capabilities": [{"capability": "x-ignore-shared", "state": True}],
