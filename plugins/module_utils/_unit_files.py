@@ -63,6 +63,10 @@ TimeoutStopSec=30min
 Nice=-10
 """
 
+# No limit of the host or of the unit ends the starts of a guest that has to wait: each takes longer than this interval. Starts that fail at
+# once still reach the limit (systemd.unit(5)).
+_START_LIMIT = "StartLimitIntervalSec=10"
+
 # Weights while the host boots (systemd.resource-control(5)). PID 1 also starts the units with the largest weights first.
 AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
@@ -80,6 +84,7 @@ After=systemd-remount-fs.service systemd-modules-load.service
 Before=libvirtd.service virtqemud.service
 IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
+{_START_LIMIT}
 
 [Service]
 Type=notify
@@ -217,6 +222,7 @@ Conflicts=shutdown.target
 Before=shutdown.target
 After={_units.UNCLAIMED_UNIT} systemd-modules-load.service
 IgnoreOnIsolate=yes
+{_START_LIMIT}
 
 [Service]
 NotifyAccess=all

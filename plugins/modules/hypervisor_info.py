@@ -367,7 +367,8 @@ memory_speed:
 services_to_stop:
   description:
     - The services that run now and that an update stops before it pauses the guests.
-    - Services of systemd itself are not listed, nor services that keep running because guests would notice their stop.
+    - Services of systemd itself are not listed, nor services that keep running because guests would notice their stop, or because the QEMU
+      of a guest is connected to them.
     - Services in O(kvm.liveupdate.kexec#module:keep_units), and services that only a guest's unit requires, are listed although they keep
       running.
   returned: success
@@ -703,12 +704,13 @@ def examine(module):
     reasons += _memory.shared_limit_reasons(limits)
     reasons += _journal.not_back([record["name"] for record in records])
     guests += _providers.strangers(records)
+    kept = [*(guest["unit"] for guest in guests), *(unit for record in records for unit in record.get("servers", ()))]
     result: dict = {
         "changed": False,
         "guests": guests,
         "away": _away.records(),
         "free": {"memory_mib": _host_memory.available() >> 20, "saves_mib": _room.free(_virsh.SAVED) >> 20},
-        "services_to_stop": _services.to_be_stopped(_services.services(), [guest["unit"] for guest in guests]),
+        "services_to_stop": _services.to_be_stopped(_services.services(), kept),
         "boot_id": boot_id,
         "kernel": kernel,
         "systemd": version,

@@ -77,8 +77,8 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
         unit = units[record["name"]]
         try:
             _hold(record, unit, _session.FDNAME in stores[unit])
-        except LiveUpdateError as err:
-            problems[record["name"]] = err
+        except (LiveUpdateError, OSError) as err:
+            problems[record["name"]] = _told(record, err)
     begun = [record for record in records if record["name"] not in problems]
     found = held_each(begun)
     for record in (record for record in begun if record["name"] not in found):
@@ -86,9 +86,14 @@ def hold_each(records: list[dict]) -> tuple[dict[str, dict], dict[str, LiveUpdat
         problems[name] = LiveUpdateError(f"guest {name}: {unit} did not keep its session; 'journalctl -u {typed(unit)}' may show why")
         try:
             release(record)
-        except LiveUpdateError as err:
-            problems[name] = err
+        except (LiveUpdateError, OSError) as err:
+            problems[name] = _told(record, err)
     return found, problems
+
+
+def _told(record: dict, err: Exception) -> LiveUpdateError:
+    """The failure of one guest. That of a write, for example on a full disk, does not name the guest."""
+    return err if isinstance(err, LiveUpdateError) else LiveUpdateError(f"guest {record['name']}: {err}")
 
 
 def _hold(record: dict, unit: str, stored: bool) -> None:
@@ -144,7 +149,7 @@ def _preserve(record: dict, hold_id: str) -> int:
         for token, fd in enumerate(fds[:-1], start=_session.RAM_TOKEN):
             _luo.preserve_fd(session, fd, token)
         _files.write_json(_files.run_path(name, "held"), hold_record)
-    except LiveUpdateError as err:
+    except (LiveUpdateError, OSError) as err:
         if session >= 0:
             os.close(session)
         raise LiveUpdateError(f"guest {name}: {err}") from err

@@ -18,6 +18,7 @@ __all__ = ("BASE", "LIMIT_S", "POLL_S", "late", "link", "not_early", "settled", 
 BASE = ("systemd-journald.socket", "systemd-modules-load.service", "systemd-remount-fs.service")
 LIMIT_S = _limits.BOOT_WAITS
 POLL_S = 0.1
+_ROOT_OF_PID_1 = "/proc/1/root"
 
 
 def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
@@ -25,16 +26,28 @@ def start_early(unit: str, wanted: bool, ahead: bool = False) -> None:
 
     The guest runs now, so it must run after the jump, even if its unit is not enabled for an ordinary boot.
     """
-    link(f"{_units.FOLDER}/sysinit.target.wants/{unit}", wanted)
-    link(f"{_units.FOLDER}/{_units.TARGET}.wants/{unit}", wanted and ahead)
+    early, first = _links(unit)
+    link(early, wanted)
+    link(first, wanted and ahead)
 
 
 def not_early(unit: str) -> None:
-    """As :func:`start_early` with ``wanted`` false, but an error does not matter, such as a read-only root file system."""
+    """As :func:`start_early` with ``wanted`` false, but an error does not matter, such as a read-only root file system.
+
+    For the process of a unit with ProtectSystem= the links are read-only, but not on the path through PID 1 (proc(5), root).
+    """
     try:
-        start_early(unit, False)
+        try:
+            start_early(unit, False)
+        except OSError:
+            for path in _links(unit):
+                link(_ROOT_OF_PID_1 + path, False)
     except OSError as err:
         _systemd.log(f"the early start of {unit} cannot be undone, so the next boot starts it early too: {err}")
+
+
+def _links(unit: str) -> tuple[str, str]:
+    return f"{_units.FOLDER}/sysinit.target.wants/{unit}", f"{_units.FOLDER}/{_units.TARGET}.wants/{unit}"
 
 
 def link(path: str, wanted: bool) -> None:

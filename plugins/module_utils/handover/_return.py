@@ -164,11 +164,12 @@ def went_on(name: str) -> None:
 def settle(journal: dict) -> None:
     """Record durably that a guest is restored or lost, and remove its state. Can be repeated.
 
-    The state is removed first: on a full disk this may free the space that the record needs.
+    The state is removed first: on a full disk this may free the space that the record needs. That the unit still starts early in the next
+    boot does not make the record wrong.
     """
     _files.remove(_files.state_path(journal["guest"]))
     _journal.record_guest(journal)
-    _early.start_early(journal["unit"], False)
+    _early.not_early(journal["unit"])
 
 
 def settled(restored: dict) -> bool:

@@ -68,6 +68,8 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
         )
     except FileNotFoundError as err:
         raise LiveUpdateError(f"{command[0]}: command not found on this host; install the package that provides it") from err
+    except OSError as err:  # too many processes or open files, no memory
+        raise LiveUpdateError(f"{' '.join(command)}: not run: {err.strerror}") from err
     except subprocess.TimeoutExpired as err:
         raise LiveUpdateError(f"{' '.join(command)}: {no_answer(round(timeout, 1))}") from err
     if done.returncode:

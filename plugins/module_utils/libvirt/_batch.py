@@ -53,7 +53,7 @@ class Answer:  # pylint: disable=too-few-public-methods
 def ask(commands: t.Sequence[t.Sequence[str]], limit: float, uri: str = HERE) -> list[Answer]:
     """The answer to each command, within ``limit`` seconds for all of them. Raises only if virsh is not installed.
 
-    If a command does not end, the commands after it are not run: all these answers are errors.
+    If a command does not end, or virsh cannot be started, the commands after it are not run: all these answers are errors.
     """
     limit = _commands.left(limit)
     until = time.monotonic() + limit
@@ -103,6 +103,8 @@ def _run(commands: list[str], until: float, limit: float, uri: str) -> list[Answ
         )
     except FileNotFoundError as err:
         raise LiveUpdateError("virsh: not found on this host; install it (Debian: package libvirt-clients)") from err
+    except OSError as err:  # too many processes or open files, no memory
+        return answers_of(commands, mark, ("", ""), [], f"not run: {err.strerror}")
     try:
         out, errors, ended = _read(virsh, mark.encode(), until)
         in_time = time.monotonic() < until

@@ -202,6 +202,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     wanted["files"] += volumes
     wrong, served = _after_boot.paths(wanted["files"], record["pid"]), _after_boot.sockets(wanted["sockets"])
     record["devices"] = _needs.devices(wanted["files"], wrong)
+    record["servers"] = _after_boot.servers(wanted["sockets"])
     past_libvirt, _environment = _needs.command_line(seen["xml"])
     argv = _processes.argv_of(record["pid"])
     answered = set(_differences.QUESTIONS) <= set(seen)  # else that is a reason already

@@ -40,7 +40,7 @@ def _offered(name: str, state: dict) -> list[str]:
     if state.get("devices"):  # some appear only after the hold unit has looked
         from ..vmm import _block
 
-        _block.verify_devices(name, state["devices"], _units.hold(name))
+        _block.verify_devices(name, state["devices"])
     if offered.get("disks"):
         from ..vmm import _disk_files
 

@@ -44,7 +44,7 @@ _OF_THE_HOST = (
         "net",
         "netdev",
     ),
-    *("nic", "parallel", "pflash", "pidfile", "qmp", "qmp-pretty", "s", "serial", "spice", "tpmdev", "virtfs", "vnc"),
+    *("nic", "parallel", "pflash", "pidfile", "qmp", "qmp-pretty", "realtime", "s", "serial", "spice", "tpmdev", "virtfs", "vnc"),
 )
 _OF_A_NETWORK = (
     *("backend", "bandwidth", "coalesce", "downscript", "filterref", "ip", "port", "portForward", "route", "script", "source", "target"),
@@ -110,6 +110,8 @@ def stand_in(xml: str, name: str, uuid: str, folder: str) -> str:
     for path, key in (("memoryBacking/access", "mode"), ("cpu/numa/cell[@memAccess]", "memAccess")):
         for found in domain.findall(path):
             found.set(key, "private")  # the load must not change the memory of the original
+    for backing in domain.findall("memoryBacking"):
+        _without(backing, "allocation", "locked")  # each would allocate all memory a second time
     for path, copy, change in _firmware(domain):
         if path:
             change(os.path.join(folder, copy))
@@ -131,7 +133,7 @@ def _refuse(xml: str) -> None:
     if ElementTree.fromstring(xml).find("devices/disk[@device='lun']/target[@bus='virtio']") is not None:
         raise LiveUpdateError("a virtio disk passes SCSI commands through (device='lun'), which a file cannot replace")
     for word in _needs.command_line(xml)[0]:
-        if word.lstrip("-") in _OF_THE_HOST or "guest-cid" in word:
+        if word.lstrip("-") in _OF_THE_HOST or "guest-cid" in word or "mem-lock" in word:
             raise LiveUpdateError(f"<qemu:commandline> has {word}, which cannot be used twice at the same time")
 
 

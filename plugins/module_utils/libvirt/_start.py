@@ -103,7 +103,7 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     if journal.get("devices"):
         from ..vmm import _block  # for domains with block devices only
 
-        _block.verify_devices(name, journal["devices"], journal["unit"])
+        _block.verify_devices(name, journal["devices"])
     if not os.access(_virsh.HOOK, os.X_OK):
         raise LiveUpdateError(
             f"guest {name}: {_virsh.HOOK} is missing or not executable, so libvirt would start it without its memory."

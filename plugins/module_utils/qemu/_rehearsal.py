@@ -24,17 +24,17 @@ __all__ = ("command", "end", "rehearse")
 
 QUIT_LIMIT_S = _limits.REHEARSAL_QUIT
 
-# Options that a stand-in does not get: consoles, displays, monitors, logs.
+# Options that a stand-in does not get: consoles, displays, monitors, logs, and those that would allocate the whole RAM a second time.
 _DROPPED_TEXT = """
 D S alt-grab ctrl-grab curses d daemonize dfilter display echr full-screen gdb jitdump mem-prealloc mon monitor no-frame no-quit nographic
-perfmap pidfile portrait qmp qmp-pretty rotate s sdl spice trace vnc
+perfmap pidfile portrait qmp qmp-pretty realtime rotate s sdl spice trace vnc
 """
 _DROPPED = frozenset(_DROPPED_TEXT.split())
 # Options that open nothing for writing, and nothing that can exist only once.
 _KEPT_TEXT = """
 L M accel acpitable action append async-teardown balloon bios boot compat cpu dtb enable-fips enable-kvm fw_cfg g global icount initrd iscsi
 k kernel m machine msg name no-acpi no-fd-bootchk no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-reboot no-shutdown
-no-user-config nodefaults nodefconfig numa old-param only-migratable option-rom overcommit prom-env realtime rtc rtc-td-hack sandbox seed
+no-user-config nodefaults nodefconfig numa old-param only-migratable option-rom prom-env rtc rtc-td-hack sandbox seed
 semihosting singlestep smbios smp snapshot startdate tb-size tdf usb uuid vga watchdog watchdog-action win2k-hack
 """
 _KEPT = frozenset(_KEPT_TEXT.split())
@@ -164,6 +164,11 @@ def _object(value: str) -> str:
     return value
 
 
+def _overcommit(value: str) -> str:
+    """Without the lock on the RAM: it would copy all of it, because the stand-in maps the guest's RAM privately."""
+    return f"cpu-pm={_options.keys_of('overcommit', value).get('cpu-pm', 'off')}"
+
+
 def _usb(value: str) -> str:
     if value not in _USB:
         raise LiveUpdateError(f"it cannot be rehearsed: -usbdevice {value}; use -device instead")
@@ -178,6 +183,7 @@ _CHANGED = {
     "drive": _drive,
     "netdev": _netdev,
     "object": _object,
+    "overcommit": _overcommit,
     "parallel": _null,
     "serial": _null,
     "usbdevice": _usb,

@@ -66,9 +66,10 @@ def _become(name: str, argv: list[str], started: float) -> None:
     _files.make_directory(_files.GUESTS_RUN)
     if verdict == "restore" and session is not None:
         needs = (journal.get("paths", []), journal.get("ports", []), journal.get("disks", {}))  # older journals have less
-        lacking = lacking or _wait_for_host(name, [], [], *needs)
+        lacking = lacking or _wait_for_host(name, [], [], *needs, journal.get("devices", {}))
         if lacking:  # QEMU might use something else instead, where this state must not be loaded
-            remedy = "mount what is missing, writable, or load the kernel module. The start is repeated automatically"
+            fix = "mount what is missing, writable, load the kernel module, or give the device its old name again (udev)"
+            remedy = f"{fix}. The start is repeated automatically"
             raise LiveUpdateError(
                 f"guest {name}: the host still has {', '.join(lacking)}; {remedy}, and the guest's memory is kept", again=True
             )
@@ -141,7 +142,7 @@ def _restore(name: str, journal: dict, session: int, started: float) -> None:
     if journal.get("devices"):
         from ..vmm import _block  # for guests with block devices only
 
-        _block.verify_devices(name, journal["devices"], journal["unit"])
+        _block.verify_devices(name, journal["devices"])
     (ram,) = _session.take(journal, session)
     times = {"start": started, "retrieved": time.time()}
     _return.check_memory(journal, [ram], times)
@@ -163,12 +164,13 @@ def _wait_for_host(
     paths: t.Iterable[str] = (),
     ports: t.Collection[int] = (),
     disks: dict[str, dict] | None = None,
+    devices: dict[str, list[str]] | None = None,
 ) -> list[str]:
     """Wait for what is still missing on a host that boots, because QEMU would not wait for it.
 
     These are a writable root file system, device nodes, networks, ``paths`` of disks, sockets and the like, a process that listens at
-    each of the host's own TCP ``ports`` to which QEMU connects, and the guest's own ``disks``: until a mount is there, another file may be
-    at the path of one.
+    each of the host's own TCP ``ports`` to which QEMU connects, and the guest's own ``disks`` and block ``devices``: until a mount is
+    there, another file may be at the path of one, and until multipathd has made its map, a link leads to another device.
 
     Ordering the guest after the units that provide these would take longer. Returns what is still missing at the limit, except networks:
     these may have been made by hand, and if QEMU needs one, it reports the error itself.
@@ -178,6 +180,7 @@ def _wait_for_host(
         lacking = [f"no {node}" for node in _argv.nodes(argv) if not _works(node)]
         lacking += [f"no {path}" for path in paths if not os.path.exists(path)]
         lacking += [what for what in _other_files(name, disks or {}) if what not in lacking]
+        lacking += _other_devices(devices or {})
         lacking += [f"no process that listens at TCP port {port}" for port in _without_listener(ports)]
         if not os.access(_files.STATE, os.W_OK):
             lacking.append(f"{_files.STATE} read-only")
@@ -209,6 +212,14 @@ def _other_files(name: str, disks: dict[str, dict]) -> list[str]:
     from ..vmm import _disk_files  # not for a cold start
 
     return _disk_files.amiss(disks, tried=os.path.exists(_files.run_path(name)))
+
+
+def _other_devices(devices: dict[str, list[str]]) -> list[str]:
+    if not devices:
+        return []
+    from ..vmm import _block  # for guests with block devices only
+
+    return _block.changed(devices)
 
 
 def _without_listener(ports: t.Collection[int]) -> list[int]:

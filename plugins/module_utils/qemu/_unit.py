@@ -21,7 +21,8 @@ __all__ = ("PROPERTIES", "reasons", "warnings")
 
 
 def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
-    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``."""
+    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``, and
+    the services to which QEMU connects (``servers``)."""
     from ..vmm import _reopened  # not on the boot path
 
     pid, unit = record["pid"], record["unit"]
@@ -43,6 +44,7 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
     if not found:
         try:
             record["disks"] = _reopened.disks(pid, record["argv"], ram, made_again)
+            record["servers"] = _reopened.servers(record["argv"])
         except _slow_paths.Silent as err:
             found.append(_reopened.silent(err))
     return found
@@ -73,6 +75,8 @@ def rights_reasons(unit: str, pid: int) -> list[dict]:
             lacks.append(f"it cannot see {_files.GUESTS_STATE} (RootDirectory=, RootImage=, InaccessiblePaths=, TemporaryFileSystem=)")
     if os.path.exists(_luo.DEVICE) and not os.path.exists(inside + _luo.DEVICE):
         lacks.append(f"it cannot see {_luo.DEVICE} (PrivateDevices=, RootDirectory=)")
+    if os.path.isdir(f"{inside}/proc") and not os.path.exists(inside + _BOOT_ID):
+        lacks.append(f"it cannot see {_BOOT_ID} (ProcSubset=)")
     return [
         reason("unit", f"its QEMU in {unit} lacks rights for an update: {lack}", "remove that setting from the unit and restart the guest")
         for lack in lacks
@@ -293,6 +297,7 @@ PROPERTIES = (
     *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
     *("After", "EnvironmentFiles", "RuntimeDirectory", "WorkingDirectory"),
 )
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # a restore reads it (_this_boot.py)
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # each boot creates these
 # What systemd makes at the beginning of each boot, or for the unit.
 _OF_EACH_BOOT = ("/run/credentials/", "/run/systemd/", "/run/udev/")

@@ -83,7 +83,8 @@ def unit_problems(keep_units: list[str], shown: dict[str, dict[str, str]]) -> li
 def check(update: dict) -> dict[str, dict]:
     """Check the gate again, and the reasons against each guest; returns the guests' records.
 
-    The update's journal gets the records as they were found, without what the providers add for themselves.
+    The update's journal gets the records as they were found, without what the providers add for themselves, and the ``servers``: services
+    to which the guests' QEMUs connect.
     """
     seen = look()
     problems = gate(update["guests"], seen)
@@ -93,6 +94,7 @@ def check(update: dict) -> dict[str, dict]:
     update["records"] = {name: dict(record) for name, record in records.items()}
     update["holds"] = {name: seen["holds"][name] for name in records if name in seen["holds"]}
     problems = problems or _reasons(list(records.values()))
+    update["servers"] = sorted({unit for record in records.values() for unit in record.get("servers", ())})
     if problems:
         raise LiveUpdateError("; ".join(problems))
     return records

@@ -176,7 +176,7 @@ def noticed(active: list[str]) -> list[str]:
 
 
 def to_be_stopped(running: list[str], guests: list[str]) -> list[str]:
-    """The running services that an update stops before it pauses a guest; ``guests`` are the guests' units. Pure.
+    """The running services that an update stops before it pauses a guest. ``guests`` are the guests' units, and what serves them. Pure.
 
     Services of systemd are left out. A listed service may keep running because a guest's unit requires it, which only systemd knows.
     """
@@ -193,7 +193,8 @@ def services() -> list[str]:
 def stop_the_rest(update: dict) -> None:
     """Stop every unit that neither the guests nor the early boot need. The guests keep running."""
     guests = [update["records"][name]["unit"] for name in update["guests"]]
-    often = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept), *update["keep_units"]]
+    kept_always = [*KEPT, *(unit for provider in _providers.all_of_them() for unit in provider.kept)]
+    often = [*kept_always, *update["keep_units"], *update["servers"]]
     seen = _systemd.show_each(list(dict.fromkeys((*often, *noticed(update["units"])))), "ActiveState", "TriggeredBy")
     for unit in update["keep_units"]:
         if seen[unit].get("ActiveState") != "active":

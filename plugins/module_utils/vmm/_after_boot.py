@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("link_warnings", "makes", "paths", "peer_warnings", "sockets")
+__all__ = ("link_warnings", "makes", "paths", "peer_warnings", "servers", "sockets")
 
 _MEMORY = ("ramfs", "tmpfs")
 _ALWAYS_EMPTY = ("/dev/shm/", "/run/")
@@ -186,8 +186,7 @@ def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()
         if is_tcp and not _tcp.is_here(path, root):
             owners[path] = "elsewhere"
             continue
-        inode = _tcp.listener(path, root) if is_tcp else listening.get(os.path.realpath(path), "")
-        pids = [pid for pid, _fd in _processes.holders(f"socket:[{inode}]", root)]
+        inode, pids = _listener(path, listening, root)
         if is_tcp and inode and not pids:
             owners[path] = "kernel"
             continue
@@ -198,6 +197,22 @@ def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()
     lasting = {"init.scope", "elsewhere", "kernel", *(unit for unit in services if states[unit].get("UnitFileState") in _LASTING)}
     lasting |= {unit for unit in services if unit in brought and states[unit].get("UnitFileState") not in ("", "transient")}
     return {path: unit if unit in lasting else "" for path, unit in owners.items()}
+
+
+def servers(wanted: list[dict], root: str = "/") -> list[str]:
+    """The services whose processes listen at these sockets, so that running guests need them."""
+    if not wanted:
+        return []
+    listening = _listening(root)
+    here = [socket["path"] for socket in wanted if socket["path"].startswith("/") or _tcp.is_here(socket["path"], root)]
+    units = {_processes.unit_of(pid) or "" for path in here for pid in _listener(path, listening, root)[1]}
+    return sorted(unit for unit in units if unit.endswith(".service"))
+
+
+def _listener(path: str, listening: dict[str, str], root: str) -> tuple[str, list[int]]:
+    """The inode of the socket that listens at this path or HOST:PORT, and the processes that have it open."""
+    inode = listening.get(os.path.realpath(path), "") if path.startswith("/") else _tcp.listener(path, root)
+    return inode, [pid for pid, _fd in _processes.holders(f"socket:[{inode}]", root)]
 
 
 def _listening(root: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ __all__ = ("devices", "links", "name_warnings", "ram_reason", "reasons", "warnin
 # A version (pc-q35-10.0, pc-q35-rhel9.4.0), or Ubuntu's name for one (pc-q35-noble).
 _VERSIONED = re.compile(r"\d\.\d|^(pc-i440fx|pc-q35|pseries|s390-ccw-virtio|virt)-[a-z]")
 # Disk names that depend on the order in which the kernel finds the disks.
-_NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk)\d+(?:p\d+)?)$")
+_NUMBERED = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)[a-z]+\d*|(?:dm-|md|sr|sg)\d+|(?:nvme\d+n|mmcblk|bcache|rbd|zd)\d+(?:p\d+)?)$")
 _NETWORKS = ("netdev", "nic", "net")
 _BRIDGE = "br0"  # QEMU's default (include/net/net.h, DEFAULT_BRIDGE_INTERFACE)
 _DISK = ("drive", "blockdev")
@@ -209,7 +209,7 @@ def name_warnings(paths: t.Iterable[str]) -> list[dict]:
         reason(
             "device-name",
             f"its disk {path} may have another name after the jump, and the guest could then not be restored automatically",
-            "use a permanent path (/dev/disk/by-id/, /dev/mapper/) and restart the guest",
+            "use a permanent path (/dev/disk/by-id/, /dev/mapper/, /dev/zvol/) and restart the guest",
         )
         for path in dict.fromkeys(paths)
         if _NUMBERED.match(path)

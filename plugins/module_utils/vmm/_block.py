@@ -67,22 +67,27 @@ def _read(path: str) -> str:
 
 
 def changed(identities: dict[str, list[str]]) -> list[str]:
-    """Sentences about the paths that lead to other block devices than those with these identities."""
+    """What is at these paths instead of the block devices with these identities."""
     found = []
     for path, before in identities.items():
         now = identity(path)
         if before and now and not set(before) & set(now):
-            found.append(f"{path} is {now[0]}, not {before[0]}")
+            found.append(f"another device at {path} ({now[0]}, not {before[0]})")
     return found
 
 
-def verify_devices(name: str, devices: dict[str, list[str]], unit: str) -> None:
-    """Raise if the name of a block device belongs to another device after the jump: names like /dev/sdb depend on the order of a boot."""
+def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
+    """Raise if the name of a block device belongs to another device after the jump: names like /dev/sdb depend on the order of a boot.
+
+    That may pass: a link in /dev/disk/by-id leads to one path of a disk until multipathd has made its map.
+    """
     wrong = changed(devices)
     if wrong:
         raise LiveUpdateError(
-            f"guest {name}: {'; '.join(wrong)}. Its state is not loaded, and its memory is kept. Give the device its old name again"
-            f" (udev), then run 'systemctl start {typed(unit)}'; or run 'kvm-liveupdate discard {typed(name)}' to discard the memory"
+            f"guest {name}: the host still has {', '.join(wrong)}. Its state is not loaded, and its memory is kept. Give the device its old"
+            " name again (udev); the start is repeated automatically. Or run"
+            f" 'kvm-liveupdate discard {typed(name)}' to discard the memory",
+            again=True,
         )
 
 

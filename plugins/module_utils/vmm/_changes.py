@@ -24,19 +24,29 @@ __all__ = ("ask", "children", "differences", "ignores_shared", "images", "is_ima
 
 # Other names of device types.
 _ALIASES = {"ac97": "AC97", "ahci": "ich9-ahci", "e1000-82540em": "e1000", "es1370": "ES1370", "lsi": "lsi53c895a"}
+# The devices with an ID, and those without one.
+_FOLDERS = ("/machine/peripheral", "/machine/peripheral-anon")
 _BUSES = ("-pci", "-ccw", "-device", "-s390")
 
 
 def ask(monitor: Monitor) -> dict:
     """What QEMU has now: ``disks``, ``devices`` by ID, devices without ID (``nameless``), ``networks``, and the number of ``cpus``.
 
+    ``hotplugged`` names the devices that were not on the command line. This takes a short question for each device.
     ``ignores_shared`` is whether it leaves its RAM out of its saves (:func:`ignores_shared`).
     """
+    named, nameless = (children(monitor.execute("qom-list", path=folder)) for folder in _FOLDERS)
     return {
         "ignores_shared": ignores_shared(monitor.execute("query-migrate-capabilities")),
         "disks": monitor.execute("query-block"),
-        "devices": dict(children(monitor.execute("qom-list", path="/machine/peripheral"))),
-        "nameless": [kind for _name, kind in children(monitor.execute("qom-list", path="/machine/peripheral-anon"))],
+        "devices": dict(named),
+        "nameless": [kind for _name, kind in nameless],
+        "hotplugged": [
+            f"{name} ({kind})" if devices is named else kind
+            for folder, devices in zip(_FOLDERS, (named, nameless))
+            for name, kind in devices
+            if monitor.execute("qom-get", path=f"{folder}/{name}", property="hotplugged")
+        ],
         "networks": monitor.execute("human-monitor-command", command_line="info network"),
         "cpus": len(list(monitor.execute("query-cpus-fast"))),  # type: ignore[call-overload]  # a list, as all of these
     }
@@ -142,7 +152,10 @@ def is_image(opened: str, named: tuple[str, set[str], str]) -> bool:
 
 
 def _devices(options: list[Option], now: dict) -> list[dict]:
-    """The guest's devices: those with an ID by their IDs, the others by their types."""
+    """The guest's devices: those with an ID by their IDs, the others by their types.
+
+    A device that was unplugged and plugged in again may be at another port, so that a saved state does not load.
+    """
     named = {option.get("id"): option.get("driver") for option in options if option.name == "device" and option.get("id")}
     nameless = [option.get("driver") for option in options if option.name == "device" and not option.get("id")]
     nameless += ["virtio-blk" for option in options if option.name == "drive" and option.get("if") == "virtio"]
@@ -162,10 +175,13 @@ def _devices(options: list[Option], now: dict) -> list[dict]:
             elif wanted:
                 gone.append(kind)
     added += more
-    if not (added or gone):
+    again = [device for device in now["hotplugged"] if device not in added]
+    if not (added or gone or again):
         return []
-    words = [f"{what}: {', '.join(which)}" for what, which in (("added since its start", added), ("removed", gone)) if which]
-    remedy = "undo the change (device_del, device_add), or write it into its unit and restart the guest"
+    told = (("added since its start", added), ("removed", gone), ("removed and plugged in again", again))
+    words = [f"{what}: {', '.join(which)}" for what, which in told if which]
+    restart = "restart the guest (to keep the change, write it into its unit before)"
+    remedy = restart if gone or again else f"remove what was added (device_del), or {restart}"
     return [reason("device-changed", f"its devices differ from its command line; {'; '.join(words)}", remedy)]
 
 
@@ -194,4 +210,4 @@ def _cpus(options: list[Option], count: int) -> list[dict]:
     if not wanted.isdigit() or count >= int(wanted):
         return []
     message = f"it has {count} processors instead of {wanted}"
-    return [reason("device-changed", message, "undo the change (device_add, device_del), or change -smp in its unit and restart the guest")]
+    return [reason("device-changed", message, "restart the guest (to keep the change, change -smp in its unit before)")]

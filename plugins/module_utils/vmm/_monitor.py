@@ -80,9 +80,11 @@ class Monitor:
         try:
             self._socket.settimeout(left)
             line = self._file.readline()
+        except ConnectionError as err:
+            raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection ({err.strerror})") from err
         except OSError as err:
             raise LiveUpdateError(f"monitor {self._path}: {_commands.no_answer(round(left, 1))} ({err})") from err
-        if not line:
+        if not line.endswith(b"\n"):
             raise LiveUpdateError(f"monitor {self._path}: QEMU closed the connection")
         return dict(json.loads(line))
 

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("disks", "is_volatile", "mount_of", "mounts", "reasons", "replaced", "silent")
+__all__ = ("disks", "is_volatile", "mount_of", "mounts", "reasons", "replaced", "servers", "silent")
 
 _VOLATILE = ("tmpfs", "ramfs")
 _EMPTIED = "/tmp/"  # by a boot, on any file system (tmpfiles.d(5))
@@ -308,17 +308,29 @@ def _peers(options: list[Option], brought: t.Collection[str]) -> list[dict]:
     """Reasons for what QEMU connects to on this host if a boot does not start that process again, for example a swtpm from a shell."""
     from . import _after_boot
 
-    wanted = {**_opens.connections(options), **_opens.peers(options)}
-    served = _after_boot.sockets([{"path": path, "what": text} for path, text in wanted.items()], brought=brought)
+    wanted = _sockets(options)
+    served = _after_boot.sockets(wanted, brought=brought)
     return [
         reason(
             "peer-gone",
-            f"QEMU connects to {path} at its start, and no process that a boot starts listens there: {text}",
+            f"QEMU connects to {socket['path']} at its start, and no process that a boot starts listens there: {socket['what']}",
             "run the process in an enabled service, or in ExecStartPre= of the guest's unit, and restart the guest",
         )
-        for path, text in wanted.items()
-        if not served.get(path)
+        for socket in wanted
+        if not served.get(socket["path"])
     ]
+
+
+def servers(argv: list[str]) -> list[str]:
+    """The services of this host to which QEMU connects (:func:`_after_boot.servers`)."""
+    from . import _after_boot
+
+    return _after_boot.servers(_sockets(_options.read(argv)[0]))
+
+
+def _sockets(options: list[Option]) -> list[dict]:
+    wanted = {**_opens.connections(options), **_opens.peers(options)}
+    return [{"path": path, "what": text} for path, text in wanted.items()]
 
 
 def replaced(pid: int, argv: list[str], opens: bool = True) -> list[dict]:

@@ -172,3 +172,10 @@ def test_what_was_asked_at_once_is_what_each_would_ask(host, monkeypatch):
         assert json.dumps(surveyed, sort_keys=True) == json.dumps(alone, sort_keys=True)
     finally:
         os.close(fd)
+
+
+def test_what_serves_a_guest_is_not_stopped(host, monkeypatch):
+    os.close(host.add(1, held=False))
+    monkeypatch.setattr(_reasons, "inspect", lambda record: record.update(servers=["cron.service"]) or [])
+    found = hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
+    assert found["services_to_stop"] == []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -150,13 +151,16 @@ class Preserving:
     def preserve(self, _session, fd, token):
         if self.fails == "preserve" and token:
             raise LiveUpdateError("no room")
+        if self.fails == "disk" and token:
+            raise OSError(errno.ENOSPC, "No space left on device")
         self.preserved.append((token, _handover_session.read_note(fd) if not token else None))
 
 
-def test_a_failure_to_preserve_closes_the_session_and_all_else(held, monkeypatch):
+@pytest.mark.parametrize(("fails", "says"), [("preserve", "no room"), ("disk", r"\[Errno 28\] No space left on device")])
+def test_a_failure_to_preserve_closes_the_session_and_all_else(held, monkeypatch, fails, says):
     """Its last descriptor closed, the kernel gives up what it preserved already."""
-    kernel = Preserving(monkeypatch, "preserve")
-    with pytest.raises(LiveUpdateError, match="guest web 1: no room"):
+    kernel = Preserving(monkeypatch, fails)
+    with pytest.raises(LiveUpdateError, match=f"guest web 1: {says}"):
         _hold._preserve({**held, "uuid": "1-2"}, "h2")
     closed = [link.split(" ")[0].rpartition("/")[2] for link in kernel.closed]
     assert [name for name in closed if name == "ram" or "memfd:" in name] == ["memfd:session", "ram", "memfd:kvm-liveupdate-note"]
@@ -320,6 +324,22 @@ def test_a_hold_that_is_not_kept_and_cannot_be_released_is_told_by_its_last_fail
     found, problems = _hold.hold_each(records)
     assert list(found) == ["db"]
     assert {name: err.message for name, err in problems.items()} == {"gone": "guest gone: systemd does not answer"}
+
+
+def test_a_disk_that_accepts_nothing_fails_that_guest_alone(holding, monkeypatch):
+    """Also when its hold cannot be released, or an older one."""
+
+    def fail(record):
+        raise OSError(errno.ENOSPC, "No space left on device", f"/run/{record['name']}")
+
+    monkeypatch.setattr(_hold, "release", fail)
+    records = [{**RECORD, "name": name, "unit": f"{name}.service"} for name in ("web", "old", "gone", "db")]
+    found, problems = _hold.hold_each(records)
+    assert list(found) == ["web", "db"]
+    told = "guest {0}: [Errno 28] No space left on device: '/run/{0}'"
+    assert {name: (type(err), str(err)) for name, err in problems.items()} == {
+        name: (LiveUpdateError, told.format(name)) for name in ("old", "gone")
+    }
 
 
 def test_a_session_that_was_given_to_pid_1_is_not_kept_open_here(holding):

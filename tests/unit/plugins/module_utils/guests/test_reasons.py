@@ -162,7 +162,9 @@ def test_what_identifies_its_disks_is_in_the_record_of_a_guest_that_can_be_prese
         looked.setitem(SHOWN, "MainPID", str(process.pid))
         record = {**WEB, "pid": process.pid, "argv": ["qemu", "-drive", f"file={image}"]}
         assert codes(record) == []
-        assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino
+        assert record["disks"][str(image)]["inode"] == os.stat(image).st_ino and record["servers"] == []
+        looked.setattr(_reopened, "servers", lambda argv: ["nbd.service"] if argv == record["argv"] else [])
+        assert codes(record) == [] and record["servers"] == ["nbd.service"]  # which an update keeps running
         silent = _slow_paths.Silent("/srv/a", "/srv/a does not answer within 30 s")
 
         def does_not_answer(*_words):
@@ -303,6 +305,14 @@ def test_a_qemu_that_does_not_see_where_its_state_goes_is_refused(looked, tmp_pa
     assert f"cannot see {tmp_path} (PrivateDevices=" in reason["message"]
 
 
+def test_a_qemu_that_does_not_see_which_boot_it_is_is_refused(looked):
+    """ProcSubset=pid leaves only the processes in /proc. Its restore would fail."""
+    assert os.path.exists(_unit._BOOT_ID) and _unit.rights_reasons("web.service", os.getpid()) == []
+    looked.setattr(_unit, "_BOOT_ID", "/proc/sys/kernel/random/never")
+    (reason,) = _unit.rights_reasons("web.service", os.getpid())
+    assert reason["code"] == "unit" and "cannot see /proc/sys/kernel/random/never (ProcSubset=)" in reason["message"]
+
+
 def program(path, *words):
     return f"{{ path={path} ; argv[]={' '.join((path, *words))} ; ignore_errors=no ; start_time=[n/a] }}"
 
@@ -374,6 +384,25 @@ def test_a_folder_that_the_unit_or_its_services_make_is_there_again(looked, unit
     (arguments,) = given
     makes = arguments[5]
     assert (makes is not None and "/run/qemu" not in makes) is refused
+
+
+@pytest.mark.parametrize(
+    ("unit", "made_again"),
+    [
+        ({}, False),
+        ({"ExecStartPre": program("/usr/bin/make-seed")}, True),
+        ({"ExecStart": program("/usr/local/bin/start-web", "-v")}, True),  # a script that runs our command at its end
+    ],
+)
+def test_what_the_unit_runs_before_qemu_may_make_files_again_and_what_it_brings_in_serves_it(looked, unit, made_again):
+    wants = {"Requires": "disk.service", "Wants": "tpm.service", "BindsTo": "b.service", "Requisite": "r.service", "After": "x.service"}
+    services(looked, web={**wants, **unit})
+    given = []
+    looked.setattr(_reopened, "reasons", lambda *arguments: given.append(arguments) or [])
+    assert codes(dict(WEB)) == []
+    ((_pid, _argv, _ram, again, brought, _makes),) = given
+    assert again is made_again
+    assert brought == {"web.service", "disk.service", "tpm.service", "b.service", "r.service"}
 
 
 def test_a_network_that_nothing_sets_up_is_a_warning(looked):

@@ -40,6 +40,26 @@ def test_an_early_start_is_durable_and_taken_back(tmp_path, monkeypatch):
     assert not ahead.is_symlink()
 
 
+def test_a_unit_that_may_not_write_to_etc_takes_its_early_start_back_on_the_way_through_pid_1(tmp_path, monkeypatch, capsys):
+    """ProtectSystem=full, of which PID 1 sees nothing."""
+    monkeypatch.setattr(_units, "FOLDER", "/etc")
+    monkeypatch.setattr(_early, "_ROOT_OF_PID_1", str(tmp_path))
+    linked = [tmp_path / f"etc/{target}.wants/web.service" for target in ("sysinit.target", _units.TARGET)]
+    for link in linked:
+        link.parent.mkdir(parents=True)
+        link.symlink_to("../web.service")
+    remove = _files.remove
+
+    def refuses(path):
+        if path.startswith("/etc/"):
+            raise OSError(30, "Read-only file system")
+        return remove(path)
+
+    monkeypatch.setattr(_files, "remove", refuses)
+    _early.not_early("web.service")
+    assert links(tmp_path) == [] and capsys.readouterr().err == ""
+
+
 def test_a_root_file_system_that_is_read_only_keeps_no_guest_from_its_start(monkeypatch, capsys):
     def refuses(_path):
         raise OSError(30, "Read-only file system")

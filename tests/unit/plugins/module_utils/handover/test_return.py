@@ -123,6 +123,20 @@ def test_a_guest_runs_also_if_no_mark_says_that_it_was_tried(home):
     assert not _return.may_have_run("web1", {**SAVED, "boot_id": "before"})  # the other mark says that it runs
 
 
+def test_a_guest_that_is_back_is_recorded_though_its_unit_may_not_undo_the_early_start(home, monkeypatch, capsys):
+    """ProtectSystem=full. This was taken for a failed record, and repeated for ever."""
+
+    def refuses(_unit, _wanted):
+        raise OSError(30, "Read-only file system")
+
+    restored = back(home)
+    monkeypatch.setattr(_early, "start_early", refuses)
+    monkeypatch.setattr(_early, "_ROOT_OF_PID_1", str(home / "never"))
+    assert _return.settled(restored) is True
+    assert _journal.recorded("web1") == restored and not (home / "web1.state").exists()
+    assert "cannot be written" not in capsys.readouterr().err
+
+
 class Disk:
     """A disk that does not accept the record of a guest that is back, so many times."""
 

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
 import time
 
 import pytest
@@ -159,3 +162,15 @@ def test_the_system_bus_is_waited_for_until_the_limit(monkeypatch, tmp_path, lim
     monkeypatch.setattr(time, "sleep", sleep)
     _systemd.wait_for_the_bus(limit_s)
     assert len(slept) == naps
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EACCES])
+def test_a_command_that_the_host_cannot_start_is_a_failure_like_any_other(monkeypatch, code):
+    """An undo repeats it, and does not end at once."""
+
+    def no_process(*_command, **_keys):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(subprocess, "run", no_process)
+    with pytest.raises(LiveUpdateError, match=f"systemctl stop x: not run: {os.strerror(code)}"):
+        _commands.run("systemctl", "stop", "x")

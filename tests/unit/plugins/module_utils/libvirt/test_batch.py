@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import time
 
 import pytest
@@ -74,6 +77,18 @@ def test_a_host_without_virsh_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LiveUpdateError, match="virsh: not found on this host"):
         ask(("list",))
+
+
+def test_a_virsh_that_the_host_cannot_start_is_the_error_of_each_command(monkeypatch):
+    """Whoever asks goes on, and asks again."""
+
+    def no_process(*_command, **_keys):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    answers = ask(("domstate", "a"), ("resume", "a"))
+    assert [answer.error for answer in answers] == ["virsh domstate a: not run: Resource temporarily unavailable"] * 2
+    assert [answer.asked for answer in answers] == [True, False]
 
 
 def test_nobody_waits_for_virsh_beyond_the_last_moment(libvirt):

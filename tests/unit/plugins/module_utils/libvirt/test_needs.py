@@ -236,8 +236,10 @@ def test_who_listens_at_a_port_of_this_host_is_started_by_a_boot_or_not(monkeypa
         port = listener.getsockname()[1]
         for peer in (f"127.0.0.1:{port}", f"localhost:{port}", f":{port}"):
             assert _after_boot.sockets([{"path": peer, "what": "a"}]) == {peer: served}
+            assert _after_boot.servers([{"path": peer, "what": "a"}]) == ([served] if served else [])
         wanted = [{"path": f"192.0.2.9:{port}", "what": "<serial>"}, {"path": peer, "what": "a"}, {"path": "/run/s", "what": "a"}]
         assert _after_boot.sockets(wanted)[f"192.0.2.9:{port}"] == "elsewhere"
+        assert _after_boot.servers(wanted[:1]) == []
         (warning,) = _after_boot.peer_warnings(wanted)
         assert warning["code"] == "peer-remote" and f"192.0.2.9:{port}" in warning["message"]
         monkeypatch.setattr(_processes, "holders", lambda _link, _root: [])
@@ -509,7 +511,9 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
     libvirt.says["vol-path --pool scratch -- web1.qcow2"] = "/gone/volume.qcow2\n"
     libvirt.keep()
     record["backends"] = [{"kind": "memory-backend-file", "id": "pc.ram", "path": "/x", "size": 1}]
+    monkeypatch.setattr(_after_boot, "servers", lambda wanted: [socket["path"] for socket in wanted if socket["path"] == "/gone.sock"])
     reasons = _guests.inspect(record)
+    assert record["servers"] == ["/gone.sock"]
     codes = {reason["code"] for reason in reasons}
     assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket", "ram-elsewhere"} <= codes
     assert {"hostdev", "rom-replaced", "disk-changed"} <= codes

@@ -15,7 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _gue
 ORIGINAL = """<domain type='kvm' id='7'>
   <name>app</name><uuid>11111111-1111-1111-1111-111111111111</uuid>
   <metadata><owner/></metadata>
-  <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>
+  <memoryBacking><source type='file'/><access mode='shared'/><allocation mode='immediate'/><locked/></memoryBacking>
   <cpu><numa><cell id='0' memAccess='shared'/><cell id='1'/></numa></cpu>
   <sysinfo type='smbios'><system><entry name='uuid'>11111111-1111-1111-1111-111111111111</entry></system></sysinfo>
   <os><nvram template='/t'>/vars/app.fd</nvram></os>
@@ -52,6 +52,10 @@ def test_nothing_that_a_stand_in_writes_gets_into_the_memory_of_the_original(oth
     assert "shared" not in {value for element in other.iter() for value in element.attrib.values()}
     assert other.find("memoryBacking/access").attrib == {"mode": "private"}
     assert [cell.get("memAccess") for cell in other.findall("cpu/numa/cell")] == ["private", None]
+
+
+def test_a_stand_in_does_not_allocate_the_memory_a_second_time(other):
+    assert [element.tag for element in other.find("memoryBacking")] == ["source", "access"]
 
 
 def test_a_stand_in_has_empty_disks_of_its_own(other):
@@ -148,6 +152,8 @@ ARGUMENT = (
         ("<domain><os><nvram type='network'><source protocol='nbd'/></nvram></os></domain>", "network source"),
         (ARGUMENT.format("-chardev"), "<qemu:commandline> has -chardev"),
         (ARGUMENT.format("vhost-vsock-pci,guest-cid=42"), "guest-cid=42"),
+        (ARGUMENT.format("mem-lock=on"), "mem-lock=on"),
+        (ARGUMENT.format("-realtime"), "-realtime"),
     ],
 )
 def test_what_cannot_be_there_twice_is_refused_before_the_domain_is_paused(libvirt, tmp_path, monkeypatch, xml, said):

@@ -130,3 +130,17 @@ def test_a_host_without_virsh_is_the_domains_problem(monkeypatch):
 def test_a_libvirt_that_is_only_slow_is_no_reason():
     """Guests run while it is asked."""
     assert _limits.LIBVIRT_ANSWER >= _limits.COMMAND and _limits.LIBVIRT_ANSWERS > _limits.LIBVIRT_ANSWER
+
+
+def test_libvirt_has_the_limits_of_an_examination(monkeypatch):
+    """They are long: a late answer would be a reason against each domain."""
+    limits = []
+    monkeypatch.setattr(_survey.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(
+        _batch,
+        "ask",
+        lambda commands, limit: limits.append(limit) or [_batch.Answer(error="slow", asked=not at) for at in range(len(commands))],
+    )
+    _survey.survey([{"name": "app", "uuid": "u"}, {"name": "db", "uuid": "v"}], lambda _name: False)
+    assert limits == [_limits.LIBVIRT_ANSWER + 2]
+    assert _survey.LIMIT_S == _limits.LIBVIRT_ANSWERS

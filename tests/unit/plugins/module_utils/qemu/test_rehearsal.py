@@ -52,6 +52,9 @@ def stand_in(words: str) -> str:
         ("--enable-kvm -cpu host -usbdevice tablet -boot c", "-enable-kvm -cpu host -usbdevice tablet -boot c"),
         ("-netdev {'type':'user','id':'n'}", "-netdev user,id=n"),
         ("-vnc :1 -pidfile /p -monitor stdio -S -nographic -vga std", "-vga std"),
+        ("-realtime mlock=on -mem-prealloc -vga std", "-vga std"),
+        ("-overcommit mem-lock=on,cpu-pm=on", "-overcommit cpu-pm=on"),
+        ("-overcommit mem-lock=on-fault", "-overcommit cpu-pm=off"),
     ],
 )
 def test_what_must_not_be_there_twice_is_made_harmless(given, becomes):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
+from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _gate, _jump, _services
@@ -97,6 +97,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
         "times": {},
         "guests": ["web"],
         "keep_units": [],
+        "servers": [],
         "units": [],
         "records": {"web": {"unit": "web.service", "pid": 7}},
     }
@@ -120,7 +121,15 @@ def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch
     monkeypatch.setattr(_units, "RUN_FOLDER", str(tmp_path))
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_gate, "others", lambda ours: {})
-    active = ["ufw.service", "firewalld.service", "multipathd.service", "multipathd.socket", "cron.service", "web.service"]
+    active = [
+        "ufw.service",
+        "firewalld.service",
+        "multipathd.service",
+        "multipathd.socket",
+        "cron.service",
+        "web.service",
+        "web-nbd.service",
+    ]
     triggers = {"multipathd.service": {"TriggeredBy": "multipathd.socket"}}
     monkeypatch.setattr(
         _systemd,
@@ -135,16 +144,35 @@ def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch
         "run",
         lambda *command, **_limit: ran.append((command[1], (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").exists())) or "",
     )
-    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "units": active}
+    update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "servers": ["web-nbd.service"], "units": active}
     update |= {"records": {"web": {"unit": "web.service", "pid": 7}}, "pause_by": time.monotonic() + 60}
     _services.stop_the_rest(update)
     wanted = (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").read_text().splitlines()
     assert wanted[0] == "[Unit]"
     assert sorted(wanted[1:]) == [
-        f"Wants={unit}" for unit in ("firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service", "web.service")
+        f"Wants={unit}"
+        for unit in ("firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service", "web-nbd.service", "web.service")
     ]
-    assert sorted(update["kept"]) == ["firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service"]
+    assert sorted(update["kept"]) == ["firewalld.service", "multipathd.service", "multipathd.socket", "ufw.service", "web-nbd.service"]
     assert ran[-1] == ("isolate", True)
+
+
+def test_what_serves_a_guest_is_kept_until_the_jump(host, monkeypatch):
+    """The stop of a qemu-nbd takes the disk from a running guest, minutes before its pause."""
+
+    def inspect(record):
+        record["servers"] = [f"nbd-{record['name']}.service", "swtpm.service"]
+        return []
+
+    monkeypatch.setattr(_reasons, "inspect", inspect)
+    monkeypatch.setattr(
+        _systemd, "show_each", lambda units, *names: {unit: {"ActiveState": "active", "LoadState": "loaded"} for unit in units}
+    )
+    monkeypatch.setattr(_gate, "unit_problems", lambda *_units: [])
+    ended = update(host)
+    assert ended["servers"] == sorted([*(f"nbd-{name}.service" for name in host.records), "swtpm.service"])
+    kept = (host.root / f"units/{_units.JUMP_TARGET}.d/kept.conf").read_text().splitlines()
+    assert {f"Wants={unit}" for unit in ended["servers"]} <= set(kept)
 
 
 def test_units_to_keep_that_do_not_run_are_said(host, monkeypatch, capsys):

@@ -245,7 +245,21 @@ def test_devices_in_words(argv, words):
     assert _argv_reasons.devices(argv) == wanted
 
 
-@pytest.mark.parametrize("path", ["/dev/sdb", "/dev/sda1", "/dev/dm-3", "/dev/nvme0n1", "/dev/nvme1n1p2", "/dev/vdb"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dev/sdb",
+        "/dev/sda1",
+        "/dev/dm-3",
+        "/dev/nvme0n1",
+        "/dev/nvme1n1p2",
+        "/dev/vdb",
+        "/dev/zd16",
+        "/dev/zd0p1",
+        "/dev/rbd0",
+        "/dev/bcache1p2",
+    ],
+)
 def test_a_disk_whose_name_a_boot_may_change_is_a_warning(path):
     argv = ["qemu", "-nodefaults", "-M", "pc-q35-10.0", "-blockdev", f"driver=host_device,node-name=d,filename={path}"]
     (warning,) = _argv_reasons.warnings(argv)

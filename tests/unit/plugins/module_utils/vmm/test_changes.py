@@ -22,8 +22,8 @@ docs 1 disk-changed: has /snap.qcow2 instead of /a.qcow2
 docs 2 disk-changed: /snap.qcow2 | device-changed: added since its start: virtio-rng-pci
 blockdevs 0 -
 blockdevs 1 disk-changed: has nothing instead of /over.qcow2 | device-changed: removed: disk (scsi-hd)
-blockdevs 2 -
-blockdevs 3 disk-changed: has /snap.qcow2 instead of /over.qcow2
+blockdevs 2 device-changed: command line; removed and plugged in again: disk (scsi-hd)
+blockdevs 3 disk-changed: has /snap.qcow2 instead of /over.qcow2 | device-changed: removed and plugged in again: disk (scsi-hd)
 old 0 -
 old 1 disk-changed: has /e.iso instead of /d.iso
 old 2 -
@@ -47,21 +47,31 @@ def test_a_change_since_the_start_is_a_reason_and_a_guest_without_one_is_as_it_w
 def test_what_qemu_has_is_asked_of_it():
     answers = {
         "query-block": [{"device": "virtio0"}],
-        "/machine/peripheral": [{"name": "type", "type": "string"}, {"name": "s", "type": "child<virtio-scsi-pci>"}],
+        "/machine/peripheral": [
+            {"name": "type", "type": "string"},
+            {"name": "s", "type": "child<virtio-scsi-pci>"},
+            {"name": "t", "type": "child<usb-kbd>"},
+        ],
         "/machine/peripheral-anon": [{"name": "type", "type": "string"}, {"name": "device[0]", "type": "child<scsi-cd>"}],
         "info network": "",
         "query-migrate-capabilities": [{"capability": "x-ignore-shared", "state": True}],
         "query-cpus-fast": [{"cpu-index": 0}, {"cpu-index": 1}],
     }
 
+    plugged = {"/machine/peripheral/s": False, "/machine/peripheral/t": True, "/machine/peripheral-anon/device[0]": True}
+
     class Monitor:
         def execute(self, command, **arguments):
+            if command == "qom-get":
+                assert arguments == {"path": arguments["path"], "property": "hotplugged"}
+                return plugged[arguments["path"]]
             return answers[next(iter(arguments.values()), command)]
 
     assert _changes.ask(Monitor()) == {
         "disks": [{"device": "virtio0"}],
-        "devices": {"s": "virtio-scsi-pci"},
+        "devices": {"s": "virtio-scsi-pci", "t": "usb-kbd"},
         "nameless": ["scsi-cd"],
+        "hotplugged": ["t (usb-kbd)", "scsi-cd"],
         "networks": "",
         "cpus": 2,
         "ignores_shared": True,
@@ -142,3 +152,16 @@ def test_an_image_that_qemu_calls_by_another_name_is_the_same_image(words, opene
     now = {**now, "nameless": ["virtio-blk-pci"], "disks": [{"inserted": {"file": opened, "ro": False}}]}
     found = _changes.differences(["qemu", "-nodefaults", "-drive", f"{words},if=virtio"], now)
     assert [reason["code"] for reason in found] == ([] if same else ["disk-changed"])
+
+
+def test_device_del_undoes_only_what_was_added():
+    """A device that is plugged in again may be at another port, and the state of the guest would not load."""
+    argv, now = started("old")
+    added = {**now, "devices": {**now["devices"], "k": "usb-kbd"}, "hotplugged": ["k (usb-kbd)"]}
+    (reason,) = _changes.differences(argv, added)
+    assert reason["message"].endswith("added since its start: k (usb-kbd)") and "device_del" in reason["remedy"]
+    again = {**now, "hotplugged": ["t (usb-tablet)"]}
+    gone = {**now, "devices": {name: kind for name, kind in now["devices"].items() if name != "t"}}
+    for changed in (again, gone, {**now, "nameless": [*now["nameless"]], "hotplugged": ["lsi53c895a"]}, {**now, "cpus": 1}):
+        (reason,) = _changes.differences(argv, changed)
+        assert reason["code"] == "device-changed" and reason["remedy"].startswith("restart the guest (to keep the change, ")

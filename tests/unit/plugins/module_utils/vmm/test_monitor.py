@@ -168,6 +168,29 @@ def test_what_qemu_refuses_is_told_from_what_nobody_knows(qemu):
         assert not told.value.details
 
 
+@pytest.mark.parametrize("breaks", ["reset", "in the middle of an answer"])
+def test_a_connection_that_breaks_is_told_and_not_taken_for_a_slow_qemu(tmp_path, breaks):
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def serve():
+            peer = server.accept()[0]
+            with peer:
+                peer.sendall(b'{"QMP": {}}\n{"return": {}}\n' + (b'{"retu' if breaks != "reset" else b""))
+                peer.recv(1 << 16)  # qmp_capabilities
+                peer.recv(1 << 16, socket.MSG_PEEK if breaks == "reset" else 0)  # with a command unread, the close is a reset
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with _monitor.Monitor(path, answer_s=10.0) as monitor:
+            told = r"monitor .*: QEMU closed the connection" + (r" \(Connection reset by peer\)" if breaks == "reset" else "$")
+            with pytest.raises(LiveUpdateError, match=told):
+                monitor.execute("stop")
+        thread.join(10)
+
+
 def test_a_monitor_is_waited_for_as_long_as_is_asked_for(tmp_path, clock):
     path = str(tmp_path / "none")
     with pytest.raises(LiveUpdateError, match=r"No such file or directory; check that QEMU runs"):

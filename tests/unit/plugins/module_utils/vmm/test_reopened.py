@@ -380,8 +380,10 @@ def test_a_socket_that_nobody_serves_after_a_boot_keeps_qemu_from_its_start(monk
         server.bind(path)
         server.listen()
         assert peers(*argv) == (["peer-gone"] if refused else [])
+        assert _reopened.servers(["qemu", *argv]) == ([unit] if unit and unit.endswith(".service") else [])
         assert peers("-chardev", f"socket,id=c,path={path},server=on,wait=off") == []
     assert peers(*argv) == ["peer-gone"]  # nobody listens any more
+    assert _reopened.servers(["qemu", *argv]) == _reopened.servers(["qemu"]) == []
     assert peers("-chardev", f"socket,id=c,path={path},reconnect=1") == []
     assert peers("-drive", "file=nbd://127.0.0.1:1/a") == ["peer-gone"]
     assert peers("-drive", "file=nbd://192.0.2.9/a") == []
