@@ -283,11 +283,11 @@ def verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t
     """What a look says about the update, ``elapsed`` seconds after its commit; empty while it is under way. Pure."""
     journal = journal_of(look, update["id"])
     if journal.get("state") == "aborted":
-        why = f"The host still runs kernel {look.kernel[0]}: {journal.get('error') or 'no reason recorded'}"
-        if journal.get("not_back"):
-            message = f"the update was undone before the jump, but these guests are not back: {', '.join(journal['not_back'])}. {why}"
-            return _failure("half_undone", message)
-        return _failure("aborted", f"the update was undone before the jump. {why}")
+        why, not_back = journal.get("error") or "no reason recorded", ", ".join(journal.get("not_back") or [])
+        if not_back:
+            told = f"the update was undone before the jump, but these guests are not back: {not_back}"
+            return _failure("half_undone", f"{told}. The host still runs kernel {look.kernel[0]}: {why}")
+        return _failure("aborted", f"the update was undone before the jump. The host still runs kernel {look.kernel[0]}: {why}")
     if look.boot_id == update["boot_id"]:
         return {}
     return {**_came_back(update, look, elapsed), "times": {**journal.get("times", {}), **look.started}}
