@@ -135,17 +135,25 @@ class ActionModule(ActionBase):
         if self._connection.transport == "local":
             message = "connection local: the jump would end the controller itself; connect to the host over SSH"
             return {**result, "failed": True, "msg": message}
-        started = time.monotonic()
         try:
             until = _window.in_full(str(self._task.args.get("until") or ""))
-            arguments = {"run": _run.this_run(), **self._task.args, **({"until": until} if until else {})}
-            result.update(self._execute_module(module_name="kvm.liveupdate.kexec", module_args=arguments, task_vars=task_vars))
         except LiveUpdateError as err:
             return {**result, "failed": True, "msg": err.message}
+        arguments = {"run": _run.this_run(), **self._task.args, **({"until": until} if until else {})}
+        before = None if self._task.check_mode else self._look_once()
+        if before is None and not self._task.check_mode:
+            message = "the host does not say which boot it runs, so it was not told to jump. Make sure that it answers over SSH"
+            return {**result, "failed": True, "lost": True, "msg": message}
+        started = time.monotonic()
+        try:
+            with _sent_once(self._connection):
+                result.update(self._execute_module(module_name="kvm.liveupdate.kexec", module_args=arguments, task_vars=task_vars))
         except AnsibleConnectionFailure as err:
             # The host may have committed the update or not.
             message = f"the connection broke while the host was told to jump: {err}. The host may jump by itself; look at its console"
             return {**result, **_failure("lost", message), "lost": True}
+        if result.get("failed") and before:
+            return {**result, **self._after_a_refusal(before, str(result.get("msg")))}
         if result.get("failed") or self._task.check_mode:
             return result
         update = result["journal"]
@@ -201,6 +209,33 @@ class ActionModule(ActionBase):
         )
         return {**told, "lost": True}
 
+    def _after_a_refusal(self, before: Look, why: str) -> dict[str, t.Any]:
+        """What to add to a failed commit. Nothing if one more look shows that this boot has committed no update: the failure may be the
+        answer to a second try, after the answer to the first one got lost.
+        """
+        after = self._look_once()
+        if after is None:
+            seen = "it does not answer any more"
+        elif after.boot_id != before.boot_id:
+            seen = f"its boot ID is {after.boot_id} now, and was {before.boot_id}"
+        elif {journal.get("id") for journal in after.journals} - {journal.get("id") for journal in before.journals}:
+            seen = "it has the record of a new update"
+        else:
+            return {}
+        message = (
+            f"the host refused to jump, but may have committed the update before: {seen}. It said: {why}. The host may jump by itself;"
+            " look at its console"
+        )
+        return {**_failure("lost", message), "lost": True}
+
+    def _look_once(self) -> Look | None:
+        """One look; None if there is no answer, or none that can be read."""
+        try:
+            with _limit(ATTEMPT_S):
+                return self._look()
+        except (_Late, AnsibleError, OSError):
+            return None
+
     def _look(self) -> Look | None:
         mark = secrets.token_hex(8)
         self._connection.reset()
@@ -209,6 +244,21 @@ class ActionModule(ActionBase):
 
 class _Late(BaseException):
     """A look took too long. Not an Exception: the connection would catch that and try again."""
+
+
+@contextlib.contextmanager
+def _sent_once(connection: t.Any) -> t.Iterator[None]:
+    """Keep ssh from sending a command of a block again (its option reconnection_retries): it would commit twice, also in the next boot."""
+    try:
+        retries = connection.get_option("reconnection_retries")
+    except KeyError:  # this connection has no such option
+        yield
+        return
+    connection.set_option("reconnection_retries", 0)
+    try:
+        yield
+    finally:
+        connection.set_option("reconnection_retries", retries)
 
 
 @contextlib.contextmanager
@@ -233,7 +283,10 @@ def verdict(update: dict[str, t.Any], look: Look, elapsed: float) -> dict[str, t
     """What a look says about the update, ``elapsed`` seconds after its commit; empty while it is under way. Pure."""
     journal = journal_of(look, update["id"])
     if journal.get("state") == "aborted":
-        why = journal.get("error") or "no reason recorded"
+        why, not_back = journal.get("error") or "no reason recorded", ", ".join(journal.get("not_back") or [])
+        if not_back:
+            told = f"the update was undone before the jump, but these guests are not back: {not_back}"
+            return _failure("half_undone", f"{told}. The host still runs kernel {look.kernel[0]}: {why}")
         return _failure("aborted", f"the update was undone before the jump. The host still runs kernel {look.kernel[0]}: {why}")
     if look.boot_id == update["boot_id"]:
         return {}

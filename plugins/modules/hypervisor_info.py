@@ -551,6 +551,11 @@ last_update:
       description: Why the update was undone.
       returned: when the update was undone
       type: str
+    not_back:
+      description: The names of guests that the undo left paused, or whose QEMU has ended.
+      returned: when the update was undone
+      type: list
+      elements: str
   sample:
     id: 6f4d0c7e-4a3a-4b5e-9a51-0a3c1f9c2b77
     state: jumping

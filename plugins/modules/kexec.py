@@ -180,10 +180,12 @@ outcome:
   description:
     - V(jumped) - the host runs the staged kernel.
     - V(aborted) - the host undid the update before the jump. Its guests continue to run.
+    - V(half_undone) - the host undid the update before the jump, but left guests paused, or their QEMU has ended. The message names them.
     - V(rebooted) - the host came back with another kernel, or by a cold boot. Its guests' memory is lost.
     - V(gone) - the host did not come back within O(timeout), or was still working on the update then.
     - V(stuck) - the host runs the old kernel, and no process on it continues the update.
-    - V(lost) - the connection broke while the host was told to jump. The host may have jumped.
+    - V(lost) - the connection broke while the host was told to jump, or the host refused to jump but may have committed the update
+      before. The host may have jumped.
   returned: when a jump was committed, or may have been
   type: str
   sample: jumped

@@ -398,6 +398,7 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name.ljust(wide[0])}  {way.ljust(wide[1])}  {why}" for name, way, why in rows if rows[1:]] or ["No guest runs."]
     lines += [f"WARNING: {made['unproven']}"] if made["unproven"] else []
+    lines += _ended_in_an_undo(host)
     lines += _warnings(made["guests"])
     if made["verdict"] == "refuse":
         return [f"The update to {_kernel(host)} is refused.", *against, *lines]
@@ -408,6 +409,18 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
         *_needs(made["room"]),
         *([f"Essential guests: {_few(made['essential'])}. This host is updated last, alone."] if made["essential"] else []),
         _pause(made["expected_pause"], made["check_pause"], blackout_max),
+    ]
+
+
+def _ended_in_an_undo(host: dict[str, t.Any]) -> list[str]:
+    """A line about guests that do not run since the last update was undone, for a run that did not see that. Paused ones have a reason."""
+    last = host.get("last_update") or {}
+    ended = sorted(set(last.get("not_back") or []) - {guest["name"] for guest in host["guests"]})
+    if last.get("outcome") != "aborted" or not ended:
+        return []
+    return [
+        f"WARNING: the last update of this host was undone, and these guests do not run since: {_few(ended)}. Make sure that they run"
+        " nowhere else, then start them"
     ]
 
 

@@ -11,6 +11,7 @@ import typing as t
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import typed
 
 from ._budget import paused_too_long
+from ._failure import AFTER_COLD_BOOT
 from ._stamps import blackout
 
 __all__ = ("CHECK_MEMORY", "OUTCOMES", "outcome", "result", "summary")
@@ -121,7 +122,7 @@ def result(
     told = _ALSO.join(dict.fromkeys(text for text in (why, *late) if text))  # the same once
     why = told or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
     if end == "lost":
-        why = f"{why}. {_after_a_loss(jump, step)}"
+        why = why if AFTER_COLD_BOOT in why else f"{why}. {_after_a_loss(jump, step)}"
         for fate in fates.values():
             if not fate["state"]:
                 fate["why"] = f"unknown, the host was lost; planned: {fate['why'] or 'nothing'}"
@@ -155,12 +156,19 @@ def result(
 def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
     """Where the guests of a lost host may be, and what to do."""
     status = "Check its console. When it answers again, run 'kvm-liveupdate status' there: it shows the update and each guest"
-    if jump.get("kernel_after"):
-        return f"The host came back with kernel {jump['kernel_after']}, and its guests come back by themselves. {status}"
-    if jump.get("outcome") in ("lost", "gone"):
-        return f"Its guests may be paused, or may run on the new kernel already. {status}"
+    repeat = "Check its console. When it answers again, repeat the update: this also brings back guests that are away"
     begun = "The update had begun, but its guests were not paused yet" if step else "The update had not begun"
-    return f"{begun}. Check its console. When it answers again, repeat the update: this also brings back guests that are away"
+    lost = f"Its guests may be paused, or may run on the new kernel already. {status}"
+    return {
+        "jumped": f"The host came back with kernel {jump.get('kernel_after')}, and its guests come back by themselves. {status}",
+        "rebooted": f"The host did a cold boot, and its guests' memory is lost. {AFTER_COLD_BOOT}",
+        "aborted": f"The host undid the update, and its guests continued to run. {repeat}",
+        "half_undone": f"The host undid the update, but some of its guests may be paused. {status}",
+        "stuck": "Its guests may be paused. Check its console. When it answers again, run 'kvm-liveupdate recover' on the host: this"
+        " undoes the update. Then repeat the update",
+        "lost": lost,
+        "gone": lost,
+    }.get(jump.get("outcome", ""), f"{begun}. {repeat}")
 
 
 def summary(

@@ -60,6 +60,18 @@ def test_one_fails_one_is_lost_and_the_same_command_finishes(fleet):
     assert sorted(hooked[2:]) == ["hv2 hv2 after updated", "hv3 hv3 after updated", "hv3 hv3 before checked"], output
 
 
+def test_a_host_whose_answer_is_lost_is_told_to_jump_once_whatever_ssh_retries(fleet):
+    """A second try would be refused, and this looks like an update that was undone."""
+    fleet = fleet(2)
+    fleet.hosts[0].plan({"kexec": "cut"})
+    code, output = fleet.play(ansible_ssh_retries=3, hypervisor_update_undone_max=1)
+    assert code != 0 and fleet.outcomes() == {"hv1": "lost", "hv2": "checked"} and fleet.calls("kexec") == ["hv1"], output
+    assert "the connection broke while the host was told to jump" in said(output)[0], output
+    until("hv1 is up", fleet.hosts[0].is_up)
+    code, output = fleet.play()
+    assert code == 0 and said(output) == [f"hv{number}: {KEPT}" for number in (1, 2)], output
+
+
 @pytest.mark.beyond
 def test_a_canary_that_loses_a_guest_stops_the_rest(fleet):
     fleet = fleet(2)

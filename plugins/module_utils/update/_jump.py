@@ -90,14 +90,16 @@ def _advance(update: dict, state: str) -> None:
     _systemd.log(f"update {update['id']}: {state}")
 
 
-def _end(update: dict, error: str) -> None:
+def _end(update: dict, error: str, not_back: t.Sequence[str] = ()) -> None:
     """Record that the update was undone; on a full disk at least in /run, because the controller waits for it. Never raises.
 
+    ``not_back`` are guests that the undo left paused, or whose QEMU has ended. Then the controller does not call the update undone.
     The next operation that takes the lock writes it to the disk then (:func:`_journal.settle_end`).
     """
-    update["error"] = error
+    ended = {"error": error, "not_back": sorted(not_back)}
+    update.update(ended)
     with contextlib.suppress(OSError):
-        _files.write_json(_files.OUTCOME, {"id": update["id"], "state": "aborted", "error": error})
+        _files.write_json(_files.OUTCOME, {"id": update["id"], "state": "aborted", **ended})
     try:
         _advance(update, "aborted")
     except OSError as err:
@@ -326,6 +328,7 @@ def _abort(update: dict, why: str) -> None:
 
     # Before that nobody was paused and nothing saved: who paused, migrates or ended a guest then, is its owner.
     saved = [name for name in records if "running" in update]
+    not_back: list[str] = []
     guards: set[str] = set()  # guests whose state keeps libvirt from starting them from a saved image that could not be removed
 
     def let_go_on(name: str) -> None:
@@ -341,6 +344,7 @@ def _abort(update: dict, why: str) -> None:
         if undo(f"end the save of guest {name}", let_go_on, name):
             return True
         if not _processes.lives(records[name]):
+            not_back.append(name)
             rest = "after that, " if name in guards else ""
             problems.append(
                 f"the QEMU of guest {name} has ended during the update, and its memory with it: {rest}make sure that the guest runs nowhere"
@@ -350,6 +354,7 @@ def _abort(update: dict, why: str) -> None:
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
+        not_back.append(name)
         if name in update.get("running", ()):
             undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
@@ -379,7 +384,7 @@ def _abort(update: dict, why: str) -> None:
             undo(f"release the memory of guest {name}", _hold.release_ended, name)
     if update.get("ended"):
         undo("find out which logins and containers have ended", _services.tell_ended, update["ended"], problems)
-    _end(update, "; ".join(problems))
+    _end(update, "; ".join(problems), not_back)
 
 
 def _ends(record: dict) -> str:

@@ -14,13 +14,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import made_up_host
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.kvm.liveupdate.plugins.action import kexec
 from ansible_collections.kvm.liveupdate.plugins.action.kexec import Look, journal_of, look_command, read_look, verdict
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _processes, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils import _run
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import result
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._rollout import gate
 
 BOOT = "0f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
 NEXT = "1f3c6ae2-5a7e-4d5c-9f34-2a1f6b7c8d9e"
@@ -121,6 +126,18 @@ def test_a_look_at_this_machine_does_not_depend_on_the_terminal(host, term):
     assert look.started == {"kernel": STAMPS["kernel"]} and look.idle == "failed"
     # As the host itself decides. On a machine that a boot loader started, this is true.
     assert look.cold is (_this_boot.by_kexec() is False)
+
+
+def test_a_look_reads_both_records_of_an_update(host, tmp_path, monkeypatch):
+    """Where the host writes them. On a full disk only one says that the update was undone, and after a boot only the other is there."""
+    monkeypatch.setattr(
+        kexec, "LOOK", kexec.LOOK.replace(f" {_files.UPDATE} ", f" {tmp_path}/u ").replace(f" {_files.OUTCOME};", f" {tmp_path}/o;")
+    )
+    records = [{"id": "u", "state": "saving"}, {"id": "u", "state": "aborted", "error": "no room"}]
+    _files.write_json(str(tmp_path / "u"), records[0])
+    _files.write_json(str(tmp_path / "o"), records[1])
+    look = read_look(on_a_terminal(look_command("m4rk"), **host), "m4rk")
+    assert look.journals == records and journal_of(look, "u") == records[1]
 
 
 def test_a_look_ends_on_the_host_and_tells_what_it_saw(host, monkeypatch):
@@ -277,8 +294,8 @@ def test_a_host_that_is_lost_when_it_is_told_to_jump_is_a_failure(monkeypatch):
         raise AnsibleConnectionFailure("closed by remote host")
 
     plugin = object.__new__(kexec.ActionModule)
-    plugin._connection, plugin._task = Connection(), SimpleNamespace(args={}, check_mode=False)
-    plugin._execute_module = gone
+    plugin._connection, plugin._task = Connection(HEAD), SimpleNamespace(args={}, check_mode=False)
+    plugin._execute_module, plugin._low_level_execute_command = gone, plugin._connection.answer
     monkeypatch.setattr(kexec.ActionBase, "run", lambda *_given: {})
     found = plugin.run()
     assert found["failed"] and found["lost"] and found["outcome"] == "lost" and "closed by remote host" in found["msg"]
@@ -469,20 +486,29 @@ JOURNAL = {"boot_id": BOOT, "kernel": {"release": "7.2.13"}}
 
 
 class Task:
-    """A task whose module gives an answer: what the module was asked, and for how long the host was waited for."""
+    """A task whose module gives an answer: what the module was asked, and for how long the host was waited for.
 
-    def __init__(self, monkeypatch, answer, transport="ssh", check_mode=False, **args):
-        self.asked, self.waits, self.answer = [], [], answer
+    ``looks`` are what the looks before the commit and after it see, the last one for ever.
+    """
+
+    def __init__(self, monkeypatch, answer, transport="ssh", check_mode=False, looks=(HEAD,), options=None, **args):
+        self.asked, self.waits, self.answer, self.retries = [], [], answer, []
         monkeypatch.setattr(kexec.ActionBase, "run", lambda *_given: {})
         monkeypatch.setattr(_run, "this_run", lambda: "mine")
         plugin = object.__new__(kexec.ActionModule)
-        plugin._connection, plugin._task = SimpleNamespace(transport=transport), SimpleNamespace(args=args, check_mode=check_mode)
+        plugin._connection, plugin._task = Connection(*looks), SimpleNamespace(args=args, check_mode=check_mode)
+        vars(plugin._connection).update(transport=transport, options={} if options is None else options)
         plugin._execute_module, plugin._wait = self.module, self.wait
+        plugin._low_level_execute_command = plugin._connection.answer
+        self.options = plugin._connection.options
         self.result = plugin.run()
 
     def module(self, module_name, module_args, task_vars):
         assert module_name == "kvm.liveupdate.kexec"
         self.asked.append(module_args)
+        self.retries.append(dict(self.options))
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return dict(self.answer)
 
     def wait(self, update, _started, timeout):
@@ -516,6 +542,90 @@ def test_what_cannot_be_done_is_refused_before_the_host_is_asked(monkeypatch, gi
 def test_a_host_that_will_not_jump_is_not_waited_for(monkeypatch, answer, check_mode):
     task = Task(monkeypatch, answer, check_mode=check_mode)
     assert task.result == answer and len(task.asked) == 1 and task.waits == []
+
+
+@pytest.mark.parametrize("answer", [{"changed": True, "journal": JOURNAL}, {"failed": True, "msg": "no"}, AnsibleConnectionFailure("cut")])
+@pytest.mark.parametrize(("before", "while_it_commits"), [({"reconnection_retries": 3}, {"reconnection_retries": 0}), ({}, {})])
+def test_ssh_does_not_tell_a_host_to_jump_a_second_time(monkeypatch, answer, before, while_it_commits):
+    """The second time may be in the next boot, whose answer is a failure. A connection without the option keeps what it has."""
+    task = Task(monkeypatch, answer, options=dict(before))
+    assert task.retries == [while_it_commits] and task.options == before
+
+
+FAILED = {"failed": True, "msg": "the jump is refused, and nothing was stopped: no kernel is staged"}
+EARLIER = HEAD + 'm journal={"id": "u0", "state": "saving"}\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seen"),
+    [
+        (EARLIER, EARLIER, ""),
+        (EARLIER, EARLIER.replace("saving", "aborted"), ""),  # its end was written now
+        (HEAD, BACK, f"its boot ID is {NEXT} now, and was {BOOT}"),
+        (EARLIER, HEAD + 'm journal={"id": "u1", "state": "committed"}\n', "it has the record of a new update"),
+        (HEAD, REFUSED, "it does not answer any more"),
+        (HEAD, "Welcome", "it does not answer any more"),
+    ],
+)
+def test_a_failed_commit_leaves_the_host_as_it_was_only_if_a_look_proves_it(monkeypatch, before, after, seen):
+    """Else the answer may be to a second try, and the host may have jumped after the first one."""
+    task = Task(monkeypatch, FAILED, looks=[before, after])
+    ended = result(
+        {"boot_id": BOOT}, {"verdict": "go"}, task.result, why=task.result["msg"], step="Jump", lost=task.result.get("lost", False)
+    )
+    assert task.waits == [] and ended["outcome"] == ("lost" if seen else "undone")
+    if seen:
+        assert (task.result["failed"], task.result["outcome"], task.result["lost"]) == (True, "lost", True)
+        told = f"the host refused to jump, but may have committed the update before: {seen}. It said: {FAILED['msg']}. The host may jump"
+        assert task.result["msg"].startswith(told) and "Its guests may be paused, or may run on the new kernel already" in ended["why"]
+    else:
+        assert task.result == FAILED
+
+
+@pytest.mark.parametrize("look", [REFUSED, "Welcome"])
+def test_a_host_whose_boot_is_unknown_is_not_told_to_jump(monkeypatch, look):
+    task = Task(monkeypatch, {"changed": True, "journal": JOURNAL}, looks=[look])
+    assert task.asked == task.waits == [] and (task.result["failed"], task.result["lost"]) == (True, True)
+    assert "it was not told to jump" in task.result["msg"] and "outcome" not in task.result
+
+
+@pytest.mark.parametrize("fails", ["resume", "end"])
+def test_an_undo_after_which_a_guest_is_not_back_stops_the_rollout(tmp_path, monkeypatch, fails):
+    """Whatever hypervisor_update_undone_max allows."""
+    host = made_up_host.make(tmp_path, monkeypatch, ["app", "web"])
+    real = host.resume
+
+    def resume(record, running):
+        if record["name"] == "app":
+            return real(record, running)
+        if fails == "end":
+            host.records["web"]["pid"] = 0
+            monkeypatch.setattr(_processes, "lives", lambda record: record["name"] == "app")
+        raise LiveUpdateError("no bridge br0")
+
+    host.resume = resume
+    update = made_up_host.update(host)
+    on_disk = [_files.read_json(path) for path in (_files.UPDATE, _files.OUTCOME)]
+    assert [record["not_back"] for record in on_disk] == [["web"]] * 2 and _journal.of_update()["not_back"] == ["web"]
+    jump = verdict(update, Look(BOOT, ("7.2.13", "#1"), {}, on_disk), 12.0)
+    assert jump["outcome"] == "half_undone"
+    told = "the update was undone before the jump, but these guests are not back: web. The host still runs kernel 7.2.13: PID 1"
+    resume_it = "its memory and state are kept. Fix this, then resume it with kvm.liveupdate.guest (state: running)"
+    start_it = "make sure that the guest runs nowhere else, then start it"
+    does = {
+        "resume": f"guest web is not resumed; {resume_it}",
+        "end": f"the QEMU of guest web has ended during the update, and its memory with it: {start_it}",
+    }
+    assert jump["msg"].startswith(told) and does[fails] in jump["msg"]
+    ended = result({"boot_id": "b"}, {"verdict": "go"}, jump, why=jump["msg"], step="Jump")
+    assert (ended["outcome"], ended["why"]) == ("failed", jump["msg"]) and gate({}, {"hv1": ended}, undone_max=1)["stop"] == "hv1 failed"
+
+
+def test_an_undo_after_which_all_guests_run_is_one_that_a_rollout_may_tolerate(tmp_path, monkeypatch):
+    update = made_up_host.update(made_up_host.make(tmp_path, monkeypatch, ["app", "web"]))
+    jump = verdict(update, Look(BOOT, ("7.2.13", "#1"), {}, [_files.read_json(_files.OUTCOME)]), 12.0)
+    ended = result({"boot_id": "b"}, {"verdict": "go"}, jump, why=jump["msg"], step="Jump")
+    assert (jump["outcome"], ended["outcome"]) == ("aborted", "undone") and gate({}, {"hv1": ended}, undone_max=1)["stop"] == ""
 
 
 def test_a_failed_update_has_changed_the_host():

@@ -12,7 +12,8 @@ import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _session
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _this_boot
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _proof
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _virsh
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
@@ -153,6 +154,34 @@ def test_a_kernel_that_exists_is_read_also_if_it_may_be_missing(host, tmp_path):
         hypervisor_info.examine(
             SimpleNamespace(params={**PARAMS, "kernel": str(tmp_path / "vmlinuz"), "to_be_installed": True}, check_mode=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("asked", "initrd", "cmdline"),
+    [
+        ({}, "initrd.img-7.3.4", "root=/dev/vda1 kho=on liveupdate=on"),
+        ({"initrd": "none"}, None, "root=/dev/vda1 kho=on liveupdate=on"),
+        ({"cmdline": "root=/dev/sda2 initrd=x"}, "initrd.img-7.3.4", "root=/dev/sda2 initrd=x"),
+    ],
+)
+def test_a_kernel_is_proven_with_what_it_will_be_staged_with(host, tmp_path, monkeypatch, asked, initrd, cmdline):
+    """Its own initial RAM disk, and no words of the last boot loader or of the last jump."""
+    for name in ("vmlinuz-7.3.4", "initrd.img-7.3.4"):
+        (tmp_path / name).write_text(name)
+    image = {**dict.fromkeys(hypervisor_info.TARGET), "path": str(tmp_path / "vmlinuz-7.3.4"), "release": "7.3.4", "version": "#1"}
+    running = f"BOOT_IMAGE=/vmlinuz root=/dev/vda1 kho=on initrd=old liveupdate=on {_cmdline.GUESTS_FIRST} {_cmdline.MOUNTS}"
+    proven = []
+
+    def prove(*what, **how):
+        proven.append((what, how))
+        return {"there": {"verdict": "proven", "reasons": []}}
+
+    monkeypatch.setattr(_image, "read", lambda path, **_keep: image)
+    monkeypatch.setattr(_proof, "prove", prove)
+    monkeypatch.setattr(_this_boot, "kernel", lambda: {"release": "7.2.13", "version": "#1", "cmdline": running})
+    found = hypervisor_info.examine(SimpleNamespace(params={**PARAMS, "kernel": image["path"], **asked}, check_mode=True))
+    path = initrd and str(tmp_path / initrd)
+    assert found["target"]["initrd"] == path and proven == [((image, cmdline, path), {"without": "initrd" in asked})]
 
 
 def test_who_runs_is_looked_up_once(host, monkeypatch):

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _lock
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _this_boot
-from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _kexec, _proof
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _kexec, _proof
 from ansible_collections.kvm.liveupdate.plugins.modules import kexec_image
 
 IMAGE = {
@@ -100,6 +101,28 @@ def test_an_unknown_pair_that_is_accepted_is_staged(host):
     host.verdict = "unknown"
     assert run(["a-b"])["changed"]
     assert host.done == ["prove", "stage"]
+
+
+RUNNING = f"BOOT_IMAGE=/boot/vmlinuz-7.2.13 root=/dev/vda1 kho=on initrd=old liveupdate=on {_cmdline.GUESTS_FIRST} {_cmdline.MOUNTS}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "initrd", "cmdline"),
+    [
+        ({}, "initrd.img-7.3.4", "root=/dev/vda1 kho=on liveupdate=on"),
+        ({"initrd": "none"}, None, "root=/dev/vda1 kho=on liveupdate=on"),
+        ({"cmdline": "root=/dev/sda2 initrd=x"}, "initrd.img-7.3.4", "root=/dev/sda2 initrd=x"),
+    ],
+)
+def test_a_kernel_gets_its_own_initial_ram_disk_and_no_words_of_the_last_boot_loader_or_jump(tmp_path, monkeypatch, asked, initrd, cmdline):
+    for name in ("vmlinuz-7.3.4", "initrd.img-7.3.4"):
+        (tmp_path / name).write_text(name)
+    kernel = str(tmp_path / "vmlinuz-7.3.4")
+    monkeypatch.setattr(_kexec, "describe", lambda path: {"path": path, "release": "7.3.4"})
+    image = kexec_image.wanted_image({"state": "staged", "kernel": kernel, "initrd": None, "cmdline": None, **asked}, RUNNING)
+    path = initrd and str(tmp_path / initrd)
+    digest = initrd and hashlib.sha256(initrd.encode()).hexdigest()
+    assert image == {"path": kernel, "release": "7.3.4", "initrd": path, "initrd_sha256": digest, "cmdline": cmdline}
 
 
 @pytest.mark.parametrize(("initrd", "without"), [(None, False), ("", False), ("/boot/initrd", False), ("none", True)])

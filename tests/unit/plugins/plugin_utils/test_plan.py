@@ -421,6 +421,16 @@ def test_a_warning_that_several_guests_have_is_one_line():
     ]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "not_back", "told"), [("aborted", ["db", "web"], True), ("aborted", ["web"], False), ("jumped", ["db"], False)]
+)
+def test_who_does_not_run_since_the_last_update_was_undone_is_named(outcome, not_back, told):
+    """The run of that update may have ended before it saw this. A guest that is still paused has a reason."""
+    line = "WARNING: the last update of this host was undone, and these guests do not run since: db. Make sure that they run nowhere else"
+    table = plan(host(guest(), last_update={"outcome": outcome, "not_back": not_back, "times": {}}), Policy())["table"]
+    assert any(other.startswith(line) for other in table) is told
+
+
 def test_many_guests_are_counted():
     assert "preserve the RAM of a, b, c, d, e and 2 more" in plan(host(*(guest(name) for name in "abcdefg")), Policy())["steps"]
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.kvm.liveupdate.plugins.plugin_utils._failure import AFTER_COLD_BOOT
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._report import figures
 from ansible_collections.kvm.liveupdate.plugins.plugin_utils._result import CHECK_MEMORY, outcome, result, summary
 
@@ -121,12 +122,27 @@ def test_a_host_that_does_not_answer_after_its_update_is_lost():
         ({"outcome": "lost"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
         ({"outcome": "gone"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
         (JUMP, STEP, "The host came back with kernel 7.3.4, and its guests come back by themselves"),
+        ({"outcome": "aborted"}, STEP, "The host undid the update, and its guests continued to run"),
+        ({"outcome": "half_undone"}, STEP, "The host undid the update, but some of its guests may be paused"),
+        ({"outcome": "stuck"}, STEP, "Its guests may be paused. Check its console. When it answers again, run 'kvm-liveupdate recover' on"),
     ],
 )
 def test_a_lost_host_says_where_its_guests_may_be(jump, step, told):
     found = result(HOST, GO, jump, why="hv1 cannot be reached", step=step, lost=True)
     assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Check its console" in found["why"]
     assert found["guests"]["web"]["why"] == "unknown, the host was lost; planned: stays in memory"
+
+
+@pytest.mark.parametrize("why", ["hv1 cannot be reached", f"the host did a cold boot. {AFTER_COLD_BOOT}"])
+def test_a_host_that_is_lost_after_a_cold_boot_says_once_what_to_do_for_its_guests(why):
+    """With on_loss=stop they stay off."""
+    found = result(HOST, GO, COLD, why=why, step=STEP, lost=True)["why"]
+    assert found.count(AFTER_COLD_BOOT) == 1 and "come back by themselves" not in found and "Guests that lost their memory: web" in found
+
+
+def test_a_host_that_is_lost_after_it_got_stuck_does_not_say_that_its_guests_ran():
+    found = result(HOST, GO, {"outcome": "stuck"}, why="hv1 cannot be reached", step=STEP, lost=True)["why"]
+    assert "were not paused yet" not in found and "repeat the update" in found
 
 
 @pytest.mark.parametrize(

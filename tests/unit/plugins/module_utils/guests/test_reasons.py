@@ -128,6 +128,19 @@ def test_a_save_of_an_update_that_is_under_way_is_no_reason(looked):
     assert codes(dict(WEB)) == ["ignore-shared"]
 
 
+def test_a_guest_that_an_update_left_paused_is_not_preserved_without_a_word(looked, tmp_path):
+    """Its owner did not pause it, and after the jump it would stay paused."""
+    process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    for name in ("GUESTS_RUN", "UPDATE", "OUTCOME"):
+        looked.setattr(_files, name, str(tmp_path / name))
+    looked.setattr(PROVIDER, "status", lambda _record: "paused", raising=False)
+    looked.setattr(PROVIDER, "unit_reasons", lambda _record, _shown: [])
+    record = {**WEB, **process}
+    assert codes(dict(record)) == []  # paused by its owner
+    _files.write_json(_files.run_path("web", "paused"), process)
+    assert codes(dict(record)) == ["left-paused"]
+
+
 def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
     assert codes(dict(WEB)) == []
     looked.setattr(_processes, "replaced_program", lambda _pid: "/usr/bin/qemu-system-x86_64")

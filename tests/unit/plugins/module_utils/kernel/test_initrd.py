@@ -16,6 +16,7 @@ import sys
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _initrd
+from archives import cpio
 
 RELEASE = "7.3.4"
 
@@ -184,19 +185,6 @@ def test_whether_it_came_with_one_is_not_always_to_be_seen(host):
 )
 def test_which_root_a_kernel_alone_mounts(cmdline, answer):
     assert _initrd.kernel_mounts(cmdline) is answer
-
-
-def cpio(*names, size=6000):
-    """An archive by GNU cpio's newc format, its files filled with noise."""
-
-    def member(name, data=b""):
-        head = b"070701" + b"".join(b"%08X" % number for number in (1, 0o100755, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0))
-        text = head + name.encode() + b"\0"
-        text += bytes(-len(text) % 4) + data
-        return text + bytes(-len(text) % 4)
-
-    noise = random.Random(1).randbytes(size)
-    return b"".join(member(name, noise) for name in names) + member("TRAILER!!!")
 
 
 MICROCODE = cpio("kernel/x86/microcode/AuthenticAMD.bin") + bytes(300)

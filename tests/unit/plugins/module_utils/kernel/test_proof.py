@@ -14,6 +14,7 @@ import struct
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _image, _proof, _running
+from archives import cpio
 
 CONFIG = {"KEXEC_FILE": "y", "KEXEC_HANDOVER": "y", "LIVEUPDATE": "y", "LIVEUPDATE_MEMFD": "y", "KVM": "m", "RD_GZIP": "y"}
 ABI = {"kho": "kho-v4", "luo": "luo-v5", "memfd": "memfd-v2"}
@@ -766,7 +767,7 @@ def prove(host, tmp_path):
     host("sys/kernel/boot_params/data", bytes(4096))
     host("usr/lib/modules/7.3.4/modules.dep", b"kernel/kvm.ko:\n")
     host("usr/lib/modules/7.3.4/kernel/kvm.ko", b"")
-    image = {**TARGET, "page_size": os.sysconf("SC_PAGE_SIZE")}
+    image = change(TARGET, page_size=os.sysconf("SC_PAGE_SIZE"), config={"EXT4_FS": "m"})
 
     def do(initrd=None, cmdline="root=/dev/vda1 kho=on liveupdate=on", **more):
         path = tmp_path / "initrd"
@@ -797,6 +798,24 @@ def test_prove_looks_at_this_host(prove, host):
     assert outcome(prove(without=True)) == ("unknown", ["storage-driver"])
     os.unlink(os.path.join(host.root, "usr/lib/modules/7.3.4/kernel/kvm.ko"))
     assert outcome(prove(without=True)) == ("refused", ["modules", "storage-driver"])
+
+
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [
+        (["7.3.4/kernel/fs/ext4/ext4.ko", "7.3.4/kernel/nvme.ko"], None),
+        (["7.3.4/kernel/nvme.ko"], ("root-driver", "lacks the modules ext4, which the root file system of this host needs")),
+        (["7.2.13/kernel/fs/ext4/ext4.ko"], ("initrd-release", "has modules of 7.2.13 only")),
+    ],
+)
+def test_prove_reads_what_is_in_the_initrd(prove, host, modules, told):
+    """One that is whole, and lacks what the root file system needs, is a kernel that panics."""
+    host("proc/mounts", b"/dev/vda1 / ext4 rw 0 0\n")
+    host("usr/lib/modules/7.3.4/modules.dep", b"kernel/kvm.ko:\nkernel/fs/ext4/ext4.ko:\n")
+    host("usr/lib/modules/7.3.4/kernel/fs/ext4/ext4.ko", b"")
+    found = prove(cpio("init", *(f"usr/lib/modules/{module}" for module in modules)))
+    assert outcome(found) == (("refused", [told[0]]) if told else ("proven", []))
+    assert not told or told[1] in message(found, told[0])
 
 
 def test_an_image_of_debugfs_that_says_more_than_one_version(host):

@@ -83,7 +83,9 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     real = host.resume
     host.resume = hangs
     ended = update(host)
-    assert "guest web is not resumed" in ended["error"] and host.state == {"app": "postmigrate", "web": "postmigrate"}
+    resume_it = "Fix this, then resume it with kvm.liveupdate.guest (state: running)"
+    assert f"guest web is not resumed; its memory and state are kept. {resume_it}" in ended["error"] and "start it" not in ended["error"]
+    assert host.state == {"app": "postmigrate", "web": "postmigrate"} and ended["not_back"] == ["app", "web"]
     host.state = dict.fromkeys(host.state, "paused")
     host.resume = real
     assert "end its QEMU first ('systemctl stop web.service'), then run 'kvm-liveupdate discard web'" in ended["error"]
@@ -167,6 +169,7 @@ def test_a_guest_that_runs_after_all_is_no_failure_to_it(host):
     host.resume = late
     error = update(host)["error"]
     assert "is not resumed" not in error and sorted(host.done("release")) == ["app.service", "web.service"]
+    assert _journal.of_update()["not_back"] == []
 
 
 def test_a_guest_that_ends_before_the_pause_is_no_failed_undo(host):
@@ -258,7 +261,7 @@ def test_an_undo_on_a_full_disk_is_done_and_told(host, monkeypatch):
     ended = update(host)
     undone(host, ended, "No space left on device")
     told = _files.read_json(_files.OUTCOME)
-    assert told == {"id": ended["id"], "state": "aborted", "error": ended["error"]}
+    assert told == {"id": ended["id"], "state": "aborted", "error": ended["error"], "not_back": []}
     assert _files.read_json(_files.UPDATE)["state"] == "saving"
     with _lock.Lock():
         assert _files.read_json(_files.UPDATE)["state"] == "saving"  # still no room, and no failure of this operation
