@@ -105,7 +105,10 @@ def unpack(host: Host) -> None:
     """Unpack dracut's shutdown, as a stop of dracut-shutdown.service does where LVM asked for it."""
     if KINDS[host.kind].initrd == DRACUT:
         assert host.ssh("systemctl is-active dracut-shutdown.service").stdout.strip() == "active"
-        assert host.ssh(f"touch /run/initramfs/.need_shutdown; /usr/lib/dracut/dracut-initramfs-restore; test -x {EXITRD}").returncode == 0
+        # Where 3cpio is installed, dracut's own script fails: it leaves its mark in the folder, and 3cpio wants an empty one.
+        restored = "/usr/lib/dracut/dracut-initramfs-restore || 3cpio --extract --force /boot/initrd.img-$(uname -r)"
+        done = host.ssh(f"cd /run/initramfs && touch .need_shutdown; {restored}; test -x {EXITRD}")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("direction", ["there", "back"])
