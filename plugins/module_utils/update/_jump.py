@@ -330,6 +330,7 @@ def _abort(update: dict, why: str) -> None:
     saved = [name for name in records if "running" in update]
     not_back: list[str] = []
     guards: set[str] = set()  # guests whose state keeps libvirt from starting them from a saved image that could not be removed
+    elsewhere: set[str] = set()  # guests that another program has migrated
 
     def let_go_on(name: str) -> None:
         try:
@@ -337,6 +338,8 @@ def _abort(update: dict, why: str) -> None:
         except LiveUpdateError as err:
             if err.details.get("image_stays"):
                 guards.add(name)
+            if err.details.get("elsewhere"):
+                elsewhere.add(name)
             raise
 
     def run_on(name: str) -> bool:
@@ -350,6 +353,9 @@ def _abort(update: dict, why: str) -> None:
                 f"the QEMU of guest {name} has ended during the update, and its memory with it: {rest}make sure that the guest runs nowhere"
                 " else, then start it"
             )
+            return True
+        if name in elsewhere:  # it must not be resumed here, now or later
+            undo(f"remove the mark of guest {name}", _files.remove, _files.run_path(name, "paused"))
             return True
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":

@@ -224,6 +224,23 @@ def test_a_guest_that_ends_in_the_pause_is_told_and_its_session_given_up(host):
     assert not os.path.exists(_files.state_path("web"))
 
 
+def test_a_guest_that_another_program_migrated_in_the_pause_is_not_resumed_later(host):
+    """It runs on another host: a mark that we paused it would have the next command resume it here too."""
+    real = host.resume
+
+    def resume(record, running):
+        if record["name"] == "web":
+            raise LiveUpdateError("another program has migrated it", elsewhere=True)
+        real(record, running)
+
+    host.resume = resume
+    ended = update(host)
+    assert "the undo could not end the save of guest web: another program has migrated it" in ended["error"]
+    assert "is not resumed" not in ended["error"] and ended["not_back"] == []
+    assert not _hold.owes(host.records["web"]) and not os.path.exists(_files.state_path("web"))
+    assert sorted(host.done("release")) == ["app.service", "web.service"]
+
+
 def test_a_failure_without_words_is_named(host):
     def fails():
         raise KeyError
