@@ -140,7 +140,6 @@ def _carry_out(update: dict) -> t.NoReturn:
     _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
-    update["stopping_from"] = time.monotonic()
     _advance(update, "stopping")
     _services.stop_the_rest(update)
     _services.end_sessions(update)
