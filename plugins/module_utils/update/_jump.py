@@ -78,8 +78,16 @@ def commit(
         "pause_by": time.monotonic() + timeout / 2,
         "times": {"committed": time.time()},
     }
-    _journal.record(update)
-    _commands.run("systemctl", "start", "--no-block", _units.JUMP)
+    try:
+        _journal.record(update)
+        _commands.run("systemctl", "start", "--no-block", _units.JUMP)
+    except (LiveUpdateError, OSError) as err:
+        why = str(err)
+        if isinstance(err, OSError):
+            why = f"{_files.UPDATE} cannot be written: {err.strerror}; make room on its file system, or repair it"
+        why = f"the jump is refused, and nothing was stopped: {why}. Then run the update again"
+        _end(update, why)  # else it would count as under way until the next boot
+        raise LiveUpdateError(why) from err
     return update
 
 
@@ -104,17 +112,23 @@ def _end(update: dict, error: str) -> None:
         _systemd.log(f"update {update['id']}: aborted, but {_files.UPDATE} cannot be written: {err}. The next operation tries it again")
 
 
-def jump() -> int:
-    """Carry out the committed update. Returns (1) only if it was aborted and undone."""
+def _committed() -> dict:
     update = _journal.of_update()
     if _journal.outcome(update, _this_boot.boot_id(), "") != "pending" or update["state"] != "committed":
         raise LiveUpdateError("no update is committed; the module kvm.liveupdate.kexec commits one")
+    return update
+
+
+def jump() -> int:
+    """Carry out the committed update. Returns (1) only if it was aborted and undone."""
+    update = _committed()
     with contextlib.ExitStack() as locked:
         try:
             locked.enter_context(_lock.Lock(LOCK_LIMIT_S, of_update=True))
         except LiveUpdateError as err:
             _end(update, f"Nothing was stopped, and the guests continue to run: {err}. Then run the update again")
             return 1
+        update = _committed()  # the commit had the lock, and has withdrawn it if PID 1 did not answer in time
         try:
             time.sleep(GRACE_S)
             _carry_out(update)
