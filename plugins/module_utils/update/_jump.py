@@ -12,12 +12,12 @@ import signal
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError, typed
+from .._errors import LiveUpdateError, told, typed
 from ..guests import _hold, _providers
 from ..handover import _digests, _early, _journal, _lock
-from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
+from ..host import _commands, _files, _processes, _systemd, _this_boot, _units, _watchdogs
 from ..kernel import _cmdline, _kexec, _kvm
-from . import _gate, _rest_of_boot, _services
+from . import _gate, _readiness, _rest_of_boot, _services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def commit(
     problems += _gate.unit_problems(
         keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *_gate.CLUSTERS))), "LoadState", "ActiveState")
     )
+    problems += map(told, _readiness.watchdogs())
     if _lock.busy():
         problems.append(f"{_units.JUMP} of the last update still runs; 'systemctl status {_units.JUMP}' shows what it waits for")
     if problems:
@@ -157,6 +158,9 @@ def _carry_out(update: dict) -> t.NoReturn:
     _advance(update, "stopping")
     _services.stop_the_rest(update)
     _services.end_sessions(update)
+    armed = _readiness.armed(_watchdogs.read())
+    if armed:
+        raise LiveUpdateError("; ".join(map(told, armed)))
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause

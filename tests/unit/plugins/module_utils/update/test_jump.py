@@ -24,7 +24,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _di
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm, _modules
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _rest_of_boot
-from made_up_host import ASKED, LINK, Host, make, reason, stranger, undone, update
+from made_up_host import ASKED, LINK, Host, a_login, make, reason, stranger, undone, update
 
 
 def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
@@ -107,6 +107,27 @@ def test_a_commit_is_refused_by_the_gate(host):
     with pytest.raises(LiveUpdateError, match="nothing was stopped: pid-7"):
         _jump.commit(list(host.records), [], "start")
     assert not host.done("start") and not os.path.exists(_files.UPDATE)
+
+
+DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "1", "active": True, "fed_by": ["watchdog.service"]}
+
+
+def test_a_commit_is_refused_for_a_watchdog_that_nothing_can_stop(host):
+    host.watchdogs = [DOG]
+    with pytest.raises(LiveUpdateError, match=r"nothing was stopped: the watchdog /dev/watchdog0 \(iTCO_wdt\) is active.*nowayout=0"):
+        _jump.commit(list(host.records), [], "start")
+    assert not host.done("start")
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_watchdog_that_is_still_armed_when_the_services_have_stopped_pauses_nobody(host, monkeypatch, left):
+    """Its program was killed, or is kept: it would reset the host in the pause."""
+    a_login(host, monkeypatch)
+    host.watchdogs = [{**DOG, "nowayout": "0"}]
+    host.at["stop"] = lambda: host.watchdogs[0].update(fed_by=[], active=left)
+    ended = update(host)
+    assert bool(host.done("save")) is not left and host.done("stop") == ["session-3.scope"]
+    undone(host, ended, "the watchdog /dev/watchdog0 (iTCO_wdt) is still active" if left else "PID 1 got the request")
 
 
 def test_a_commit_is_refused_for_a_unit_that_is_not_there(host, monkeypatch):
