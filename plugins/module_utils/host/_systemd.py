@@ -27,6 +27,7 @@ __all__ = (
     "forget_fd",
     "give_fd",
     "graph",
+    "kexec_watchdog",
     "listen_fds",
     "log",
     "notify",
@@ -55,6 +56,11 @@ def version() -> int:
     if not digits:
         raise LiveUpdateError(f"systemd reports the version {text!r}, which is not a number; check that systemd is PID 1 on this host")
     return int(digits)
+
+
+def kexec_watchdog() -> str:
+    """KExecWatchdogSec= of the running PID 1: "0" if it is off (systemd-system.conf(5))."""
+    return _commands.run("systemctl", "show", "--property=KExecWatchdogUSec", "--value").strip()
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:

@@ -104,6 +104,7 @@ _MADE = (
 )
 # Mappings by the start of their UUIDs.
 _MAPPINGS = {"CRYPT-": "dm_crypt", "mpath-": "dm_multipath"}
+_ENCRYPTED = re.compile("CRYPT-(?!VERITY|INTEGRITY)")  # the others of cryptsetup have no key
 # Modules that are called otherwise than their drivers. A driver that is built in may have no link to its module.
 _DRIVERS = {"mmcblk": "mmc_block", "sd": "sd_mod"}
 _PCI_BRIDGE = "0x0604"  # it works without a driver
@@ -114,7 +115,8 @@ def needs(root: str = "/") -> list[dict]:
 
     Each has its ``module``, the ``alias`` by which the kernel asks for it, ``what`` needs it, whether that is the ``root`` file system,
     ``known``: whether the running kernel has it as a module, or lists it as built in; and ``supported``: whether its lists say that this
-    module has this alias. What cannot be seen is not there: a device without a driver, for example.
+    module has this alias. What cannot be seen is not there: a device without a driver, for example. That of encrypted devices has as
+    ``locked`` those that /etc/crypttab gives no key file, each with what it is for.
     """
     look = _Look(root)
     for number, point, kind, source, options in _mounts(root):
@@ -134,6 +136,7 @@ class _Look:
         self.seen: set[tuple[str, bool]] = set()
         self.lists = _Lists(_modules.folder(_text(root, "proc/sys/kernel/osrelease").strip() or "none", root))
         self.at_root = False
+        self.unlocked = _unlocked(root)
 
     def found(self) -> list[dict]:
         """All needs, in order."""
@@ -222,6 +225,10 @@ class _Look:
         for start, module in _MAPPINGS.items():
             if identity.startswith(start):
                 self.want(module, "", what)
+        if _ENCRYPTED.match(identity):
+            mapping = _text(path, "dm/name").strip() or name
+            if mapping not in self.unlocked:
+                self.wanted["dm_crypt", ""].setdefault("locked", {})[mapping] = what
         level = _text(path, "md/level").strip()
         if level.startswith("raid"):
             self.want("raid456" if level in ("raid4", "raid5", "raid6") else level, f"md-{level}", what)
@@ -279,6 +286,12 @@ def _mounts(root: str) -> list[tuple[str, str, str, str, str]]:
             found.append((fields[2], fields[4], fields[dash + 1], fields[dash + 2], fields[-1]))
     last = max((at for at, mount in enumerate(found) if mount[1] == "/"), default=-1)
     return [mount for at, mount in enumerate(found) if mount[1] != "/" or at == last]
+
+
+def _unlocked(root: str) -> set[str]:
+    """The encrypted devices that a boot unlocks with a key file (crypttab(5)). A TPM may refuse after a kexec, which resets no PCR."""
+    rows = [line.split() for line in _text(root, "etc/crypttab").splitlines()]
+    return {row[0] for row in rows if len(row) > 2 and not row[0].startswith("#") and row[2].startswith("/")}
 
 
 def _open_disks(root: str) -> list[tuple[str, str]]:

@@ -32,25 +32,20 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
 
     Returns the ``times`` when it was ``paused`` and ``saved``, in seconds since the epoch, and what a restore needs.
     """
-    from ..host import _tcp  # not on the boot path
-    from ..vmm import _block, _disk_files, _opens, _options
+    from ..vmm import _disk_files  # not on the boot path
 
-    interfaces, paths = _processes.interfaces(record["pid"]), _opens.needed(record["pid"], record["argv"])
-    devices = {path: _block.identity(path) for path in _opens.devices(record["pid"], record["argv"])}
-    peers = _opens.peers(_options.read(record["argv"])[0])
-    ports = sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)})
+    needs = record["needs"]  # what the gate saw, before any guest was paused: a path may not answer, and all guests would wait for it
     try:
         with _monitor.Monitor(record["monitor"]) as monitor:
             paused = pause_and_write(record, monitor, path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         digest = _files.digest(path)
-        disks = _disk_files.sized(record.get("disks", {}), record["pid"])  # what the gate saw, before any guest was paused
+        disks = _disk_files.sized(record.get("disks", {}), record["pid"])  # also what the gate saw
     except (LiveUpdateError, OSError) as err:
         raise LiveUpdateError(f"guest {record['name']} cannot be saved: {err}") from err
     times = {"paused": paused, "saved": time.time()}
-    needs = {"interfaces": interfaces, "paths": paths, "ports": ports, "devices": devices, "disks": disks}
-    return {"times": times, "argv": record["argv"], **needs, "digest": digest}
+    return {"times": times, "argv": record["argv"], **needs, "disks": disks, "digest": digest}
 
 
 def pause_and_write(record: dict, monitor: _monitor.Monitor, path: str) -> float:

@@ -17,12 +17,19 @@ from ..handover import _early
 from ..host import _files, _processes, _slow_paths, _units
 from ..kernel import _luo
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = ("PROPERTIES", "reasons", "warnings")
 
 
 def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
-    """Reasons why the unit of a guest could not restore it after the jump. Without any, ``record`` gets what identifies its ``disks``, and
-    the services to which QEMU connects (``servers``)."""
+    """Reasons why the unit of a guest could not restore it after the jump.
+
+    Without any, ``record`` gets what identifies its ``disks``, the services to which QEMU connects (``servers``), and what else its restore
+    ``needs``: the save must not look for it, because a path that does not answer then would keep all guests paused.
+    """
     from ..vmm import _reopened  # not on the boot path
 
     pid, unit = record["pid"], record["unit"]
@@ -45,9 +52,30 @@ def reasons(record: dict, shown: dict[str, str]) -> list[dict]:
         try:
             record["disks"] = _reopened.disks(pid, record["argv"], ram, made_again)
             record["servers"] = _reopened.servers(record["argv"])
+            record["needs"] = _slow_paths.look(lambda say: _for_restore(pid, record["argv"], say))
         except _slow_paths.Silent as err:
             found.append(_reopened.silent(err))
     return found
+
+
+def _for_restore(pid: int, argv: list[str], say: t.Callable[[str], None]) -> dict:
+    """What the restore of a guest needs beside its files: ``interfaces``, ``paths``, ``ports`` of this host, and ``devices`` with their
+    identity. It calls ``say`` with each path before it accesses that path.
+    """
+    from ..host import _tcp  # not on the boot path
+    from ..vmm import _block, _opens, _options
+
+    peers = _opens.peers(_options.read(argv)[0])
+    devices = {}
+    for path in _opens.devices(pid, argv):
+        say(path)
+        devices[path] = _block.identity(path)
+    return {
+        "interfaces": _processes.interfaces(pid),
+        "paths": _opens.needed(pid, argv),
+        "ports": sorted({_tcp.port_of(peer) for peer in peers if _tcp.is_here(peer)}),
+        "devices": devices,
+    }
 
 
 def warnings(record: dict, shown: dict[str, str]) -> list[dict]:

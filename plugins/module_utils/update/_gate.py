@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from concurrent.futures import Future
 
-__all__ = ("CLUSTERS", "at_once", "check", "gate", "last_look", "look", "others", "spare_others", "unit_problems")
+__all__ = ("CLUSTERS", "at_once", "check", "ended", "gate", "last_look", "look", "others", "spare_others", "unit_problems")
 
 OTHER_VM_S = _limits.OTHER_VM
 # Each look at a guest runs a few programs beside the running guests.
@@ -49,7 +49,7 @@ def gate(names: list[str], seen: dict) -> list[str]:
     problems = []
     if not seen["image"]:
         problems.append("no kernel is staged in this boot; stage one with the module kvm.liveupdate.kexec_image")
-    problems += [f"guest {name} no longer runs; run the update again" for name in names if name not in seen["guests"]]
+    problems += [_no_longer_runs(name) for name in names if name not in seen["guests"]]
     problems += [told(reason) for reason in seen["not_back"]]
     for name in seen["guests"]:
         if name not in names:
@@ -60,6 +60,15 @@ def gate(names: list[str], seen: dict) -> list[str]:
         f"{vm['name']} (process {vm['pid']}) is a virtual machine that would be lost: {told(vm['reasons'][0])}" for vm in seen["strangers"]
     ]
     return problems
+
+
+def _no_longer_runs(name: str) -> str:
+    return f"guest {name} no longer runs; run the update again"
+
+
+def ended(update: dict) -> list[str]:
+    """Sentences about the guests that have ended since :func:`check`. It is called right before the isolation, which starts their units."""
+    return [_no_longer_runs(name) for name, record in update["records"].items() if not _processes.lives(record)]
 
 
 def unit_problems(keep_units: list[str], shown: dict[str, dict[str, str]]) -> list[str]:

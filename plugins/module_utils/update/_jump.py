@@ -12,12 +12,12 @@ import signal
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError, typed
+from .._errors import LiveUpdateError, told, typed
 from ..guests import _hold, _providers
 from ..handover import _digests, _early, _journal, _lock
-from ..host import _commands, _files, _processes, _systemd, _this_boot, _units
+from ..host import _commands, _files, _processes, _systemd, _this_boot, _units, _watchdogs
 from ..kernel import _cmdline, _kexec, _kvm
-from . import _gate, _rest_of_boot, _services
+from . import _gate, _readiness, _rest_of_boot, _services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def commit(
     problems += _gate.unit_problems(
         keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *_gate.CLUSTERS))), "LoadState", "ActiveState")
     )
+    problems += map(told, _readiness.watchdogs())
     if _lock.busy():
         problems.append(f"{_units.JUMP} of the last update still runs; 'systemctl status {_units.JUMP}' shows what it waits for")
     if problems:
@@ -78,8 +79,16 @@ def commit(
         "pause_by": time.monotonic() + timeout / 2,
         "times": {"committed": time.time()},
     }
-    _journal.record(update)
-    _commands.run("systemctl", "start", "--no-block", _units.JUMP)
+    try:
+        _journal.record(update)
+        _commands.run("systemctl", "start", "--no-block", _units.JUMP)
+    except (LiveUpdateError, OSError) as err:
+        why = str(err)
+        if isinstance(err, OSError):
+            why = f"{_files.UPDATE} cannot be written: {err.strerror}; make room on its file system, or repair it"
+        why = f"the jump is refused, and nothing was stopped: {why}. Then run the update again"
+        _end(update, why)  # else it would count as under way until the next boot
+        raise LiveUpdateError(why) from err
     return update
 
 
@@ -106,17 +115,23 @@ def _end(update: dict, error: str, not_back: t.Sequence[str] = ()) -> None:
         _systemd.log(f"update {update['id']}: aborted, but {_files.UPDATE} cannot be written: {err}. The next operation tries it again")
 
 
-def jump() -> int:
-    """Carry out the committed update. Returns (1) only if it was aborted and undone."""
+def _committed() -> dict:
     update = _journal.of_update()
     if _journal.outcome(update, _this_boot.boot_id(), "") != "pending" or update["state"] != "committed":
         raise LiveUpdateError("no update is committed; the module kvm.liveupdate.kexec commits one")
+    return update
+
+
+def jump() -> int:
+    """Carry out the committed update. Returns (1) only if it was aborted and undone."""
+    update = _committed()
     with contextlib.ExitStack() as locked:
         try:
             locked.enter_context(_lock.Lock(LOCK_LIMIT_S, of_update=True))
         except LiveUpdateError as err:
             _end(update, f"Nothing was stopped, and the guests continue to run: {err}. Then run the update again")
             return 1
+        update = _committed()  # the commit had the lock, and has withdrawn it if PID 1 did not answer in time
         try:
             time.sleep(GRACE_S)
             _carry_out(update)
@@ -142,10 +157,12 @@ def _carry_out(update: dict) -> t.NoReturn:
     _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
-    update["stopping_from"] = time.monotonic()
     _advance(update, "stopping")
     _services.stop_the_rest(update)
     _services.end_sessions(update)
+    armed = _readiness.armed(_watchdogs.read())
+    if armed:
+        raise LiveUpdateError("; ".join(map(told, armed)))
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 
 from .._errors import reason
-from ..host import _systemd, _this_boot
+from ..host import _systemd, _this_boot, _watchdogs
 from ..kernel import _cmdline
 
-__all__ = ("reasons",)
+__all__ = ("armed", "reasons", "watchdogs")
+
+# The update keeps it running until the jump, for sanlock's leases, and while sanlock has one it does not stop its watchdog at its end.
+_KEPT_FEEDER = "wdmd.service"
 
 
 def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict]:
@@ -46,7 +49,66 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
                 "run the playbook kvm.liveupdate.setup",
             )
         )
+    return found + watchdogs(root)
+
+
+def watchdogs(root: str = "/") -> list[dict]:
+    """Reasons for watchdogs that could reset the host before its guests are back."""
+    seen = _watchdogs.read(root)
+    return watchdog_reasons(seen, _systemd.kexec_watchdog()) if seen else []
+
+
+def watchdog_reasons(seen: list[dict], kexec_watchdog: str) -> list[dict]:
+    """The same for these devices (:func:`_watchdogs.read`) and this KExecWatchdogSec= of PID 1. Pure.
+
+    PID 1 feeds its watchdog until the kexec and stops it there, unless KExecWatchdogSec= is set (src/core/main.c, become_shutdown). The new
+    kernel feeds one that runs only when its driver is loaded, which may be after the guests. A program that the update stops, stops its
+    watchdog, if it can; :func:`armed` looks whether it did.
+    """
+    found = []
+    if kexec_watchdog not in ("", "0"):
+        found.append(
+            reason(
+                "watchdog",
+                f"systemd arms the watchdog {_name(seen[0])} for each kexec (KExecWatchdogSec={kexec_watchdog}): it may reset the host"
+                " while the guests are restored, and all guests are lost",
+                "set KExecWatchdogSec=off in /etc/systemd/system.conf or its drop-in, and run 'systemctl daemon-reload'",
+            )
+        )
+    for device in seen:
+        if not device["active"]:
+            continue
+        if device["nowayout"] == "1":
+            message = f"the watchdog {_name(device)} is active, and nothing can stop it (nowayout=1)"
+            remedy = "load its driver with nowayout=0 (modprobe.d(5)), and do an ordinary reboot"
+        elif not device["fed_by"]:
+            message = f"the watchdog {_name(device)} is active, and no program feeds it"
+            remedy = "start the program that fed it, and stop it so that it stops the watchdog, too"
+        elif _KEPT_FEEDER in device["fed_by"]:
+            message = f"{_KEPT_FEEDER} feeds the watchdog {_name(device)} until the jump, and does not stop it while sanlock has a lease"
+            remedy = f"stop the guests with leases of sanlock, then sanlock.service and {_KEPT_FEEDER}"
+        else:
+            continue
+        found.append(reason("watchdog", f"{message}: it may reset the host in the update, and all guests are lost", remedy))
     return found
+
+
+def armed(seen: list[dict]) -> list[dict]:
+    """Reasons for watchdogs that still run when all other services have stopped, except one of PID 1. Pure."""
+    return [
+        reason(
+            "watchdog",
+            f"the watchdog {_name(device)} is still active, and {' and '.join(device['fed_by']) or 'no program'} feeds it: it would reset"
+            f" the host {device['timeout'] or 'some'} s after that ends, maybe in the pause",
+            "stop the program that feeds it so that it stops the watchdog, too, and leave its unit out of hypervisor_update_keep_units",
+        )
+        for device in seen
+        if device["active"] and device["fed_by"] != ["PID 1"]
+    ]
+
+
+def _name(device: dict) -> str:
+    return f"/dev/{device['name']} ({device['identity'] or 'of unknown kind'})"
 
 
 def _no_device(root: str) -> dict:

@@ -204,6 +204,8 @@ def stop_the_rest(update: dict) -> None:
     bound = _systemd.show_each(_bound_to([*guests, *update["kept"]]), "ActiveState", "TriggeredBy")
     update["in_place"] = kept(bound, update["units"])
     _journal.record(update)
+    # The guests too, although isolation passes over their units: it keeps what a wanted unit requires, and a guest stops with what it
+    # requires (systemd, src/core/transaction.c). It would start a guest that has ended, so it is asked for only if all guests run.
     directory = f"{_units.RUN_FOLDER}/{_units.JUMP_TARGET}.d"
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/kept.conf", "w", encoding="utf-8") as file:
@@ -215,7 +217,12 @@ def stop_the_rest(update: dict) -> None:
     _commands.run("systemctl", "daemon-reload")
     _gate.spare_others(update)
     update["units"] = active_units()  # an undo does not start what has ended by itself before
+    update["stopping_from"] = time.monotonic()
     _journal.record(update)
+    ended = _gate.ended(update)
+    if ended:
+        del update["stopping_from"]  # nothing was stopped
+        raise LiveUpdateError("; ".join(ended))
     _commands.run("systemctl", "isolate", _units.JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
 
 
@@ -306,25 +313,24 @@ def tell_ended(units: list[str], notes: list[str]) -> None:
 def start_again(units: list[str], since: float | None, notes: list[str]) -> None:
     """Start what isolation stopped: first the sockets, then the rest one by one, so that a failure does not affect the others.
 
-    Units without a unit file (systemd-run) cannot be started again. This is noted in ``notes`` and is not a failure.
+    Units without a unit file (systemd-run) cannot be started again. This is noted in ``notes`` and is not a failure. A guest that has ended
+    meanwhile stays off: it may run on another host now. Isolation has not stopped it, but a target may want it.
     """
-    gone = _gone(stopped(units, active_units()))
+    shown = _systemd.show_each(stopped(units, active_units()), "LoadState", "IgnoreOnIsolate")
+    gone = [unit for unit, seen in shown.items() if seen.get("LoadState") == "not-found"]
+    ended = [unit for unit, seen in shown.items() if seen.get("IgnoreOnIsolate") == "yes"]
     if gone:
         notes.append(f"these units have no unit file, so they cannot be started again here; start them as before: {', '.join(gone)}")
-    units = [unit for unit in units if unit not in gone]
+    units = [unit for unit in units if unit not in (*gone, *ended)]
     problems = _sockets_again(units, since)
     for unit in ("default.target", *stopped(units, active_units())):
+        alone = ["--job-mode=ignore-requirements"] if ended and unit.endswith(".target") else []
         try:
-            _commands.run("systemctl", "start", "--no-block", unit)
+            _commands.run("systemctl", "start", "--no-block", *alone, unit)
         except LiveUpdateError as err:
             problems.append(str(err))
     if problems:
         raise LiveUpdateError("; ".join(problems))
-
-
-def _gone(units: list[str]) -> list[str]:
-    """The units that systemd no longer knows."""
-    return [unit for unit, shown in _systemd.show_each(units, "LoadState").items() if shown.get("LoadState") == "not-found"]
 
 
 def _sockets_again(units: list[str], since: float | None) -> list[str]:

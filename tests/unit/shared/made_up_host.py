@@ -12,7 +12,15 @@ import signal
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _hold, _providers, _reasons
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _session
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import (
+    _commands,
+    _files,
+    _processes,
+    _systemd,
+    _this_boot,
+    _units,
+    _watchdogs,
+)
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _gate, _jump, _rest_of_boot, _services
 
@@ -37,6 +45,7 @@ class Host:
         self.started = {os.getpid(): 1}
         self.processes = {1: [LINK + name for name in names]}
         self.loaded = False
+        self.watchdogs: list = []
 
     def record(self, name) -> dict:
         ram = os.memfd_create(name)
@@ -126,6 +135,8 @@ def make(root, monkeypatch, names) -> Host:
     monkeypatch.setattr(_commands, "run", host.run)
     monkeypatch.setattr(_systemd, "show", lambda unit, *names: {"ActiveState": "inactive", "Job": "0"})
     monkeypatch.setattr(_systemd, "version", lambda: 262)
+    monkeypatch.setattr(_systemd, "kexec_watchdog", lambda: "0")
+    monkeypatch.setattr(_watchdogs, "read", lambda _root="/": host.watchdogs)
     monkeypatch.setattr(_systemd, "fdstore_each", lambda units: {unit: [_session.FDNAME] for unit in units})
     monkeypatch.setattr(_systemd, "forget_fd", lambda unit, pid, name: host.note("release", unit))
     monkeypatch.setattr(_processes, "start_time", lambda pid: host.started.get(pid, 0))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files,
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _luo
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _start
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _unit
-from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _reopened
+from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _block, _reopened
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
 
@@ -192,6 +193,27 @@ def test_what_identifies_its_disks_is_in_the_record_of_a_guest_that_can_be_prese
         process.stdin.close()
 
 
+def test_what_its_restore_needs_is_in_the_record_of_a_guest_that_can_be_preserved(looked, tmp_path):
+    """A path that does not answer is a reason. In the pause it would keep all guests paused."""
+    looked.setattr(_reopened, "reasons", lambda *_words: [])
+    looked.setattr(_processes, "interfaces", lambda _pid: ["tap0"])
+    looked.setattr(_block, "identity", lambda path: [f"wwid {path}"])
+    argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
+    argv += ["-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
+    record = {**WEB, "argv": argv}
+    assert codes(record) == []
+    assert record["needs"] == {
+        "interfaces": ["tap0"],
+        "paths": ["/dev/null", "/srv/web.qcow2", "/run/web"],
+        "ports": [4555],
+        "devices": {"/dev/null": ["wwid /dev/null"]},
+    }
+    looked.setattr(_slow_paths, "PATH_LIMIT_S", 0.5)
+    looked.setattr(_block, "identity", lambda path: threading.Event().wait(20))
+    (why,) = _reasons.inspect({**WEB, "argv": argv})
+    assert why["code"] == "file-silent" and "/dev/null does not answer within" in why["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "after", "point"),
     [
@@ -230,7 +252,7 @@ def test_what_qemu_has_open_counts_as_well(looked):
 
 def unit_needs(looked, **shown):
     """The reasons against a guest whose unit has these properties, as code and the beginning of the remedy."""
-    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "fd_links", lambda _pid, *_root: {})
     looked.setattr(_reopened, "mounts", lambda _pid: MOUNTS)
     with looked.context() as changed:
         for key, value in shown.items():
@@ -443,7 +465,7 @@ def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):
     assert [(warning["code"], warning["message"]) for warning in _reasons.warn(dict(WEB))] == [
         ("unit-runtime", f"its unit web.service has the drop-in {path}, which does not exist after the jump") for path in gone
     ]
-    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "fd_links", lambda _pid, *_root: {})
     assert codes(dict(WEB)) == []
 
 
@@ -475,7 +497,7 @@ def test_the_unit_is_looked_at_as_the_boot_will_find_it(looked, changed, told):
     code = "unit-gone" if "does not exist after a boot" in told else "unit-other"
     assert [reason["code"] for reason in found] == ([code] if told else [])
     assert all(told in reason["message"] and reason["remedy"] for reason in found)
-    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "fd_links", lambda _pid, *_root: {})
     assert codes(dict(WEB)) == ([code] if told else [])
 
 
@@ -484,7 +506,7 @@ def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_p
     for name in ("web.service", "40-kvm-liveupdate.conf", "override.conf"):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (100, 100))
-    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "fd_links", lambda _pid, *_root: {})
     looked.setattr(_processes, "started_at", lambda _pid: 200.0)
     looked.setitem(SHOWN, "FragmentPath", f"{tmp_path}/web.service")
     looked.setitem(SHOWN, "NeedDaemonReload", "yes")
@@ -501,7 +523,7 @@ def test_a_unit_that_was_changed_since_systemd_read_it_is_a_reason(looked, tmp_p
 
 def test_systemd_is_asked_for_each_property_that_is_read(looked):
     """See Shown: what is missing would be taken for empty."""
-    looked.setattr(_processes, "fd_links", lambda _pid: {})
+    looked.setattr(_processes, "fd_links", lambda _pid, *_root: {})
     looked.setitem(SHOWN, "NeedDaemonReload", "yes")
     looked.setitem(SHOWN, "DropInPaths", "/run/systemd/system/web.service.d/override.conf")
     looked.setitem(SHOWN, "ExecStartPre", program("/usr/bin/true"))

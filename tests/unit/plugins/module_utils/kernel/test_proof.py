@@ -537,6 +537,41 @@ def test_each_lack_is_told_once(boot, codes):
     assert outcome(_proof.compare(RUNNING, target)["there"]) == ("refused", codes)
 
 
+CRYPT = {**ZFS, "module": "dm_crypt", "alias": "", "what": "dm-0 of /", "root": True, "names": ["dm_crypt"]}
+ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until then all guests are paused"
+
+
+@pytest.mark.parametrize(
+    ("locked", "cmdline", "code", "text"),
+    [
+        ({}, "", None, None),
+        (
+            {"vda3_crypt": "dm-0 of /"},
+            "",
+            "root-encrypted",
+            f"the root file system of this host is encrypted (vda3_crypt), and {ASKS} -> name a key file for it in /etc/crypttab;"
+            " or test the jump on this host without guests (kvm.liveupdate.trial)",
+        ),
+        ({"vda3_crypt": "dm-0 of /"}, "rd.luks.key=/root.key", None, None),
+        (
+            {"vms": "dm-1 of /srv"},
+            "rd.luks.key=/root.key",
+            "disk-encrypted",
+            f"storage of this host is encrypted: vms (dm-1 of /srv), and {ASKS} -> name a key file for it in /etc/crypttab;"
+            " or test the jump on this host without guests (kvm.liveupdate.trial)",
+        ),
+    ],
+)
+def test_a_disk_that_a_person_may_have_to_unlock_is_unknown_until_the_pair_is_accepted(locked, cmdline, code, text):
+    """The boot would wait at the console while all guests are paused."""
+    boot = {**BOOT, "storage": [{**CRYPT, "locked": locked}]}
+    proof = _proof.compare(RUNNING, change(TARGET, boot=boot, cmdline=f"{cmdline} kho=on liveupdate=on", config={"DM_CRYPT": "m"}))
+    assert outcome(proof["there"]) == (("unknown", [code]) if code else ("proven", []))
+    assert code is None or message(proof["there"], code) == text
+    assert [reason["code"] for reason in _proof.objections(proof, [])] == ([code, "unproven"] if code else [])
+    assert _proof.objections(proof, [proof["pair"]]) == []
+
+
 def test_no_reason_is_made_for_drivers_that_are_there(monkeypatch):
     made = []
     monkeypatch.setattr(_proof, "_reason", lambda *given: made.append(given) or {})

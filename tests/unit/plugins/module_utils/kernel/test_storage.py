@@ -267,6 +267,33 @@ def test_below_mappings_and_raid(host):
     assert host.names(root=True) == ["dm_crypt", "dm_mod", "md_mod", "megaraid_sas", "raid456", "sd_mod", "virtio_blk", "xfs"]
 
 
+@pytest.mark.parametrize(
+    ("identity", "crypttab", "locked"),
+    [
+        ("CRYPT-LUKS2-x", "", True),
+        ("CRYPT-LUKS2-x", "root_crypt UUID=1 none luks", True),
+        ("CRYPT-LUKS2-x", "# root_crypt UUID=1 /etc/keys/root.key luks", True),
+        ("CRYPT-LUKS2-x", "root_crypt UUID=1", True),
+        ("CRYPT-LUKS2-x", "root_crypt UUID=1 - tpm2-device=auto", True),
+        ("CRYPT-LUKS2-x", "other UUID=1 /etc/keys/root.key", True),
+        ("CRYPT-LUKS2-x", "other UUID=2 none\nroot_crypt UUID=1 /etc/keys/root.key luks", False),
+        ("CRYPT-VERITY-x", "", False),
+        ("LVM-x", "", False),
+    ],
+)
+@pytest.mark.parametrize("point", ["/", "/srv"])
+def test_an_encrypted_disk_without_a_key_file_is_locked_after_the_jump(host, identity, crypttab, locked, point):
+    host.disk("253:0", "sys/devices/virtual/block/dm-0")
+    host.put("sys/devices/virtual/block/dm-0/dm/uuid", identity)
+    host.put("sys/devices/virtual/block/dm-0/dm/name", "root_crypt")
+    host.put("etc/crypttab", crypttab)
+    host.mount("253:0", point, "xfs", "/dev/mapper/root_crypt")
+    told = [need["locked"] for need in host.needs() if "locked" in need]
+    assert told == ([{"root_crypt": f"dm-0 of {point}"}] if locked else [])
+    kept = _storage.served(CONFIG, TARGET, host.needs(), str(host.path))
+    assert [need["locked"] for need in kept if "locked" in need] == told
+
+
 def test_multipath_and_its_choosers_of_paths(host):
     host.raid_controller()
     host.put("sys/devices/virtual/block/dm-3/dm/uuid", "mpath-36001")

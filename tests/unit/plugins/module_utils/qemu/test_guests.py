@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import os
+import threading
 import zlib
 from types import SimpleNamespace
 
@@ -479,16 +480,40 @@ def test_a_state_is_durable_and_roots_alone_before_the_save_ends(tmp_path, monke
     machine = Saving(query_migrate=OVER, query_status=[RUNNING, PAUSED])
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
-    monkeypatch.setattr(_processes, "interfaces", lambda _pid: [])
     monkeypatch.setattr(_files, "write_json", lambda _path, _mark: None)
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.pread(fd, 9, 0)))
-    argv = ["qemu", "-drive", "file=/dev/null", "-drive", "file=/srv/web.qcow2", "-qmp", "unix:/run/web/q,server=on,wait=off"]
-    argv += ["-serial", "tcp:127.0.0.1:4555", "-serial", "tcp:192.0.2.9:4556"]
-    saved = _save.save({"name": "web", "pid": 1 << 30, "started": 1, "monitor": "m", "argv": argv}, str(path), True)
-    assert saved["paths"] == ["/dev/null", "/srv/web.qcow2", "/run/web"]  # which it is waited for after the jump
-    assert saved["devices"] == {"/dev/null": []} and saved["ports"] == [4555]
+    record = {"name": "web", "pid": 1 << 30, "started": 1, "monitor": "m", "argv": ["qemu"], "needs": NEEDS}
+    saved = _save.save(record, str(path), True)
     assert synced == [b"state"] and path.stat().st_mode & 0o777 == 0o600
     assert saved["digest"] == {"size": 5, "crc32": zlib.crc32(b"state")}
+
+
+NEEDS = {"interfaces": ["tap0"], "paths": ["/srv/web.qcow2"], "ports": [4555], "devices": {"/dev/sdb": ["wwid naa.5000"]}}
+
+
+def test_a_save_asks_for_no_path_of_its_guest(tmp_path, monkeypatch):
+    """One on a server that does not answer would keep all guests paused."""
+    asked = []
+
+    def blocks(access):
+        def accessed(path, *words, **more):
+            if str(path).startswith("/srv/"):
+                asked.append(path)
+                threading.Event().wait(2)
+            return access(path, *words, **more)
+
+        return accessed
+
+    machine = Machine(query_migrate=[{"status": "completed"}])
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
+    for name in ("open", "stat", "lstat", "readlink"):
+        monkeypatch.setattr(os, name, blocks(getattr(os, name)))
+    with open("/dev/null", "rb") as disk:  # then a link elsewhere may lead to a disk, too
+        monkeypatch.setattr(_processes, "open_paths", lambda pid: {disk.fileno(): ("/dev/sg0", os.O_RDWR)})
+        argv = ["qemu", "-drive", "file=/srv/link", "-readconfig", "/srv/web.cfg"]
+        record = {"name": "web", "pid": os.getpid(), "monitor": "m", "argv": argv, "needs": NEEDS}
+        saved = _save.save(record, str(tmp_path / "web.state"), True)
+    assert asked == [] and {key: saved[key] for key in NEEDS} == NEEDS
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
@@ -512,7 +537,15 @@ def test_a_save_records_what_identifies_its_disks_with_their_sizes_after_the_pau
     machine = Saving(query_migrate=OVER, query_status=[RUNNING, PAUSED])
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
-    record = {"name": "web", "pid": os.getpid(), "started": 1, "monitor": "m", "argv": ["qemu"], "disks": {str(image): known}}
+    record = {
+        "name": "web",
+        "pid": os.getpid(),
+        "started": 1,
+        "monitor": "m",
+        "argv": ["qemu"],
+        "disks": {str(image): known},
+        "needs": NEEDS,
+    }
     if exchanged:
         with pytest.raises(LiveUpdateError, match=f"guest web cannot be saved: another file took the place of its disk {image}"):
             _save.save(record, str(tmp_path / "web.state"), True)

@@ -24,7 +24,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _di
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec, _kvm, _modules
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _rest_of_boot
-from made_up_host import ASKED, LINK, Host, make, reason, stranger, undone, update
+from made_up_host import ASKED, LINK, Host, a_login, make, reason, stranger, undone, update
 
 
 def test_everything_is_in_place_when_pid_1_is_asked_for_the_kexec(host):
@@ -54,11 +54,80 @@ def test_a_commit_starts_the_jump(host):
     assert host.done("start") == [_units.JUMP]
 
 
+def test_a_commit_that_starts_nothing_is_no_update_under_way(host):
+    """Else it would be one for the rest of the boot, and no state could be discarded."""
+
+    def fails():
+        raise LiveUpdateError("systemctl start: Failed to connect to bus; see 'systemctl status'")
+
+    host.at["start"] = fails
+    with pytest.raises(LiveUpdateError, match=r"nothing was stopped: systemctl start: Failed to connect to bus.*run the update again"):
+        _jump.commit(list(host.records), [], "start")
+    seen = _journal.of_update()
+    assert seen["state"] == "aborted" and "Failed to connect to bus" in seen["error"]
+    with pytest.raises(LiveUpdateError, match="no update is committed"):
+        _jump.jump()  # PID 1 may have started it nevertheless
+
+
+def test_a_commit_that_is_withdrawn_while_the_jump_waits_for_it_stops_nothing(host, monkeypatch):
+    """PID 1 may start the jump although systemctl failed. The commit has the lock until it has withdrawn the update."""
+    committed = _jump.commit(list(host.records), [], "start")
+    take = _lock.Lock._take
+
+    def taken(lock):
+        take(lock)
+        _files.write_json(_files.UPDATE, {**committed, "state": "aborted"})
+
+    monkeypatch.setattr(_lock.Lock, "_take", taken)
+    host.did.clear()
+    with pytest.raises(LiveUpdateError, match="no update is committed"):
+        _jump.jump()
+    assert host.did == []
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_commit_that_cannot_be_recorded_says_where_and_is_no_update_under_way(host, monkeypatch, written):
+    """Its record may be on the disk nevertheless: the write of its folder comes last."""
+    real = _files.write_json
+
+    def write(path, record):
+        if path != _files.UPDATE or written:
+            real(path, record)
+        if path == _files.UPDATE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "write_json", write)
+    with pytest.raises(LiveUpdateError, match=r"/update\.json cannot be written: No space left on device; make room on its file system"):
+        _jump.commit(list(host.records), [], "start")
+    assert not host.done("start") and _journal.of_update().get("state") == ("aborted" if written else None)
+
+
 def test_a_commit_is_refused_by_the_gate(host):
     stranger(host)
     with pytest.raises(LiveUpdateError, match="nothing was stopped: pid-7"):
         _jump.commit(list(host.records), [], "start")
     assert not host.done("start") and not os.path.exists(_files.UPDATE)
+
+
+DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "1", "active": True, "fed_by": ["watchdog.service"]}
+
+
+def test_a_commit_is_refused_for_a_watchdog_that_nothing_can_stop(host):
+    host.watchdogs = [DOG]
+    with pytest.raises(LiveUpdateError, match=r"nothing was stopped: the watchdog /dev/watchdog0 \(iTCO_wdt\) is active.*nowayout=0"):
+        _jump.commit(list(host.records), [], "start")
+    assert not host.done("start")
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_watchdog_that_is_still_armed_when_the_services_have_stopped_pauses_nobody(host, monkeypatch, left):
+    """Its program was killed, or is kept: it would reset the host in the pause."""
+    a_login(host, monkeypatch)
+    host.watchdogs = [{**DOG, "nowayout": "0"}]
+    host.at["stop"] = lambda: host.watchdogs[0].update(fed_by=[], active=left)
+    ended = update(host)
+    assert bool(host.done("save")) is not left and host.done("stop") == ["session-3.scope"]
+    undone(host, ended, "the watchdog /dev/watchdog0 (iTCO_wdt) is still active" if left else "PID 1 got the request")
 
 
 def test_a_commit_is_refused_for_a_unit_that_is_not_there(host, monkeypatch):

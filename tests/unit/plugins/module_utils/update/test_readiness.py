@@ -9,7 +9,7 @@ import os
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _module
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness
 
 CAPABLE = {
@@ -102,6 +102,57 @@ def test_each_reason_says_what_and_the_remedy(host, changes, systemd, runtime, c
 
 def test_a_systemd_that_keeps_a_holder_alive_is_enough(host):
     assert _readiness.reasons(host(), 255, True) == []
+
+
+DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kexec", "says"),
+    [
+        ({}, "0", ""),
+        ({"active": False, "nowayout": "1", "fed_by": []}, "0", ""),
+        (
+            {"active": False, "fed_by": []},
+            "2min",
+            "watchdog /dev/watchdog0 (iTCO_wdt) for each kexec (KExecWatchdogSec=2min)",
+        ),
+        ({}, "infinity", "KExecWatchdogSec=infinity"),  # with the time that the device has
+        ({"fed_by": ["watchdog.service"]}, "0", ""),  # the update stops it, and looks then
+        ({"nowayout": "1", "fed_by": ["watchdog.service"]}, "0", "nothing can stop it (nowayout=1)"),
+        ({"nowayout": "1"}, "0", "nothing can stop it (nowayout=1)"),
+        ({"fed_by": []}, "0", "no program feeds it"),
+        ({"fed_by": ["wdmd.service"]}, "0", "wdmd.service feeds the watchdog /dev/watchdog0 (iTCO_wdt) until the jump"),
+    ],
+)
+def test_a_watchdog_that_may_reset_the_host_in_the_update_is_a_reason(changes, kexec, says):
+    found = _readiness.watchdog_reasons([{**DOG, **changes}], kexec)
+    assert [why["code"] for why in found] == ["watchdog"] * bool(says)
+    assert not says or (says in found[0]["message"] and "all guests are lost" in found[0]["message"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"active": False, "fed_by": []}, ""),
+        ({"fed_by": []}, "and no program feeds it: it would reset the host 60 s after that ends"),
+        ({"fed_by": ["wd_keepalive.service"], "timeout": ""}, "and wd_keepalive.service feeds it: it would reset the host some s after"),
+        ({"fed_by": ["PID 1", "process 7"]}, "and PID 1 and process 7 feeds it"),
+    ],
+)
+def test_when_the_services_have_stopped_only_pid_1_feeds_a_watchdog(changes, says):
+    found = _readiness.armed([{**DOG, **changes}])
+    assert [why["code"] for why in found] == ["watchdog"] * bool(says) and (not says or says in found[0]["message"])
+
+
+def test_the_watchdogs_of_a_host_are_asked_for_only_if_it_has_some(host, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_systemd, "kexec_watchdog", lambda: asked.append(1) or "30s")
+    assert _readiness.reasons(host(), 262, True) == [] and not asked
+    root = host(**{"sys/class/watchdog/watchdog0/identity": "iTCO_wdt\n", "proc/1/comm": "systemd\n"})
+    (found,) = _readiness.reasons(root, 262, True)
+    assert found["code"] == "watchdog" and "iTCO_wdt" in found["message"] and "KExecWatchdogSec=30s" in found["message"]
 
 
 def test_not_root_is_said_first(monkeypatch):

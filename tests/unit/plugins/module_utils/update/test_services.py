@@ -87,6 +87,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_services, "_MANAGER", str(tmp_path / "none"))
     monkeypatch.setattr(_gate, "others", lambda ours: {})
+    monkeypatch.setattr(_processes, "start_time", lambda pid: 1)
     monkeypatch.setattr(_services, "_bound_to", lambda units: ["vms.target", "idle.target"])
     monkeypatch.setattr(
         _systemd, "show_each", lambda units, *_names: {unit: {"ActiveState": "active"} for unit in units if unit == "vms.target"}
@@ -99,7 +100,7 @@ def test_isolation_passes_over_what_a_guest_stops_with_until_the_undo(tmp_path, 
         "keep_units": [],
         "servers": [],
         "units": [],
-        "records": {"web": {"unit": "web.service", "pid": 7}},
+        "records": {"web": {"unit": "web.service", "pid": 7, "started": 1}},
     }
     update["pause_by"] = time.monotonic() + 60
     _services.stop_the_rest(update)
@@ -121,6 +122,7 @@ def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch
     monkeypatch.setattr(_units, "RUN_FOLDER", str(tmp_path))
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "update.json"))
     monkeypatch.setattr(_gate, "others", lambda ours: {})
+    monkeypatch.setattr(_processes, "start_time", lambda pid: 1)
     active = [
         "ufw.service",
         "firewalld.service",
@@ -145,7 +147,7 @@ def test_isolation_spares_what_running_guests_would_notice(tmp_path, monkeypatch
         lambda *command, **_limit: ran.append((command[1], (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").exists())) or "",
     )
     update = {"id": "u", "times": {}, "guests": ["web"], "keep_units": [], "servers": ["web-nbd.service"], "units": active}
-    update |= {"records": {"web": {"unit": "web.service", "pid": 7}}, "pause_by": time.monotonic() + 60}
+    update |= {"records": {"web": {"unit": "web.service", "pid": 7, "started": 1}}, "pause_by": time.monotonic() + 60}
     _services.stop_the_rest(update)
     wanted = (tmp_path / f"{_units.JUMP_TARGET}.d/kept.conf").read_text().splitlines()
     assert wanted[0] == "[Unit]"
@@ -173,6 +175,36 @@ def test_what_serves_a_guest_is_kept_until_the_jump(host, monkeypatch):
     assert ended["servers"] == sorted([*(f"nbd-{name}.service" for name in host.records), "swtpm.service"])
     kept = (host.root / f"units/{_units.JUMP_TARGET}.d/kept.conf").read_text().splitlines()
     assert {f"Wants={unit}" for unit in ended["servers"]} <= set(kept)
+
+
+@pytest.mark.parametrize("step", ["load", "daemon-reload"])
+def test_a_guest_that_ended_before_the_isolation_is_not_started_by_it(host, step):
+    """The target wants its unit: it would boot cold, maybe a second time if its owner has started it on another host."""
+    host.at[step] = host.started.clear
+    ended = update(host)
+    undone(host, ended, "guest app no longer runs; run the update again")
+    assert not host.done("isolate") and not host.done("start")  # default.target may want it too
+
+
+def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host, monkeypatch):
+    """Nor by a target that wants it. Isolation has not stopped it."""
+    runs = ["app.service", "cron.service", "multi-user.target"]
+    monkeypatch.setattr(_services, "active_units", lambda types="": [] if host.done("isolate") else list(runs))
+    shown = {"app.service": {"IgnoreOnIsolate": "yes"}}
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: shown.get(unit, {}) for unit in units})
+    started = []
+    run = host.run
+    monkeypatch.setattr(
+        _commands, "run", lambda *command, **limit: started.append(command[2:]) if command[1] == "start" else run(*command, **limit)
+    )
+    host.at["isolate"] = lambda: host.records.pop("app")
+    assert "guest app no longer runs" in update(host)["error"]
+    alone = "--job-mode=ignore-requirements"
+    assert started[1:] == [
+        ("--no-block", alone, "default.target"),
+        ("--no-block", "cron.service"),
+        ("--no-block", alone, "multi-user.target"),
+    ]
 
 
 def test_units_to_keep_that_do_not_run_are_said(host, monkeypatch, capsys):
@@ -378,7 +410,7 @@ def test_a_unit_that_was_made_on_the_fly_is_told_and_is_no_failure(monkeypatch):
     monkeypatch.setattr(_services, "_sockets_again", lambda units, since: [])
     monkeypatch.setattr(_commands, "run", lambda *command: started.append(command[-1]))
     known = {"run-u1.service": "not-found", "ssh.service": "loaded"}
-    monkeypatch.setattr(_systemd, "show_each", lambda units, _name: {unit: {"LoadState": known[unit]} for unit in units})
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *_names: {unit: {"LoadState": known[unit]} for unit in units})
     _services.start_again(list(known), 1.0, notes)
     assert started == ["default.target", "ssh.service"]
     (note,) = notes
@@ -402,7 +434,7 @@ class Sockets:
         if verb == "list-units":
             return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
         if verb == "show":
-            if units[0] == "--property=Id,LoadState":
+            if units[0] == "--property=Id,LoadState,IgnoreOnIsolate":
                 return "LoadState=loaded\n\n" * (len(units) - 2)
             return self.service if units[-1] == "logind.service" else "Triggers=logind.service\n"
         if verb == "stop":
