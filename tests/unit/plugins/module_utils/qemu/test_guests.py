@@ -504,7 +504,8 @@ def test_a_save_asks_for_no_path_of_its_guest(tmp_path, monkeypatch):
 
         return accessed
 
-    machine = Machine(query_migrate=[{"status": "completed"}])
+    machine = Machine(query_migrate=OVER, query_status=[RUNNING, PAUSED])
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_monitor, "Monitor", lambda _path: machine)
     for name in ("open", "stat", "lstat", "readlink"):
         monkeypatch.setattr(os, name, blocks(getattr(os, name)))
