@@ -512,7 +512,7 @@ def test_a_save_asks_for_no_path_of_its_guest(tmp_path, monkeypatch):
     with open("/dev/null", "rb") as disk:  # then a link elsewhere may lead to a disk, too
         monkeypatch.setattr(_processes, "open_paths", lambda pid: {disk.fileno(): ("/dev/sg0", os.O_RDWR)})
         argv = ["qemu", "-drive", "file=/srv/link", "-readconfig", "/srv/web.cfg"]
-        record = {"name": "web", "pid": os.getpid(), "monitor": "m", "argv": argv, "needs": NEEDS}
+        record = {"name": "web", "pid": os.getpid(), "started": 1, "monitor": "m", "argv": argv, "needs": NEEDS}
         saved = _save.save(record, str(tmp_path / "web.state"), True)
     assert asked == [] and {key: saved[key] for key in NEEDS} == NEEDS
 
