@@ -275,8 +275,8 @@ def as_it_is(record: dict, state: str) -> str:
     if state == ("paused" if is_domain else "postmigrate") and _hold.was_saved_paused(record):
         by_virsh = f"run 'virsh resume {record['uuid']}' and then 'virsh suspend {record['uuid']}'"
         return (
-            f"guest {name} is paused: its owner had paused it before an update that was undone. It is not resumed. QEMU saves a paused guest"
-            " only once. So before the next update, "
+            f"guest {name} is paused: its owner had paused it before an update that was undone. It is not resumed. QEMU saves a paused"
+            " guest only once. So before the next update, "
             + (by_virsh if is_domain else "resume it in its QEMU monitor (cont), and pause it again (stop)")
         )
     if state == "postmigrate":  # QEMU stays in it at the source of a migration that succeeded

@@ -57,10 +57,15 @@ def _rehearse(name: str) -> None:
     record = _providers.find(name)
     provider = _providers.of(record)
     state = provider.status(record)
-    if state != "running":
-        why = "a paused guest can be saved only once" if state == "paused" else "only a running guest can be rehearsed"
+    if state == "paused":  # the update could not save it any more
         raise LiveUpdateError(
-            f"guest {name} is {state}; {why}, so it is not rehearsed. Resume it, or leave it out (hypervisor_update_rehearsal_guests)"
+            f"guest {name} is paused; a paused guest can be saved only once, so it is not rehearsed. Resume it, or leave it out"
+            " (hypervisor_update_rehearsal_guests)"
+        )
+    if state != "running":
+        raise LiveUpdateError(
+            f"guest {name} is {state}; only a running guest can be rehearsed. Make it running, or leave it out"
+            " (hypervisor_update_rehearsal_guests)"
         )
     _files.write_json(_files.run_path(name, "rehearsal"), {"running": True, **record})
     try:
@@ -78,7 +83,7 @@ def end_cut_off(name: str) -> None:
 
 
 def end(name: str) -> None:
-    """Resume the guest and remove what the rehearsal made, if there is one, also of a guest that has ended. The caller has the host's lock."""
+    """Resume the guest and remove what the rehearsal made, if there is one, also if the guest has ended. The caller has the lock."""
     path = _files.run_path(name, "rehearsal")
     mark = _files.read_json(path)
     if not mark:

@@ -254,6 +254,6 @@ def _belongs_to_a_unit(state: str) -> bool:
     """Whether the state is QEMU's own, so that a domain with this name is another guest. That of a domain is JSON."""
     try:
         with open(state, "rb") as file:
-            return not file.read(1) == b"{"
+            return file.read(1) != b"{"
     except FileNotFoundError:
         return False
