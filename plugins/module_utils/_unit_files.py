@@ -10,7 +10,7 @@ from . import _limits
 from .guests import _hold, _rehearsal
 from .handover import _early, _return
 from .host import _files, _units
-from .libvirt import _setup
+from .libvirt import _setup, _virsh
 from .update import _services
 
 __all__ = (
@@ -60,6 +60,8 @@ ExecStart={_files.COMMAND} jump
 ExecStopPost={_files.COMMAND} recover
 # The undo waits for libvirt and for services that start again. If systemd killed it, guests would stay paused.
 TimeoutStopSec=30min
+# Each virsh of a domain needs a few descriptors, and domains are saved in parallel: 1024 are too few for hundreds.
+LimitNOFILE=65536
 Nice=-10
 """
 
@@ -79,7 +81,7 @@ StartupIOWeight=300
 HOLD_SERVICE = f"""[Unit]
 Description=Preserved memory of guest %I
 DefaultDependencies=no
-RequiresMountsFor={_files.STATE} {_files.COMMAND}
+RequiresMountsFor={_files.STATE} {_files.COMMAND} {_virsh.SAVED}
 After=systemd-remount-fs.service systemd-modules-load.service
 Before=libvirtd.service virtqemud.service
 IgnoreOnIsolate=yes

@@ -240,10 +240,10 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
         if not _paused.let_go_on(records[name]):
             _hold.let_go_on(records[name], running=False)  # it stays as it is: nothing of ours paused it
         _hold.release(records[name])
-        return let_go_of(name, states[name], ours[name])
+        return let_go_of(records[name], states[name], ours[name])
 
     if check_mode:
-        found = {name: let_go_of(name, states[name], ours[name]) for name in tied}
+        found = {name: let_go_of(records[name], states[name], ours[name]) for name in tied}
         problems.update({name: also_given_up(problems[name]) for name in ended})
     elif tied or ended:
         with _lock.Lock():
@@ -255,24 +255,34 @@ def run_free(names: list, timeout: int, check_mode: bool) -> list:
         found = {}
     if not check_mode:
         each(list(records), lambda name: _paused.settle_running(records[name]))  # if the disk is full, this is repeated later
-    return [problems.get(name) or found.get(name) or done(name, False, as_it_is(name, states[name])) for name in names]
+    return [problems.get(name) or found.get(name) or done(name, False, as_it_is(records[name], states[name])) for name in names]
 
 
-def let_go_of(name: str, state: str, ours: str) -> dict:
-    """The result of a guest that was held, or that something of ours kept paused. Pure."""
+def let_go_of(record: dict, state: str, ours: str) -> dict:
+    """The result of a guest that was held, or that something of ours kept paused."""
+    name = record["name"]
     if ours or state == "running":
         return done(name, True, f"guest {name} runs, and its RAM is no longer preserved")
-    return done(name, True, f"{as_it_is(name, state)}; its RAM is no longer preserved")
+    return done(name, True, f"{as_it_is(record, state)}; its RAM is no longer preserved")
 
 
-def as_it_is(name: str, state: str) -> str:
-    """The message about a guest that is not changed: this resumes only what we paused. Pure."""
+def as_it_is(record: dict, state: str) -> str:
+    """The message about a guest that is not changed: this resumes only what we paused."""
+    name = record["name"]
     if state == "running":
         return f"guest {name} runs"
+    is_domain = record["provider"] == "libvirt"
+    if state == ("paused" if is_domain else "postmigrate") and _hold.was_saved_paused(record):
+        by_virsh = f"run 'virsh resume {record['uuid']}' and then 'virsh suspend {record['uuid']}'"
+        return (
+            f"guest {name} is paused: its owner had paused it before an update that was undone. It is not resumed. QEMU saves a paused"
+            " guest only once. So before the next update, "
+            + (by_virsh if is_domain else "resume it in its QEMU monitor (cont), and pause it again (stop)")
+        )
     if state == "postmigrate":  # QEMU stays in it at the source of a migration that succeeded
         return (
-            f"guest {name} is in state {state}, and no update caused this: it was migrated or saved by other means. It is not resumed,"
-            " because it may run on another host. If it runs nowhere else, resume it in its QEMU monitor (cont)"
+            f"guest {name} is in state {state}, and no update on record caused this: it was migrated or saved by other means. It is not"
+            " resumed, because it may run on another host. If it runs nowhere else, resume it in its QEMU monitor (cont)"
         )
     return (
         f"guest {name} is {state}, and no update or rehearsal caused this. It is not resumed. To resume it, use 'virsh resume' or its QEMU"

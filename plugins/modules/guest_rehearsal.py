@@ -12,6 +12,7 @@ version_added: 0.2.0
 description:
   - The module pauses a guest, saves its device state as a live update does, loads that state into a second QEMU, and resumes the guest.
     It handles one guest after the other.
+  - A paused guest is not rehearsed, because QEMU can save it only once. The rehearsal of such a guest fails before it touches the guest.
   - The second QEMU, the stand-in, has the same command line and a private copy of the guest's memory. It never runs the guest, never
     writes to its disks, and is not connected to its networks.
   - The guest is paused until the stand-in has loaded the state. For a libvirt domain this includes the time in which libvirt starts the
@@ -61,7 +62,7 @@ guests:
       returned: always
       type: bool
     paused_s:
-      description: For how many seconds the guest was paused. V(0.0) if it was already paused before, V(null) if it was not rehearsed.
+      description: For how many seconds the guest was paused. V(null) if it was not rehearsed.
       returned: always
       type: float
     failed:

@@ -250,6 +250,10 @@ guests:
       returned: for guests that can be managed
       type: list
       elements: raw
+    paused:
+      description: Whether it is paused. V(false) if unknown.
+      returned: for guests that can be managed
+      type: bool
     last_pause:
       description: For how many seconds its last update paused it. V(null) if no update did.
       returned: for guests that can be managed
@@ -306,6 +310,7 @@ guests:
       devices: ["disk:virtio", "interface:tap"]
       labels: {}
       ladder: null
+      paused: false
       last_pause: 8.6
       last_check: 0.0
       reasons: []
@@ -649,6 +654,7 @@ UNEXAMINED = {
     "devices": [],
     "labels": {},
     "ladder": None,
+    "paused": False,
     "fill_mib": 0,
     "last_pause": None,
     "last_check": 0.0,
@@ -670,14 +676,14 @@ def guest_facts(record: dict, held: bool) -> dict:
 
 def examined(record: dict, held: bool) -> dict:
     """What an examination finds about a guest."""
-    journal = _journal.of_guest(record["name"])
+    journal, reasons = _journal.of_guest(record["name"]), _reasons.inspect(record)
     return {
         "held": held,
         **_reasons.describe(record),
         "fill_mib": 0 if held else _memory.fill(record) >> 20,
         "last_pause": _journal.pause(journal),
         "last_check": _journal.check_s(journal),
-        "reasons": _reasons.inspect(record),
+        "reasons": reasons,
         "warnings": _reasons.warn(record),
     }
 

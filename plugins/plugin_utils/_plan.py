@@ -26,7 +26,7 @@ __all__ = ("chosen", "plan")
 # These reasons only prevent that RAM stays in place while QEMU ends. libvirt can still migrate or save the domain.
 _ABOUT_STAYING = frozenset(
     ("ram-anonymous", "ram-backend", "ram-gone", "ram-on-disk", "ram-hugetlb", "ram-size", "hugepages", "discard", "memory-device")
-) | {"confined", "unit", "memory-limit", "qemu-replaced"}
+) | {"snapshot-format", "confined", "unit", "memory-limit", "qemu-replaced"}
 # A save also works with these, because two QEMUs on the same host write the disk one after the other.
 _SAVEABLE = _ABOUT_STAYING | {"cache-unsafe"}
 # A guest that is shut down starts again after a boot, from its unit or its definition. With these it cannot be asked to shut down.
@@ -247,6 +247,7 @@ def chosen(staying: list[dict[str, t.Any]], rehearsal: str, guests: dict[str, t.
     """The names of the guests to rehearse, out of those that stay in memory. Pure.
 
     ``rehearsal`` is ``none``, ``canary`` (the first guest of each provider) or ``all``. ``guests`` overrides it by name: true or false.
+    A paused guest is never rehearsed: QEMU can save it only once, and the update has to save it.
     """
     if not isinstance(guests, dict):
         raise PolicyError(f"hypervisor_update_rehearsal_guests is {guests!r}; write names of guests, each with true or false")
@@ -256,6 +257,7 @@ def chosen(staying: list[dict[str, t.Any]], rehearsal: str, guests: dict[str, t.
                 f"hypervisor_update_rehearsal_guests, {name}: {wanted!r} is not right; write true or false (of a variable:"
                 " '{{ variable | bool }}')"
             )
+    staying = [facts for facts in staying if not facts.get("paused")]
     canaries = {facts["provider"]: facts["name"] for facts in reversed(staying)}
     usual = {"none": [], "canary": list(canaries.values()), "all": [facts["name"] for facts in staying]}[rehearsal]
     return [facts["name"] for facts in staying if guests.get(facts["name"], facts["name"] in usual)]

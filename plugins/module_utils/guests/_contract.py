@@ -58,7 +58,8 @@ class Provider(t.NamedTuple):
     """Warnings about its unit, as of ``warn``."""
     describe: t.Callable[[dict], dict]
     """The facts for a policy: ``memory_mib`` (None if unknown), ``devices`` (words such as ``disk:virtio``, ``interface:bridge``,
-    ``hostdev``, ``tpm``), ``labels`` by name, and ``ladder`` (the ways that its owner wants, or None)."""
+    ``hostdev``, ``tpm``), ``labels`` by name, ``ladder`` (the ways that its owner wants, or None), and whether it
+    is ``paused``, as ``inspect`` saw it."""
     memory: t.Callable[[dict], list[int]]
     """Descriptors of its RAM files, in the order of ``record["ram"]``. The caller closes them."""
     status: t.Callable[[dict], str]

@@ -13,6 +13,7 @@ from .._errors import LiveUpdateError, told, typed
 from ..handover import _early, _journal, _lock, _return, _session
 from ..host import _commands, _files, _systemd, _this_boot, _units
 from . import _hold, _paused, _providers
+from ._contract import Provider
 
 __all__ = ("discard",)
 
@@ -35,14 +36,15 @@ def _discard_locked(name: str) -> None:
         _paused.settle_running(record)
     _return.settle_seen(name)  # a restored guest has nothing left to discard
     journal, state = _journal.recorded(name), _files.state_path(name)
-    if journal.get("state") != "saved" and not os.path.exists(state):
+    is_saved = journal.get("state") == "saved" or os.path.exists(state)
+    # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only its memory is left.
+    if not is_saved and (record or not _hold.outlives(name)):
         raise LiveUpdateError(f"guest {name!r} has no saved state to discard; 'kvm-liveupdate status' shows the guests")
     if record:
         _refuse(record, journal)
-    # A host that went down during the save leaves a state and no journal. For a domain the hook then refuses every start.
-    elif not journal or journal.get("provider"):
-        for provider in (_providers.of(journal),) if journal else _providers.all_of_them():
-            provider.discard(name)
+    # Without a saved state, what the VMM has saved is its owner's.
+    for provider in _savers(record, journal) if is_saved else ():
+        provider.discard(name)
     holder = _units.hold(name)
     unit = journal.get("unit", holder)
     for ended in () if record else (holder, unit):
@@ -59,6 +61,15 @@ def _discard_locked(name: str) -> None:
     _files.remove(state)
     _files.remove(_files.run_path(name, "trying"))
     _early.start_early(unit, False)
+
+
+def _savers(record: dict | None, journal: dict) -> tuple[Provider, ...]:
+    """The providers that may have saved the guest. A host that went down during the save leaves a state and no journal."""
+    if record:
+        return (_providers.of(record),)
+    if not journal:
+        return _providers.all_of_them()
+    return (_providers.of(journal),) if journal.get("provider") else ()  # QEMU itself keeps nothing of a save
 
 
 def _refuse(record: dict, journal: dict) -> None:

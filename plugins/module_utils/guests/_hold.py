@@ -37,6 +37,7 @@ __all__ = (
     "release",
     "release_ended",
     "serve",
+    "was_saved_paused",
 )
 
 HOLD_LIMIT_S = _limits.HOLD
@@ -299,7 +300,17 @@ def process(record: dict) -> dict:
 
 def owes(record: dict) -> bool:
     """Whether an update paused this guest and has not resumed it since, so that its owner did not pause it."""
-    mark = _files.read_json(_files.run_path(record["name"], "paused"))
+    return _is_marked(record, "paused")
+
+
+def was_saved_paused(record: dict) -> bool:
+    """Whether an update that was undone saved this guest while its owner had it paused, and it has not run since: QEMU cannot save it
+    again."""
+    return _is_marked(record, "saved-paused")
+
+
+def _is_marked(record: dict, suffix: str) -> bool:
+    mark = _files.read_json(_files.run_path(record["name"], suffix))
     if any(mark.get(key) != value for key, value in process(record).items()):
         return False
     return mark.get("guest_time") in (None, _processes.guest_time(record["pid"]))
@@ -307,13 +318,20 @@ def owes(record: dict) -> bool:
 
 def note_left_paused(record: dict) -> None:
     """Bind the mark of :func:`owes` to the present pause: if the guest runs after it, a later pause is its owner's."""
+    _mark(record, "paused")
+
+
+def _mark(record: dict, suffix: str) -> None:
     mark = {**process(record), "guest_time": _processes.guest_time(record["pid"])}
-    _files.write_json(_files.run_path(record["name"], "paused"), mark)
+    _files.write_json(_files.run_path(record["name"], suffix), mark)
 
 
 def let_go_on(record: dict, running: bool) -> None:
     """Undo the save of a guest. ``running``: whether it runs afterwards."""
+    was_saved = os.path.exists(_files.state_path(record["name"]))
     _providers.of(record).resume(record, running)
     if running:
         _files.remove(_files.run_path(record["name"], "paused"))
     _files.remove(_files.state_path(record["name"]))  # the memory no longer matches it
+    if was_saved and not running:
+        _mark(record, "saved-paused")

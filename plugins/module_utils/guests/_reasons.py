@@ -72,7 +72,7 @@ def _starts(properties: dict[str, str]) -> list[str]:
 
 
 def describe(record: dict) -> dict:
-    """The facts for a policy: ``memory_mib``, ``devices``, ``labels`` and ``ladder`` (guests/_contract.py)."""
+    """The facts for a policy: ``memory_mib``, ``devices``, ``labels``, ``ladder`` and ``paused`` (guests/_contract.py)."""
     facts: dict = _providers.of(record).describe(record)
     return facts
 

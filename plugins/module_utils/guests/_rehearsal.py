@@ -57,19 +57,22 @@ def _rehearse(name: str) -> None:
     record = _providers.find(name)
     provider = _providers.of(record)
     state = provider.status(record)
-    if state not in ("running", "paused"):
+    if state == "paused":  # the update could not save it any more
         raise LiveUpdateError(
-            f"guest {name} is {state}; only a running or paused guest can be rehearsed. Make it running or paused, or leave it out"
+            f"guest {name} is paused; a paused guest can be saved only once, so it is not rehearsed. Resume it, or leave it out"
             " (hypervisor_update_rehearsal_guests)"
         )
-    running = state == "running"
-    mark = {"running": running, "pid": record["pid"], "started": record["started"]}
-    _files.write_json(_files.run_path(name, "rehearsal"), mark)
+    if state != "running":
+        raise LiveUpdateError(
+            f"guest {name} is {state}; only a running guest can be rehearsed. Make it running, or leave it out"
+            " (hypervisor_update_rehearsal_guests)"
+        )
+    _files.write_json(_files.run_path(name, "rehearsal"), {"running": True, **record})
     try:
         paused = provider.rehearse(record)
     finally:
         end(name)
-    _files.write_json(_files.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3) if running else 0.0})
+    _files.write_json(_files.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3)})
 
 
 def end_cut_off(name: str) -> None:
@@ -80,14 +83,14 @@ def end_cut_off(name: str) -> None:
 
 
 def end(name: str) -> None:
-    """Resume the guest and remove what the rehearsal made, if there is one. The caller has the host's lock."""
+    """Resume the guest and remove what the rehearsal made, if there is one, also if the guest has ended. The caller has the lock."""
     path = _files.run_path(name, "rehearsal")
     mark = _files.read_json(path)
     if not mark:
         return
-    record = _providers.known().get(name)
+    record = _providers.known().get(name) or mark
     try:
-        if record:
+        if "provider" in record:  # a mark of an older version has no record
             same = all(mark.get(key) == record[key] for key in ("pid", "started"))
             _providers.of(record).end_rehearsal(record, bool(mark["running"] and same))
     except LiveUpdateError as err:

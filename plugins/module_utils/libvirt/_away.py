@@ -11,13 +11,14 @@ goes directly between the two libvirts.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..host import _commands
-from . import _agent, _definition, _reasons, _room
+from . import _agent, _definition, _guests, _reasons, _room
 from . import _virsh as _libvirt_virsh
 
 __all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
@@ -50,9 +51,23 @@ def obstacles(away: dict) -> list[str]:
         found.append(f"libvirt has no persistent definition of it, so it could not be brought back - {_reasons.define(away['uuid'])}")
     if away["way"] == "shutdown" and not away["was_running"]:
         found.append("it is paused and cannot shut down - resume it, or use the way save")
+    if away["way"] in ("migrate", "save"):
+        found += _without_ram(away)
     if away["way"] == "save":
         found += _room.shortage(away["bytes"], _room.free(_libvirt_virsh.SAVED), _libvirt_virsh.SAVED)
     return found
+
+
+def _without_ram(away: dict) -> list[str]:
+    """Whether a save or migration would not contain the domain's RAM, because an undo could not switch that off."""
+    from ..vmm import _changes  # not on the boot path
+
+    asked = json.dumps({"execute": "query-migrate-capabilities"})
+    try:
+        capabilities = json.loads(_libvirt_virsh.virsh("qemu-monitor-command", away["uuid"], asked))["return"]
+    except (LiveUpdateError, LookupError, TypeError, ValueError) as err:
+        return [f"its QEMU does not say whether that would contain its RAM ({err}) - make sure that 'virsh list' answers, and try again"]
+    return [_guests.ignore_shared_stays(away)] if _changes.ignores_shared(capabilities) else []
 
 
 def leave(away: dict, limit: float) -> None:

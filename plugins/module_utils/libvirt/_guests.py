@@ -166,6 +166,7 @@ def inspect(record: dict) -> list[dict]:
     name = record["name"]
     reasons = _reasons.memory_reasons(record["backends"], bool(record["ram"]))
     reasons += _reasons.place_reasons(record["backends"], _ram.directory())
+    reasons += _reasons.format_reasons(_ram.configured("snapshot_image_format"))
     reasons += _reasons.confinement_reasons(confinement(record["pid"]), os.path.exists(_setup.APPARMOR_RULE))
     reasons += _reasons.definition_reasons(name, record["uuid"], _virsh.is_defined(name))
     if os.path.islink(_virsh.SAVED):
@@ -189,7 +190,7 @@ def inspect(record: dict) -> list[dict]:
 
     if _changes.ignores_shared(seen.get("capabilities")):
         reasons.append(_changes.left_on(ignore_shared_stays(record)))
-    return reasons + _reasons.monitor_reasons(seen)
+    return reasons + _reasons.monitor_reasons(seen, record["uuid"])
 
 
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
@@ -215,7 +216,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
         *silent,
         *_needs.reasons(wanted, seen["host"], wrong, served, record["uuid"]),
         *_argv_reasons.reasons(["qemu", *past_libvirt]),
-        *_reopened.replaced(record["pid"], argv, opens=False),
+        *_reopened.replaced(record["pid"], [*argv, *_needs.cards_since(seen["xml"], argv)], opens=False),
         *(_differences.reasons(seen, argv, volumes, record["uuid"]) if answered else ()),
     ]
 
@@ -264,7 +265,7 @@ def describe(record: dict) -> dict:
     memory = {"memory_mib": sum(backend["size"] for backend in record["backends"]) >> 20 or None}
     xml = _surveyed(record).get("xml")
     told = _definition.describe(xml) if xml else {"devices": [], "labels": {}, "ladder": None}  # no XML is a reason by itself, for inspect
-    return {**memory, **told}
+    return {**memory, **told, "paused": _surveyed(record).get("state") == "paused"}
 
 
 def confinement(pid: int) -> str:

@@ -23,7 +23,9 @@ def hook(name: str) -> None:
     if stand_in:
         _place(name, stand_in, stand_in["memory"])
     elif state:
-        _place(name, state, _offered(name, state))
+        memory = _offered(name, state)
+        _has_image(name, state)
+        _place(name, state, memory)
         _files.write_json(_files.run_path(name, "placed"), {})  # the time of this file is when QEMU started
 
 
@@ -46,6 +48,19 @@ def _offered(name: str, state: dict) -> list[str]:
 
         _disk_files.verify(name, offered["disks"], tried=os.path.exists(_files.run_path(name, "placed")))
     return [f"/proc/{offered['pid']}/fd/{fd}" for fd in offered["fds"]]
+
+
+def _has_image(name: str, state: dict) -> None:
+    """Raise if the saved image was removed: libvirt would boot the domain from its disks in the memory of a guest that runs no more.
+
+    Libvirt removes the image only at the end of a start from it (qemu_driver.c, qemuDomainObjStart), but at once for ``--force-boot``.
+    """
+    image = state.get("image")  # older states do not name it
+    if image and not os.path.exists(image):
+        raise LiveUpdateError(
+            f"guest {name} is not started: its saved state {image} was removed, so only its preserved memory is left. To start it from its"
+            f" disks, run 'kvm-liveupdate discard {typed(name)}' first"
+        )
 
 
 def _place(name: str, places: dict, memory: list[str]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from xml.etree.ElementTree import Element
 
-__all__ = ("OF_A_BOOT", "command_line", "devices", "disks", "links", "needs", "path_of", "reasons")
+__all__ = ("OF_A_BOOT", "cards_since", "command_line", "devices", "disks", "links", "needs", "path_of", "reasons")
 
 # Codes of reasons that count only when the host boots in between.
 OF_A_BOOT = (
@@ -263,6 +263,25 @@ def command_line(xml: str) -> tuple[list[str], dict[str, str]]:
     found = ElementTree.fromstring(xml).findall(f"{_QEMU}commandline/*")
     arguments = [element.get("value", "") for element in found if element.tag == f"{_QEMU}arg"]
     return arguments, {element.get("name", ""): element.get("value", "") for element in found if element.tag == f"{_QEMU}env"}
+
+
+def cards_since(xml: str, argv: list[str]) -> list[str]:
+    """Options for the network cards that were plugged in since QEMU started with this command line: they have loaded ROMs too. Pure."""
+    from xml.etree import ElementTree
+
+    from ..vmm import _options
+
+    started = {option.get("id") for option in _options.read(argv, opens=False)[0] if option.name == "device"}
+    found = []
+    for card in ElementTree.fromstring(xml).findall("devices/interface"):
+        alias, model, rom = card.find("alias"), card.find("model"), card.find("rom")
+        if alias is None or model is None or alias.get("name") in started:
+            continue
+        kind, file = model.get("type", ""), "" if rom is None else rom.get("file", "")
+        driver = "virtio-net" if kind.startswith("virtio") else kind
+        own = rom is not None and (file or rom.get("enabled") == "no")
+        found += ["-device", driver + (f",romfile={file.replace(',', ',,')}" if own else "")]
+    return found
 
 
 def reasons(wanted: dict, host: dict, wrong: dict[str, str], served: dict[str, str], uuid: str) -> list[dict]:

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("DIRECTORY", "directory", "entry", "is_in_place", "is_named", "unname")
+__all__ = ("DIRECTORY", "configured", "directory", "entry", "is_in_place", "is_named", "unname")
 
 DIRECTORY = "/run/kvm-liveupdate-ram"
 _DEFAULT = "/var/lib/libvirt/qemu/ram"
@@ -33,12 +33,17 @@ _BELOW = "libvirt/qemu"
 
 def directory() -> str:
     """The folder in which libvirt stores RAM on this host, also after the next boot (memory_backing_dir)."""
+    return configured("memory_backing_dir") or _DEFAULT
+
+
+def configured(key: str) -> str:
+    """The text that qemu.conf sets for a key; empty if it sets none."""
     try:
         with open(_CONFIGURATION, encoding="utf-8", errors="surrogateescape") as file:
-            found = re.findall(r'^[ \t]*memory_backing_dir[ \t]*=[ \t]*"([^"]+)"', file.read(), re.MULTILINE)
+            found = re.findall(rf'^[ \t]*{key}[ \t]*=[ \t]*"([^"]+)"', file.read(), re.MULTILINE)
     except OSError:
         found = []
-    return str(found[-1]) if found else _DEFAULT
+    return str(found[-1]) if found else ""
 
 
 def is_in_place(path: str, place: str) -> bool:

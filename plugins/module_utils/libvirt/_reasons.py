@@ -22,6 +22,7 @@ __all__ = (
     "confinement_reasons",
     "define",
     "definition_reasons",
+    "format_reasons",
     "hook_warnings",
     "is_apparmors",
     "job_reasons",
@@ -158,6 +159,14 @@ def place_reasons(backends: list[dict], place: str) -> list[dict]:
     return [reason("ram-elsewhere", message, "restart the domain, because qemu.conf has changed since it started")]
 
 
+def format_reasons(configured: str) -> list[dict]:
+    """Whether libvirt compresses the images of snapshots (qemu.conf): only a plain one can be changed so that a start loads it."""
+    if configured in ("", "raw"):
+        return []
+    message = f"libvirt would write its state in the format {configured} (snapshot_image_format in qemu.conf), which cannot be used"
+    return [reason("snapshot-format", message, "set it to raw in qemu.conf and restart libvirt's daemon (libvirtd or virtqemud)")]
+
+
 def is_apparmors(label: str) -> bool:
     """Whether a process with this label (proc(5), attr/current) runs in the profile that libvirt made for its domain."""
     return label.startswith("libvirt-")
@@ -200,8 +209,12 @@ def job_reasons(shown: str) -> list[dict]:
     return [reason("libvirt-job", message, "wait for its end, or cancel it with virsh domjobabort")]
 
 
-def monitor_reasons(seen: dict) -> list[dict]:
-    """Reasons that QEMU reports, from ``seen`` of a survey. No answer from QEMU is a reason too."""
+def monitor_reasons(seen: dict, uuid: str) -> list[dict]:
+    """Reasons that QEMU reports, from ``seen`` of a survey. No answer from QEMU is a reason too.
+
+    Libvirt says "paused" also of a QEMU in ``postmigrate``. QEMU refuses the save of such a guest until it has run (migration/migration.c,
+    migrate_prepare), and a pause does not leave that state.
+    """
     found = [
         reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names")
         for text in seen.get("blockers", ())
@@ -211,7 +224,11 @@ def monitor_reasons(seen: dict) -> list[dict]:
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))
-    unasked = not {"xml", "job", "state", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless"} <= set(seen)
+    if seen.get("status", {}).get("status") == "postmigrate":
+        message = "QEMU paused it for a save or a migration (postmigrate), and can save it again only after it has run"
+        remedy = f"if it runs on no other host, run 'virsh resume {uuid}' and then 'virsh suspend {uuid}'"
+        found.append(reason("run-state", message, remedy))
+    unasked = not {"xml", "job", "state", "status", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless"} <= set(seen)
     if seen["problem"] or unasked:
         message = seen["problem"] or "libvirt was busy with the domain, so its QEMU was not asked"
         found.append(

@@ -170,9 +170,13 @@ def _refuse_nameless(record: dict) -> None:
 
 
 def end(record: dict, running: bool) -> None:
-    """Resume the domain, then remove the stand-in and its files."""
+    """Resume the domain, then remove the stand-in and its files, also if the domain has ended."""
     other = _name_of_stand_in(record)
-    _save.resume(record, running)
+    try:
+        _save.resume(record, running)
+    except LiveUpdateError as err:
+        if not err.details.get("ended"):
+            raise
     with contextlib.suppress(LiveUpdateError):  # the rehearsal failed before that
         _virsh.virsh("destroy", other)
     _files.remove(_files.run_path(other, "stand-in"))

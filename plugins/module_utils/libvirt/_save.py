@@ -34,7 +34,7 @@ def save(record: dict, path: str, running: bool) -> dict:
     hold = _files.read_json(_files.run_path(name, "held"))["hold"]
     try:
         _files.remove(_files.run_path(name, "resumed"))  # of an update before this one that was undone
-        _files.write_json(path, {"hold": hold, "devices": devices, **ram_places(record)})
+        _files.write_json(path, {"hold": hold, "devices": devices, "image": image, **ram_places(record)})
         paused = write_image(record, image, running)
         digest = _files.digest(image)  # a restore accepts only this image
         disks = _disk_files.sized(record.get("disks", {}))
@@ -150,7 +150,8 @@ def resume(record: dict, running: bool) -> None:
     If this gives up, the domain stays paused. So each step is repeated for UNDO_LIMIT_S: a cancelled job may need a moment to end, and QEMU
     refuses other commands until then; the daemon may be busy or restart. What counts is what libvirt and QEMU report in the end, not what
     a command returned: a daemon that hung may carry out the last request of the save after ours. An error has the detail ``ended`` if QEMU
-    has ended: then nothing can be resumed. It has ``image_stays`` if the saved image cannot be removed: then the state must stay.
+    has ended: then nothing can be resumed. It has ``image_stays`` if the saved image cannot be removed: then the state must stay. Otherwise
+    the state is removed too, whatever becomes of the domain.
     """
     name, uuid, image = record["name"], record["uuid"], _virsh.image_path(record["name"])
     until = time.monotonic() + UNDO_LIMIT_S
@@ -187,16 +188,20 @@ def resume(record: dict, running: bool) -> None:
 
 
 def _image_stays(name: str, image: str) -> list[str]:
-    """Remove the image of an undone save; returns what to tell if it stays. It lacks the RAM.
+    """Remove the image of an undone save, and then the guest's state; returns what to tell if the image stays. It lacks the RAM.
 
-    As long as the guest's state is there, libvirt's hook refuses to start the domain from the image.
+    As long as the state is there, libvirt's hook refuses to start the domain from the image. Without the image it would only refuse to
+    start the domain from a later save of its owner's.
     """
-    if not (os.path.exists(_files.state_path(name)) and os.path.isfile(image)):
+    state = _files.state_path(name)
+    if not os.path.exists(state):
         return []  # another program saved it
     try:
-        _save_directory.remove(image)
+        with contextlib.suppress(IsADirectoryError):  # QEMU's user may make one, and libvirt cannot start a domain from it
+            _save_directory.remove(image)
+        _files.remove(state)
     except OSError as err:
-        remedy = f"remove it, then run 'kvm-liveupdate discard {typed(name)}'"
+        remedy = f"correct this, then run 'kvm-liveupdate discard {typed(name)}'"
         return [f"guest {name}: the saved image {image}, which lacks the RAM, cannot be removed ({err}); {remedy}"]
     return []
 
@@ -237,6 +242,18 @@ def _is_off(problems: list[str], said: str | None) -> bool:
 
 
 def discard(name: str) -> None:
-    """Remove the managed save of a domain that is shut off. It lacks the RAM, so no start may use it."""
+    """Remove the image that :func:`save` wrote. It lacks the RAM, so no start may use it."""
+    if _belongs_to_a_unit(_files.state_path(name)):
+        return
     if _virsh.is_defined(name):
         _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))
+    _save_directory.discard(_virsh.image_path(name))
+
+
+def _belongs_to_a_unit(state: str) -> bool:
+    """Whether the state is QEMU's own, so that a domain with this name is another guest. That of a domain is JSON."""
+    try:
+        with open(state, "rb") as file:
+            return file.read(1) != b"{"
+    except FileNotFoundError:
+        return False

@@ -19,7 +19,7 @@ import stat
 from .._errors import LiveUpdateError
 from . import _ram
 
-__all__ = ("open_existing", "put", "remove")
+__all__ = ("discard", "open_existing", "put", "remove")
 
 
 def open_existing(path: str, flags: int) -> int:
@@ -57,6 +57,19 @@ def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError), _ram.entry(os.path.dirname(path)) as folder:
         os.unlink(os.path.basename(path), dir_fd=folder)
         os.fsync(folder)
+
+
+def discard(path: str) -> None:
+    """As :func:`remove`, for an image from which no domain may start; an error names it.
+
+    ``virsh managedsave-remove`` does nothing if libvirt does not know of the image: it was written behind its back. But a start uses it.
+    """
+    try:
+        remove(path)
+    except OSError as err:
+        raise LiveUpdateError(
+            f"the saved image {path}, which lacks the guest's RAM, cannot be removed: {err}; remove it, then try again"
+        ) from err
 
 
 def _unlink(name: str, folder: int) -> None:

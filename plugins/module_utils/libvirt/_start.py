@@ -70,8 +70,10 @@ def _restore(name: str, journal: dict, started: float) -> None:
     if state == "shut off":
         # The image is useless without its RAM, and a start from it would destroy the guest's data.
         _virsh.virsh("managedsave-remove", _domain(journal))
+        _save_directory.discard(journal["image"])
         _return.lost(journal, why)
-        _virsh.virsh("start", _domain(journal), limit=_return.BACK_LIMIT_S)
+        paused = () if journal.get("was_running", True) else ("--paused",)
+        _virsh.virsh("start", _domain(journal), *paused, limit=_return.BACK_LIMIT_S)
     else:
         _return.lost(journal, why)
 
@@ -99,6 +101,13 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
 
 
 def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
+    if not os.path.exists(journal["image"]):
+        raise LiveUpdateError(
+            f"guest {name}: its saved state {journal['image']} does not exist, so it is not started, and its memory is kept. The restore is"
+            f" repeated automatically: check that the file system of {journal['image']} is mounted"
+            f" (findmnt --target {typed(journal['image'])})",
+            again=True,
+        )
     _return.verify(journal, journal["image"])
     if journal.get("devices"):
         from ..vmm import _block  # for domains with block devices only
@@ -298,5 +307,5 @@ def awaited(name: str) -> dict:
     if record.get("provider") != "libvirt" or not os.path.exists(_files.state_path(name)):
         return {}
     known = {**{key: record[key] for key in ("provider", "unit", "uuid")}, "session": _session.name_of(record["uuid"])}
-    asked = {key: update[key] for key in ("boot_id", "on_loss")}
+    asked = {**{key: update[key] for key in ("boot_id", "on_loss")}, "was_running": name in update.get("running", [name])}
     return {**known, **asked, "state": "saved", "guest": name, "hold": "", "image": _virsh.image_path(name)}

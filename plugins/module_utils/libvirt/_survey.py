@@ -36,6 +36,7 @@ _MONITOR: dict[str, dict] = {
     "blockers": {"execute": "query-migrate"},
     "block_jobs": {"execute": "query-block-jobs"},
     "capabilities": {"execute": "query-migrate-capabilities"},
+    "status": {"execute": "query-status"},
     # What QEMU has now: see libvirt/_differences.py.
     "blocks": {"execute": "query-block"},
     "devices": {"execute": "qom-list", "arguments": {"path": "/machine/peripheral"}},

@@ -76,7 +76,12 @@ def inspect(record: dict) -> list[dict]:
             now = _changes.ask(monitor)
     except LiveUpdateError as err:
         return [*reasons, reason("monitor", str(err), "see the journal of its unit; if QEMU hangs, restart the guest")]
-    if state not in ("running", "paused"):
+    record["state"] = state
+    if state == "postmigrate":
+        message = "QEMU paused it for a save or a migration (postmigrate), and can save it again only after it has run"
+        remedy = "if it runs on no other host, resume it in its QEMU monitor (cont); then you can pause it again (stop)"
+        reasons.append(reason("run-state", message, remedy))
+    elif state not in ("running", "paused"):
         reasons.append(reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
     elif migration.get("status", "none") not in _monitor.OVER:
         message = f"another program migrates or saves it (migration {migration['status']})"
@@ -106,11 +111,12 @@ def warn(record: dict) -> list[dict]:
 
 
 def describe(record: dict) -> dict:
-    """The facts for a policy. A command line has no labels."""
+    """The facts for a policy. A command line has no labels. Only :func:`inspect` asks QEMU whether the guest is paused."""
     from ..vmm import _argv_reasons  # not on the boot path
 
     argv = record["argv"]
-    return {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv_reasons.devices(argv), "labels": {}, "ladder": None}
+    told = {"memory_mib": _argv.ram_size(argv) >> 20, "devices": _argv_reasons.devices(argv), "labels": {}, "ladder": None}
+    return {**told, "paused": record.get("state") == "paused"}
 
 
 def _is_memory_file(pid: int, fd: int, size: int) -> bool:

@@ -232,12 +232,16 @@ def rehearse(record: dict) -> float:
 
 
 def end(record: dict, running: bool) -> None:
-    """End the stand-in, resume the guest in any case, and remove the stand-in's files."""
+    """End the stand-in, resume the guest in any case, and remove the stand-in's files, also if the guest has ended."""
     monitor, state, log = _paths_of(record["name"])
     try:
         _end_stand_in(monitor)
     finally:
-        _save.resume(record, running)
+        try:
+            _save.resume(record, running)
+        except LiveUpdateError as err:
+            if not err.details.get("ended"):
+                raise
     for path in (monitor, state, log):
         _files.remove(path)
 

@@ -106,6 +106,7 @@ class Host:
             "query-block": '{"return": []}',
             "qom-list/peripheral": '{"return": []}',
             "qom-list/peripheral-anon": '{"return": []}',
+            "query-status": '{"return": {"status": "running"}}',
             "query-migrate-capabilities": '{"return": [{"capability": "x-ignore-shared", "state": false}]}',
             "migrate-set-capabilities": '{"return": {}}',
         }

@@ -15,6 +15,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _disc
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _early, _journal, _lock, _return, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _hook, _start, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _save as _qemu_save
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _start as _qemu_start
 from ansible_collections.kvm.liveupdate.plugins.module_utils.trial import _watch
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump, _rest_of_boot
@@ -23,6 +24,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _jump
 @pytest.fixture(name="virsh")
 def virsh_calls(tmp_path, monkeypatch):
     calls = []
+    monkeypatch.setattr(_virsh, "SAVED", str(tmp_path / "saved"))
     monkeypatch.setattr(_files, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_virsh, "virsh", lambda *words, **_limit: calls.append(words) or "")
     return calls
@@ -164,6 +166,61 @@ def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_p
     assert late == ["kvm-liveupdate-hold@app.service"]
 
 
+@pytest.fixture(name="image")
+def saved_image_of_app(virsh, monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    monkeypatch.setattr(_virsh, "SAVED", str(folder))
+    monkeypatch.setattr(_virsh, "is_defined", lambda name: True)
+    (folder / "app.save").touch()
+    return folder / "app.save"
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_no_start_finds_an_image_that_libvirt_does_not_know(tmp_path, monkeypatch, image, virsh, running):
+    """It was written behind libvirt's back, so managedsave-remove does nothing; or an undo could not remove it, and the domain runs."""
+    if running:
+        app = {"name": "app", "provider": "libvirt", "unit": "kvm-liveupdate-hold@app.service", "uuid": "u", "pid": 7, "started": 70}
+        monkeypatch.setattr(_providers, "known", lambda: {"app": app})
+        monkeypatch.setattr(_hold, "release", lambda record: True)
+        monkeypatch.setattr(_virsh, "status", lambda record: "running")
+    (tmp_path / "app.state").write_text("{}")
+    assert _command.main(["discard", "app"]) == 0
+    assert virsh == [("managedsave-remove", "app")] and not image.exists() and not (tmp_path / "app.state").exists()
+
+
+def test_a_domain_is_guarded_as_long_as_its_image_cannot_be_removed(tmp_path, image, capsys):
+    image.unlink()
+    image.mkdir()
+    _files.write_json(_files.journal_path("app"), {"provider": "libvirt", "state": "saved", "unit": "u.service"})
+    (tmp_path / "app.state").write_text("{}")
+    assert _command.main(["discard", "app"]) == 1
+    said = capsys.readouterr().err
+    assert f"the saved image {image}, which lacks the guest's RAM, cannot be removed: " in said and "remove it, then try again" in said
+    assert (tmp_path / "app.state").exists() and _journal.recorded("app")["state"] == "saved"
+
+
+@pytest.mark.parametrize("left", ["nothing", "a state of a unit", "memory"])
+def test_a_save_of_the_owners_is_never_discarded(tmp_path, image, virsh, monkeypatch, left, capsys):
+    """Memory alone is left of a domain that an undo could not resume, and whose QEMU was ended then, as the undo advises."""
+    released = []
+    monkeypatch.setattr(_hold, "release", lambda record: released.append(record["unit"]) or True)
+    if left == "a state of a unit":
+        (tmp_path / "app.state").write_text("QEVM")
+    elif left == "memory":
+        _files.write_json(_files.run_path("app", "held"), {"session": "kvm-1", "unit": "kvm-liveupdate-hold@app.service"})
+    assert _command.main(["discard", "app"]) == (1 if left == "nothing" else 0)
+    assert ("has no saved state to discard" in capsys.readouterr().err) is (left == "nothing")
+    assert released == (["kvm-liveupdate-hold@app.service"] if left == "memory" else [])
+    assert not virsh and image.exists() and not (tmp_path / "app.state").exists()
+
+
+def test_what_a_running_guest_holds_is_not_discarded(runs, virsh, capsys):
+    released = runs("running")
+    _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
+    assert _command.main(["discard", "web"]) == 1
+    assert "has no saved state to discard" in capsys.readouterr().err and not released
+
+
 def test_the_status_tells_of_guests_that_are_not_back(tmp_path, monkeypatch, capsys, virsh):
     (tmp_path / "web.json").write_text('{"state": "saved", "unit": "web.service"}')
     monkeypatch.setattr(_files, "UPDATE", str(tmp_path / "no-update"))
@@ -299,6 +356,7 @@ def test_a_guest_that_we_left_paused_is_not_discarded_and_the_way_on_is_told(tmp
 class Machine:
     def __init__(self, state):
         self.status = lambda _record: state
+        self.discard = _qemu_save.discard
 
 
 @pytest.fixture(name="runs")

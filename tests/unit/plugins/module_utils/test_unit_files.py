@@ -54,11 +54,12 @@ PURPOSES = {
         ("Service", f"ExecStart={COMMAND} jump", "it jumps"),
         ("Service", f"ExecStopPost={COMMAND} recover", "whatever ended it, what it did is undone"),
         ("Service", "TimeoutStopSec=30min", "the undo has the time to resume all guests: systemd's own limit is 90 s"),
+        ("Service", "LimitNOFILE=65536", "hundreds of domains are saved at once, each with a virsh"),
         ("Service", "Nice=-10", "guests that still run do not delay the pause of the others"),
     ),
     "HOLD_SERVICE": (
         ("Unit", "DefaultDependencies=no", "it starts at the beginning of the boot, and the shutdown does not stop it"),
-        ("Unit", ITS_FILES, "the journal and state of its guest are there when it starts"),
+        ("Unit", f"{ITS_FILES} /var/lib/libvirt/qemu/save", "the journal, state and saved image of its guest are there when it starts"),
         ("Unit", "After=systemd-remount-fs.service systemd-modules-load.service", "it can write its records, and KVM is there"),
         ("Unit", "Before=libvirtd.service virtqemud.service", "libvirt does not start the domain without its memory (autostart)"),
         ("Unit", "IgnoreOnIsolate=yes", "the isolation before the jump does not close the session"),

@@ -128,7 +128,9 @@ def test_what_speaks_against_moving_or_is_unknown_leaves_the_shutdown(code):
     assert found["passed_over"] == [{"way": way, "why": told} for way in ("preserve", "migrate", "save")]
 
 
-@pytest.mark.parametrize("code", ["ram-anonymous", "ram-hugetlb", "hugepages", "confined", "unit", "memory-device", "qemu-replaced"])
+@pytest.mark.parametrize(
+    "code", ["ram-anonymous", "ram-hugetlb", "hugepages", "confined", "unit", "memory-device", "qemu-replaced", "snapshot-format"]
+)
 def test_what_speaks_against_staying_only_speaks_neither_against_moving_nor_saving(code):
     assert only(guest(reasons=[code]), ALL)["way"] == "migrate"
     assert only(guest(reasons=[code]), ALL[1:])["way"] == "save"
@@ -146,7 +148,7 @@ SHUTDOWN = (
     *("ram-anonymous", "ram-backend", "ram-gone", "ram-on-disk", "ram-hugetlb", "hugepages", "ram-elsewhere", "ram-size", "inherited-fd"),
     *("privileges", "rom-replaced", "unit", "qemu-replaced", "memory-limit", "qemu-blocker", "block-job", "confined", "discard"),
     *("launch-security", "hostdev", "vhost-user", "vdpa", "filesystem", "shmem", "memory-device", "cache-unsafe", "disk-nvme"),
-    *("disk-vhost-user", "disk-vdpa", "tpm-passthrough", "saves-link", "ignore-shared", "unit-action"),
+    *("disk-vhost-user", "disk-vdpa", "tpm-passthrough", "saves-link", "ignore-shared", "unit-action", "snapshot-format"),
 )
 
 
@@ -559,6 +561,12 @@ def test_whatever_else_is_given_as_a_policy_is_an_error_of_ours_or_a_policy(valu
 )
 def test_who_is_rehearsed(rehearsal, guests, names):
     assert chosen([guest("web"), guest("db"), guest("unit", "qemu")], rehearsal, guests) == names
+
+
+@pytest.mark.parametrize(("rehearsal", "names"), [("none", []), ("canary", ["db"]), ("all", ["db"])])
+def test_a_paused_guest_is_never_rehearsed(rehearsal, names):
+    """QEMU can save it only once, and the update has to save it. Another one is the canary."""
+    assert chosen([guest("web", paused=True), guest("db", paused=False)], rehearsal, {"web": True}) == names
 
 
 @pytest.mark.parametrize("wanted", ["false", "no", 0, None, []])

@@ -167,6 +167,39 @@ def test_our_mark_does_not_outlive_the_pause(machine, tmp_path, under_way):
     assert _paused.by(RECORD) == ("update" if under_way else "")
 
 
+@pytest.mark.parametrize(
+    ("provider", "state", "says"),
+    [
+        ("qemu", "postmigrate", "resume it in its QEMU monitor (cont), and pause it again (stop)"),
+        ("libvirt", "paused", "run 'virsh resume 1-2' and then 'virsh suspend 1-2'"),
+    ],
+)
+@pytest.mark.parametrize("amiss", ["", "it has run since", "it was not saved", "it is another process"])
+def test_a_guest_that_an_undone_update_saved_while_it_was_paused_is_told_so(machine, tmp_path, monkeypatch, provider, state, says, amiss):
+    """QEMU saves it once more only after it has run. Nobody migrated it."""
+    ticks, record = [5], {**RECORD, "provider": provider, "uuid": "1-2"}
+    monkeypatch.setattr(_processes, "guest_time", lambda pid: ticks[0])
+    monkeypatch.setattr(machine, "resume", lambda _record, _running: _files.remove(str(tmp_path / "web.state")))  # as that of a domain does
+    if amiss != "it was not saved":
+        (tmp_path / "web.state").touch()
+    _hold.let_go_on(record, running=False)
+    if amiss == "it has run since":
+        ticks[0] = 6
+    elif amiss == "it is another process":
+        record = {**record, "started": 71}
+    told = guest.as_it_is(record, state)
+    assert (says in told) is (not amiss)
+    assert ("before an update that was undone" in told) is (not amiss)
+    assert ("migrated or saved by other means" in told) is (bool(amiss) and provider == "qemu")
+    assert guest.as_it_is(record, "running") == "guest web runs"
+
+
+def test_a_guest_that_runs_after_an_undo_has_no_mark(machine, tmp_path):
+    (tmp_path / "web.state").touch()
+    _hold.let_go_on(RECORD, running=True)
+    assert not _hold.was_saved_paused(RECORD) and not (tmp_path / "web.state").exists()
+
+
 def test_a_guest_that_has_run_since_is_its_owners(machine, monkeypatch):
     ticks = [5]
     monkeypatch.setattr(_processes, "guest_time", lambda pid: ticks[0])

@@ -69,7 +69,7 @@ def test_a_domain_whose_host_went_down_before_its_journal_was_written_is_lost(tm
 
 
 WEB = {"name": "web", "provider": "qemu", "unit": "web.service", "uuid": "u", "pid": 7, "started": 1, "ram": [], "argv": ["qemu"]}
-DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None}
+DESCRIBED = {"memory_mib": 1, "devices": [], "labels": {}, "ladder": None, "paused": False}
 SHOWN = {
     "MainPID": "7",
     "FragmentPath": "/etc/systemd/system/web.service",

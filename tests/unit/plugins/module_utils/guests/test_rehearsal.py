@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _rehearsal
@@ -18,6 +20,7 @@ class Provider:
         self.failure = failure
         self.state = "running"
         self.locked = False
+        self.ended = []
 
     def status(self, record):
         return self.state
@@ -32,6 +35,7 @@ class Provider:
         return 0.0
 
     def end_rehearsal(self, record, running):
+        self.ended.append(record["name"])
         self.state = "running" if running else "paused"
 
 
@@ -41,7 +45,7 @@ def a_host(tmp_path, monkeypatch):
     for name in ("RUN", "GUESTS_RUN"):
         monkeypatch.setattr(_files, name, str(tmp_path))
     monkeypatch.setattr(_files, "LOCK", str(tmp_path / "lock"))
-    record = {"name": "web", "pid": 7, "started": 70}
+    record = {"name": "web", "provider": "qemu", "pid": 7, "started": 70}
     monkeypatch.setattr(_providers, "find", lambda name: record)
     monkeypatch.setattr(_providers, "known", lambda: {"web": record})
     monkeypatch.setattr(_systemd, "notify", said.append)
@@ -119,6 +123,42 @@ def test_a_guest_that_was_started_again_since_is_left_as_its_owner_has_it(host):
     _files.write_json(_files.run_path("web", "rehearsal"), {"running": True, "pid": 6, "started": 60})
     _rehearsal.end("web")
     assert provider.state == "paused"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("paused", r"guest web is paused; a paused guest can be saved only once, so it is not rehearsed\. Resume it, or leave it out"),
+        ("postmigrate", r"guest web is postmigrate; only a running guest can be rehearsed\. Make it running, or leave it out"),
+    ],
+)
+def test_a_guest_that_does_not_run_is_not_touched(host, state, says):
+    """QEMU could not save it once more for the update."""
+    provider = Provider()
+    host(provider)
+    provider.state = state
+    with pytest.raises(LiveUpdateError, match=says):
+        _rehearsal.run("web")
+    assert (provider.state, provider.locked, provider.ended) == (state, False, [])
+    assert not os.path.exists(_files.run_path("web", "rehearsal"))
+
+
+def test_nothing_is_left_of_the_rehearsal_of_a_guest_that_has_ended(host, monkeypatch):
+    """Its stand-in is a virtual machine that nobody knows: the gate would refuse the host."""
+    provider = Provider()
+    host(provider)
+
+    def rehearse(record):
+        monkeypatch.setattr(_providers, "known", dict)
+        raise LiveUpdateError("its QEMU has ended")
+
+    monkeypatch.setattr(provider, "rehearse", rehearse)
+    with pytest.raises(LiveUpdateError, match="its QEMU has ended"):
+        _rehearsal.run("web")
+    assert provider.ended == ["web"] and not os.path.exists(_files.run_path("web", "rehearsal"))
+    _files.write_json(_files.run_path("web", "rehearsal"), {"running": True, "pid": 7, "started": 70})
+    _rehearsal.end("web")  # of an older version, which noted less
+    assert not os.path.exists(_files.run_path("web", "rehearsal"))
 
 
 def test_a_rehearsal_is_not_ended_in_the_middle_of_another_operation(host, monkeypatch):

@@ -67,6 +67,20 @@ def resume(libvirt, one):
         _save.resume(one, running=True)
 
 
+def last_look(libvirt, one):
+    libvirt.says = {"list --state-paused --uuid": one["uuid"]}
+    becomes(libvirt, "query-status", '{"return": {"status": "postmigrate"}}')
+    assert _save.still_saved([one]) == []
+
+
+def look_at_its_definition(_libvirt_, one):
+    assert "guest_agent" in _virsh.domain_xml(one)
+
+
+def see_whether_it_can_leave(_libvirt_, one):
+    _away.obstacles(away(one, "save"))
+
+
 def adopt(_libvirt_, one):
     with pytest.raises(LiveUpdateError):
         _adopt.adopt(one)
@@ -125,6 +139,9 @@ def rehearse_disks(_libvirt_, one):
     [
         save,
         resume,
+        last_look,
+        look_at_its_definition,
+        see_whether_it_can_leave,
         adopt,
         leave_by_save,
         leave_by_shutdown,

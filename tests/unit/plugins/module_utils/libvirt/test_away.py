@@ -35,6 +35,7 @@ class Hosts:
         self.state = {_away.HERE: "running"}
         self.autostart, self.calls, self.faults = set(), [], {}
         self.heeds_the_button, self.job = True, "None"
+        self.capabilities = '{"return": [{"capability": "x-ignore-shared", "state": false}]}'
         self.released = threading.Event()
 
     def virsh(self, uri, *words, **limit):
@@ -63,6 +64,9 @@ class Hosts:
             self.released.set()
         elif words[0] == "dumpxml":
             return "<domain/>"
+        elif words[0] == "qemu-monitor-command":
+            assert words[1:] == ("u", '{"execute": "query-migrate-capabilities"}')
+            return self.capabilities
         elif words[0] == "domjobinfo":
             return "Job type: " + self.job
         elif words[0] == "domstate":
@@ -96,6 +100,25 @@ def fail(text):
         raise LiveUpdateError(text)
 
     return fault
+
+
+@pytest.mark.parametrize("way", ["save", "migrate", "shutdown"])
+def test_no_domain_leaves_without_its_ram(hosts, monkeypatch, way):
+    """An undo could not switch QEMU's option off."""
+    monkeypatch.setattr(_room, "free", lambda _path: 2 * GIB)
+    asked = {**AWAY, "way": way}
+    assert _away.obstacles(asked) == []
+    hosts.capabilities = hosts.capabilities.replace("false", "true")
+    assert [said.partition(",")[0] for said in _away.obstacles(asked)] == (
+        [] if way == "shutdown" else ["QEMU's migration option x-ignore-shared is still on"]
+    )
+    for answer in ("no JSON", "{}", "null"):
+        hosts.capabilities = answer
+        assert [said.partition(" (")[0] for said in _away.obstacles(asked)] == (
+            [] if way == "shutdown" else ["its QEMU does not say whether that would contain its RAM"]
+        )
+    hosts.faults["qemu-monitor-command"] = fail("no answer within 60 s")
+    assert ["no answer within 60 s" in said for said in _away.obstacles(asked)] == ([] if way == "shutdown" else [True])
 
 
 def test_what_is_kept_of_a_domain(monkeypatch, tmp_path):

@@ -58,6 +58,6 @@ def test_what_the_owner_says_in_the_metadata(said, ladder, labels):
 def test_a_libvirt_that_does_not_answer_leaves_what_the_process_tells(libvirt):
     memory = {"backends": [{"size": 3 << 20}, {"size": 1 << 20}]}
     silent = {**libvirt.add("web", 1, dumpxml="error: no answer"), **memory}
-    assert _guests.describe(silent) == {"memory_mib": 4, "devices": [], "labels": {}, "ladder": None}
-    answers = {**libvirt.add("app", 2, dumpxml="<domain><devices><tpm/></devices></domain>"), **memory}
-    assert _guests.describe(answers) == {"memory_mib": 4, "devices": ["tpm"], "labels": {}, "ladder": None}
+    assert _guests.describe(silent) == {"memory_mib": 4, "devices": [], "labels": {}, "ladder": None, "paused": False}
+    answers = {**libvirt.add("app", 2, dumpxml="<domain><devices><tpm/></devices></domain>", domstate="paused\n"), **memory}
+    assert _guests.describe(answers) == {"memory_mib": 4, "devices": ["tpm"], "labels": {}, "ladder": None, "paused": True}

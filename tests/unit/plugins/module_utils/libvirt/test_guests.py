@@ -119,6 +119,8 @@ def test_a_domain_that_can_be_preserved_is_read_once(libvirt, record):
     [
         ("dumpxml", "<domain><devices><hostdev type='pci'/></devices></domain>", "hostdev", "<hostdev type='pci'>"),
         ("domstate", "crashed\n", "run-state", "crashed"),
+        ("query-status", '{"return": {"status": "postmigrate"}}', "run-state", "postmigrate"),
+        ("query-status", '{"error": {"desc": "no such thing"}}', "monitor", "no such thing"),
         ("query-migrate", '{"return": {"blocked-reasons": ["invtsc"]}}', "qemu-blocker", "invtsc"),
         ("query-block-jobs", '{"return": [{"device": "vda"}]}', "block-job", "block job"),
         ("dumpxml", "error: no such thing\n", "monitor", "no such thing"),
@@ -136,6 +138,29 @@ def test_what_libvirt_and_qemu_say_is_a_reason(libvirt, record, what, said, code
     libvirt.keep()
     (reason,) = _guests.inspect(record)
     assert reason["code"] == code and message in reason["message"] and reason["remedy"]
+    if "postmigrate" in message:  # a pause alone does not leave that state
+        uuid = record["uuid"]
+        assert reason["remedy"] == f"if it runs on no other host, run 'virsh resume {uuid}' and then 'virsh suspend {uuid}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"), [("", False), ('snapshot_image_format = "raw"', False), ('snapshot_image_format = "lzop"', True)]
+)
+def test_a_state_that_libvirt_would_compress_is_a_reason_before_any_guest_is_paused(tmp_path, monkeypatch, record, text, refused):
+    monkeypatch.setattr(_ram, "_CONFIGURATION", str(tmp_path / "qemu.conf"))
+    (tmp_path / "qemu.conf").write_text(text)
+    found = _guests.inspect(record)
+    assert codes(found) == ["snapshot-format"] * refused
+    assert not refused or "the format lzop (snapshot_image_format in qemu.conf)" in found[0]["message"]
+
+
+def test_a_peer_on_another_host_is_a_warning(libvirt, record):
+    """The connection ends at the jump."""
+    peer = "<serial type='tcp'><source mode='connect' host='192.0.2.9' service='4000'/></serial>"
+    libvirt.domains[0]["says"]["dumpxml"] = f"<domain><devices>{peer}</devices></domain>"
+    libvirt.keep()
+    (warning,) = _guests.warn(record)
+    assert warning["code"] == "peer-remote" and "192.0.2.9:4000" in warning["message"]
 
 
 def test_a_domain_whose_qemu_leaves_out_its_ram_is_told(libvirt, record):
@@ -574,7 +599,7 @@ def test_a_domain_is_saved_without_its_end_and_goes_on_when_that_is_undone(libvi
     assert saved.read_bytes() == b"image\1"
     assert journal["times"]["paused"] <= journal["times"]["saved"] and journal["image"] == str(saved)
     places = {"directory": os.path.dirname(os.path.dirname(PATH)), "files": ["pc.ram"]}
-    assert _files.read_json(state) == {"hold": "h", "devices": devices, **places}
+    assert _files.read_json(state) == {"hold": "h", "devices": devices, "image": str(saved), **places}
     state_is(libvirt, "paused")
     goes_on(libvirt, monkeypatch)
     _save.resume(record, running=True)

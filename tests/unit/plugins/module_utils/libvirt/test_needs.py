@@ -475,6 +475,23 @@ def test_only_the_owners_hooks_of_libvirt_may_make_a_medium_again(disks, tmp_pat
     assert {os.path.basename(path): "inode" in own for path, own in disks().items()} == {"link": True, "seed.iso": False, "past": True}
 
 
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ("<model type='virtio'/><alias name='net1'/>", ["-device", "virtio-net"]),
+        ("<model type='virtio-transitional'/><alias name='net1'/><rom bar='on'/>", ["-device", "virtio-net"]),
+        ("<model type='e1000e'/><alias name='net1'/><rom enabled='no'/>", ["-device", "e1000e,romfile="]),
+        ("<model type='e1000e'/><alias name='net1'/><rom file='/srv/a,b'/>", ["-device", "e1000e,romfile=/srv/a,,b"]),
+        ("<model type='virtio'/><alias name='net0'/>", []),  # it is on the command line
+        ("<model type='virtio'/>", []),
+        ("<alias name='net1'/>", []),
+    ],
+)
+def test_the_roms_of_cards_that_were_plugged_in_later_are_looked_at_too(card, words):
+    argv = ["qemu", "-netdev", "tap,id=net1", "-device", '{"driver":"virtio-net-pci","id":"net0"}']
+    assert _needs.cards_since(f"<domain><devices><interface>{card}</interface></devices></domain>", argv) == words
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_the_examination_of_a_domain_leaves_what_identifies_its_disks_in_its_record(libvirt, monkeypatch, tmp_path, silent):
     """So nothing is looked up once guests are paused."""
@@ -502,10 +519,17 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
     rom = tmp_path / "bios.bin"
     rom.touch()
     monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["qemu", "-nodefaults", "-bios", str(rom)])
+    card = tmp_path / "card,1.rom"
+    card.touch()
+    plugged = f"<interface type='bridge'><model type='e1000'/><rom file='{card}'/><alias name='net9'/></interface></devices>"
     words = ("-device", "vfio-pci,host=1", "-drive", "file=/gone.raw", "-chardev", "socket,id=c,path=/gone.sock")
     args = "".join(f"<qemu:arg value='{word}'/>" for word in words)
     disk = "<disk type='block'><source dev='/dev/null'/><target dev='vde'/></disk></devices>"
-    xml = DOMAIN.replace("<qemu:arg value='-set'/><qemu:arg value='device.x=y'/>", args).replace("</devices>", disk)
+    xml = (
+        DOMAIN.replace("<qemu:arg value='-set'/><qemu:arg value='device.x=y'/>", args)
+        .replace("</devices>", disk)
+        .replace("</devices>", plugged)
+    )
     record = libvirt.add("web1", 1, dumpxml=xml)
     libvirt.domains[0]["says"]["query-block"] = json.dumps({"return": [{"inserted": {"file": "/srv/hand.qcow2"}}]})
     libvirt.says["vol-path --pool scratch -- web1.qcow2"] = "/gone/volume.qcow2\n"
@@ -517,6 +541,8 @@ def test_what_a_domain_needs_is_looked_at_before_it_is_held(libvirt, monkeypatch
     codes = {reason["code"] for reason in reasons}
     assert {"network-transient", "pool-transient", "secret-gone", "file-gone", "socket", "ram-elsewhere"} <= codes
     assert {"hostdev", "rom-replaced", "disk-changed"} <= codes
+    told = [reason["message"].split()[0] for reason in reasons if reason["code"] == "rom-replaced"]
+    assert told == [str(rom), str(card)]
     assert record["devices"] == {"/dev/null": ["wwid /dev/null"]}
     assert any(f"virsh change-media {record['uuid']} sda --eject" in reason["remedy"] for reason in reasons)
     told = " ".join(reason["message"] for reason in reasons)

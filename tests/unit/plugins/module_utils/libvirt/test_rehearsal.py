@@ -218,6 +218,30 @@ def test_only_its_own_stand_in_is_destroyed(tmp_path, monkeypatch):
 OWN = {"uid": os.getuid(), "gid": os.getgid()}
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_stand_in_of_a_domain_that_has_ended_goes_too(tmp_path, monkeypatch, ended):
+    """But not that of a domain that is still paused: the end is tried again."""
+    record = {"name": "app", "uuid": "u"}
+    other = _rehearsal._name_of_stand_in(record)
+    calls = []
+
+    def resume(_record, _running):
+        raise LiveUpdateError("no", **({"ended": True} if ended else {}))
+
+    monkeypatch.setattr(_rehearsal, "_FOLDERS", str(tmp_path))
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    monkeypatch.setattr(_save, "resume", resume)
+    monkeypatch.setattr(_virsh, "virsh", lambda *words: calls.append(words))
+    (tmp_path / other).mkdir()
+    _files.write_json(_files.run_path(other, "stand-in"), {})
+    if ended:
+        _rehearsal.end(record, True)
+    else:
+        with pytest.raises(LiveUpdateError, match="no"):
+            _rehearsal.end(record, True)
+    assert calls == [("destroy", other)] * ended and len(list(tmp_path.iterdir())) == (0 if ended else 2)
+
+
 def test_the_folder_of_a_rehearsal_is_one_that_only_root_can_change(tmp_path):
     """QEMU's user would put links there, and root write through them."""
     folder = tmp_path / "above" / "rehearsal"

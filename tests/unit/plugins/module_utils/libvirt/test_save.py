@@ -72,7 +72,8 @@ def test_a_restore_can_tell_the_saved_image_from_any_other(record, monkeypatch, 
         "gid": 108,
         "backends": record["backends"],
     }
-    assert _files.read_json(str(tmp_path / "state"))["files"] == ["ram-node0", "ram-node1"]
+    state = _files.read_json(str(tmp_path / "state"))
+    assert state["files"] == ["ram-node0", "ram-node1"] and state["image"] == journal["image"] == _virsh.image_path("app")
 
 
 def test_a_save_without_an_image_says_which_domain_it_is_of(record, monkeypatch, tmp_path):
@@ -196,6 +197,29 @@ def test_what_qemu_says_of_its_settings_is_told(libvirt, record, monkeypatch):
     told(libvirt, monkeypatch, {"query-migrate-capabilities": ['{"error": {"desc": "busy"}}']})
     with pytest.raises(LiveUpdateError, match=r"query-migrate-capabilities: .*busy"):
         _save.resume(record, running=True)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("image", ["ours", "none", "a folder"])
+def test_the_state_is_there_as_long_as_the_image(libvirt, record, monkeypatch, runs, image):
+    """Longer, the hook would refuse to start the domain from a later save of its owner's, and a discard would remove that."""
+    _files.make_directory(_files.GUESTS_STATE)
+    _files.write_json(_files.state_path("app"), {})
+    if image == "a folder":
+        os.mkdir(_virsh.image_path("app"))
+    elif image == "ours":
+        with open(_virsh.image_path("app"), "wb"):
+            pass
+    real = _save_directory.remove
+    monkeypatch.setattr(_save_directory, "remove", lambda path: real(path) if os.path.exists(_files.state_path("app")) else 1 // 0)
+    if runs:
+        _save.resume(record, running=True)
+    else:
+        says(libvirt, domstate="paused")
+        with pytest.raises(LiveUpdateError, match="the domain is still paused") as raised:
+            _save.resume(record, running=True)
+        assert "image_stays" not in raised.value.details
+    assert not os.path.isfile(_virsh.image_path("app")) and not os.path.exists(_files.state_path("app"))
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -303,11 +303,11 @@ def a_domain_on_its_way_back(tmp_path, monkeypatch, clock):
 
             return call
 
-        def virsh(self, verb, uuid, **_limit):
+        def virsh(self, verb, uuid, *more, **_limit):
             assert uuid == SAVED["uuid"]
             if verb == "domstate":
                 return self.state
-            self.done.append(verb)
+            self.done.append(" ".join((verb, *more)))
             if verb == "start" and (tmp_path / "app.offer").exists():
                 self.marker.touch()
                 (tmp_path / "app.placed").touch()
@@ -526,13 +526,41 @@ def test_libvirt_gets_no_memory_that_differs(way, tmp_path, monkeypatch, same, m
     assert _journal.of_guest("app")["state"] == "saved" and _journal.of_guest("app")["memory_wrong"]
 
 
-def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkeypatch, tmp_path):
+@pytest.mark.parametrize("was_running", [True, False])
+def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkeypatch, tmp_path, was_running):
+    """Libvirt may not know of the image, and then removes nothing; but it would start the domain from it. One that was paused stays so."""
     monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    real = _save_directory.remove
+    monkeypatch.setattr(_save_directory, "remove", lambda path: real(path) or way.done.append("image removed"))
     way.state = "shut off"
-    _start.restore("app", way.journal())
-    assert way.done == ["drop", "managedsave-remove", "not early", "start"]
-    assert _journal.recorded("app")["state"] == "lost" and "state" not in left(tmp_path)
+    _start.restore("app", {**way.journal(), "was_running": was_running})
+    start = "start" if was_running else "start --paused"
+    assert way.done == ["drop", "managedsave-remove", "image removed", "not early", start]
+    assert _journal.recorded("app")["state"] == "lost" and not {"save", "state"} & left(tmp_path)
     assert os.path.exists(_host_files.run_path("app", "late"))
+
+
+def test_a_domain_whose_memory_is_lost_is_not_started_while_its_image_cannot_be_removed(way, monkeypatch, tmp_path):
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state, journal = "shut off", way.journal()
+    way.image.unlink()
+    way.image.mkdir()
+    with pytest.raises(
+        LiveUpdateError, match=rf"the saved image {way.image}, which lacks the guest's RAM, cannot be removed: .*; remove it"
+    ):
+        _start.restore("app", journal)
+    assert "start" not in way.done and _journal.recorded("app")["state"] == "saved" and "state" in left(tmp_path)
+
+
+def test_an_image_that_is_not_there_yet_is_waited_for(way, tmp_path):
+    """Its file system may be mounted late. To discard the memory would lose it for nothing."""
+    journal = way.journal()
+    way.image.unlink()
+    says = rf"guest app: its saved state {way.image} does not exist, .* is kept\. .*repeated automatically.*findmnt --target {way.image}"
+    with pytest.raises(LiveUpdateError, match=says) as told:
+        _start.restore("app", journal)
+    assert told.value.details == {"again": True} and "discard" not in str(told.value)
+    assert not way.done and _journal.recorded("app")["state"] == "saved" and "state" in left(tmp_path)
 
 
 @pytest.mark.parametrize("session", [5, None])
@@ -555,13 +583,13 @@ def saved_domain_whose_memory_is_offered(tmp_path, monkeypatch):
     monkeypatch.setattr(_host_files, "GUESTS_STATE", str(tmp_path))
     monkeypatch.setattr(_host_files, "GUESTS_RUN", str(tmp_path))
 
-    def call(fd, hold="h", started=None, memory=None, **more):
+    def call(fd, hold="h", started=None, memory=None, image=None, **more):
         os.pwrite(fd, b"memory", 0)
         monkeypatch.setattr("sys.stdin", io.StringIO("<domain id='7'/>"))
         places = {"directory": str(directory.parent), "files": ["pc.ram"]}
         if memory:
             _host_files.write_json(str(tmp_path / "app.stand-in"), {**places, "memory": [memory]})
-        _host_files.write_json(str(tmp_path / "app.state"), {**places, "hold": "h"})
+        _host_files.write_json(str(tmp_path / "app.state"), {**places, "hold": "h", **({"image": str(image)} if image else {})})
         pid = os.getpid()
         started = started or _processes.start_time(pid)
         _host_files.write_json(str(tmp_path / "app.offer"), {"pid": pid, "started": started, "hold": hold, "fds": [fd], **more})
@@ -748,6 +776,20 @@ def test_an_offer_tells_what_identifies_the_disks(tmp_path, monkeypatch):
 
 
 DEVICES = {"devices": {"/dev/sdb": ["wwid a"]}}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cold_start_gets_no_preserved_memory(offered, memfd, tmp_path, there):
+    """Its owner removed the saved state, or does not want it (force-boot): the domain would boot, and be told as restored."""
+    image = tmp_path / "app.save"
+    if there:
+        image.touch()
+        assert offered(memfd, image=image).is_symlink()
+        return
+    says = rf"guest app is not started: its saved state {image} was removed, .* run 'kvm-liveupdate discard app' first"
+    with pytest.raises(LiveUpdateError, match=says):
+        offered(memfd, image=image)
+    assert not (tmp_path / "ram/libvirt/qemu/7-app/pc.ram").is_symlink() and not (tmp_path / "app.placed").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"hold": "another"}, {"started": 1}, "has run"])

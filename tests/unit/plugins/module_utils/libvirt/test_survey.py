@@ -57,7 +57,7 @@ def test_a_hung_libvirt_costs_one_limit_and_is_a_reason_of_each_domain(libvirt, 
     assert time.monotonic() - begun < 9 and libvirt.processes() == 1
     for record in records:
         assert "no answer within 5 s" in record["seen"]["problem"]
-        assert [reason["code"] for reason in _reasons.monitor_reasons(record["seen"])] == ["monitor"]
+        assert [reason["code"] for reason in _reasons.monitor_reasons(record["seen"], "u")] == ["monitor"]
 
 
 def test_one_hung_monitor_keeps_no_other_domain_from_its_answers(libvirt, monkeypatch):
@@ -82,15 +82,15 @@ def test_the_monitor_of_a_domain_that_libvirt_is_at_work_on_is_not_asked(libvirt
     assert not _virsh.is_busy("busy") and not _virsh.is_busy("nobody")
 
 
-ASKED = ("xml", "job", "state", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless")
+ASKED = ("xml", "job", "state", "status", "blockers", "block_jobs", "capabilities", "blocks", "devices", "nameless")
 
 
 @pytest.mark.parametrize("missing", ASKED)
 def test_a_question_that_was_not_asked_is_no_clean_bill(missing):
-    seen = {**dict.fromkeys(ASKED, ()), "problem": "", "state": "running"}
-    assert _reasons.monitor_reasons(seen) == []
+    seen = {**dict.fromkeys(ASKED, ()), "problem": "", "state": "running", "status": {"status": "running"}}
+    assert _reasons.monitor_reasons(seen, "u") == []
     del seen[missing]
-    assert [reason["code"] for reason in _reasons.monitor_reasons(seen)] == ["monitor"]
+    assert [reason["code"] for reason in _reasons.monitor_reasons(seen, "u")] == ["monitor"]
 
 
 def test_an_error_of_qemu_is_the_domains_problem():
@@ -112,7 +112,7 @@ def test_an_answer_that_cannot_be_read_is_a_reason_of_this_domain_alone(libvirt,
     _guests.survey([app, db])
     assert not db["seen"]["problem"] and db["seen"]["xml"] == "<domain/>"
     assert problem in app["seen"]["problem"]
-    assert [reason["code"] for reason in _reasons.monitor_reasons(app["seen"])] == ["monitor"]
+    assert [reason["code"] for reason in _reasons.monitor_reasons(app["seen"], "u")] == ["monitor"]
     if "dumpxml" in answers:
         assert _guests.describe(app)["devices"] == [] and _guests.warn(app) == []
 

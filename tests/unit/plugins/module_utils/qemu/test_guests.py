@@ -311,6 +311,19 @@ ANSWERS = {
 }
 
 
+@pytest.mark.parametrize("state", ["running", "paused", "postmigrate", "io-error"])
+def test_a_guest_that_qemu_cannot_save_again_is_told_what_helps(monkeypatch, state):
+    """A pause alone does not leave that state."""
+    machine = Machine(**copy.deepcopy({**ANSWERS, "query_status": [{"status": state}]}))
+    monkeypatch.setattr(_monitor, "Monitor", lambda _path, answer_s: machine)
+    record = {"name": "web", "pid": os.getpid(), "monitor": "/run/qmp", "ram": [], "argv": ["qemu", "-m", "1", "-nodefaults"]}
+    found = _guests.inspect(record)
+    assert [reason["code"] for reason in found] == ["run-state"] * (state in ("postmigrate", "io-error"))
+    if state == "postmigrate":
+        assert found[0]["remedy"].startswith("if it runs on no other host, resume it in its QEMU monitor (cont)")
+    assert _guests.describe(record)["paused"] is (state == "paused")
+
+
 @pytest.fixture(name="inspected")
 def examination(monkeypatch):
     """The codes of the reasons against a guest, by what its QEMU answers."""

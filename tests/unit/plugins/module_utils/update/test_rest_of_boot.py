@@ -20,6 +20,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _rest
         ("-.mount machine-tenant.slice", True),
         ("-.mount system.slice network.target", False),
         ("-.mount system.slice var-lib.mount", False),
+        ("-.mount system.slice systemd-remount-fs.service var-lib-libvirt.mount", False),  # where the saved images of domains are
     ],
 )
 def test_a_guest_comes_first_when_it_is_behind_nothing_else(after, alone):
