@@ -94,5 +94,8 @@ def end(name: str) -> None:
             same = all(mark.get(key) == record[key] for key in ("pid", "started"))
             _providers.of(record).end_rehearsal(record, bool(mark["running"] and same))
     except LiveUpdateError as err:
+        if err.details.get("elsewhere"):
+            _files.remove(path)
+            raise LiveUpdateError(f"guest {name}: {err}") from err
         raise LiveUpdateError(f"{err}; guest {name} may still be paused: run 'kvm-liveupdate resume {typed(name)}' to resume it") from err
     _files.remove(path)

@@ -237,13 +237,23 @@ def end(record: dict, running: bool) -> None:
     try:
         _end_stand_in(monitor)
     finally:
-        try:
-            _save.resume(record, running)
-        except LiveUpdateError as err:
-            if not err.details.get("ended"):
-                raise
+        gone = _resumed(record, running)
     for path in (monitor, state, log):
         _files.remove(path)
+    if gone:
+        raise gone
+
+
+def _resumed(record: dict, running: bool) -> LiveUpdateError | None:
+    """Resume the guest if its QEMU lives; returns the error about a guest that another program has migrated, which needs nothing more."""
+    try:
+        _save.resume(record, running)
+    except LiveUpdateError as err:
+        if err.details.get("elsewhere"):
+            return err
+        if not err.details.get("ended"):
+            raise
+    return None
 
 
 def _end_stand_in(path: str) -> None:

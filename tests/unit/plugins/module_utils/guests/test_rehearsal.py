@@ -161,6 +161,19 @@ def test_nothing_is_left_of_the_rehearsal_of_a_guest_that_has_ended(host, monkey
     assert not os.path.exists(_files.run_path("web", "rehearsal"))
 
 
+def test_a_guest_that_another_program_migrated_in_its_rehearsal_is_not_resumed_later(host):
+    """A mark would have the next operation try it again, and refuse the host."""
+
+    class Migrated(Provider):
+        def end_rehearsal(self, record, running):
+            raise LiveUpdateError("it may run on another host", elsewhere=True)
+
+    host(Migrated("no"))
+    with pytest.raises(LiveUpdateError, match=r"^guest web: it may run on another host$"):
+        _rehearsal.run("web")
+    assert not os.path.exists(_files.run_path("web", "rehearsal"))
+
+
 def test_a_rehearsal_is_not_ended_in_the_middle_of_another_operation(host, monkeypatch):
     """A jump may be saving the guest, and would save it once more paused."""
     provider = Provider()

@@ -145,22 +145,22 @@ def test_the_stand_in_is_gone_before_the_guest_goes_on(tmp_path, monkeypatch, fa
     assert steps == ([] if fails else ["quit", *["asked"] * 3, "gone"]) + ["resume True"]
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_nothing_is_left_of_the_rehearsal_of_a_guest_that_has_ended(tmp_path, monkeypatch, ended):
+@pytest.mark.parametrize("why", ["ended", "elsewhere", "paused"])
+def test_nothing_is_left_of_the_rehearsal_of_a_guest_that_has_ended_or_left(tmp_path, monkeypatch, why):
     """But of one that is still paused: its end is tried again."""
 
     def resume(_record, _running):
-        raise LiveUpdateError("no", **({"ended": True} if ended else {}))
+        raise LiveUpdateError("no", **{why: True})
 
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
     monkeypatch.setattr(_save, "resume", resume)
     (tmp_path / "web.stand-in.state").touch()
-    if ended:
+    if why == "ended":
         _rehearsal.end({"name": "web"}, True)
     else:
         with pytest.raises(LiveUpdateError, match="no"):
             _rehearsal.end({"name": "web"}, True)
-    assert bool(list(tmp_path.iterdir())) is not ended
+    assert bool(list(tmp_path.iterdir())) is (why == "paused")
 
 
 def test_an_address_of_a_guest_stays_one():
