@@ -110,7 +110,7 @@ def rehearse(names: list, check_mode: bool) -> list:
         if name in held:
             guests.append(result(name, f"guest {name} is not rehearsed, because its RAM is already preserved for an update"))
         elif check_mode:
-            guests.append(result(name, f"guest {name} would be rehearsed, and paused for a moment"))
+            guests.append(predicted(running[name]))
         elif any(guest["failed"] for guest in guests):
             guests.append(result(name, f"guest {name} was not rehearsed, because another rehearsal failed"))
         else:
@@ -118,12 +118,26 @@ def rehearse(names: list, check_mode: bool) -> list:
     return guests
 
 
+def predicted(record: dict) -> dict:
+    """What check mode says of a guest."""
+    try:
+        _rehearsal.refuse(record)
+    except LiveUpdateError as err:
+        return failed(record["name"], err)
+    return result(record["name"], f"guest {record['name']} would be rehearsed, and paused for a moment")
+
+
+def failed(name: str, err: LiveUpdateError) -> dict:
+    """The result of a guest whose rehearsal fails. Pure."""
+    return result(name, ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message, failed=True)
+
+
 def rehearsed(name: str) -> dict:
     """Rehearse a guest."""
     try:
         paused_s = _rehearsal.rehearse(name)["paused_s"]
     except LiveUpdateError as err:
-        return result(name, ("" if err.message.startswith("guest ") else f"guest {name}: ") + err.message, failed=True)
+        return failed(name, err)
     return result(name, f"guest {name}: its state loads. The guest was paused for {paused_s:.2f} s", paused_s)
 
 

@@ -20,7 +20,7 @@ from ..handover import _lock
 from ..host import _commands, _files, _systemd, _units
 from . import _providers
 
-__all__ = ("END_LIMIT_S", "UNIT_LIMIT_S", "end", "end_cut_off", "rehearse", "run")
+__all__ = ("END_LIMIT_S", "UNIT_LIMIT_S", "end", "end_cut_off", "refuse", "rehearse", "run")
 
 UNIT_LIMIT_S = _limits.REHEARSAL
 END_LIMIT_S = _limits.REHEARSAL_END
@@ -56,23 +56,25 @@ def _rehearse(name: str) -> None:
     end(name)  # an interrupted rehearsal may have left the guest paused, and the state below must be the guest's own
     record = _providers.find(name)
     provider = _providers.of(record)
-    state = provider.status(record)
-    if state == "paused":  # the update could not save it any more
-        raise LiveUpdateError(
-            f"guest {name} is paused; a paused guest can be saved only once, so it is not rehearsed. Resume it, or leave it out"
-            " (hypervisor_update_rehearsal_guests)"
-        )
-    if state != "running":
-        raise LiveUpdateError(
-            f"guest {name} is {state}; only a running guest can be rehearsed. Make it running, or leave it out"
-            " (hypervisor_update_rehearsal_guests)"
-        )
+    refuse(record)
     _files.write_json(_files.run_path(name, "rehearsal"), {"running": True, **record})
     try:
         paused = provider.rehearse(record)
     finally:
         end(name)
     _files.write_json(_files.run_path(name, "rehearsed"), {"paused_s": round(time.time() - paused, 3)})
+
+
+def refuse(record: dict) -> None:
+    """Raise if the guest does not run. A paused one could not be saved again for the update."""
+    name, state = record["name"], _providers.of(record).status(record)
+    leave_out = "or leave it out (hypervisor_update_rehearsal_guests)"
+    if state == "paused":
+        raise LiveUpdateError(
+            f"guest {name} is paused; a paused guest can be saved only once, so it is not rehearsed. Resume it, {leave_out}"
+        )
+    if state != "running":
+        raise LiveUpdateError(f"guest {name} is {state}; only a running guest can be rehearsed. Make it running, {leave_out}")
 
 
 def end_cut_off(name: str) -> None:

@@ -381,8 +381,8 @@ def _abort(update: dict, why: str) -> None:
         if name in update.get("running", ()):
             undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
-            f"guest {name} is not resumed; its memory and state are kept. Fix this, then resume it with kvm.liveupdate.guest"
-            f" (state: running). To discard memory and state, end its QEMU first ({_ends(records[name])}),"
+            f"guest {name} is not resumed; its memory is kept. Fix this, then resume it with kvm.liveupdate.guest"
+            f" (state: running). To discard it, end its QEMU first ({_ends(records[name])}),"
             f" then run 'kvm-liveupdate discard {typed(name)}'"
         )
         return False

@@ -610,7 +610,7 @@ def test_an_undo_after_which_a_guest_is_not_back_stops_the_rollout(tmp_path, mon
     jump = verdict(update, Look(BOOT, ("7.2.13", "#1"), {}, on_disk), 12.0)
     assert jump["outcome"] == "half_undone"
     told = "the update was undone before the jump, but these guests are not back: web. The host still runs kernel 7.2.13: PID 1"
-    resume_it = "its memory and state are kept. Fix this, then resume it with kvm.liveupdate.guest (state: running)"
+    resume_it = "its memory is kept. Fix this, then resume it with kvm.liveupdate.guest (state: running)"
     start_it = "make sure that the guest runs nowhere else, then start it"
     does = {
         "resume": f"guest web is not resumed; {resume_it}",

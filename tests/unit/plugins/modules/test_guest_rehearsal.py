@@ -26,6 +26,8 @@ def guests_that_are_paused(monkeypatch):
     monkeypatch.setattr(_providers, "known", lambda: {name: {"name": name} for name in ("web", "bad", "db", "held")})
     monkeypatch.setattr(_hold, "held_each", lambda records: {"held": {}} if {"name": "held"} in records else {})
     monkeypatch.setattr(_rehearsal, "rehearse", rehearse)
+    states = {"db": "paused"}
+    monkeypatch.setattr(_providers, "of", lambda _record: SimpleNamespace(status=lambda record: states.get(record["name"], "running")))
     return paused
 
 
@@ -59,4 +61,10 @@ def test_nobody_is_paused(paused, names, check_mode):
             ask(*names)
     else:
         assert [guest["name"] for guest in ask(*names, check_mode=check_mode)["guests"]] == list(names)
+    assert paused == []
+
+
+def test_check_mode_predicts_that_a_paused_guest_is_refused(paused):
+    with pytest.raises(LiveUpdateError, match=r"^guest db is paused; a paused guest can be saved only once"):
+        ask("web", "db", check_mode=True)
     assert paused == []
