@@ -218,7 +218,10 @@ class ActionModule(ActionBase):
             seen = "it does not answer any more"
         elif after.boot_id != before.boot_id:
             seen = f"its boot ID is {after.boot_id} now, and was {before.boot_id}"
-        elif {journal.get("id") for journal in after.journals} - {journal.get("id") for journal in before.journals}:
+        elif new := _ids(after) - _ids(before):
+            ended = verdict({"id": new.pop(), "boot_id": before.boot_id}, after, 0.0)
+            if ended:  # the commit, or the update after it, has failed
+                return ended
             seen = "it has the record of a new update"
         else:
             return {}
@@ -240,6 +243,10 @@ class ActionModule(ActionBase):
         mark = secrets.token_hex(8)
         self._connection.reset()
         return read_look(self._low_level_execute_command(look_command(mark), sudoable=True).get("stdout", ""), mark)
+
+
+def _ids(look: Look) -> set[str]:
+    return {str(journal.get("id")) for journal in look.journals}
 
 
 class _Late(BaseException):

@@ -65,10 +65,6 @@ LimitNOFILE=65536
 Nice=-10
 """
 
-# No limit of the host or of the unit ends the starts of a guest that has to wait: each takes longer than this interval. Starts that fail at
-# once still reach the limit (systemd.unit(5)).
-_START_LIMIT = "StartLimitIntervalSec=10"
-
 # Weights while the host boots (systemd.resource-control(5)). PID 1 also starts the units with the largest weights first.
 AHEAD = """StartupCPUWeight=10000
 StartupIOWeight=10000
@@ -86,7 +82,8 @@ After=systemd-remount-fs.service systemd-modules-load.service
 Before=libvirtd.service virtqemud.service
 IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
-{_START_LIMIT}
+# A start that must be repeated takes longer than this, so no limit of the host ends the repeats (systemd.unit(5)).
+StartLimitIntervalSec=10
 
 [Service]
 Type=notify
@@ -224,7 +221,6 @@ Conflicts=shutdown.target
 Before=shutdown.target
 After={_units.UNCLAIMED_UNIT} systemd-modules-load.service
 IgnoreOnIsolate=yes
-{_START_LIMIT}
 
 [Service]
 NotifyAccess=all

@@ -241,8 +241,10 @@ elapsed:
   type: float
   sample: 41.2
 lost:
-  description: V(true) if the host did not answer when it was told to jump, or did not come back in time. The task fails then.
-  returned: when the host did not answer
+  description:
+    - V(true) if the host did not answer when it was told to jump, may have committed the update although it refused, or did not come back
+      in time. The task fails then.
+  returned: when it is unknown what became of the host
   type: bool
   sample: true
 """

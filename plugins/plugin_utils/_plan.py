@@ -415,14 +415,15 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
 
 
 def _ended_in_an_undo(host: dict[str, t.Any]) -> list[str]:
-    """A line about guests that do not run since the last update was undone, for a run that did not see that. Paused ones have a reason."""
+    """A line about guests that were not back after the last update was undone, for a run that did not see that. Paused ones have a
+    reason."""
     last = host.get("last_update") or {}
     ended = sorted(set(last.get("not_back") or []) - {guest["name"] for guest in host["guests"]})
-    if last.get("outcome") != "aborted" or not ended:
+    if last.get("outcome") != "aborted" or last.get("boot_id") != host.get("boot_id") or not ended:
         return []
     return [
-        f"WARNING: the last update of this host was undone, and these guests do not run since: {_few(ended)}. Make sure that they run"
-        " nowhere else, then start them"
+        f"WARNING: the last update of this host was undone. These guests were not back after it, and do not run now: {_few(ended)}. If they"
+        " run nowhere else, start them"
     ]
 
 

@@ -37,8 +37,8 @@ def _discard_locked(name: str) -> None:
     _return.settle_seen(name)  # a restored guest has nothing left to discard
     journal, state = _journal.recorded(name), _files.state_path(name)
     is_saved = journal.get("state") == "saved" or os.path.exists(state)
-    # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only its memory is left.
-    if not is_saved and (record or not _hold.outlives(name)):
+    # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only the memory of that QEMU is left.
+    if not is_saved and not _hold.outlives(name, record):
         raise LiveUpdateError(f"guest {name!r} has no saved state to discard; 'kvm-liveupdate status' shows the guests")
     if record:
         _refuse(record, journal)

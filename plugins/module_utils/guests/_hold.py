@@ -274,8 +274,9 @@ def release(record: dict) -> bool:
     return _files.remove(_files.run_path(record["name"], "held")) or found
 
 
-def outlives(name: str) -> str:
-    """The unit of a guest that does not run, if a hold of this boot is on record for it; else empty.
+def outlives(name: str, record: dict | None = None) -> str:
+    """The unit of a guest, if a hold of this boot is on record for a QEMU of it that has ended; else empty. ``record`` is of its present
+    QEMU, if there is one.
 
     The memory of a saved guest does not count: the guest may be restored from it.
     """
@@ -283,6 +284,8 @@ def outlives(name: str) -> str:
     if noted.get("boot_id") != _this_boot.boot_id():
         noted = {}
     if not (held_record or noted) or _journal.of_guest(name).get("state") == "saved":
+        return ""
+    if record and not (held_record and any(held_record.get(key) != value for key, value in process(record).items())):
         return ""
     return str(held_record.get("unit") or noted.get("unit") or _units.hold(name))
 

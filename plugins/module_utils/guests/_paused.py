@@ -71,7 +71,12 @@ def let_go_on(record: dict) -> str:
     if cause == "rehearsal":
         _rehearsal.end(name)
     elif cause:
-        _hold.let_go_on(record, True)
+        try:
+            _hold.let_go_on(record, True)
+        except LiveUpdateError as err:
+            if err.details.get("elsewhere"):  # else each look would advise to resume it here
+                _files.remove(_files.run_path(name, "paused"))
+            raise
         if cause == "update":
             _files.remove(_files.state_path(name))
             _hold.release(record)

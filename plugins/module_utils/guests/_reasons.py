@@ -86,7 +86,10 @@ def inspect(record: dict) -> list[dict]:
         return wrong  # systemd and the records cannot identify the guest
     provider = _providers.of(record)
     reasons: list[dict] = _paused.reasons(record) + provider.inspect(record)
-    if any(why["code"] == "ignore-shared" for why in reasons) and _hold.held(record):
+    codes = {why["code"] for why in reasons}
+    if "left-paused" in codes:  # what resumes the guest also makes its QEMU able to save it again
+        reasons = [why for why in reasons if why["code"] != "run-state"]
+    if "ignore-shared" in codes and _hold.held(record):
         # An update may be saving the guest now. Its undo switches the option off.
         reasons = [why for why in reasons if why["code"] != "ignore-shared"]
     if not record["unit"]:

@@ -21,6 +21,7 @@ __all__ = (
     "UNCLAIMED_UNIT",
     "escape",
     "hold",
+    "seconds",
 )
 
 TARGET = "kvm-liveupdate-guests.target"
@@ -58,6 +59,17 @@ def escape(name: str) -> str:
         for char in name
     )
     return f"\\x2e{plain[1:]}" if plain.startswith(".") else plain
+
+
+_SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800, "month": 2629800, "y": 31557600}
+
+
+def seconds(span: str) -> float:
+    """A time span as systemctl prints it, such as ``1min 30s`` or ``infinity`` (systemd.time(7)), in seconds; 0 if it is none. Pure."""
+    if span == "infinity":
+        return float("inf")
+    parts = [(word.rstrip("abcdefghijklmnopqrstuvwxyz"), word.lstrip("0123456789.")) for word in span.split()]
+    return sum(float(number) * _SPANS[unit] for number, unit in parts if number and unit in _SPANS)
 
 
 JUMP_TARGET = "kvm-liveupdate.target"

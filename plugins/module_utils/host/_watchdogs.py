@@ -21,7 +21,7 @@ _FIRST = {"watchdog": "watchdog0"}  # the old name of the first device
 
 def read(root: str = "/") -> list[dict]:
     """Each device: ``name``, ``identity``, ``timeout`` (seconds, as text), ``nowayout`` (``1``: nothing can stop it), ``active``, and
-    ``fed_by``: the units of the processes that have it open, ``PID 1``, or the process if it is in no unit.
+    ``fed_by``: the services of the processes that have it open, ``PID 1``, or the process if systemd cannot start it again.
 
     A kernel without CONFIG_WATCHDOG_SYSFS tells none of this. Then a device counts as active if a process has it open.
     """
@@ -42,9 +42,14 @@ def _fed_by(root: str) -> dict[str, list[str]]:
         for link in sorted(set(_processes.fd_links(pid, root).values())):
             if link.startswith("/dev/watchdog"):
                 name = os.path.basename(link)
-                feeder = "PID 1" if pid == 1 else _processes.unit_of(pid, root) or f"process {pid}"
-                found.setdefault(_FIRST.get(name, name), []).append(feeder)
+                found.setdefault(_FIRST.get(name, name), []).append(_feeder(pid, root))
     return found
+
+
+def _feeder(pid: int, root: str) -> str:
+    unit = _processes.unit_of(pid, root) or ""
+    lasts = unit.endswith(".service") and not os.path.exists(os.path.join(root, "run/systemd/transient", unit))
+    return "PID 1" if pid == 1 else unit if lasts else f"process {pid}{f' in {unit}' if unit else ''}"
 
 
 def _text(path: str) -> str:

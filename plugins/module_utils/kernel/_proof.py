@@ -634,19 +634,19 @@ def _has_modules(target: dict, target_name: str) -> list[dict]:
 
 
 def _unlocks(target: dict, target_name: str) -> list[dict]:
-    """Whether the host unlocks its encrypted disks without a person: all guests are paused until then."""
+    """Whether the host unlocks its encrypted disks without a person: guests are paused until then."""
     found: dict[str, str] = {}
     for need in (target.get("boot") or {}).get("storage", []):
         found.update(need.get("locked") or {})
     at_root = [name for name, what in found.items() if what.endswith(" of /")]
     others = [f"{name} ({what})" for name, what in found.items() if name not in at_root]
-    unknown = f"whether a boot of {target_name} unlocks it without a person is unknown. Until then all guests are paused"
+    unknown = f"whether a boot of {target_name} unlocks it without a person is unknown. Until then"
     remedy = "name a key file for it in /etc/crypttab; or test the jump on this host without guests (kvm.liveupdate.trial)"
     reasons = []
     if at_root and not _cmdline.value(target.get("cmdline") or "", "rd.luks.key"):
-        message = f"the root file system of this host is encrypted ({', '.join(at_root)}), and {unknown}"
+        message = f"the root file system of this host is encrypted ({', '.join(at_root)}), and {unknown} all guests are paused"
         reasons.append(_reason(UNKNOWN, "root-encrypted", message, remedy))
     if others:
-        message = f"storage of this host is encrypted: {', '.join(others)}, and {unknown}"
+        message = f"storage of this host is encrypted: {', '.join(others)}, and {unknown} the guests that need it are paused"
         reasons.append(_reason(UNKNOWN, "disk-encrypted", message, remedy))
     return reasons

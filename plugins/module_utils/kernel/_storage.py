@@ -116,11 +116,13 @@ def needs(root: str = "/") -> list[dict]:
     Each has its ``module``, the ``alias`` by which the kernel asks for it, ``what`` needs it, whether that is the ``root`` file system,
     ``known``: whether the running kernel has it as a module, or lists it as built in; and ``supported``: whether its lists say that this
     module has this alias. What cannot be seen is not there: a device without a driver, for example. That of encrypted devices has as
-    ``locked`` those that /etc/crypttab gives no key file, each with what it is for.
+    ``locked`` those that a boot cannot unlock with a key file, each with what it is for: the root file system, a disk of a guest, or
+    another one of which a boot asks for the passphrase (crypttab(5)).
     """
     look = _Look(root)
     for number, point, kind, source, options in _mounts(root):
         look.mount(number, point, kind, source, options)
+    look.of_guests = True
     for name, place in _open_disks(root):
         look.block(place, f"{name}, a disk of a guest")
     look.mappings()
@@ -133,10 +135,10 @@ class _Look:
     def __init__(self, root: str) -> None:
         self.root = root
         self.wanted: dict[tuple[str, str], dict] = {}
-        self.seen: set[tuple[str, bool]] = set()
+        self.seen: set[tuple[str, bool, bool]] = set()
         self.lists = _Lists(_modules.folder(_text(root, "proc/sys/kernel/osrelease").strip() or "none", root))
-        self.at_root = False
-        self.unlocked = _unlocked(root)
+        self.at_root = self.of_guests = False
+        self.unlocked, self.asked_for = _crypttab(root)
 
     def found(self) -> list[dict]:
         """All needs, in order."""
@@ -214,9 +216,10 @@ class _Look:
         path = os.path.realpath(place)
         if os.path.exists(os.path.join(path, "partition")):
             path = os.path.dirname(path)
-        if (path, self.at_root) in self.seen or not os.path.isdir(path):
+        look = (path, self.at_root, self.of_guests)
+        if look in self.seen or not os.path.isdir(path):
             return
-        self.seen.add((path, self.at_root))
+        self.seen.add(look)
         name = os.path.basename(path)
         for pattern, module in _MADE:
             if pattern.match(name):
@@ -226,9 +229,7 @@ class _Look:
             if identity.startswith(start):
                 self.want(module, "", what)
         if _ENCRYPTED.match(identity):
-            mapping = _text(path, "dm/name").strip() or name
-            if mapping not in self.unlocked:
-                self.wanted["dm_crypt", ""].setdefault("locked", {})[mapping] = what
+            self.lock(_text(path, "dm/name").strip() or name, what)
         level = _text(path, "md/level").strip()
         if level.startswith("raid"):
             self.want("raid456" if level in ("raid4", "raid5", "raid6") else level, f"md-{level}", what)
@@ -236,6 +237,13 @@ class _Look:
         for part in [*parts, *(self.members("") if name.startswith("zd") else [])]:
             self.block(part, what)
         self.devices(path, what)
+
+    def lock(self, mapping: str, what: str) -> None:
+        """Note an encrypted device that a boot may ask a person for."""
+        needed = self.at_root or self.of_guests or mapping in self.asked_for
+        if needed and mapping not in self.unlocked and not _has_key(self.root, mapping):
+            locked = self.wanted["dm_crypt", ""].setdefault("locked", {})
+            locked[mapping] = what if self.at_root else locked.get(mapping, what)  # the root is what counts most
 
     def devices(self, path: str, what: str) -> None:
         """Add the drivers of a device and of all above it, up to its bus."""
@@ -288,10 +296,17 @@ def _mounts(root: str) -> list[tuple[str, str, str, str, str]]:
     return [mount for at, mount in enumerate(found) if mount[1] != "/" or at == last]
 
 
-def _unlocked(root: str) -> set[str]:
-    """The encrypted devices that a boot unlocks with a key file (crypttab(5)). A TPM may refuse after a kexec, which resets no PCR."""
-    rows = [line.split() for line in _text(root, "etc/crypttab").splitlines()]
-    return {row[0] for row in rows if len(row) > 2 and not row[0].startswith("#") and row[2].startswith("/")}
+def _crypttab(root: str) -> tuple[set[str], set[str]]:
+    """The encrypted devices that a boot unlocks with a key file, and the others that it unlocks (crypttab(5)). A TPM may refuse after a
+    kexec, which resets no PCR."""
+    rows = [[*line.split(), "", "", ""] for line in _text(root, "etc/crypttab").splitlines() if line.split() and line.split()[0][0] != "#"]
+    unlocked = {row[0] for row in rows if row[2].startswith("/")}
+    return unlocked, {row[0] for row in rows if not {"noauto", "nofail"} & set(row[3].split(","))} - unlocked
+
+
+def _has_key(root: str, mapping: str) -> bool:
+    """Whether a boot finds a key file for this device by its name (crypttab(5))."""
+    return os.path.exists(os.path.join(root, f"etc/cryptsetup-keys.d/{mapping}.key"))
 
 
 def _open_disks(root: str) -> list[tuple[str, str]]:

@@ -173,7 +173,9 @@ def inspect(record: dict) -> list[dict]:
         message = f"{_virsh.SAVED} is a symbolic link, which QEMU's user may change, so root does not follow it"
         reasons.append(
             reason(
-                "saves-link", message, f"replace the link by a directory, and mount its target there (mount --bind TARGET {_virsh.SAVED})"
+                "saves-link",
+                message,
+                f"replace the link by a directory, and mount its target there: TARGET {_virsh.SAVED} none bind (fstab(5))",
             )
         )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):

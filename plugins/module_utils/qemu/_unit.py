@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 
+from .. import _limits
 from .._errors import reason, typed
 from ..handover import _early
 from ..host import _files, _processes, _slow_paths, _units
@@ -85,7 +86,20 @@ def warnings(record: dict, shown: dict[str, str]) -> list[dict]:
     unit = record["unit"]
     runs = start_warnings(unit, shown, record.get("brought"))
     networks = [] if runs else _after_boot.link_warnings(_argv_reasons.links(record["argv"]))  # else these commands may set them up
-    return runs + drop_in_warnings(unit, shown) + mount_warnings(record, shown) + networks
+    return runs + drop_in_warnings(unit, shown) + mount_warnings(record, shown) + networks + limit_warnings(unit, shown)
+
+
+def limit_warnings(unit: str, shown: dict[str, str]) -> list[dict]:
+    """A warning if systemd gives up a start that has to be repeated (systemd.unit(5)). Pure. Each try waits for the host."""
+    burst, interval = int(shown.get("StartLimitBurst") or 0), _units.seconds(shown.get("StartLimitIntervalUSec", ""))
+    enough = burst * _limits.BOOT_WAITS
+    if not burst or interval < enough:
+        return []
+    message = (
+        f"{unit} may start only {burst} times in {shown['StartLimitIntervalUSec']}. If its restore has to be repeated more often, systemd"
+        " gives up: the guest stays off until somebody starts it, and its memory is kept"
+    )
+    return [reason("start-limit", message, f"set StartLimitIntervalSec= of {unit} below {enough:g} s, or to 0")]
 
 
 def rights_reasons(unit: str, pid: int) -> list[dict]:
@@ -323,7 +337,7 @@ _BRINGS = ("Requires", "Requisite", "BindsTo", "Wants")
 PROPERTIES = (
     *("Type", "ExecStart", "ExecCondition", "ExecStartPre", "ExecStartPost", *_BRINGS),
     *("MainPID", "DevicePolicy", "DeviceAllow", "DropInPaths", "FragmentPath", "NeedDaemonReload"),
-    *("After", "EnvironmentFiles", "RuntimeDirectory", "WorkingDirectory"),
+    *("After", "EnvironmentFiles", "RuntimeDirectory", "StartLimitBurst", "StartLimitIntervalUSec", "WorkingDirectory"),
 )
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # a restore reads it (_this_boot.py)
 _GENERATED = ("/run/systemd/generator/", "/run/systemd/generator.early/", "/run/systemd/generator.late/")  # each boot creates these

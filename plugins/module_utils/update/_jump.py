@@ -59,7 +59,7 @@ def commit(
     problems += _gate.unit_problems(
         keep_units, _systemd.show_each(list(dict.fromkeys((*keep_units, *_gate.CLUSTERS))), "LoadState", "ActiveState")
     )
-    problems += map(told, _readiness.watchdogs())
+    problems += map(told, _readiness.watchdogs(keep_units=keep_units))
     if _lock.busy():
         problems.append(f"{_units.JUMP} of the last update still runs; 'systemctl status {_units.JUMP}' shows what it waits for")
     if problems:
@@ -159,10 +159,9 @@ def _carry_out(update: dict) -> t.NoReturn:
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
     _advance(update, "stopping")
     _services.stop_the_rest(update)
+    _refuse_armed_watchdogs()  # before the sessions end, which may take longer than a watchdog waits
     _services.end_sessions(update)
-    armed = _readiness.armed(_watchdogs.read())
-    if armed:
-        raise LiveUpdateError("; ".join(map(told, armed)))
+    _refuse_armed_watchdogs()
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
@@ -196,6 +195,12 @@ def _carry_out(update: dict) -> t.NoReturn:
     raise LiveUpdateError(
         f"PID 1 got the request for the kexec, but did not carry it out within {DOWN_LIMIT_S:g} s; 'journalctl -b _PID=1' may show why"
     )
+
+
+def _refuse_armed_watchdogs() -> None:
+    armed = _readiness.armed(_watchdogs.read())
+    if armed:
+        raise LiveUpdateError("; ".join(map(told, armed)))
 
 
 def _is_pending() -> bool:
@@ -377,9 +382,10 @@ def _abort(update: dict, why: str) -> None:
         with contextlib.suppress(Exception):  # as in undo
             if _providers.of(records[name]).status(records[name]) == "running":
                 return True
+        if name not in update["running"]:  # its owner had paused it; what the undo could not do is told
+            return False
         not_back.append(name)
-        if name in update.get("running", ()):
-            undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
+        undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
             f"guest {name} is not resumed; its memory is kept. Fix this, then resume it with kvm.liveupdate.guest"
             f" (state: running). To discard it, end its QEMU first ({_ends(records[name])}),"

@@ -12,6 +12,10 @@ from .._errors import reason
 from ..host import _systemd, _this_boot, _watchdogs
 from ..kernel import _cmdline
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
 __all__ = ("armed", "reasons", "watchdogs")
 
 # The update keeps it running until the jump, for sanlock's leases, and while sanlock has one it does not stop its watchdog at its end.
@@ -52,18 +56,18 @@ def reasons(root: str, systemd_version: int, runtime_present: bool) -> list[dict
     return found + watchdogs(root)
 
 
-def watchdogs(root: str = "/") -> list[dict]:
-    """Reasons for watchdogs that could reset the host before its guests are back."""
+def watchdogs(root: str = "/", keep_units: t.Collection[str] = ()) -> list[dict]:
+    """Reasons for watchdogs that could reset the host before its guests are back. The update does not stop ``keep_units``."""
     seen = _watchdogs.read(root)
-    return watchdog_reasons(seen, _systemd.kexec_watchdog()) if seen else []
+    return watchdog_reasons(seen, _systemd.kexec_watchdog(), keep_units) if seen else []
 
 
-def watchdog_reasons(seen: list[dict], kexec_watchdog: str) -> list[dict]:
+def watchdog_reasons(seen: list[dict], kexec_watchdog: str, keep_units: t.Collection[str] = ()) -> list[dict]:
     """The same for these devices (:func:`_watchdogs.read`) and this KExecWatchdogSec= of PID 1. Pure.
 
     PID 1 feeds its watchdog until the kexec and stops it there, unless KExecWatchdogSec= is set (src/core/main.c, become_shutdown). The new
-    kernel feeds one that runs only when its driver is loaded, which may be after the guests. A program that the update stops, stops its
-    watchdog, if it can; :func:`armed` looks whether it did.
+    kernel feeds one that runs only when its driver is loaded, which may be after the guests. A service that the update stops, stops its
+    watchdog, if it can; :func:`armed` looks whether it did, and an undo starts the service again. It cannot start another process again.
     """
     found = []
     if kexec_watchdog not in ("", "0"):
@@ -87,6 +91,13 @@ def watchdog_reasons(seen: list[dict], kexec_watchdog: str) -> list[dict]:
         elif _KEPT_FEEDER in device["fed_by"]:
             message = f"{_KEPT_FEEDER} feeds the watchdog {_name(device)} until the jump, and does not stop it while sanlock has a lease"
             remedy = f"stop the guests with leases of sanlock, then sanlock.service and {_KEPT_FEEDER}"
+        elif set(device["fed_by"]) & set(keep_units):
+            unit = min(set(device["fed_by"]) & set(keep_units))
+            message = f"{unit} feeds the watchdog {_name(device)}, and hypervisor_update_keep_units keeps it running until the jump"
+            remedy = f"remove {unit} from hypervisor_update_keep_units, so that the update stops it"
+        elif any(feeder.startswith("process ") for feeder in device["fed_by"]):
+            message = f"{' and '.join(device['fed_by'])} feeds the watchdog {_name(device)}; the update ends it and cannot start it again"
+            remedy = "end it so that it stops the watchdog, too; or run it as a service with a unit file"
         else:
             continue
         found.append(reason("watchdog", f"{message}: it may reset the host in the update, and all guests are lost", remedy))

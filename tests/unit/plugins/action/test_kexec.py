@@ -582,6 +582,14 @@ def test_a_failed_commit_leaves_the_host_as_it_was_only_if_a_look_proves_it(monk
         assert task.result == FAILED
 
 
+@pytest.mark.parametrize(("not_back", "outcome"), [("[]", "aborted"), ('["web"]', "half_undone")])
+def test_a_commit_that_failed_half_way_or_was_undone_meanwhile_is_no_lost_host(monkeypatch, not_back, outcome):
+    after = HEAD + f'm journal={{"id": "u1", "state": "aborted", "error": "the disk is full", "not_back": {not_back}}}\n'
+    task = Task(monkeypatch, FAILED, looks=[EARLIER, after])
+    assert task.result["failed"] and task.result["outcome"] == outcome and "lost" not in task.result
+    assert "undone before the jump" in task.result["msg"] and "the disk is full" in task.result["msg"]
+
+
 @pytest.mark.parametrize("look", [REFUSED, "Welcome"])
 def test_a_host_whose_boot_is_unknown_is_not_told_to_jump(monkeypatch, look):
     task = Task(monkeypatch, {"changed": True, "journal": JOURNAL}, looks=[look])

@@ -214,9 +214,17 @@ def test_a_save_of_the_owners_is_never_discarded(tmp_path, image, virsh, monkeyp
     assert not virsh and image.exists() and not (tmp_path / "app.state").exists()
 
 
+def test_what_is_left_of_an_earlier_qemu_of_a_running_guest_is_released(runs, virsh, capsys):
+    """An undo could not resume it, and its owner ended that QEMU and started the guest again: the host has its memory twice."""
+    released = runs("running")
+    _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service", "pid": 1, "started": 1})
+    assert _command.main(["discard", "web"]) == 0
+    assert released and not capsys.readouterr().err
+
+
 def test_what_a_running_guest_holds_is_not_discarded(runs, virsh, capsys):
     released = runs("running")
-    _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service"})
+    _files.write_json(_files.run_path("web", "held"), {"session": "kvm-1", "unit": "web.service", "pid": 7, "started": 70})
     assert _command.main(["discard", "web"]) == 1
     assert "has no saved state to discard" in capsys.readouterr().err and not released
 

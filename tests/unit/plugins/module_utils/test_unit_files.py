@@ -26,7 +26,6 @@ ENDS_WITH_THE_HOST = (
     ("Unit", "Conflicts=shutdown.target", "an ordinary shutdown stops it, as the default dependencies would"),
     ("Unit", "Before=shutdown.target", "and waits for its end"),
 )
-START_LIMIT = ("Unit", "StartLimitIntervalSec=10", "no limit of the host or its owner ends the repeated starts: each takes longer")
 # A guest of a unit. The throw-away guest of a trial is one.
 GUEST = (
     ("Unit", "DefaultDependencies=no", "after the jump it starts at the beginning of the boot"),
@@ -38,7 +37,6 @@ GUEST = (
         "memory that nobody claims is free before it needs as much, and KVM is there",
     ),
     ("Unit", "IgnoreOnIsolate=yes", "the isolation before the jump does not stop it before it is saved"),
-    START_LIMIT,
     ("Service", "NotifyAccess=all", "the wrapper, and whoever restores the guest, may hand its session to PID 1"),
     ("Service", f"RestartForceExitStatus={_return.AGAIN}", "a guest that cannot be restored yet is tried again"),
     ("Service", "FileDescriptorStoreMax=4", "PID 1 takes its session: the usual limit is none"),
@@ -64,7 +62,7 @@ PURPOSES = {
         ("Unit", "Before=libvirtd.service virtqemud.service", "libvirt does not start the domain without its memory (autostart)"),
         ("Unit", "IgnoreOnIsolate=yes", "the isolation before the jump does not close the session"),
         ("Unit", "SurviveFinalKillSignal=yes", "nor does the final kill of the shutdown"),
-        START_LIMIT,
+        ("Unit", "StartLimitIntervalSec=10", "no limit of the host ends the repeated starts: each takes longer"),
         ("Service", "Type=notify", "its start ends when the memory is preserved, and not before"),
         ("Service", f"ExecStart=:{COMMAND} hold %I", "it holds the memory of the guest in its name"),
         ("Service", f"RestartForceExitStatus={_return.AGAIN}", "a domain that cannot be restored yet is tried again"),

@@ -424,12 +424,21 @@ def test_a_warning_that_several_guests_have_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("outcome", "not_back", "told"), [("aborted", ["db", "web"], True), ("aborted", ["web"], False), ("jumped", ["db"], False)]
+    ("outcome", "boot", "not_back", "told"),
+    [
+        ("aborted", "now", ["db", "web"], True),
+        ("aborted", "before", ["db"], False),  # who knows what its owner has done since
+        ("aborted", "now", ["web"], False),
+        ("jumped", "now", ["db"], False),
+    ],
 )
-def test_who_does_not_run_since_the_last_update_was_undone_is_named(outcome, not_back, told):
+def test_who_was_not_back_after_the_last_update_was_undone_is_named(outcome, boot, not_back, told):
     """The run of that update may have ended before it saw this. A guest that is still paused has a reason."""
-    line = "WARNING: the last update of this host was undone, and these guests do not run since: db. Make sure that they run nowhere else"
-    table = plan(host(guest(), last_update={"outcome": outcome, "not_back": not_back, "times": {}}), Policy())["table"]
+    line = (
+        "WARNING: the last update of this host was undone. These guests were not back after it, and do not run now: db. If they run nowhere"
+    )
+    last = {"outcome": outcome, "boot_id": boot, "not_back": not_back, "times": {}}
+    table = plan(host(guest(), boot_id="now", last_update=last), Policy())["table"]
     assert any(other.startswith(line) for other in table) is told
 
 

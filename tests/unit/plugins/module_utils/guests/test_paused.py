@@ -106,6 +106,19 @@ def test_a_guest_that_its_owner_paused_stays_so(machine, tmp_path, cause):
     assert machine.state == "paused" and _paused.reasons(RECORD) == []
 
 
+def test_a_guest_that_may_run_on_another_host_is_not_to_be_resumed_for_ever(machine, monkeypatch, tmp_path):
+    """An undo of an older version noted no save of ours. The remedy for it must not be the command that has just refused it."""
+
+    def resume(_record, _running):
+        raise LiveUpdateError("it may run on another host", elsewhere=True)
+
+    machine.resume = resume
+    after_an_undone_update(tmp_path)
+    with pytest.raises(LiveUpdateError, match="it may run on another host"):
+        _paused.let_go_on(RECORD)
+    assert _paused.reasons(RECORD) == []
+
+
 def test_a_guest_that_runs_is_left_alone(machine, tmp_path):
     machine.state = "running"
     after_a_restore(tmp_path)

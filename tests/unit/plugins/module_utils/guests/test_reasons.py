@@ -140,6 +140,11 @@ def test_a_guest_that_an_update_left_paused_is_not_preserved_without_a_word(look
     assert codes(dict(record)) == []  # paused by its owner
     _files.write_json(_files.run_path("web", "paused"), process)
     assert codes(dict(record)) == ["left-paused"]
+    # Its QEMU cannot save it again. The remedy for a guest that its owner paused would leave it paused for good.
+    looked.setattr(PROVIDER, "inspect", lambda _record: [{"code": "run-state"}])
+    assert codes(dict(record)) == ["left-paused"]
+    os.unlink(_files.run_path("web", "paused"))
+    assert codes(dict(record)) == ["run-state"]
 
 
 def test_a_guest_has_the_reasons_of_its_program_its_rights_and_its_files(looked):
@@ -448,6 +453,29 @@ def test_a_network_that_nothing_sets_up_is_a_warning(looked):
     assert "the network interface tap7" in found[0]["message"] and "the network interface br2" in found[1]["message"]
     looked.setitem(SHOWN, "ExecStartPre", program("/usr/local/sbin/make-taps"))
     assert [warning["code"] for warning in _reasons.warn(record)] == ["start-runs-again"]
+
+
+@pytest.mark.parametrize(
+    ("burst", "interval", "warned"),
+    [
+        ("5", "10s", False),  # systemd's default
+        ("3", "2min 59s", False),
+        ("3", "3min", True),
+        ("3", "10min", True),
+        ("1", "infinity", True),
+        ("3", "1h 1ms", True),
+        ("3", "0", False),
+        ("0", "10min", False),
+    ],
+)
+def test_a_start_limit_that_a_repeated_restore_reaches_is_a_warning(looked, burst, interval, warned):
+    """Each try waits for the host, a minute at most."""
+    looked.setitem(SHOWN, "StartLimitBurst", burst)
+    looked.setitem(SHOWN, "StartLimitIntervalUSec", interval)
+    found = _reasons.warn(dict(WEB))
+    assert [warning["code"] for warning in found] == ["start-limit"] * warned
+    assert not warned or f"only {burst} times in {interval}." in found[0]["message"]
+    assert not warned or f"below {60 * int(burst)} s" in found[0]["remedy"]
 
 
 def test_a_drop_in_that_a_boot_does_not_find_is_a_warning(looked):

@@ -48,6 +48,22 @@ def test_each_watchdog_is_read_with_who_feeds_it(host):
     ]
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "transient", "feeder"),
+    [
+        ("/machine.slice/libpod-1.scope", False, "process 7 in libpod-1.scope"),
+        ("/system.slice/run-1.service", True, "process 7 in run-1.service"),
+        ("/system.slice/a.service", False, "a.service"),
+    ],
+)
+def test_what_systemd_cannot_start_again_is_told_as_a_process(host, tmp_path, cgroup, transient, feeder):
+    root = host({"watchdog0": TCO}, {7: ("/dev/watchdog0", cgroup)})
+    if transient:
+        (tmp_path / "run/systemd/transient").mkdir(parents=True)
+        (tmp_path / "run/systemd/transient/run-1.service").touch()
+    assert _watchdogs.read(root)[0]["fed_by"] == [feeder]
+
+
 DOG_1 = {"name": "watchdog1", "identity": "Software Watchdog", "timeout": "30", "nowayout": "1"}
 
 

@@ -538,7 +538,7 @@ def test_each_lack_is_told_once(boot, codes):
 
 
 CRYPT = {**ZFS, "module": "dm_crypt", "alias": "", "what": "dm-0 of /", "root": True, "names": ["dm_crypt"]}
-ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until then all guests are paused"
+ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until then"
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,8 @@ ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until
             {"vda3_crypt": "dm-0 of /"},
             "",
             "root-encrypted",
-            f"the root file system of this host is encrypted (vda3_crypt), and {ASKS} -> name a key file for it in /etc/crypttab;"
+            f"the root file system of this host is encrypted (vda3_crypt), and {ASKS} all guests are paused -> name a key file"
+            " for it in /etc/crypttab;"
             " or test the jump on this host without guests (kvm.liveupdate.trial)",
         ),
         ({"vda3_crypt": "dm-0 of /"}, "rd.luks.key=/root.key", None, None),
@@ -557,7 +558,8 @@ ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until
             {"vms": "dm-1 of /srv"},
             "rd.luks.key=/root.key",
             "disk-encrypted",
-            f"storage of this host is encrypted: vms (dm-1 of /srv), and {ASKS} -> name a key file for it in /etc/crypttab;"
+            f"storage of this host is encrypted: vms (dm-1 of /srv), and {ASKS} the guests that need it are paused -> name a key file"
+            " for it in /etc/crypttab;"
             " or test the jump on this host without guests (kvm.liveupdate.trial)",
         ),
     ],

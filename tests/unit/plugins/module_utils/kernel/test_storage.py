@@ -270,12 +270,14 @@ def test_below_mappings_and_raid(host):
 @pytest.mark.parametrize(
     ("identity", "crypttab", "locked"),
     [
-        ("CRYPT-LUKS2-x", "", True),
+        ("CRYPT-LUKS2-x", "", "at /"),
         ("CRYPT-LUKS2-x", "root_crypt UUID=1 none luks", True),
-        ("CRYPT-LUKS2-x", "# root_crypt UUID=1 /etc/keys/root.key luks", True),
+        ("CRYPT-LUKS2-x", "# root_crypt UUID=1 /etc/keys/root.key luks", "at /"),
+        ("CRYPT-LUKS2-x", "root_crypt UUID=1 none luks,noauto", "at /"),
+        ("CRYPT-LUKS2-x", "root_crypt UUID=1 none nofail", "at /"),
         ("CRYPT-LUKS2-x", "root_crypt UUID=1", True),
         ("CRYPT-LUKS2-x", "root_crypt UUID=1 - tpm2-device=auto", True),
-        ("CRYPT-LUKS2-x", "other UUID=1 /etc/keys/root.key", True),
+        ("CRYPT-LUKS2-x", "other UUID=1 /etc/keys/root.key", "at /"),
         ("CRYPT-LUKS2-x", "other UUID=2 none\nroot_crypt UUID=1 /etc/keys/root.key luks", False),
         ("CRYPT-VERITY-x", "", False),
         ("LVM-x", "", False),
@@ -283,15 +285,29 @@ def test_below_mappings_and_raid(host):
 )
 @pytest.mark.parametrize("point", ["/", "/srv"])
 def test_an_encrypted_disk_without_a_key_file_is_locked_after_the_jump(host, identity, crypttab, locked, point):
+    """A boot asks for no disk but the root that crypttab does not name, or that somebody unlocks by hand."""
     host.disk("253:0", "sys/devices/virtual/block/dm-0")
     host.put("sys/devices/virtual/block/dm-0/dm/uuid", identity)
     host.put("sys/devices/virtual/block/dm-0/dm/name", "root_crypt")
     host.put("etc/crypttab", crypttab)
     host.mount("253:0", point, "xfs", "/dev/mapper/root_crypt")
     told = [need["locked"] for need in host.needs() if "locked" in need]
-    assert told == ([{"root_crypt": f"dm-0 of {point}"}] if locked else [])
+    assert told == ([{"root_crypt": f"dm-0 of {point}"}] if locked is True or (locked and point == "/") else [])
     kept = _storage.served(CONFIG, TARGET, host.needs(), str(host.path))
     assert [need["locked"] for need in kept if "locked" in need] == told
+
+
+def test_what_an_encrypted_disk_is_for_is_the_root_first(host):
+    """A key on the command line of the kernel is for the root, whatever else is on its disk."""
+    host.disk("253:0", "sys/devices/virtual/block/dm-0")
+    host.put("sys/devices/virtual/block/dm-0/dm/uuid", "CRYPT-LUKS2-x")
+    host.put("sys/devices/virtual/block/dm-0/dm/name", "pv")
+    host.put("etc/crypttab", "pv UUID=1 none\n")
+    for point in ("/", "/home"):
+        host.mount("253:0", point, "xfs", "/dev/mapper/pv")
+    assert [need["locked"] for need in host.needs() if "locked" in need] == [{"pv": "dm-0 of /"}]
+    host.put("etc/cryptsetup-keys.d/pv.key", "key")
+    assert not [need for need in host.needs() if "locked" in need]
 
 
 def test_multipath_and_its_choosers_of_paths(host):

@@ -120,13 +120,15 @@ def test_a_commit_is_refused_for_a_watchdog_that_nothing_can_stop(host):
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_watchdog_that_is_still_armed_when_the_services_have_stopped_pauses_nobody(host, monkeypatch, left):
+@pytest.mark.parametrize("at", ["isolate", "stop"])
+def test_a_watchdog_that_is_still_armed_when_the_services_have_stopped_pauses_nobody(host, monkeypatch, left, at):
     """Its program was killed, or is kept: it would reset the host in the pause."""
     a_login(host, monkeypatch)
-    host.watchdogs = [{**DOG, "nowayout": "0"}]
-    host.at["stop"] = lambda: host.watchdogs[0].update(fed_by=[], active=left)
+    host.watchdogs = [{**DOG, "nowayout": "0", "fed_by": ["PID 1"] if at == "stop" else ["watchdog.service"]}]
+    host.at[at] = lambda: host.watchdogs[0].update(fed_by=[] if left else ["PID 1"], active=left or at == "isolate")
     ended = update(host)
-    assert bool(host.done("save")) is not left and host.done("stop") == ["session-3.scope"]
+    assert bool(host.done("save")) is not left
+    assert host.done("stop") == ([] if left and at == "isolate" else ["session-3.scope"])  # a watchdog does not wait for sessions
     undone(host, ended, "the watchdog /dev/watchdog0 (iTCO_wdt) is still active" if left else "PID 1 got the request")
 
 

@@ -122,11 +122,21 @@ DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout":
         ({"nowayout": "1", "fed_by": ["watchdog.service"]}, "0", "nothing can stop it (nowayout=1)"),
         ({"nowayout": "1"}, "0", "nothing can stop it (nowayout=1)"),
         ({"fed_by": []}, "0", "no program feeds it"),
+        (
+            {"fed_by": ["process 8 in libpod-1.scope"]},
+            "0",
+            "process 8 in libpod-1.scope feeds the watchdog /dev/watchdog0 (iTCO_wdt); the update",
+        ),
+        (
+            {"fed_by": ["sbd.service", "sbd2.service"]},
+            "0",
+            "sbd.service feeds the watchdog /dev/watchdog0 (iTCO_wdt), and hypervisor_update_keep",
+        ),
         ({"fed_by": ["wdmd.service"]}, "0", "wdmd.service feeds the watchdog /dev/watchdog0 (iTCO_wdt) until the jump"),
     ],
 )
 def test_a_watchdog_that_may_reset_the_host_in_the_update_is_a_reason(changes, kexec, says):
-    found = _readiness.watchdog_reasons([{**DOG, **changes}], kexec)
+    found = _readiness.watchdog_reasons([{**DOG, **changes}], kexec, ["sbd.service"])
     assert [why["code"] for why in found] == ["watchdog"] * bool(says)
     assert not says or (says in found[0]["message"] and "all guests are lost" in found[0]["message"])
 
