@@ -116,6 +116,8 @@ def test_16_guest_changes(story: Story, variant: str) -> None:
         "restarted": ("saving", f"kill -KILL {injections.WEB_PID}", f"rm {RESTART}; systemctl daemon-reload"),
         "hot-plugged": ("preserved", injections.HOT_PLUG, injections.HOT_PLUG_MENDED),
         "snapshot": ("preserved", injections.SNAPSHOT, injections.SNAPSHOT_MENDED),
+        "migrating": ("preserved", injections.MIGRATE, injections.MIGRATE_MENDED),
+        "migrated": ("preserved", injections.MIGRATED, injections.MIGRATED_MENDED),
         "resumed": ("saved:disk", "virsh resume disk; sleep 3", "true"),
         "stranger": ("saved:disk", injections.STRANGER, injections.STRANGER_MENDED),
     }[variant]
@@ -132,4 +134,11 @@ def test_16_guest_changes(story: Story, variant: str) -> None:
         assert story.there("systemctl is-active lab-stranger").strip() == "active"
     # A domain is restored with the disk that it has then.
     outcomes = {"undone", "updated"} if variant == "snapshot" else {"undone"}
-    story.must_hold(ended={"web"} if variant == "restarted" else (), outcomes=outcomes, mend=lambda: story.there(mend))
+    if variant == "migrated":  # it runs on the other host, so it must not go on here
+        assert '"postmigrate"' in story.there(injections.STATUS)
+    story.must_hold(
+        ended={"web"} if variant == "restarted" else (),
+        held={"web"} if variant == "migrated" else (),
+        outcomes=outcomes,
+        mend=lambda: story.there(mend),
+    )

@@ -175,11 +175,11 @@ CASES = (
     Case(
         16,
         "A guest changes after its examination",
-        "After the RAM was preserved, QEMU is replaced on disk, restarted, gets another device or a snapshot of its disk. After the save"
-        " the guest is resumed, or another virtual machine starts.",
+        "After the RAM was preserved, QEMU is replaced on disk, restarted, gets another device or a snapshot of its disk, is being migrated"
+        " by its owner, or was. After the save the guest is resumed, or another virtual machine starts.",
         "The update is undone, or the guest is restored as it is now.",
         NOTHING,
-        ("replaced", "restarted", "hot-plugged", "snapshot", "resumed", "stranger"),
+        ("replaced", "restarted", "hot-plugged", "snapshot", "migrating", "migrated", "resumed", "stranger"),
     ),
     Case(
         17,

@@ -84,14 +84,22 @@ with socket.socket(socket.AF_UNIX) as monitor:
             answer = json.loads(stream.readline())
             if "error" in answer:
                 sys.exit(f"{name}: {answer}")
+    print(json.dumps(answer))
 END
 """
+STATUS = _MONITOR % '("query-status", {})'
 # Another port of the guest's serial device. QEMU can add and remove one at any time, without the guest.
 HOT_PLUG = _MONITOR % (
     '("chardev-add", {"id": "lab-fault", "backend": {"type": "null", "data": {}}}),'
     ' ("device_add", {"driver": "virtserialport", "id": "lab-fault", "chardev": "lab-fault", "name": "lab-fault"})'
 )
 HOT_PLUG_MENDED = _MONITOR % '("device_del", {"id": "lab-fault"})'
+
+# The owner's live migration. There is no other host: what QEMU sends is thrown away.
+MIGRATE = _MONITOR % '("migrate-set-parameters", {"max-bandwidth": 1000}), ("migrate", {"uri": "exec:cat >/dev/null"})'
+MIGRATE_MENDED = _MONITOR % '("migrate_cancel", {}), ("migrate-set-parameters", {"max-bandwidth": 1000000000})'
+MIGRATED = _MONITOR % '("migrate", {"uri": "exec:cat >/dev/null"})' + "sleep 20\n"
+MIGRATED_MENDED = _MONITOR % '("cont", {})'
 
 REPLACE_QEMU = "cd /usr/bin; ln qemu-system-x86_64 lab-qemu; cp lab-qemu lab-qemu.new; mv lab-qemu.new qemu-system-x86_64"
 REPLACE_QEMU_MENDED = "cd /usr/bin; test ! -e lab-qemu || mv lab-qemu qemu-system-x86_64"

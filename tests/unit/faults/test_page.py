@@ -47,4 +47,4 @@ def test_each_pass_says_what_was_seen_and_what_is_left() -> None:
     )
     assert found["9"].startswith("*Pass 2, 2026-09-21:* saving: **FAILED**, web is off. staged, preserved,")
     assert found["22"].startswith("*Pass 1, 2026-09-21:* 1 (seed 101: second@preserved")
-    assert "Pass 1: 3 of 94 tests held; pass 2: 0 of 94 tests held, 1 failed." in text
+    assert "Pass 1: 3 of 96 tests held; pass 2: 0 of 96 tests held, 1 failed." in text
