@@ -137,6 +137,7 @@ def result(
         "why": why,
         "step": step if end in STOPS else "",
         "late": list(late),
+        "undo": undo,
         "plan": plan,
         "over_budget": over,
         "blackout_max": blackout_max,

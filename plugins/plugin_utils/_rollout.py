@@ -173,8 +173,9 @@ _ENDS = {"failed": "failed", "refused": "was refused", "lost": "was lost", "chec
 
 
 def _only_guests(host: dict[str, t.Any]) -> bool:
-    """Whether the host itself is well: it failed only because guests have lost their memory, and nothing failed after that."""
-    return host["outcome"] == "failed" and host.get("step") == CHECK_MEMORY and not host.get("late")
+    """Whether the host itself is well: it failed only because guests have lost their memory, and nothing failed after that, such as the
+    return of the guests that were sent away."""
+    return host["outcome"] == "failed" and host.get("step") == CHECK_MEMORY and not (host.get("late") or host.get("undo"))
 
 
 def _few(names: list[str]) -> str:

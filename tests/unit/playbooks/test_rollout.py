@@ -316,6 +316,28 @@ def test_one_undone_host_may_be_tolerated_and_the_run_fails_at_its_end(tmp_path)
     assert code == 0 and stage.calls("kexec") == ["hv2", "hv3", "hv1"], output
 
 
+@pytest.mark.parametrize(
+    ("acts", "jumped", "ended"),
+    [
+        ({"guest preserved": "fail", "guest_away back": "fail"}, [], "failed"),
+        ({"guest preserved": "fail", "guest_away back": "lose"}, [], "lost"),
+        ({"guest preserved": "fail", "guest running": "fail", "guest_away back": "fail"}, [], "failed"),
+        ({"guest running": "forget", "guest_away back": "fail"}, ["hv1"], "failed"),
+    ],
+    ids=["not back", "host lost", "nothing undone", "after the jump"],
+)
+def test_no_host_is_updated_after_one_whose_guests_are_not_brought_back(tmp_path, acts, jumped, ended):
+    """They are off, or on another host: a host that was merely undone, or whose guests lost their memory, may be tolerated."""
+    stage = Stage(tmp_path, 2, {"hv1": {"hypervisor_info": "gain", **acts}})
+    most = {"hypervisor_update_undone_max": 9, "hypervisor_update_lost_max": 9}
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_fresh=0, hypervisor_update_guests={"db": ["shutdown"]}, **most)
+    assert code != 0 and stage.calls("kexec") == jumped and outcomes(stage)["hv1"] == ended, output
+    assert stage.calls("guest_away back") == ["hv1"] and stage.calls("kexec_image unloaded") == ([] if jumped else ["hv1"])
+    told = said(output)[0]
+    assert "not everything was undone: " in told and (ended == "lost" or "hv1: guest_away back does not work" in told), told
+    assert ("hv1: guest running does not work" in told) is (acts.get("guest running") == "fail")
+
+
 def test_nothing_begins_after_the_window_or_a_request(tmp_path):
     stage = Stage(tmp_path, 2, {})
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_until="2020-01-01T00:00Z")
