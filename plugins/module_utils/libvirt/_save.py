@@ -245,9 +245,14 @@ def discard(name: str) -> None:
     """Remove the image that :func:`save` wrote. It lacks the RAM, so no start may use it."""
     if _belongs_to_a_unit(_files.state_path(name)):
         return
-    if _virsh.is_defined(name):
-        _virsh.virsh("managedsave-remove", _virsh.uuid_of(name))
+    uuid = _virsh.uuid_of(name) if _virsh.is_defined(name) else ""
+    if uuid:
+        with contextlib.suppress(LiveUpdateError):  # libvirt may know of no image, or of one that is gone
+            _virsh.virsh("managedsave-remove", uuid)
     _save_directory.discard(_virsh.image_path(name))
+    state = _virsh.virsh("domstate", uuid).strip() if uuid else ""
+    if state in ("paused", "in shutdown"):  # it may have opened the image, and only the guest's state keeps it from running
+        raise LiveUpdateError(f"guest {name} is {state}, so another program may be starting it; wait for its end, then discard again")
 
 
 def _belongs_to_a_unit(state: str) -> bool:

@@ -11,6 +11,7 @@ Then libvirt starts the domain as usual: QEMU loads the managed save, and the gu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -26,6 +27,7 @@ __all__ = ("awaited", "restore")
 LIBVIRT_LIMIT_S = _limits.LIBVIRT_SOCKET
 STUCK_S = _limits.LIBVIRT_STUCK
 RETRY_S = 0.5
+COLD_RETRY_S = 5.0  # nobody is paused any more
 POLL_S = 0.1
 # The sockets of libvirtd, and of virtqemud on hosts with one daemon for each driver.
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
@@ -67,15 +69,50 @@ def _restore(name: str, journal: dict, started: float) -> None:
         _was_back(name, journal, session, state)
         return
     _session.drop(session, note)
-    if state == "shut off":
-        # The image is useless without its RAM, and a start from it would destroy the guest's data.
+    off = _without_image(name, journal) == "shut off"
+    _return.lost(journal, why)
+    if off:
+        _start_cold(name, journal)
+
+
+def _without_image(name: str, journal: dict) -> str:
+    """Remove the saved image of a domain whose memory is lost; returns the domain's state. A start from it would destroy the guest's data.
+
+    The guest's state, for which libvirt's hook refuses every start, may go only after this: another program may be starting the domain, and
+    may have opened the image already. Libvirt reports such a domain as paused, or as in shutdown after the hook has refused it.
+    """
+    until = time.monotonic() + LIBVIRT_LIMIT_S
+    with contextlib.suppress(LiveUpdateError):  # libvirt may know of no image, or of one that is gone
         _virsh.virsh("managedsave-remove", _domain(journal))
-        _save_directory.discard(journal["image"])
-        _return.lost(journal, why)
-        paused = () if journal.get("was_running", True) else ("--paused",)
-        _virsh.virsh("start", _domain(journal), *paused, limit=_return.BACK_LIMIT_S)
-    else:
-        _return.lost(journal, why)
+    _save_directory.discard(journal["image"])
+    while (state := _state(journal)) in ("", "paused", "in shutdown"):
+        if time.monotonic() > until:
+            raise LiveUpdateError(
+                f"guest {name}: its memory is lost, and it is {state or 'in an unknown state'}, so another program may be starting it. This"
+                " is tried again automatically",
+                again=True,
+            )
+        time.sleep(RETRY_S)
+    return state
+
+
+def _start_cold(name: str, journal: dict) -> None:
+    """Start the domain from its disks. Early in the boot, what it needs may not exist yet: so this tries again, as :func:`_start` does."""
+    begun, why = time.monotonic(), ""
+    paused = () if journal.get("was_running", True) else ("--paused",)
+    while True:
+        try:
+            _virsh.virsh("start", _domain(journal), *paused, limit=_return.BACK_LIMIT_S)
+            return
+        except LiveUpdateError as err:
+            if _state(journal) not in ("", "shut off"):  # another program has started it
+                return
+            if time.monotonic() - begun > _return.BACK_LIMIT_S:
+                raise LiveUpdateError(f"guest {name}: it does not start from its disks: {err}. Correct this, then start it") from err
+            if str(err) != why:
+                _systemd.log(str(err))
+            why = str(err)
+        time.sleep(COLD_RETRY_S)
 
 
 def _domain(journal: dict) -> str:

@@ -161,7 +161,7 @@ def test_a_domain_that_a_power_cut_left_with_a_state_alone_can_be_given_up(tmp_p
     (tmp_path / "app.state").write_text("{}")
     monkeypatch.setattr(_virsh, "is_defined", lambda name: name == "app")
     assert _command.main(["discard", "app"]) == 0
-    assert virsh == [("managedsave-remove", "app")]
+    assert virsh == [("managedsave-remove", "app"), ("domstate", "app")]
     assert not (tmp_path / "app.state").exists()
     assert late == ["kvm-liveupdate-hold@app.service"]
 
@@ -185,7 +185,33 @@ def test_no_start_finds_an_image_that_libvirt_does_not_know(tmp_path, monkeypatc
         monkeypatch.setattr(_virsh, "status", lambda record: "running")
     (tmp_path / "app.state").write_text("{}")
     assert _command.main(["discard", "app"]) == 0
-    assert virsh == [("managedsave-remove", "app")] and not image.exists() and not (tmp_path / "app.state").exists()
+    assert virsh == [("managedsave-remove", "app"), ("domstate", "app")] and not image.exists() and not (tmp_path / "app.state").exists()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_an_image_that_somebody_removed_by_hand_is_discarded_too(tmp_path, image, monkeypatch, removed):
+    """Libvirt still knows of it, so managedsave-remove fails."""
+
+    def virsh(verb, *_words, **_limit):
+        if verb == "managedsave-remove":
+            raise LiveUpdateError("virsh managedsave-remove app: cannot remove the file")
+        return "shut off\n"
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    if removed:
+        image.unlink()
+    (tmp_path / "app.state").write_text("{}")
+    assert _command.main(["discard", "app"]) == 0
+    assert not image.exists() and not (tmp_path / "app.state").exists()
+
+
+@pytest.mark.parametrize("state", ["paused", "in shutdown"])
+def test_a_domain_that_another_program_starts_keeps_its_guard(tmp_path, image, monkeypatch, capsys, state):
+    monkeypatch.setattr(_virsh, "virsh", lambda verb, *_words, **_limit: f"{state}\n" if verb == "domstate" else "")
+    (tmp_path / "app.state").write_text("{}")
+    assert _command.main(["discard", "app"]) == 1
+    assert f"guest app is {state}, so another program may be starting it" in capsys.readouterr().err
+    assert (tmp_path / "app.state").exists()
 
 
 def test_a_domain_is_guarded_as_long_as_its_image_cannot_be_removed(tmp_path, image, capsys):

@@ -540,6 +540,66 @@ def test_a_domain_whose_memory_is_lost_is_not_started_from_its_image(way, monkey
     assert os.path.exists(_host_files.run_path("app", "late"))
 
 
+@pytest.mark.parametrize("seen", ["paused", "in shutdown"])
+def test_a_start_of_another_program_finds_no_image_without_a_guard(way, monkeypatch, tmp_path, clock, seen):
+    """It may have opened the image. Until it ends, libvirt's hook has to refuse it."""
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state = seen
+    clock.at = {3: lambda: setattr(way, "state", "shut off")}
+    lost = _return.lost
+    monkeypatch.setattr(_return, "lost", lambda journal, why: way.done.append(f"lost when {way.state}") or lost(journal, why))
+    _start.restore("app", way.journal())
+    assert way.done == ["drop", "managedsave-remove", "lost when shut off", "not early", "start"]
+    assert clock.slept == [_start.RETRY_S] * 3
+
+
+def test_a_start_of_another_program_that_does_not_end_keeps_the_guard(way, monkeypatch, tmp_path):
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state = "paused"
+    with pytest.raises(LiveUpdateError, match="its memory is lost, and it is paused, so another program may be starting it") as told:
+        _start.restore("app", way.journal())
+    assert told.value.details == {"again": True} and "state" in left(tmp_path) and "save" not in left(tmp_path)
+    assert _journal.recorded("app")["state"] == "saved"
+
+
+@pytest.mark.parametrize("state", ["shut off", "running"])
+def test_what_a_cold_start_needs_early_in_the_boot_is_waited_for(way, monkeypatch, clock, state):
+    """Or another program starts it first. Libvirt tries the autostart only once in a boot."""
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state = "shut off"
+    real, tries = _virsh.virsh, []
+
+    def virsh(verb, *words, **limit):
+        if verb == "start" and len(tries) < 2:
+            tries.append(verb)
+            way.state = state if len(tries) == 2 else "shut off"
+            raise LiveUpdateError("no bridge br0")
+        return real(verb, *words, **limit)
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    _start.restore("app", way.journal())
+    assert way.done[-1] == ("start" if state == "shut off" else "not early")
+    assert clock.slept == [_start.COLD_RETRY_S] * (2 if state == "shut off" else 1)
+
+
+def test_a_cold_start_that_never_works_is_told_at_the_limit(way, monkeypatch, clock):
+    monkeypatch.setattr(_handover_session, "note", lambda session: None)
+    way.state = "shut off"
+    real = _virsh.virsh
+
+    def virsh(verb, *words, **limit):
+        if verb == "start":
+            raise LiveUpdateError("no bridge br0")
+        return real(verb, *words, **limit)
+
+    monkeypatch.setattr(_virsh, "virsh", virsh)
+    with pytest.raises(
+        LiveUpdateError, match=r"^guest app: it does not start from its disks: no bridge br0\. Correct this, then start it$"
+    ):
+        _start.restore("app", way.journal())
+    assert _return.BACK_LIMIT_S < clock.now < _return.BACK_LIMIT_S + 2 * _start.COLD_RETRY_S
+
+
 def test_a_domain_whose_memory_is_lost_is_not_started_while_its_image_cannot_be_removed(way, monkeypatch, tmp_path):
     monkeypatch.setattr(_handover_session, "note", lambda session: None)
     way.state, journal = "shut off", way.journal()
@@ -571,7 +631,8 @@ def test_a_domain_whose_memory_is_lost_and_that_runs_is_left_alone(way, monkeypa
     monkeypatch.setattr(_handover_session, "note", lambda session: None)
     monkeypatch.setattr(_systemd, "notify", lambda state: seen.append((state, os.path.exists(_host_files.run_path("app", "late")))))
     _start.restore("app", way.journal())
-    assert way.done == ["drop", "not early"] and _journal.recorded("app")["state"] == "lost"
+    assert way.done == ["drop", "managedsave-remove", "not early"] and _journal.recorded("app")["state"] == "lost"
+    assert not {"save", "state"} & left(tmp_path)
     assert seen[1:] == [("READY=1", True)]
 
 
