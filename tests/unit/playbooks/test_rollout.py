@@ -80,7 +80,8 @@ if name == "update_record":
     with open(os.path.expandvars(module.params["path"]), "a") as records:
         records.write(json.dumps(module.params["record"]) + "\\n")
 guests = [{"name": "web", "provider": "qemu", "memory_mib": 1, "reasons": [], "warnings": []}]
-if act == "gain" and looks:
+returned = f"{host} guest_away back\\n" in read("log")
+if act == "gain" and looks or act == "away" and returned:
     guests.append({**guests[0], "name": "db"})
 kernel = {"release": "7.2.13", "version": "#1", "cmdline": ""}
 update = {"id": "u1", "boot_id": "b1", "kernel": kernel, "image": {"release": os.uname().release, "version": os.uname().version}}
@@ -90,7 +91,8 @@ if act == "forget":
     last["state"] = "lost"
 answers = {
     "hypervisor_info": {
-        "ready": True, "reasons": [], "away": [], "boot_id": "b1", "kernel": kernel, "free": {"memory_mib": 9, "saves_mib": 9},
+        "ready": True, "reasons": [], "away": [{"guest": "db"}] * (act == "away" and not returned), "boot_id": "b1", "kernel": kernel,
+        "free": {"memory_mib": 9, "saves_mib": 9},
         "target": {"current": act == "current", "release": None if missing else "7.3.4", "initrd": None, "installed": not missing,
                    "path": module.params["kernel"]},
         "guests": guests,
@@ -115,7 +117,8 @@ class Stage:
 
     ``acts`` says what a call does there, or the call with this number: fail, lose (the host), long (take longer than a lease lasts),
     forget (the memory of the guest), current (the host runs the kernel), leased (another run updates the host), missing (the kernel is
-    not installed, until there is a file HOST.installed), gain (a guest "db" is there from the second look on), or take over (a lease).
+    not installed, until there is a file HOST.installed), gain (a guest "db" is there from the second look on), away (a guest "db" is not
+    there until it is brought back), or take over (a lease).
     """
 
     def __init__(self, path: Path, hosts: int, acts: dict[str, dict[str, str]]) -> None:
@@ -336,6 +339,17 @@ def test_no_host_is_updated_after_one_whose_guests_are_not_brought_back(tmp_path
     told = said(output)[0]
     assert "not everything was undone: " in told and (ended == "lost" or "hv1: guest_away back does not work" in told), told
     assert ("hv1: guest running does not work" in told) is (acts.get("guest running") == "fail")
+
+
+def test_a_host_waits_for_one_of_its_batch_whose_guests_come_back_first(tmp_path):
+    """They belong together with its own: if it did not look again, both would pause at once."""
+    stage = Stage(tmp_path, 2, {"hv1": {"hypervisor_info": "away"}})
+    (tmp_path / "host_vars").mkdir()
+    for name, guest in (("hv1", "db"), ("hv2", "web")):
+        (tmp_path / f"host_vars/{name}.yml").write_text(f"hypervisor_update_labels: {{{guest}: {{cluster: s}}}}\n")
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=2, hypervisor_update_paused_max={"cluster": 1})
+    assert code != 0 and stage.calls("kexec") == ["hv1"] and outcomes(stage)["hv2"] == "refused", output
+    assert "guests have moved" in said(output)[1], output
 
 
 def test_nothing_begins_after_the_window_or_a_request(tmp_path):
