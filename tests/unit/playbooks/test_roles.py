@@ -104,6 +104,29 @@ def test_the_scratch_area_is_asked_for_by_both_of_its_names(tmp_path):
     assert '"kho=on liveupdate=on lacks=False"' in output, output
 
 
+def test_a_kernel_whose_package_did_not_remove_it_may_not_become_the_default(tmp_path):
+    """A meta package, or a mistyped version: "absent" is true of it, and the next boot would start the newest kernel."""
+    tasks = yaml.safe_load((ROLES / "hypervisor_kernel/tasks/absent.yml").read_text())
+    names = [task["name"] for task in tasks]
+    order = ["Remove the package", "Look for the kernel", "Refuse if the boot loader could still start this kernel"]
+    assert names[-4:] == [*order, "Let the boot loader choose its default again"]
+    kernel = {"hypervisor_kernel_image": "/boot/vmlinuz-7.3.4", "__hypervisor_kernel_host": {"kernel": {"release": "7.2.13"}}}
+    hosts = {
+        f"{'named' if package else 'nameless'}_{'there' if there else 'gone'}": {
+            **kernel,
+            "hypervisor_kernel_package": package,
+            "__hypervisor_kernel_image": {"stat": {"exists": there}},
+        }
+        for package in ("linux-image-amd64", "")
+        for there in (True, False)
+    }
+    refuse = tasks[names.index(order[-1])]
+    for options, refused in (((), {"named_there", "nameless_there"}), (("--check",), {"nameless_there"})):
+        _code, output = play(tmp_path, [refuse], hosts, *options)
+        assert {name for name in hosts if f"{name}: /boot/vmlinuz-7.3.4 exists" in output} == refused, output
+        assert ("exists although linux-image-amd64 is removed, so a boot" in output) is ("named_there" in refused)
+
+
 NASTY = "<script>alert('1')</script>"
 UPDATED = {
     "outcome": "updated",
