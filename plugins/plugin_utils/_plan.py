@@ -21,7 +21,7 @@ from ._failure import AFTER_COLD_BOOT
 from ._patterns import matching
 from ._policy import Policy, PolicyError, Rung
 
-__all__ = ("chosen", "plan")
+__all__ = ("chosen", "other_run", "plan")
 
 # These reasons only prevent that RAM stays in place while QEMU ends. libvirt can still migrate or save the domain.
 _ABOUT_STAYING = frozenset(
@@ -120,8 +120,8 @@ def plan(
     stays = current or bool(unfinished)
     over = "" if stays else expected_too_long(expected, blackout_max, check)
     members = {} if stays else _members(host["guests"], guests, paused_max or {})
-    other_run = _other_run(host)
-    against = _against_the_host(host, stays, other_run, over) + _too_many(members, paused_max or {})
+    leased = other_run(host)
+    against = _against_the_host(host, stays, leased, over) + _too_many(members, paused_max or {})
     refusals = against + [f"guest {guest['name']} {guest['why']}" for guest in guests if guest["way"] == "refuse" and not stays]
     verdict = "refuse" if refusals else "current" if current else "unfinished" if unfinished else "go"
     rehearse = chosen([facts for facts in host["guests"] if facts["name"] in staying], rehearsal, rehearsal_guests or {})
@@ -130,7 +130,7 @@ def plan(
         "verdict": verdict,
         "refusals": refusals + away,
         "over_budget": over,
-        "other_run": other_run,
+        "other_run": leased,
         "kernel": _target(host).get("release") or _not_installed(host),
         "unproven": _UNPROVEN if _not_installed(host) else "",
         "guests": guests,
@@ -162,7 +162,7 @@ def _against_the_host(host: dict[str, t.Any], stays: bool, *others: str) -> list
     return told + [other for other in others if other]
 
 
-def _other_run(host: dict[str, t.Any]) -> str:
+def other_run(host: dict[str, t.Any]) -> str:
     """The refusal because another run has the lease of the host, and may still work; empty if none has."""
     lease = host.get("lease") or {}
     return _lease.refusal(lease) if lease.get("left") and not lease.get("own") and not lease.get("ended") else ""

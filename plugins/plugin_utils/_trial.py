@@ -10,6 +10,7 @@ import typing as t
 
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import told
 
+from ._plan import other_run
 from ._stamps import blackout
 
 __all__ = ("GUEST", "OUTCOMES", "planned", "result", "summary")
@@ -42,7 +43,7 @@ def planned(host: dict[str, t.Any]) -> dict[str, t.Any]:
     others = [name for name in names if name != GUEST]
     away = [str(guest["guest"]) for guest in host.get("away") or []]
     current = host["target"]["current"]
-    refusals = []
+    refusals = list(filter(None, [other_run(host)]))  # its guest, or its comparison, would be ours to remove
     if others:
         verb = "runs" if len(others) == 1 else "run"
         refusals.append(

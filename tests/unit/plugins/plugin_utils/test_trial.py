@@ -40,6 +40,7 @@ UPDATED = {
     "update_id": "u1",
     "guests": {_trial.GUEST: {"times": {"paused": 1.0, "resumed": 9.6}}},
 }
+LEASE = {"run": "x/1/2", "by": "bob on ctl2", "begun": 1, "since": 1, "seconds": 60, "left": 50.0, "until": "soon"}
 BEGINS = {"refusals": [], "begins": True, "continues": False}
 
 
@@ -53,6 +54,8 @@ def test_the_guest_has_the_name_that_the_module_gives_it():
         (host(), True, False),
         (host(_trial.GUEST), True, False),
         (host(_trial.GUEST, current=True), False, True),
+        ({**host(_trial.GUEST, current=True), "lease": {**LEASE, "own": True}}, False, True),
+        ({**host(_trial.GUEST, current=True), "lease": {**LEASE, "ended": True}}, False, True),
         # After the jump a reason against the next update says nothing about this trial.
         (host(_trial.GUEST, current=True, reasons=[REASON]), False, True),
     ],
@@ -69,6 +72,8 @@ def test_a_drained_host_is_tried(seen, begins, continues):
         (host(away=["db"]), "an earlier update sent db away and did not bring back all of them"),
         (host(current=True), "the host runs Linux 7.3.4 already, and a trial jumps into another kernel - set hypervisor_update_kernel"),
         (host(reasons=[REASON]), "it lacks a word - run the setup"),
+        ({**host(_trial.GUEST), "lease": LEASE}, "bob on ctl2"),  # it may be their guest
+        ({**host(_trial.GUEST, current=True), "lease": LEASE}, "bob on ctl2"),
     ],
 )
 def test_any_other_host_is_refused(seen, says):
