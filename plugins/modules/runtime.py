@@ -32,6 +32,8 @@ options:
     description:
       - Whether the runtime is installed.
       - V(absent) is refused while guests run under the runtime, or a guest still waits to be restored.
+      - V(absent) is also refused in the boot after a jump, until an ordinary reboot. The command line of its kernel contains
+        C(systemd.unit=kvm-liveupdate-guests.target). A kexec with the same command line would end in rescue mode without this unit.
     type: str
     choices: [present, absent]
     default: present
@@ -81,7 +83,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 
 
@@ -149,11 +152,16 @@ def remove(paths: list) -> None:
 
 
 def refuse_to_erase(running: list) -> None:
-    """Refuse while guests run, or wait to be restored: they need the files."""
+    """Refuse while guests run, or wait to be restored, or the next kernel may be told to start our target: they need the files."""
     if running:
         raise LiveUpdateError(f"the host runtime is in use by the running guests {', '.join(running)}; stop these guests first")
     for why in _journal.not_back(running):
         raise LiveUpdateError(told(why))
+    if _cmdline.is_in(_this_boot.current_cmdline(), _cmdline.GUESTS_FIRST):
+        raise LiveUpdateError(
+            f"the command line of the running kernel contains {_cmdline.GUESTS_FIRST}, because this boot followed a jump; without the"
+            " runtime, a kexec with the same command line would end in rescue mode; do an ordinary reboot first"
+        )
 
 
 def erase(paths: list) -> None:

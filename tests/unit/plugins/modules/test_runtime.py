@@ -12,7 +12,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils import _runtime
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _this_boot, _units
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 from ansible_collections.kvm.liveupdate.plugins.modules import runtime
 
@@ -34,6 +34,7 @@ def host_that_gets_a_runtime(tmp_path, monkeypatch):
     monkeypatch.setattr(_commands, "run", lambda *command: steps.append(command[-1]))
     monkeypatch.setattr(_providers, "known", dict)
     monkeypatch.setattr(_journal, "of_guests", dict)
+    monkeypatch.setattr(_this_boot, "current_cmdline", lambda: "root=/dev/vda1 quiet")
     monkeypatch.setattr(_files, "RUN", str(tmp_path / "run"))
     monkeypatch.setattr(_files, "LOCK", str(tmp_path / "run/lock"))
     monkeypatch.setattr(_files, "UNFINISHED", str(tmp_path / "run/unfinished"))
@@ -156,3 +157,19 @@ def test_a_removal_that_ended_early_is_finished_by_the_next(systemd):
     systemd.failing, systemd.steps = "", []
     assert run(state="absent")["changed"] and systemd.steps == ["daemon-reload"]
     assert run(state="absent")["changed"] is False
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_runtime_is_not_removed_in_a_boot_that_a_jump_started(host, monkeypatch, check):
+    """kexec --reuse-cmdline would start a kernel whose systemd.unit= is gone: rescue mode."""
+    run()
+    monkeypatch.setattr(_this_boot, "current_cmdline", lambda: "root=/dev/vda1 systemd.unit=kvm-liveupdate-guests.target quiet")
+    host.steps.clear()
+    with pytest.raises(
+        LiveUpdateError,
+        match=r"contains systemd\.unit=kvm-liveupdate-guests\.target, .* would end in rescue mode; do an ordinary reboot first",
+    ):
+        run(check, state="absent")
+    assert os.path.exists(host.unit) and os.path.exists(host.library) and not host.steps
+    monkeypatch.setattr(_this_boot, "current_cmdline", lambda: "root=/dev/vda1 systemd.unit=kvm-liveupdate-guests.target systemd.unit=x")
+    assert run(check, state="absent")["changed"]
