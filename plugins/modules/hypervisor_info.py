@@ -641,7 +641,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _di
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _files, _systemd, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _memory as _host_memory
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _initrd, _kexec, _proof
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _room, _setup, _virsh
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _lease, _readiness, _services
 
 TARGET = ("path", "kind", "release", "version", "size", "sha256", "abi", "signed")
@@ -707,6 +707,9 @@ def examine(module):
     held = _hold.held_each([record for record in records if not _reasons.name_reasons(record)])
     guests = [guest_facts(record, record["name"] in held) for record in records]
     reasons = _readiness.reasons("/", version, not _runtime.outdated(_runtime.files([])))
+    if _setup.lacks_mount():
+        message = f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, so the RAM of domains is in /run, which is too small for it"
+        reasons.append(reason("runtime", message, "run the playbook kvm.liveupdate.setup"))
     limits = {
         record["name"]: (sum(ram["size"] for ram in record["ram"]), _reasons.memory_limits(record))
         for record, guest in zip(records, guests)

@@ -16,6 +16,8 @@ description:
     P(kvm.liveupdate.hypervisor_setup#role) calls the module.
   - The module removes files that an older version installed and this one does not need. It also removes the drop-ins of units that are no
     longer in O(guest_units), unless their guests run.
+  - If an earlier call ended before its last step, the next call repeats its steps. If the tmpfs for the RAM of libvirt domains is not
+    mounted and enabled, or does not have the size O(ram_size), the module corrects this too.
 author: kvm.liveupdate contributors (@kvm-liveupdate)
 extends_documentation_fragment: kvm.liveupdate._attributes
 attributes:
@@ -30,6 +32,8 @@ options:
     description:
       - Whether the runtime is installed.
       - V(absent) is refused while guests run under the runtime, or a guest still waits to be restored.
+      - V(absent) is also refused in the boot after a jump, until an ordinary reboot. The command line of its kernel contains
+        C(systemd.unit=kvm-liveupdate-guests.target). A kexec with the same command line would end in rescue mode without this unit.
     type: str
     choices: [present, absent]
     default: present
@@ -79,7 +83,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import Live
 from ansible_collections.kvm.liveupdate.plugins.module_utils._module import run_module
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _journal, _lock
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _systemd, _this_boot, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _setup
 
 
@@ -95,13 +100,33 @@ def write(wanted: dict, paths: list, stale: list) -> None:
         if path.startswith(_files.LIBRARY):
             compile_durably(path)
     remove(stale)
-    if paths:
-        _commands.run(_files.COMMAND, "status")
+    _commands.run(_files.COMMAND, "status")
     _commands.run("systemctl", "daemon-reload")
-    if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in paths:
+    if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in wanted:
         _commands.run("systemctl", "enable", "--now", _setup.RAM_MOUNT)
-    if _setup.RAM_SIZE in paths:
+    if _setup.RAM_SIZE in wanted:
         _commands.run("systemctl", "reload", _setup.RAM_MOUNT)  # the files on it stay
+
+
+def undone(wanted: dict, ram_size: str) -> list:
+    """What the mount of the domains' RAM lacks on this host, although its files may be there: an earlier call may have failed."""
+    if f"{_units.FOLDER}/{_setup.RAM_MOUNT}" not in wanted:
+        return []
+    shown = _systemd.show(_setup.RAM_MOUNT, "ActiveState", "UnitFileState")
+    if (shown.get("ActiveState"), shown.get("UnitFileState")) != ("active", "enabled"):
+        return [f"{_setup.RAM_MOUNT}: not enabled and active"]
+    return [f"{_setup.RAM_DIRECTORY}: its size is not {ram_size}"] if ram_size and not has_size(ram_size) else []
+
+
+def has_size(size: str) -> bool:
+    """Whether the tmpfs of the domains' RAM has this size, to 1 %: the host's RAM may change a little after the mount."""
+    number = int(size.rstrip("kKmMgG%"))
+    there = os.statvfs(_setup.RAM_DIRECTORY)
+    if size.endswith("%"):
+        wanted = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * number // 100
+    else:
+        wanted = number << {"k": 10, "m": 20, "g": 30}.get(size[-1].lower(), 0)
+    return abs(there.f_blocks * there.f_frsize - wanted) <= max(wanted // 100, there.f_frsize)
 
 
 def compile_durably(path: str) -> None:
@@ -127,11 +152,16 @@ def remove(paths: list) -> None:
 
 
 def refuse_to_erase(running: list) -> None:
-    """Refuse while guests run, or wait to be restored: they need the files."""
+    """Refuse while guests run, or wait to be restored, or the next kernel may be told to start our target: they need the files."""
     if running:
         raise LiveUpdateError(f"the host runtime is in use by the running guests {', '.join(running)}; stop these guests first")
     for why in _journal.not_back(running):
         raise LiveUpdateError(told(why))
+    if _cmdline.is_in(_this_boot.current_cmdline(), _cmdline.GUESTS_FIRST):
+        raise LiveUpdateError(
+            f"the command line of the running kernel contains {_cmdline.GUESTS_FIRST}, because this boot followed a jump; without the"
+            " runtime, a kexec with the same command line would end in rescue mode; do an ordinary reboot first"
+        )
 
 
 def erase(paths: list) -> None:
@@ -155,20 +185,25 @@ def manage(module):
         paths = outdated + stale
     else:
         paths = [path for path in (*wanted, _setup.RAM_SIZE, _files.MODULES) if os.path.exists(path)] + stale
+    left = ["an earlier call of this module: not finished"] if os.path.exists(_files.UNFINISHED) else []
+    left += undone(wanted, module.params["ram_size"]) if present else []
     if paths and not present:
         refuse_to_erase(list(guests))
-    if paths and not module.check_mode:
+    if (paths or left) and not module.check_mode:
         with _lock.Lock():
+            _files.write_text(_files.UNFINISHED, "", 0o600)  # the next call repeats the steps if one of them fails
             if present:
                 write(wanted, outdated, stale)
             else:
                 erase(paths)
+            _files.remove(_files.UNFINISHED)
     before, after = ("absent or different", "present") if present else ("present", "absent")
     diff = {
-        "before": "".join(f"{path}: {'not wanted' if present and path in stale else before}\n" for path in paths),
+        "before": "".join(f"{path}: {'not wanted' if present and path in stale else before}\n" for path in paths)
+        + "".join(f"{lack}\n" for lack in left),
         "after": "".join(f"{path}: {'absent' if present and path in stale else after}\n" for path in paths),
     }
-    return {"changed": bool(paths), "files": paths, "diff": diff}
+    return {"changed": bool(paths or left), "files": paths, "diff": diff}
 
 
 def main():

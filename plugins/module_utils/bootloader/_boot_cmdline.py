@@ -50,8 +50,14 @@ def change(words: list[str], check_mode: bool) -> tuple[list[str], list[str], bo
     wanted = _SETTING.format(words=" ".join(words)) if words else ""
     changed = text != wanted or bool(words and missing(words))
     if changed and not check_mode:
-        _write(wanted)
-        _grub.update()
+        _write(wanted or _SETTING.format(words=""))  # without words the file stays until the menu is written: a later run sees it then
+        try:
+            _grub.update()
+        except LiveUpdateError:
+            _write(text)
+            raise
+        if not words:
+            _write("")
         _refuse_no_effect(words)
     return words_of(text), words, changed
 

@@ -55,12 +55,26 @@ def adopt(record: dict) -> dict:
         _save_directory.remove(head)
         raise LiveUpdateError(f"domain {name} is not moved and continues on its old RAM: {err}") from err
     _save_directory.remove(head)
-    return _agent.correct_clock(name) if was_running else {}
+    told_clock = _agent.correct_clock(name) if was_running else {}
+    _check_place(name)
+    return told_clock
+
+
+def _check_place(name: str) -> None:
+    """Raise if libvirt's daemon put the RAM of the domain elsewhere: one that runs since before qemu.conf was written does."""
+    now = next((record for record in _guests.known() if record["name"] == name), None)
+    if not now:
+        raise LiveUpdateError(f"domain {name} was started from its save, but its QEMU has ended; see /var/log/libvirt/qemu/{name}.log")
+    wrong = [why for why in _guests.inspect(now) if why["code"].startswith("ram-")]
+    if wrong:
+        raise LiveUpdateError(f"domain {name} runs again, but its new RAM cannot be preserved: {'; '.join(map(told, wrong))}")
 
 
 def refuse(record: dict) -> None:
     """Raise when the domain cannot be adopted."""
     problems = obstacles(_guests.inspect(record), _size(record), _room.free(_virsh.SAVED), _room.free(_setup.RAM_DIRECTORY))
+    if _setup.lacks_mount():
+        problems.append(f"no tmpfs is mounted on {_setup.RAM_DIRECTORY} - run the playbook kvm.liveupdate.setup")
     if problems:
         raise LiveUpdateError(f"domain {record['name']} is not moved to other RAM: {'; '.join(problems)}")
 

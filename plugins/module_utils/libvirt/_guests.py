@@ -180,7 +180,7 @@ def inspect(record: dict) -> list[dict]:
         )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
         message = "its RAM file is on a disk, not on the tmpfs that memory_backing_dir in qemu.conf names"
-        reasons.append(reason("ram-on-disk", message, "run the playbook kvm.liveupdate.setup, then restart the domain"))
+        reasons.append(reason("ram-on-disk", message, f"run the playbook kvm.liveupdate.setup, {_reasons.RESTART}"))
     seen = _surveyed(record)
     if "xml" in seen:
         reasons += _reasons.xml_reasons(seen["xml"])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 __all__ = (
+    "RESTART",
     "confinement_reasons",
     "define",
     "definition_reasons",
@@ -38,6 +39,8 @@ _PREPARE = (
     "set <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking> in its XML and restart the domain, or let the playbook"
     " kvm.liveupdate.setup do it without a restart (hypervisor_setup_domains, hypervisor_setup_adopt)"
 )
+# A daemon that runs since before qemu.conf was written still uses the old place.
+RESTART = "restart libvirt's daemon (libvirtd or virtqemud), then restart the domain"
 _BRIDGE = "use a network interface on a bridge instead"
 
 # Code, path in the XML, message, remedy. The elements that are found follow the message.
@@ -156,7 +159,7 @@ def place_reasons(backends: list[dict], place: str) -> list[dict]:
     if not wrong:
         return []
     message = f"its RAM file {', '.join(wrong)} is not below {place} (memory_backing_dir), where libvirt looks for it after the jump"
-    return [reason("ram-elsewhere", message, "restart the domain, because qemu.conf has changed since it started")]
+    return [reason("ram-elsewhere", message, RESTART)]
 
 
 def format_reasons(configured: str) -> list[dict]:

@@ -11,7 +11,7 @@ import os
 from ..host import _units
 from . import _ram
 
-__all__ = ("APPARMOR_ABSTRACTION", "APPARMOR_RULE", "RAM_DIRECTORY", "RAM_MOUNT", "RAM_OPTIONS", "RAM_SIZE", "has_libvirt")
+__all__ = ("APPARMOR_ABSTRACTION", "APPARMOR_RULE", "RAM_DIRECTORY", "RAM_MOUNT", "RAM_OPTIONS", "RAM_SIZE", "has_libvirt", "lacks_mount")
 
 # A file that every domain's profile includes, and a folder that this file includes (AppArmor 3 and later).
 APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
@@ -27,3 +27,8 @@ RAM_OPTIONS = "mode=0755,size={size},huge=within_size"
 def has_libvirt(root: str = "/") -> bool:
     """Whether libvirt runs QEMU domains on this host."""
     return os.path.isdir(os.path.join(root, "etc/libvirt"))
+
+
+def lacks_mount() -> bool:
+    """Whether libvirt is to put RAM into our directory, and nothing is mounted there: the RAM would be in /run, which is small."""
+    return os.path.normpath(_ram.directory()) == RAM_DIRECTORY and not os.path.ismount(RAM_DIRECTORY)

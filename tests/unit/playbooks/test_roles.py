@@ -78,6 +78,49 @@ def test_patterns_become_the_names_of_guests_of_this_host(tmp_path):
     assert "hypervisor_setup_domains: no libvirt domain on none matches all" in output and "[] []" in output
 
 
+# A host's systemctl. Each daemon that runs has a file with the time of its start, and one with the restarts.
+DAEMONS = """#!/bin/sh
+for last; do :; done
+cd DIR/daemons
+case "$*" in
+is-active*) [ -e "$last" ] ;;
+show*ExecMainStartTimestamp*) cat "$last" ;;
+show*) printf '%s\\n' LoadState=loaded ActiveState=active ;;
+restart*) echo "$last" >> restarts; date -u '+%a %F %T.%6N UTC' > "$last" ;;
+esac
+"""
+LONG_AGO = "Thu 2020-01-02 03:04:05.678901 UTC\n"
+
+
+def test_libvirts_daemon_is_restarted_if_it_runs_since_before_its_configuration(tmp_path):
+    """A run that ended after it wrote qemu.conf left a daemon that puts the RAM of domains elsewhere, and no later run restarted it."""
+    (tmp_path / "systemctl").write_text(DAEMONS.replace("DIR", str(tmp_path)))
+    (tmp_path / "systemctl").chmod(0o755)
+    daemons, hook = tmp_path / "daemons", tmp_path / "libvirt/hooks/qemu.d/kvm-liveupdate"
+    daemons.mkdir()
+    hook.parent.mkdir(parents=True)
+    (tmp_path / "libvirt/qemu.conf").write_text("#memory_backing_dir = x\n")
+    tasks = json.loads(
+        json.dumps(yaml.safe_load((ROLES / "hypervisor_setup/tasks/libvirt.yml").read_text())).replace("/etc/", f"{tmp_path}/")
+    )
+
+    def restarted(*words):
+        (daemons / "restarts").write_text("")
+        code, output = play(tmp_path, tasks, {"here": {}}, *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
+        assert code == 0, output
+        return (daemons / "restarts").read_text().split(), "changed=0" not in output
+
+    (daemons / "virtqemud.service").write_text(LONG_AGO)
+    assert restarted("--check") == ([], True) and "#" in (tmp_path / "libvirt/qemu.conf").read_text()
+    assert restarted() == (["virtqemud.service"], True)  # the other does not run
+    (tmp_path / "libvirt/libvirtd.conf").touch()
+    assert restarted() == ([], False)
+    (daemons / "libvirtd.service").write_text(LONG_AGO)  # as after a run that ended before the restart
+    assert restarted() == (["libvirtd.service"], True)
+    hook.touch()  # libvirt looks for hooks when it starts
+    assert restarted() == (["virtqemud.service", "libvirtd.service"], True)
+
+
 @pytest.mark.skipif(os.path.exists("/usr/sbin/update-grub"), reason="this machine has GRUB")
 def test_no_host_is_rebooted_whose_menu_does_not_have_the_words(tmp_path):
     seen = {"reasons": [{"code": "cmdline"}], "kernel": {"cmdline": ""}}

@@ -14,7 +14,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _prov
 from ansible_collections.kvm.liveupdate.plugins.module_utils.handover import _digests, _session
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _this_boot
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _cmdline, _image, _proof
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _ram, _setup, _virsh
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 from ansible_collections.kvm.liveupdate.plugins.modules import hypervisor_info
 
@@ -208,3 +208,20 @@ def test_what_serves_a_guest_is_not_stopped(host, monkeypatch):
     monkeypatch.setattr(_reasons, "inspect", lambda record: record.update(servers=["cron.service"]) or [])
     found = hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=False))
     assert found["services_to_stop"] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "mounted", "is_reason"),
+    [("ours", False, True), ("ours/", False, True), ("ours", True, False), ("other", False, False)],
+)
+def test_no_update_starts_while_the_ram_of_domains_goes_into_run(host, tmp_path, monkeypatch, place, mounted, is_reason):
+    """An earlier setup may have ended before it mounted the tmpfs: guests die by SIGBUS when /run is full."""
+    (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}/{place}"\n')
+    monkeypatch.setattr(_ram, "_CONFIGURATION", str(tmp_path / "qemu.conf"))
+    monkeypatch.setattr(_setup, "RAM_DIRECTORY", str(tmp_path / "ours"))
+    monkeypatch.setattr(os.path, "ismount", lambda path: mounted and path == str(tmp_path / "ours"))
+    found = hypervisor_info.examine(SimpleNamespace(params=PARAMS, check_mode=True))
+    says = f"no tmpfs is mounted on {tmp_path}/ours, so the RAM of domains is in /run"
+    (refusal,) = [text for text in found["refusals"] if text.startswith(says)] or [""]
+    assert bool(refusal) is is_reason and (not is_reason or refusal.endswith(" - run the playbook kvm.liveupdate.setup"))
+    assert not is_reason or "runtime" in [why["code"] for why in found["reasons"] if why["message"].startswith(says)]

@@ -112,3 +112,37 @@ def test_a_host_that_grub_does_not_boot_is_told_at_once(host, monkeypatch, check
     with pytest.raises(LiveUpdateError, match=r'^.*update-grub does not exist on this host; add "kho=on liveupdate=on" to'):
         _boot_cmdline.change(WORDS, check_mode)
     assert host.runs == 0 and not (host.settings / "kvm-liveupdate.cfg").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["kho=on"]])
+def test_an_update_grub_that_fails_leaves_the_setting_as_it_was(host, monkeypatch, words):
+    """Otherwise the next run says that nothing changed, and the menu still has the words."""
+    _boot_cmdline.change(WORDS, False)
+    before = (host.settings / "kvm-liveupdate.cfg").read_text()
+
+    def fail():
+        raise LiveUpdateError("update-grub: exit code 1")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(_grub, "update", fail)
+        with pytest.raises(LiveUpdateError, match="exit code 1"):
+            _boot_cmdline.change(words, False)
+    assert (host.settings / "kvm-liveupdate.cfg").read_text() == before
+    assert _boot_cmdline.change(words, True) == _boot_cmdline.change(words, False) == (WORDS, words, True)
+    assert "liveupdate=on" in _boot_cmdline.missing(WORDS) and _boot_cmdline.change(words, False)[2] is False
+
+
+def test_a_removal_that_is_cut_off_in_update_grub_is_repeated(host, monkeypatch):
+    _boot_cmdline.change(WORDS, False)
+
+    def cut_off():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as failing:
+        failing.setattr(_grub, "update", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            _boot_cmdline.change([], False)
+    assert _boot_cmdline.missing(WORDS) == []  # the menu still has them
+    assert _boot_cmdline.change([], True) == _boot_cmdline.change([], False) == ([], [], True)
+    assert _boot_cmdline.missing(WORDS) == WORDS and not (host.settings / "kvm-liveupdate.cfg").exists()
+    assert _boot_cmdline.change([], False) == ([], [], False)

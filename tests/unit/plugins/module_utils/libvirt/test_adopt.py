@@ -8,11 +8,12 @@ import struct
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
-from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _adopt, _agent, _guests, _room, _virsh
+from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _adopt, _agent, _guests, _reasons, _room, _setup, _virsh
 from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt._reasons import reason
 
 XML = "<domain>\n  <name>app</name>\n  <memory unit='KiB'>1024</memory>\n</domain>\n"
 RECORD = {"name": "app", "uuid": "u", "backends": [{"id": "pc.ram", "size": 1 << 20}]}
+NOW = {**RECORD, "backends": [{"path": "/run/ram/libvirt/qemu/1-app/pc.ram"}]}  # after its start
 GIB = 1 << 30
 STREAM = b"QEVM" + bytes(range(256))
 
@@ -46,7 +47,14 @@ def a_host(tmp_path, monkeypatch):
     monkeypatch.setattr(_virsh, "SAVED", str(tmp_path))
     monkeypatch.setattr(_virsh, "virsh", host.virsh)
     monkeypatch.setattr(_virsh, "status", lambda record: "running")
-    monkeypatch.setattr(_guests, "inspect", lambda record: [reason("ram-anonymous", "anonymous", "mend it")])
+    monkeypatch.setattr(_guests, "known", lambda: [NOW] if host.started else [])
+    monkeypatch.setattr(
+        _guests,
+        "inspect",
+        lambda record: (
+            _reasons.place_reasons(record["backends"], "/run/ram") if record is NOW else [reason("ram-anonymous", "anonymous", "mend it")]
+        ),
+    )
     monkeypatch.setattr(_room, "free", lambda path: GIB)
     monkeypatch.setattr(_agent, "correct_clock", lambda name: {"clock": "synchronised"})
     return host
@@ -159,3 +167,33 @@ def test_no_link_that_qemus_user_puts_in_place_of_an_image_is_followed(host, mon
     with pytest.raises(LiveUpdateError, match=r"Too many levels of symbolic links|has a second hard link"):
         _adopt.adopt(RECORD)
     assert roots.read_bytes() == b"root's"
+
+
+def test_a_daemon_that_puts_the_ram_elsewhere_is_told(host, monkeypatch):
+    """It runs since before qemu.conf was written. The guest runs on, and its clock is right."""
+    elsewhere, clocks = {**NOW, "backends": [{"path": "/var/lib/libvirt/qemu/ram/libvirt/qemu/1-app/pc.ram"}]}, []
+    monkeypatch.setattr(_guests, "known", lambda: [{"name": "other"}, elsewhere])
+    monkeypatch.setattr(
+        _guests, "inspect", lambda record: _reasons.place_reasons(record["backends"], "/run/ram") if record is elsewhere else []
+    )
+    monkeypatch.setattr(_agent, "correct_clock", clocks.append)
+    with pytest.raises(LiveUpdateError) as caught:
+        _adopt.adopt(RECORD)
+    assert caught.value.message == (
+        "domain app runs again, but its new RAM cannot be preserved: its RAM file /var/lib/libvirt/qemu/ram/libvirt/qemu/1-app/pc.ram is"
+        " not below /run/ram (memory_backing_dir), where libvirt looks for it after the jump - restart libvirt's daemon (libvirtd or"
+        " virtqemud), then restart the domain"
+    )
+    assert clocks == ["app"] and not host.head.exists()
+    monkeypatch.setattr(_guests, "known", list)
+    with pytest.raises(
+        LiveUpdateError, match="domain app was started from its save, but its QEMU has ended; see /var/log/libvirt/qemu/app"
+    ):
+        _adopt.adopt(RECORD)
+
+
+def test_nothing_is_saved_while_the_new_ram_would_be_in_run(host, monkeypatch):
+    monkeypatch.setattr(_setup, "lacks_mount", lambda: True)
+    with pytest.raises(LiveUpdateError, match=r"no tmpfs is mounted on /run/kvm-liveupdate-ram - run the playbook kvm\.liveupdate\.setup"):
+        _adopt.adopt(RECORD)
+    assert not host.calls
