@@ -693,6 +693,14 @@ def refusals(reasons: list, guests: list) -> list:
     return [told(why) for why in reasons] + [f"guest {guest['name']}: {told(why)}" for guest in guests for why in guest["reasons"]]
 
 
+def mount_reasons(records: list) -> list:
+    """A reason if domains run and libvirt's tmpfs for their RAM is not mounted. The daemon brings it."""
+    if not any(record["provider"] == "libvirt" for record in records) or not _setup.lacks_mount():
+        return []
+    message = f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, so the RAM of domains is in /run, which is too small for it"
+    return [reason("runtime", message, "run the playbook kvm.liveupdate.setup")]
+
+
 def examine(module):
     """Read everything."""
     if module.params["kernel"] == "":
@@ -707,9 +715,7 @@ def examine(module):
     held = _hold.held_each([record for record in records if not _reasons.name_reasons(record)])
     guests = [guest_facts(record, record["name"] in held) for record in records]
     reasons = _readiness.reasons("/", version, not _runtime.outdated(_runtime.files([])))
-    if _setup.lacks_mount():
-        message = f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, so the RAM of domains is in /run, which is too small for it"
-        reasons.append(reason("runtime", message, "run the playbook kvm.liveupdate.setup"))
+    reasons += mount_reasons(records)
     limits = {
         record["name"]: (sum(ram["size"] for ram in record["ram"]), _reasons.memory_limits(record))
         for record, guest in zip(records, guests)
