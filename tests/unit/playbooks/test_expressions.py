@@ -302,21 +302,28 @@ def test_guests_that_stay_at_their_destination_are_known_with_the_place_of_the_h
 
 
 @pytest.mark.parametrize(
-    ("age", "away", "outcome", "fresh"),
+    ("age", "away", "outcome", "others", "fresh"),
     [
-        (0.0, [], "checked", True),
-        (299.0, [], "current", True),
-        (300.0, [], "checked", False),
-        (-1.0, [], "checked", False),  # the clock was set back
-        (1.0, ["db"], "checked", False),
-        (1.0, [], "refused", False),
+        (0.0, [], "checked", [], True),
+        (299.0, [], "current", [], True),
+        (300.0, [], "checked", [], False),
+        (-1.0, [], "checked", [], False),  # the clock was set back
+        (1.0, ["db"], "checked", [], False),
+        (1.0, [], "refused", [], False),
+        (1.0, [], "checked", [{"away": [], "examined_at": 900.0}], True),
+        (1.0, [], "checked", [{"away": [], "examined_at": 700.0}], False),
+        (1.0, [], "checked", [{"away": ["db"], "examined_at": 1000.0}], False),  # whose guest may have to be apart from one here
     ],
 )
-def test_an_old_examination_is_repeated(age, away, outcome, fresh):
+def test_an_old_examination_is_repeated(age, away, outcome, others, fresh):
+    """That of any host of the batch."""
+    own = {"away": away, "examined_at": 1000.0}
+    hosts = {f"hv{number}": {"__hypervisor_update_host": host} for number, host in enumerate([own, *others], 1)}
     given = {
         "now": lambda: SimpleNamespace(timestamp=lambda: 1000.0 + age),
         "hypervisor_update_result": {"outcome": outcome},
-        "__hypervisor_update_host": {"away": away, "examined_at": 1000.0},
+        "ansible_play_batch": [*hosts, "hv9"],  # which does not answer
+        "hostvars": {**hosts, "hv9": {}},
     }
     assert bool(value(DEFAULTS["__hypervisor_update_fresh"], **given)) is fresh
     assert not value(DEFAULTS["__hypervisor_update_fresh"], **given, __hypervisor_update_moves=True)
