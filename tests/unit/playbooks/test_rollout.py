@@ -349,8 +349,8 @@ def test_a_host_waits_for_one_of_its_batch_whose_guests_come_back_first(tmp_path
     for name, guest in (("hv1", "db"), ("hv2", "web")):
         (tmp_path / f"host_vars/{name}.yml").write_text(f"hypervisor_update_labels: {{{guest}: {{cluster: s}}}}\n")
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_serial=2, hypervisor_update_paused_max={"cluster": 1})
-    assert code != 0 and stage.calls("kexec") == ["hv1"] and outcomes(stage)["hv2"] == "refused", output
-    assert "guests have moved" in said(output)[1], output
+    assert code != 0 and sorted(outcomes(stage).values()) == ["refused", "updated"] and len(stage.calls("kexec")) == 1, output
+    assert any("refused, not touched: guests have moved" in line for line in said(output)), output
 
 
 # A run jumped, and its controller was lost. Guests that it sent away come back only when there is a file "mended".

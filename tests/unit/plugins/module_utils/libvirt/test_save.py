@@ -274,4 +274,4 @@ def test_the_managed_save_of_a_domain_that_is_not_defined_any_more_needs_no_remo
     _save.discard("gone")
     assert libvirt.asked() == []
     _save.discard("app")
-    assert libvirt.asked() == ["managedsave-remove app"]
+    assert libvirt.asked() == ["managedsave-remove app", "domstate app"]
