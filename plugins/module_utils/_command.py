@@ -84,9 +84,8 @@ def _resume(name: str) -> None:
             )
         whole = _paused.whole_saves(record)
     if not (why or whole):
-        raise LiveUpdateError(
-            f"guest {name} was not paused by an update or a rehearsal; resume it with 'virsh resume' or in its QEMU monitor (cont)"
-        )
+        how = f"with 'virsh resume {record['uuid']}'" if record["provider"] == "libvirt" else "in its QEMU monitor (cont)"
+        raise LiveUpdateError(f"guest {name} was not paused by an update or a rehearsal; to resume it all the same, do so {how}")
 
 
 def _checked(name: str) -> str:

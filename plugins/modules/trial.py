@@ -248,9 +248,10 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.trial import _compa
 POLL_S = 1.0
 
 
-def is_prepared(trial: dict, boot_id: str, runs: bool) -> bool:
-    """Whether there is nothing to prepare. A trial of an earlier boot is over. Pure."""
-    return bool(trial) and trial["boot_id"] == boot_id and runs
+def is_prepared(boot_id: str) -> bool:
+    """Whether there is nothing to prepare. A trial of an earlier boot is over, and a guest that started again has no mark."""
+    trial = _files.read_json(_files.TRIAL)
+    return bool(trial) and trial["boot_id"] == boot_id and _guest.is_marked(trial["mark"].encode())
 
 
 def refuse_guests(names: list) -> None:
@@ -268,7 +269,7 @@ def prepare(module):
     records = _providers.records()
     refuse_guests([guest["name"] for guest in (*records, *_providers.strangers(records))])
     boot_id = _this_boot.boot_id()
-    if is_prepared(_files.read_json(_files.TRIAL), boot_id, bool(_guest.running())):
+    if is_prepared(boot_id):
         return {"changed": False}
     qemu = _guest.find_qemu(module.params["qemu"])
     if not module.check_mode:
@@ -278,8 +279,8 @@ def prepare(module):
         seed = int(mark[:7], 16)
         trial = {"boot_id": boot_id, "kernel": _this_boot.kernel()["release"], "mark": mark, "seed": seed, "devices": _devices.read()}
         with _lock.Lock():
-            _files.write_json(_files.TRIAL, trial)
             _guest.start(qemu, seed, mark.encode())
+            _files.write_json(_files.TRIAL, trial)  # last: only a trial with all its parts is prepared
     return {"changed": True}
 
 

@@ -24,6 +24,8 @@ SETTING = "/etc/default/grub.d/kvm-liveupdate.cfg"
 _SETTING = """# Let the kernel carry the guests' memory through a kexec (module kvm.liveupdate.boot_cmdline)
 GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {words}"
 """
+# The last line of our file until the menu is written: if that is cut off, a later run sees that the menu may have other words.
+_UNFINISHED = "# update-grub has not written the menu from this file yet\n"
 
 
 def words_of(text: str) -> list[str]:
@@ -50,14 +52,13 @@ def change(words: list[str], check_mode: bool) -> tuple[list[str], list[str], bo
     wanted = _SETTING.format(words=" ".join(words)) if words else ""
     changed = text != wanted or bool(words and missing(words))
     if changed and not check_mode:
-        _write(wanted or _SETTING.format(words=""))  # without words the file stays until the menu is written: a later run sees it then
+        _write(_SETTING.format(words=" ".join(words)) + _UNFINISHED)
         try:
             _grub.update()
         except LiveUpdateError:
             _write(text)
             raise
-        if not words:
-            _write("")
+        _write(wanted)
         _refuse_no_effect(words)
     return words_of(text), words, changed
 

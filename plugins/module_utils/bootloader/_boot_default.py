@@ -26,6 +26,8 @@ LIMIT_S = _limits.BOOT_LOADER
 _SETTING = """# The kernel that a cold boot comes up with, kept by kvm.liveupdate.boot_default
 GRUB_DEFAULT="{entry}"
 """
+# Without effect on GRUB. Our file has it until the menu is written without our default: if that is cut off, a later run sees it.
+_REMOVED = '# GRUB_DEFAULT="{entry}"\n'
 
 
 def release_of(kernel: str) -> str:
@@ -35,11 +37,8 @@ def release_of(kernel: str) -> str:
 
 def kept() -> str:
     """The default that this module has set, an entry of GRUB's menu or an image; empty if it has not."""
-    try:
-        with open(SETTING, encoding="utf-8") as file:
-            return setting_of(file.read())
-    except FileNotFoundError:
-        return str(_files.read_json(_files.BOOT_DEFAULT).get("kernel", ""))
+    text = _text()
+    return setting_of(text) if text else str(_files.read_json(_files.BOOT_DEFAULT).get("kernel", ""))
 
 
 def change(kernel: str, check_mode: bool) -> tuple[str, str]:
@@ -56,8 +55,8 @@ def change(kernel: str, check_mode: bool) -> tuple[str, str]:
 
 
 def setting_of(text: str) -> str:
-    """The entry in our file of settings. Pure."""
-    found = re.search(r'^GRUB_DEFAULT="(.*)"$', text, re.MULTILINE)
+    """The entry in our file of settings, also one that is being removed. Pure."""
+    found = re.search(r'^(?:# )?GRUB_DEFAULT="(.*)"$', text, re.MULTILINE)
     return found[1] if found else ""
 
 
@@ -65,7 +64,8 @@ def _with_grub(kernel: str, check_mode: bool) -> tuple[str, str]:
     before = kept()
     if not kernel:
         if before and not check_mode:
-            _set("", before)
+            _set(_REMOVED.format(entry=before))
+            _files.remove(SETTING)
         return before, ""
     why = _grub.not_in_charge()
     if why:
@@ -83,9 +83,9 @@ def _with_grub(kernel: str, check_mode: bool) -> tuple[str, str]:
             f"{_grub.MENU} has no entry for kernel {release} ({kernel}); install the kernel as /boot/vmlinuz-{release} so that GRUB"
             " finds it"
         )
-    in_force = before if before == _default() else ""
+    in_force = before if before == _default() and _text() == _SETTING.format(entry=before) else ""
     if not check_mode and entry != in_force:
-        _set(entry, before)
+        _set(_SETTING.format(entry=entry), entry)
     return in_force, entry or f"the entry of kernel {release}"
 
 
@@ -93,12 +93,13 @@ def _default() -> str:
     return _grub.default_of(_grub.menu(), _grub.environment())
 
 
-def _set(entry: str, before: str) -> None:
-    """Make an entry the default or, if empty, remove our setting.
+def _set(text: str, entry: str = "") -> None:
+    """Write our setting and the menu, in which this entry then has to be the default; empty for any.
 
     A setting without effect is undone, so that a later run does not take it for set.
     """
-    _write(entry)
+    before = _text()
+    _write(text)
     try:
         _grub.update()
         if entry:
@@ -121,10 +122,18 @@ def _refuse_no_effect(entry: str) -> None:
     )
 
 
-def _write(entry: str) -> None:
-    if entry:
+def _text() -> str:
+    try:
+        with open(SETTING, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _write(text: str) -> None:
+    if text:
         os.makedirs(os.path.dirname(SETTING), exist_ok=True)
-        _files.write_text(SETTING, _SETTING.format(entry=entry), 0o644)
+        _files.write_text(SETTING, text, 0o644)
     else:
         _files.remove(SETTING)
 
@@ -133,16 +142,31 @@ def _with_grubby(kernel: str, check_mode: bool) -> tuple[str, str]:
     record, now = _files.read_json(_files.BOOT_DEFAULT), _commands.run(GRUBBY, "--default-kernel").strip()
     wanted = kernel or record.get("before", now)
     if not check_mode:
-        if wanted != now:
-            _commands.run(GRUBBY, f"--set-default={wanted}", timeout=LIMIT_S)
-            seen = _commands.run(GRUBBY, "--default-kernel").strip()
-            if seen != wanted:
-                raise LiveUpdateError(
-                    f"a cold boot would start {seen}, although grubby set {wanted} as the default; compare both in the output of 'grubby"
-                    " --info=ALL'"
-                )
-        if kernel:
-            _files.write_json(_files.BOOT_DEFAULT, {"before": record.get("before", now), "kernel": kernel})
-        else:
-            _files.remove(_files.BOOT_DEFAULT)
+        if kernel:  # before the change, which may be cut off: afterwards nothing else tells the previous default
+            _record({"before": record.get("before", now), "kernel": kernel})
+        try:
+            if wanted != now:
+                _set_with_grubby(wanted)
+        except LiveUpdateError:
+            _record(record)
+            raise
+        if not kernel:
+            _record({})
     return record.get("kernel", "") if now == record.get("kernel") else "", kernel
+
+
+def _set_with_grubby(kernel: str) -> None:
+    _commands.run(GRUBBY, f"--set-default={kernel}", timeout=LIMIT_S)
+    seen = _commands.run(GRUBBY, "--default-kernel").strip()
+    if seen != kernel:
+        raise LiveUpdateError(
+            f"a cold boot would start {seen}, although grubby set {kernel} as the default; compare both in the output of 'grubby"
+            " --info=ALL'"
+        )
+
+
+def _record(content: dict) -> None:
+    if content:
+        _files.write_json(_files.BOOT_DEFAULT, content)
+    else:
+        _files.remove(_files.BOOT_DEFAULT)

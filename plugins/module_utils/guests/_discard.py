@@ -78,9 +78,10 @@ def _refuse(record: dict, journal: dict) -> None:
         raise LiveUpdateError(told(why))
     name, state = record["name"], _providers.of(record).status(record)
     if journal.get("state") == "saved":
+        destroy = f", 'virsh destroy {record['uuid']}'" if record["provider"] == "libvirt" else ""
         raise LiveUpdateError(
             f"guest {name}: its QEMU runs ({state}) and may be loading the saved state. If the guest is not restored, stop it first"
-            f" ('systemctl stop {typed(record['unit'])}', for a domain also 'virsh destroy'), then discard the state"
+            f" ('systemctl stop {typed(record['unit'])}'{destroy}), then run 'kvm-liveupdate discard {typed(name)}' again"
         )
     if state != "running":
         raise LiveUpdateError(f"guest {name} is {state}, and may need its saved state; resume or stop the guest first")

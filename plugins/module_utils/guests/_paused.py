@@ -36,7 +36,8 @@ def by(record: dict) -> str:
     state = _providers.of(record).status(record)
     under_way = _journal.outcome(_journal.of_update(), _this_boot.boot_id(), "") == "pending"
     if state == "running" and not under_way:  # else it will be paused
-        _files.remove(_files.run_path(name, "paused"))  # else a later pause by its owner would look like ours
+        for mark in ("paused", "written"):  # else a later pause by its owner, or a save by another program, would look like ours
+            _files.remove(_files.run_path(name, mark))
     if state not in ("paused", "postmigrate"):
         return ""
     return "restore" if restored else "update"

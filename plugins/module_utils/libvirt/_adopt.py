@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from .._errors import LiveUpdateError, told
+from .._errors import LiveUpdateError, told, typed
 from . import _agent, _definition, _guests, _needs, _room, _save_directory, _save_image, _setup, _virsh
 
 __all__ = ("adopt", "obstacles", "refuse")
@@ -49,7 +49,7 @@ def adopt(record: dict) -> dict:
         except (LiveUpdateError, OSError) as worse:
             message = (
                 f"domain {name}: {err}. It does not start on its old RAM either: {worse}; {otherwise}. If that fails and {head} exists,"
-                f" write this file over the beginning of {image}"
+                f" run 'dd if={typed(head)} of={typed(image)} conv=notrunc', then start it again"
             )
             raise LiveUpdateError(message) from err
         _save_directory.remove(head)

@@ -194,7 +194,7 @@ def portable(xml: str) -> str:
 def _may_leave(uri: str, uuid: str) -> dict:
     """Details of an error: whether libvirt may still be working on the domain, as far as libvirt tells."""
     try:
-        at_work = bool(_reasons.job_reasons(_virsh(uri, "domjobinfo", uuid)))
+        at_work = bool(_reasons.job_reasons(_virsh(uri, "domjobinfo", uuid), uuid))
     except LiveUpdateError:
         at_work = True
     return {"settled": False} if at_work else {}

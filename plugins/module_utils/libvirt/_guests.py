@@ -185,7 +185,7 @@ def inspect(record: dict) -> list[dict]:
     if "xml" in seen:
         reasons += _reasons.xml_reasons(seen["xml"])
         reasons += _start_reasons(record, seen)
-    job = _reasons.job_reasons(seen["job"]) if "job" in seen else []
+    job = _reasons.job_reasons(seen["job"], record["uuid"]) if "job" in seen else []
     if job:
         return reasons + job  # while a job runs, libvirt allows no other monitor commands
     from ..vmm import _changes  # not on the boot path

@@ -202,14 +202,14 @@ def define(uuid: str) -> str:
     return f"define it: virsh dumpxml --inactive --security-info {uuid} > {uuid}.xml && virsh define {uuid}.xml"
 
 
-def job_reasons(shown: str) -> list[dict]:
+def job_reasons(shown: str, uuid: str) -> list[dict]:
     """Whether libvirt runs a job on the domain, from the output of ``virsh domjobinfo``."""
     facts = {key.strip(): value.strip() for key, _colon, value in (line.partition(":") for line in shown.splitlines())}
     kind = facts.get("Job type", "unknown")
     if kind == "None":
         return []
     message = f"libvirt runs a job on it (migration, save, backup): {facts.get('Operation', kind)}"
-    return [reason("libvirt-job", message, "wait for its end, or cancel it with virsh domjobabort")]
+    return [reason("libvirt-job", message, f"wait for its end, or cancel it with 'virsh domjobabort {uuid}'")]
 
 
 def monitor_reasons(seen: dict, uuid: str) -> list[dict]:
@@ -223,7 +223,7 @@ def monitor_reasons(seen: dict, uuid: str) -> list[dict]:
         for text in seen.get("blockers", ())
     ]
     if seen.get("block_jobs"):
-        remedy = "wait for its end, or cancel it with virsh blockjob --abort"
+        remedy = f"wait for its end, or cancel it with 'virsh blockjob {uuid} DISK --abort' ('virsh domblklist {uuid}' shows the disks)"
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))

@@ -249,10 +249,13 @@ def discard(name: str) -> None:
     if uuid:
         with contextlib.suppress(LiveUpdateError):  # libvirt may know of no image, or of one that is gone
             _virsh.virsh("managedsave-remove", uuid)
-    _save_directory.discard(_virsh.image_path(name))
+    _save_directory.discard(name, _virsh.image_path(name))
     state = _virsh.virsh("domstate", uuid).strip() if uuid else ""
     if state in ("paused", "in shutdown"):  # it may have opened the image, and only the guest's state keeps it from running
-        raise LiveUpdateError(f"guest {name} is {state}, so another program may be starting it; wait for its end, then discard again")
+        raise LiveUpdateError(
+            f"guest {name} is {state}, so another program may be starting it; wait for the end of this start, then run 'kvm-liveupdate"
+            f" discard {typed(name)}' again"
+        )
 
 
 def _belongs_to_a_unit(state: str) -> bool:

@@ -16,7 +16,7 @@ import contextlib
 import os
 import stat
 
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from . import _ram
 
 __all__ = ("discard", "open_existing", "put", "remove")
@@ -59,8 +59,8 @@ def remove(path: str) -> None:
         os.fsync(folder)
 
 
-def discard(path: str) -> None:
-    """As :func:`remove`, for an image from which no domain may start; an error names it.
+def discard(name: str, path: str) -> None:
+    """As :func:`remove`, for an image from which the domain ``name`` may not start; an error names it.
 
     ``virsh managedsave-remove`` does nothing if libvirt does not know of the image: it was written behind its back. But a start uses it.
     """
@@ -68,7 +68,8 @@ def discard(path: str) -> None:
         remove(path)
     except OSError as err:
         raise LiveUpdateError(
-            f"the saved image {path}, which lacks the guest's RAM, cannot be removed: {err}; remove it, then try again"
+            f"guest {name}: the saved image {path}, which lacks the guest's RAM, cannot be removed: {err}. Correct this, then run"
+            f" 'kvm-liveupdate discard {typed(name)}'. The guest can start only after that"
         ) from err
 
 

@@ -84,7 +84,7 @@ def _without_image(name: str, journal: dict) -> str:
     until = time.monotonic() + LIBVIRT_LIMIT_S
     with contextlib.suppress(LiveUpdateError):  # libvirt may know of no image, or of one that is gone
         _virsh.virsh("managedsave-remove", _domain(journal))
-    _save_directory.discard(journal["image"])
+    _save_directory.discard(name, journal["image"])
     while (state := _state(journal)) in ("", "paused", "in shutdown"):
         if time.monotonic() > until:
             raise LiveUpdateError(

@@ -50,15 +50,18 @@ def save(record: dict, path: str, running: bool) -> dict:  # pylint: disable=unu
 
 def pause_and_write(record: dict, monitor: _monitor.Monitor, path: str) -> float:
     """:func:`_monitor.write_state`, with a mark that the save is ours, as long as the guest does not run after it."""
+    mark = _files.run_path(record["name"], "written")
 
     def begin() -> None:
-        _files.write_json(_files.run_path(record["name"], "written"), _pause_of(record))
+        _files.write_json(mark, _pause_of(record))
 
+    if monitor.status() == "running":
+        _files.remove(mark)  # of an undo that gave up: if another program migrates the guest now, that is not our save
     return _monitor.write_state(monitor, path, begin)
 
 
 def _pause_of(record: dict) -> dict:
-    """What identifies the present pause of the guest: its QEMU, and how long that has run the guest."""
+    """What identifies the present pause of the guest: its QEMU, and how long that has run the guest. Without KVM that is always 0."""
     return {"pid": record["pid"], "started": record["started"], "guest_time": _processes.guest_time(record["pid"])}
 
 
@@ -131,8 +134,7 @@ def resume(record: dict, running: bool) -> None:
         )
     if running and stands:
         raise LiveUpdateError(f"the guest is still {state or 'in an unknown state'} after {UNDO_LIMIT_S:g} s: {why}")
-    if running:
-        _files.remove(_files.run_path(record["name"], "written"))
+    _files.remove(_files.run_path(record["name"], "written"))  # it runs, or its owner decides when it does
     if not whole:
         raise LiveUpdateError(f"{_guests.ignore_shared_stays(record)}: {why}")
 

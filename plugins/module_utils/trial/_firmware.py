@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("MARK_AT", "RAM", "STATUS_AT", "firmware", "look", "status")
+__all__ = ("MARK_AT", "RAM", "STATUS_AT", "firmware", "is_marked", "look", "status")
 
 RAM = 64 << 20
 _PAGE = 4096
@@ -81,10 +81,15 @@ def status(ram: t.BinaryIO) -> dict:
     return dict(zip(("passes", "wrong", "ticks"), _STATUS.unpack(ram.read(_STATUS.size))))
 
 
-def look(ram: t.BinaryIO, seed: int, mark: bytes) -> dict:
-    """The same, and what the host sees: ``marked``, whether the mark is there; ``pages``; how many ``differ``."""
+def is_marked(ram: t.BinaryIO, mark: bytes) -> bool:
+    """Whether the mark is there."""
     ram.seek(MARK_AT)
-    marked = ram.read(len(mark)) == mark
+    return ram.read(len(mark)) == mark
+
+
+def look(ram: t.BinaryIO, seed: int, mark: bytes) -> dict:
+    """What the guest says, and what the host sees: ``marked``, whether the mark is there; ``pages``; how many ``differ``."""
+    marked = is_marked(ram, mark)
     ram.seek(_FIRST)
     pages = (RAM - _FIRST) // _PAGE
     differ = sum(ram.read(_PAGE) != struct.pack("<I", seed + page) * (_PAGE // 4) for page in range(pages))

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("NAME", "exists", "find_qemu", "findings", "look", "remove", "running", "start")
+__all__ = ("NAME", "exists", "find_qemu", "findings", "is_marked", "look", "remove", "running", "start")
 
 NAME = _units.TRIAL.rpartition(".")[0]
 _QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
@@ -71,6 +71,15 @@ def start(qemu: str, seed: int, mark: bytes) -> None:
     with open(_ram(running()), "r+b") as ram:
         ram.seek(_firmware.MARK_AT)
         ram.write(mark)
+
+
+def is_marked(mark: bytes) -> bool:
+    """Whether it runs, and its memory has the mark."""
+    try:
+        with open(_ram(running()), "rb") as ram:
+            return _firmware.is_marked(ram, mark)
+    except (LiveUpdateError, OSError):
+        return False
 
 
 def look(seed: int, mark: bytes) -> dict:

@@ -166,10 +166,15 @@ def write_state(monitor: Monitor, path: str, begin: t.Callable[[], None] = lambd
 def _refuse_migrated(monitor: Monitor, states: t.Collection[str]) -> None:
     """Raise if another program migrates or saves the guest, or has done so."""
     status, state = monitor.query("query-migrate").get("status", "none"), monitor.status()
-    if status not in OVER or state not in states:
+    if status not in OVER:
+        raise LiveUpdateError(f"another program migrates or saves it (run state {state}, migration {status}); wait for its end")
+    if state == "postmigrate":
         raise LiveUpdateError(
-            f"another program migrates or saves it (run state {state}, migration {status}); wait for its end, then try again"
+            f"another program has migrated or saved it (run state {state}). If it runs on no other host, resume it in its QEMU monitor"
+            " (cont)"
         )
+    if state not in states:
+        raise LiveUpdateError(f"its QEMU is {state}, not {' or '.join(states)}; stop programs that manage this guest")
 
 
 def go_on(monitor: Monitor, begin: t.Callable[[], None] = lambda: None, refused: t.Callable[[], None] = lambda: None) -> bool:

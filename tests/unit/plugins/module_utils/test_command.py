@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import types
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _command
@@ -210,7 +211,8 @@ def test_a_domain_that_another_program_starts_keeps_its_guard(tmp_path, image, m
     monkeypatch.setattr(_virsh, "virsh", lambda verb, *_words, **_limit: f"{state}\n" if verb == "domstate" else "")
     (tmp_path / "app.state").write_text("{}")
     assert _command.main(["discard", "app"]) == 1
-    assert f"guest app is {state}, so another program may be starting it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"guest app is {state}, so another program may be starting it" in said and "'kvm-liveupdate discard app' again" in said
     assert (tmp_path / "app.state").exists()
 
 
@@ -221,8 +223,12 @@ def test_a_domain_is_guarded_as_long_as_its_image_cannot_be_removed(tmp_path, im
     (tmp_path / "app.state").write_text("{}")
     assert _command.main(["discard", "app"]) == 1
     said = capsys.readouterr().err
-    assert f"the saved image {image}, which lacks the guest's RAM, cannot be removed: " in said and "remove it, then try again" in said
+    assert f"the saved image {image}, which lacks the guest's RAM, cannot be removed: " in said
+    assert "Correct this, then run 'kvm-liveupdate discard app'. The guest can start only after that" in said
     assert (tmp_path / "app.state").exists() and _journal.recorded("app")["state"] == "saved"
+    image.rmdir()
+    assert _command.main(["discard", "app"]) == 0
+    assert not (tmp_path / "app.state").exists() and not _journal.recorded("app")
 
 
 @pytest.mark.parametrize("left", ["nothing", "a state of a unit", "memory"])
@@ -437,6 +443,18 @@ def test_what_an_undone_update_kept_of_a_guest_is_given_up_when_it_runs(tmp_path
     assert (released, (tmp_path / "web.state").exists()) == ((["web"], False) if state == "running" else ([], True))
 
 
+@pytest.mark.parametrize(
+    ("provider", "ends"),
+    [("qemu", "('systemctl stop u.service')"), ("libvirt", "('systemctl stop u.service', 'virsh destroy 1-2')")],
+)
+def test_a_guest_that_may_be_loading_its_state_is_stopped_by_the_commands_that_are_named(monkeypatch, provider, ends):
+    monkeypatch.setattr(_paused, "reasons", lambda _record: [])
+    monkeypatch.setattr(_providers, "of", lambda _record: types.SimpleNamespace(status=lambda _guest: "paused"))
+    with pytest.raises(LiveUpdateError) as told:
+        _discard._refuse({"name": "web", "provider": provider, "unit": "u.service", "uuid": "1-2"}, {"state": "saved"})
+    assert told.value.message.endswith(f"stop it first {ends}, then run 'kvm-liveupdate discard web' again")
+
+
 def test_a_guest_that_is_back_has_nothing_to_give_up(tmp_path, capsys, virsh, runs):
     runs("running")
     saved = {"state": "saved", "guest": "web", "hold": "h", "unit": "web.service", "boot_id": "before", "times": {"paused": 1.0}}
@@ -452,7 +470,9 @@ def test_a_guest_that_nothing_of_ours_keeps_paused_is_its_owners(capsys, virsh, 
     whole = [False, True]  # it runs, and an undo could not have QEMU put the RAM into its saves again
     monkeypatch.setattr(_paused, "whole_saves", lambda record: whole.pop(0))
     assert _command.main(["resume", "web"]) == 1
-    assert "was not paused by an update or a rehearsal" in capsys.readouterr().err
+    assert (
+        "was not paused by an update or a rehearsal; to resume it all the same, do so in its QEMU monitor (cont)" in capsys.readouterr().err
+    )
     assert _command.main(["resume", "web"]) == 0
     with _lock.Lock():
         assert _command.main(["resume", "web"]) == 1

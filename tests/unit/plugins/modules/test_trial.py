@@ -28,8 +28,8 @@ class Host:
     """What is on the host, and what was done."""
 
     def __init__(self):
-        self.boot, self.guests, self.strangers, self.exists = "old", [], [], False
-        self.now, self.done = [devices(CARD)], []
+        self.boot, self.guests, self.strangers, self.exists, self.mark = "old", [], [], False, b""
+        self.now, self.done, self.cut_off = [devices(CARD)], [], False
 
     def read(self):
         return self.now.pop(0) if len(self.now) > 1 else self.now[0]
@@ -37,10 +37,13 @@ class Host:
     def start(self, qemu, seed, mark):
         self.done.append(("start", qemu, 0 <= seed < 1 << 31, len(mark)))
         self.guests, self.exists = [_guest.NAME], True
+        if self.cut_off:
+            raise KeyboardInterrupt
+        self.mark = mark
 
     def remove(self):
         self.done.append("remove")
-        self.guests, self.exists = [], False
+        self.guests, self.exists, self.mark = [], False, b""
         _files.remove(_files.TRIAL)
 
 
@@ -56,7 +59,7 @@ def a_drained_host(tmp_path, monkeypatch):
     monkeypatch.setattr(_devices, "seen", lambda: {f"pci {CARD}", f"driver {CARD}"})
     monkeypatch.setattr(_providers, "records", lambda: [{"name": name} for name in host.guests])
     monkeypatch.setattr(_providers, "strangers", lambda _records: [{"name": name} for name in host.strangers])
-    monkeypatch.setattr(_guest, "running", lambda: {"name": _guest.NAME} if _guest.NAME in host.guests else {})
+    monkeypatch.setattr(_guest, "is_marked", lambda mark: _guest.NAME in host.guests and host.mark == mark)
     monkeypatch.setattr(_guest, "find_qemu", lambda given: given or "/usr/bin/qemu")
     monkeypatch.setattr(_guest, "exists", lambda: host.exists)
     monkeypatch.setattr(_guest, "start", host.start)
@@ -78,12 +81,26 @@ def test_a_trial_is_prepared_once(host):
     assert not ask("prepared")["changed"] and not ask("prepared", check_mode=True)["changed"] and len(host.done) == 1
 
 
-@pytest.mark.parametrize("change", [{"boot": "new"}, {"guests": []}])
-def test_a_trial_of_an_earlier_boot_or_without_its_guest_is_begun_anew(host, change):
+@pytest.mark.parametrize("change", [{"boot": "new"}, {"guests": []}, {"mark": b""}])
+def test_a_trial_of_an_earlier_boot_or_without_its_marked_guest_is_begun_anew(host, change):
     ask("prepared")
     vars(host).update(change)
     assert ask("prepared")["changed"] and host.done[1:] == ["remove", ("start", "/usr/bin/qemu", True, 36)]
     assert _files.read_json(_files.TRIAL)["boot_id"] == host.boot
+
+
+def test_a_trial_that_was_cut_off_before_its_guest_had_the_mark_is_not_prepared(host):
+    """After a jump its guest would look as if its memory was lost."""
+    host.cut_off = True
+    with pytest.raises(KeyboardInterrupt):
+        ask("prepared")
+    host.cut_off, host.boot = False, "new"
+    with pytest.raises(LiveUpdateError, match="no trial is prepared on this host"):
+        ask("compared")
+    host.boot = "old"
+    assert ask("prepared", check_mode=True)["changed"] and ask("prepared")["changed"]
+    assert host.done[1:] == ["remove", ("start", "/usr/bin/qemu", True, 36)]
+    assert not ask("prepared")["changed"]
 
 
 @pytest.mark.parametrize(("guests", "strangers", "says"), [(["web", "db"], [], "web, db run here"), ([], ["pid-9"], "pid-9 runs here")])

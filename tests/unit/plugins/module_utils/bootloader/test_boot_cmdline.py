@@ -65,7 +65,7 @@ def test_the_setting_is_durable(host, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     _boot_cmdline.change(WORDS, False)
-    assert len(synced) == 2  # the file and its directory
+    assert len(synced) == 4  # the file and its directory, before update-grub and after it
 
 
 def test_a_menu_that_was_never_written_is_written(host):
@@ -132,7 +132,8 @@ def test_an_update_grub_that_fails_leaves_the_setting_as_it_was(host, monkeypatc
     assert "liveupdate=on" in _boot_cmdline.missing(WORDS) and _boot_cmdline.change(words, False)[2] is False
 
 
-def test_a_removal_that_is_cut_off_in_update_grub_is_repeated(host, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["kho=on"]])
+def test_a_removal_that_is_cut_off_in_update_grub_is_repeated(host, monkeypatch, words):
     _boot_cmdline.change(WORDS, False)
 
     def cut_off():
@@ -141,8 +142,9 @@ def test_a_removal_that_is_cut_off_in_update_grub_is_repeated(host, monkeypatch)
     with monkeypatch.context() as failing:
         failing.setattr(_grub, "update", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            _boot_cmdline.change([], False)
+            _boot_cmdline.change(words, False)
     assert _boot_cmdline.missing(WORDS) == []  # the menu still has them
-    assert _boot_cmdline.change([], True) == _boot_cmdline.change([], False) == ([], [], True)
-    assert _boot_cmdline.missing(WORDS) == WORDS and not (host.settings / "kvm-liveupdate.cfg").exists()
-    assert _boot_cmdline.change([], False) == ([], [], False)
+    assert _boot_cmdline.change(words, True) == _boot_cmdline.change(words, False) == (words, words, True)
+    assert "liveupdate=on" in _boot_cmdline.missing(WORDS)
+    assert (host.settings / "kvm-liveupdate.cfg").exists() is bool(words)
+    assert _boot_cmdline.change(words, False) == (words, words, False)

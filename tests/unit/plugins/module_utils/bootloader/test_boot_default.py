@@ -119,6 +119,28 @@ def test_what_could_not_be_set_is_as_it_was(debian, before, kernel):
     assert debian.setting.exists() is bool(before)
 
 
+def test_a_removal_that_is_cut_off_in_update_grub_is_repeated(debian, monkeypatch):
+    _boot_default.change("/boot/vmlinuz-7.2.13", False)
+
+    def cut_off(*_command, **_limit):
+        raise KeyboardInterrupt
+
+    def remove():
+        with monkeypatch.context() as failing:
+            failing.setattr(_commands, "run", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                _boot_default.change("", False)
+
+    remove()
+    assert _boot_default.kept() == OLD  # as the menu has it
+    assert _boot_default.change("", True) == _boot_default.change("", False) == (OLD, "")
+    assert 'set default="0"' in debian.path.read_text() and not debian.setting.exists()
+    assert _boot_default.change("", False) == ("", "")
+    _boot_default.change("/boot/vmlinuz-7.2.13", False)
+    remove()
+    assert _boot_default.change("/boot/vmlinuz-7.2.13", False) == ("", OLD) and f'\nGRUB_DEFAULT="{OLD}"\n' in debian.setting.read_text()
+
+
 def test_a_later_file_that_wins_is_named(debian, programs):
     """Proxmox pins a kernel so."""
     pin = programs / "proxmox-kernel-pin.cfg"
@@ -201,6 +223,26 @@ def test_with_grubby_the_former_default_comes_back(programs, monkeypatch):
     assert _boot_default.change(new, False) == (old, new) and default[-1] == _boot_default.kept() == new
     assert _boot_default.change("", False) == (new, "") and default[-1] == old
     assert _boot_default.change("", False) == ("", "") and _boot_default.kept() == ""
+
+
+def test_with_grubby_the_former_default_is_on_record_before_the_change(programs, monkeypatch):
+    (programs / "grubby").touch()
+    old, new = "/boot/vmlinuz-old", "/boot/vmlinuz-new"
+    default, cut_off = [old], [True]
+
+    def run(_program, word, **_limit):
+        if word.startswith("--set-default="):
+            default.append(word.partition("=")[2])
+            if cut_off:
+                raise KeyboardInterrupt
+        return f"{default[-1]}\n"
+
+    monkeypatch.setattr(_commands, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        _boot_default.change(new, False)
+    cut_off.clear()
+    _boot_default.change(new, False)
+    assert _boot_default.change("", False) == (new, "") and default[-1] == old
 
 
 def test_a_default_that_grubby_does_not_take_is_an_error(programs, monkeypatch):

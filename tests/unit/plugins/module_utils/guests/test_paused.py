@@ -220,3 +220,11 @@ def test_a_guest_that_has_run_since_is_its_owners(machine, monkeypatch):
     assert _paused.by(RECORD) == "update"
     ticks[0] = 6
     assert _paused.by(RECORD) == ""
+
+
+def test_a_guest_that_is_seen_to_run_has_no_mark_of_a_pause_or_a_save(machine, tmp_path):
+    """Without KVM the marks do not show that it has run."""
+    _hold.note_left_paused(RECORD)
+    (tmp_path / "web.written").touch()
+    machine.state = "running"
+    assert _paused.by(RECORD) == "" and not list(tmp_path.iterdir())

@@ -103,8 +103,8 @@ def test_an_image_that_cannot_be_written_back_keeps_its_beginning_beside_it(host
     monkeypatch.setattr(_adopt, "_write_head", failing)
     with pytest.raises(
         LiveUpdateError,
-        match=r"Input/output error.*app\.save\.head exists, write this file over the beginning of"
-        r" .*/app\.save",
+        match=r"Input/output error.*app\.save\.head exists, run 'dd if=.*app\.save\.head of=.*app\.save conv=notrunc', then"
+        r" start it again$",
     ):
         _adopt.adopt(RECORD)
     assert len(images) == 2 and not host.started and XML.encode() in host.head.read_bytes()

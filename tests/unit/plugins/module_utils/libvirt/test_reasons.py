@@ -250,10 +250,10 @@ def test_a_domain_without_definition_is_refused():
     ],
 )
 def test_a_domain_that_libvirt_works_on_is_refused(shown, says):
-    reasons = _reasons.job_reasons(shown)
+    reasons = _reasons.job_reasons(shown, "1-2")
     assert len(reasons) == bool(says)
     for reason in reasons:
-        assert reason["code"] == "libvirt-job" and reason["message"].endswith(f": {says}") and "domjobabort" in reason["remedy"]
+        assert reason["code"] == "libvirt-job" and reason["message"].endswith(f": {says}") and "'virsh domjobabort 1-2'" in reason["remedy"]
 
 
 @pytest.mark.parametrize(

@@ -606,7 +606,7 @@ def test_a_domain_whose_memory_is_lost_is_not_started_while_its_image_cannot_be_
     way.image.unlink()
     way.image.mkdir()
     with pytest.raises(
-        LiveUpdateError, match=rf"the saved image {way.image}, which lacks the guest's RAM, cannot be removed: .*; remove it"
+        LiveUpdateError, match=rf"^guest app: the saved image {way.image}, .* cannot be removed: .* 'kvm-liveupdate discard app'\."
     ):
         _start.restore("app", journal)
     assert "start" not in way.done and _journal.recorded("app")["state"] == "saved" and "state" in left(tmp_path)

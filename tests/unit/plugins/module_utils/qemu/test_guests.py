@@ -210,7 +210,7 @@ def test_the_mark_of_a_save_counts_until_the_guest_runs(monkeypatch, tmp_path, r
     """An undo that gave up has switched x-ignore-shared off already."""
     process = {"pid": os.getpid(), "started": _processes.start_time(os.getpid())}
     monkeypatch.setattr(_processes, "guest_time", lambda _pid: 70)
-    saving = Machine(query_status=[RUNNING, PAUSED], query_migrate=OVER)
+    saving = Machine(query_status=[RUNNING, RUNNING, PAUSED], query_migrate=OVER)
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
     _save.pause_and_write({"name": "web", **process}, saving, str(tmp_path / "state"))
     monkeypatch.setattr(_processes, "guest_time", lambda _pid: 70 + ran)
@@ -221,6 +221,39 @@ def test_the_mark_of_a_save_counts_until_the_guest_runs(monkeypatch, tmp_path, r
             told.enter_context(pytest.raises(LiveUpdateError, match=GONE))
         resumed(monkeypatch, machine, marks=tmp_path)
     assert ("cont" in machine.asked) is (not elsewhere) and os.path.exists(tmp_path / "web.written") is elsewhere
+
+
+@pytest.fixture(name="marked")
+def a_guest_without_kvm_after_a_save(monkeypatch, tmp_path):
+    """QEMU emulates its processors, so nothing shows how long they ran."""
+    monkeypatch.setattr(_processes, "guest_time", lambda _pid: 0)
+    monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
+    record = {"name": "web", "pid": os.getpid(), "started": _processes.start_time(os.getpid())}
+    _save.pause_and_write(record, Machine(query_status=[PAUSED], query_migrate=OVER), str(tmp_path / "state"))
+    assert os.path.exists(tmp_path / "web.written")
+    return record
+
+
+@pytest.mark.parametrize(("state", "running"), [("paused", False), ("postmigrate", False), ("running", False), ("running", True)])
+def test_no_mark_of_a_save_is_left_when_it_is_undone(monkeypatch, tmp_path, marked, state, running):
+    """Else the guest would be resumed after another program has migrated it."""
+    resumed(monkeypatch, Machine(query_status=[{"status": state}], query_migrate=OVER), running=running, marks=tmp_path)
+    assert not os.path.exists(tmp_path / "web.written")
+    machine = Machine(query_status=[{"status": "postmigrate"}], query_migrate=OVER, query_migrate_capabilities=[OFF])
+    with pytest.raises(LiveUpdateError, match=GONE):
+        resumed(monkeypatch, machine, marks=tmp_path)
+    assert "cont" not in machine.asked
+
+
+def test_a_guest_that_was_resumed_by_hand_and_migrated_during_a_save_is_not_resumed(monkeypatch, tmp_path, marked):
+    """The undo of an earlier save gave up and left its mark."""
+    migrated = Machine(query_status=[RUNNING, {"status": "postmigrate"}], query_migrate=OVER)
+    with pytest.raises(LiveUpdateError, match="postmigrate"):
+        _save.pause_and_write(marked, migrated, str(tmp_path / "state"))
+    machine = Machine(query_status=[{"status": "postmigrate"}], query_migrate=OVER, query_migrate_capabilities=[OFF])
+    with pytest.raises(LiveUpdateError, match=GONE):
+        resumed(monkeypatch, machine, marks=tmp_path)
+    assert not {"stop", "cont"} & {*migrated.asked, *machine.asked}
 
 
 @pytest.mark.parametrize("state", ["running", "shutdown", "internal-error"])

@@ -85,6 +85,19 @@ def test_the_guest_starts_as_an_ordinary_one_and_its_memory_is_marked(host):
     assert os.pread(host.ram.fileno(), 4, _firmware.MARK_AT) == MARK
 
 
+def test_only_a_running_guest_that_was_started_to_the_end_is_marked(host):
+    assert not _guest.is_marked(MARK)
+    host.says(0)
+    with pytest.raises(LiveUpdateError, match="has not filled and read its RAM"):
+        _guest.start("/usr/bin/qemu", SEED, MARK)
+    assert _guest.running() and not _guest.is_marked(MARK) and _guest.exists()
+    host.says(1)
+    _guest.start("/usr/bin/qemu", SEED, MARK)
+    assert _guest.is_marked(MARK) and not _guest.is_marked(b"MARK")
+    _guest.remove()
+    assert not _guest.is_marked(MARK)
+
+
 def test_a_guest_that_does_not_read_its_ram_in_time_is_an_error_with_what_was_last_seen(host):
     with pytest.raises(LiveUpdateError, match=r"has not filled and read its RAM within 0\.3 s; last seen: 0 passes, 0 wrong, 100 ticks"):
         host.says(0)
