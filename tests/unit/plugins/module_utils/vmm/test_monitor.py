@@ -178,8 +178,9 @@ def test_a_connection_that_breaks_is_told_and_not_taken_for_a_slow_qemu(tmp_path
         def serve():
             peer = server.accept()[0]
             with peer:
-                peer.sendall(b'{"QMP": {}}\n{"return": {}}\n' + (b'{"retu' if breaks != "reset" else b""))
-                peer.recv(1 << 16)  # qmp_capabilities
+                peer.sendall(b'{"QMP": {}}\n')
+                peer.recv(1 << 16)  # qmp_capabilities; only its answer lets the client send the next command
+                peer.sendall(b'{"return": {}}\n' + (b'{"retu' if breaks != "reset" else b""))
                 peer.recv(1 << 16, socket.MSG_PEEK if breaks == "reset" else 0)  # with a command unread, the close is a reset
 
         thread = threading.Thread(target=serve, daemon=True)
