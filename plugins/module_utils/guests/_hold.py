@@ -341,7 +341,7 @@ def let_go_on(record: dict, running: bool) -> None:
 
 
 def _stays_saved(record: dict) -> bool:
-    """Whether QEMU is as a save leaves it. A save that failed early changed nothing. If QEMU does not tell, the next examination asks it."""
+    """Whether QEMU is as a save leaves it. A save that failed early changed nothing. If QEMU does not answer, a later look asks again."""
     try:
         return not _providers.of(record).still_saved([record])
     except LiveUpdateError:

@@ -194,7 +194,9 @@ def test_our_mark_does_not_outlive_the_pause(machine, tmp_path, under_way):
         ("libvirt", "paused", "run 'virsh resume 1-2' and then 'virsh suspend 1-2'"),
     ],
 )
-@pytest.mark.parametrize("amiss", ["", "it has run since", "it was not saved", "its save failed early", "no answer", "it is another process"])
+@pytest.mark.parametrize(
+    "amiss", ["", "it has run since", "it was not saved", "its save failed early", "no answer", "it is another process"]
+)
 def test_a_guest_that_an_undone_update_saved_while_it_was_paused_is_told_so(machine, tmp_path, monkeypatch, provider, state, says, amiss):
     """QEMU saves it once more only after it has run. Nobody migrated it."""
     ticks, record = [5], {**RECORD, "provider": provider, "uuid": "1-2"}

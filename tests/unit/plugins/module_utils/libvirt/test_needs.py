@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import stat
+import subprocess
 import time
 from types import SimpleNamespace
 
