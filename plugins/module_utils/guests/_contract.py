@@ -69,7 +69,7 @@ class Provider(t.NamedTuple):
     (``paused``, ``saved``, seconds since the epoch) and what the provider needs to restore it. All of it goes into the guest's journal."""
     still_saved: t.Callable[[list[dict]], list[str]]
     """Right before the jump, for all its saved guests together and fast: a sentence for each guest that is not paused as ``save`` left
-    it."""
+    it. Also after an undo, for a guest that stays paused."""
     resume: t.Callable[[dict, bool], None]
     """Undo ``save``, also one that failed in the middle. The last argument is whether the guest runs afterwards."""
     discard: t.Callable[[str], None]

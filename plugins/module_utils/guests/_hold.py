@@ -336,5 +336,13 @@ def let_go_on(record: dict, running: bool) -> None:
     if running:
         _files.remove(_files.run_path(record["name"], "paused"))
     _files.remove(_files.state_path(record["name"]))  # the memory no longer matches it
-    if was_saved and not running:
+    if was_saved and not running and _stays_saved(record):
         _mark(record, "saved-paused")
+
+
+def _stays_saved(record: dict) -> bool:
+    """Whether QEMU is as a save leaves it. A save that failed early changed nothing. If QEMU does not answer, a later look asks again."""
+    try:
+        return not _providers.of(record).still_saved([record])
+    except LiveUpdateError:
+        return False

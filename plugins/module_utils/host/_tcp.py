@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 
-__all__ = ("is_here", "listener", "listening", "port_of")
+__all__ = ("is_here", "listener", "listening", "port_of", "served")
 
 _LISTENS = "0A"  # include/net/tcp_states.h, TCP_LISTEN
 _LOCAL_NAMES = ("", "localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost")
@@ -73,6 +73,11 @@ def _is_own(address: str) -> bool:
 
 def listening(root: str = "/") -> list[tuple[str, int, str]]:
     """Address, port and inode of each TCP socket at which a process listens."""
+    return [(address, port, inode) for address, port, inode, state in _sockets(root) if state == _LISTENS]
+
+
+def _sockets(root: str) -> list[tuple[str, int, str, str]]:
+    """Local address, local port, inode and state of each TCP socket of this host."""
     found = []
     for name in ("tcp", "tcp6"):
         try:
@@ -80,7 +85,7 @@ def listening(root: str = "/") -> list[tuple[str, int, str]]:
                 rows = [line.split() for line in file]
         except OSError:
             continue  # no IPv6
-        found += [(*_decoded(row[1]), row[9]) for row in rows if len(row) > 9 and row[3] == _LISTENS]
+        found += [(*_decoded(row[1]), row[9], row[3]) for row in rows[1:] if len(row) > 9]
     return found
 
 
@@ -95,9 +100,19 @@ def _decoded(local: str) -> tuple[str, int]:
 
 def listener(peer: str, root: str = "/") -> str:
     """The inode of the socket that listens at a peer on this host; empty if none does."""
+    return next((inode for inode, state in _at(peer, root) if state == _LISTENS), "")
+
+
+def served(peer: str, root: str = "/") -> list[str]:
+    """The inodes of the sockets at a peer on this host: the one that listens, and those of the connections that it accepted."""
+    return [inode for inode, _state in _at(peer, root)]
+
+
+def _at(peer: str, root: str) -> list[tuple[str, str]]:
+    """Inode and state of each socket of this host at this address and port."""
     wanted, port = _addresses(peer, root), port_of(peer)
     any_of = {"0.0.0.0", "::"} if any(":" not in address for address in wanted) else {"::"}
     mapped = {f"::ffff:{address}" for address in wanted}
     fitting = {*wanted, *mapped, *any_of}
-    there = [(address, inode) for address, at, inode in listening(root) if at == port]
-    return next((inode for address, inode in there if address in fitting or "0.0.0.0" in wanted), "")
+    there = [(address, inode, state) for address, at, inode, state in _sockets(root) if at == port]
+    return [(inode, state) for address, inode, state in there if address in fitting or "0.0.0.0" in wanted]

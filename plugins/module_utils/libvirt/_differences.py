@@ -7,8 +7,9 @@
 Libvirt does not notice what goes past it (``virsh qemu-monitor-command``). After a jump it starts QEMU from its live XML, which the save
 image contains. A disk that is another one then is read and written below the memory of a running guest.
 
-What libvirt itself does is in the live XML: devices that it plugged in or out, media, snapshots, block jobs. A network card cannot get
-another backend without getting another device, so its backend is not looked at.
+What libvirt itself does is in the live XML: devices that it plugged in or out, media, snapshots, block jobs. If a device goes past
+libvirt, libvirt takes it out of the XML, so one that is plugged in again is not in it. A network card cannot get another backend without
+getting another device, so its backend is not looked at.
 
 Source: libvirt's qemu_alias.c and qemu_block.c (names of devices and block nodes), QEMU's qapi/block-core.json and qapi/qom.json.
 """
@@ -23,11 +24,12 @@ from . import _needs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
     from xml.etree.ElementTree import Element
 
     from ..vmm._options import Option
 
-__all__ = ("QUESTIONS", "reasons")
+__all__ = ("QUESTIONS", "reasons", "unlisted")
 
 # The keys in ``seen`` of a survey that this needs.
 QUESTIONS = ("xml", "blocks", "devices", "nameless")
@@ -39,16 +41,15 @@ _DISK_REMEDY = (
     f"{_BY_MONITOR} (block-commit merges a live snapshot; blockdev-change-medium changes the medium back); or write its present disks into"
     " its definition (virsh edit {}), shut it down and start it"
 )
-_DEVICE_REMEDY = (
-    f"{_BY_MONITOR} (device_del, device_add); or write the change into its definition (virsh edit {{}}), shut it down and start it"
-)
+_UNPLUG = "remove what was added with 'virsh qemu-monitor-command {uuid}' (device_del)"
+_RESTART = "shut it down and start it (to keep the change, write it into its definition before: virsh edit {uuid})"
 
 
-def reasons(seen: dict, argv: list[str], volumes: list[dict], uuid: str) -> list[dict]:
+def reasons(seen: dict, argv: list[str], volumes: list[dict], uuid: str, plugged: t.Collection[str] = ()) -> list[dict]:
     """Reasons why libvirt would not start the domain again as it is now. Pure.
 
     ``seen`` has the answers to QUESTIONS. ``argv`` is QEMU's command line, which libvirt made. ``volumes`` are the files of disks that are
-    volumes of pools.
+    volumes of pools. ``plugged`` are those of :func:`unlisted` that were not there at the start of QEMU.
     """
     from xml.etree import ElementTree  # slow to import
 
@@ -60,13 +61,29 @@ def reasons(seen: dict, argv: list[str], volumes: list[dict], uuid: str) -> list
     if disks:
         message = f"its disks differ from its XML: {'; '.join(disks)}"
         found.append(reason("disk-changed", message, _DISK_REMEDY.format(uuid, uuid)))
-    devices = _devices(domain, dict(_changes.children(seen["devices"])), _changes.children(seen["nameless"]), started, past)
-    if devices:
-        message = f"its devices differ from its XML; {'; '.join(devices)}"
-        found.append(reason("device-changed", message, _DEVICE_REMEDY.format(uuid, uuid)))
+    added, gone = _devices(domain, seen, started, past, plugged)
+    if added or gone:
+        told = (("added past libvirt", added), ("removed", gone))
+        words = [f"{what}: {', '.join(which)}" for what, which in told if which]
+        message = f"its devices differ from its XML; {'; '.join(words)}"
+        remedy = _RESTART if gone else f"{_UNPLUG}, or {_RESTART}"
+        found.append(reason("device-changed", message, remedy.format(uuid=uuid)))
     if domain.find("devices/disk/driver[@cache='unsafe']") is None:  # else that is a reason already
         found += _changes.unsafe(seen["blocks"])
     return found
+
+
+def unlisted(seen: dict, argv: list[str]) -> list[str]:
+    """The names of the devices that QEMU has, that are on its command line, and that are not in the XML. Pure.
+
+    Libvirt made them for something else in the XML (a sound card's codec, VMGenID), or they are in <qemu:commandline>. Or somebody has
+    unplugged the device and plugged it in again past libvirt. QEMU tells these apart: then it was not there at the start.
+    """
+    from xml.etree import ElementTree  # slow to import
+
+    listed = {alias.get("name", "") for alias in ElementTree.fromstring(seen["xml"]).findall("devices//alias")}
+    started = {option.get("id") for option in _options.read(argv, opens=False)[0] if option.name == "device"}
+    return [name for name, _kind in _changes.children(seen["devices"]) if name in started - listed]
 
 
 def _disks(domain: Element, blocks: list[dict], started: list[Option], past: list[Option], volumes: list[dict]) -> list[str]:
@@ -141,12 +158,15 @@ def _local_path(key: str, value: str) -> list[str]:
     return [value] if is_path and "data-file" not in parts else []
 
 
-def _devices(domain: Element, now: dict[str, str], nameless: list[tuple[str, str]], started: list[Option], past: list[Option]) -> list[str]:
-    """What was added or removed, in words.
+def _devices(
+    domain: Element, seen: dict, started: list[Option], past: list[Option], plugged: t.Collection[str]
+) -> tuple[list[str], list[str]]:
+    """What was added and what was removed, in words.
 
     Beside the devices in the XML, libvirt makes some that only have a name on QEMU's command line, or none at all (a sound card's codec,
     VMGenID, vmcoreinfo).
     """
+    now, nameless = dict(_changes.children(seen["devices"])), _changes.children(seen["nameless"])
     made = {option.get("id"): option for option in started if option.name == "device" and option.get("id")}
     known = {alias.get("name", "") for alias in domain.findall("devices//alias")}
     known |= {option.get("id") for option in past if option.name == "device"}
@@ -156,6 +176,7 @@ def _devices(domain: Element, now: dict[str, str], nameless: list[tuple[str, str
         for name, option in made.items()
         if not any(option.get(key) for key in _BACKENDS) and _changes.is_type(now.get(name, ""), option.get("driver"))
     }
+    known -= set(plugged)
     added = [f"{name} ({kind})" for name, kind in now.items() if name not in known]
     without = [option.get("driver") for option in started if option.name == "device" and not option.get("id")]
     without += ["virtio-blk" for option in past if option.name == "drive" and option.get("if") in ("", "virtio")]
@@ -171,7 +192,7 @@ def _devices(domain: Element, now: dict[str, str], nameless: list[tuple[str, str
         for name in [_alias(device)]
         if name and name not in now and (name in made or _is_always_a_device(device))
     ]
-    return [f"{what}: {', '.join(which)}" for what, which in (("added past libvirt", added), ("removed", gone)) if which]
+    return added, gone
 
 
 def _is_always_a_device(device: Element) -> bool:

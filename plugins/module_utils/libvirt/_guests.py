@@ -13,6 +13,7 @@ offers the RAM to the QEMU that libvirt starts: :mod:`_start`.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 
@@ -198,7 +199,7 @@ def inspect(record: dict) -> list[dict]:
 def _start_reasons(record: dict, seen: dict) -> list[dict]:
     """Reasons for what libvirt and QEMU would not find when they start the domain after a boot."""
     from ..vmm import _after_boot, _argv_reasons, _reopened
-    from . import _differences, _needs  # not on the boot path
+    from . import _needs  # not on the boot path
 
     wanted = _needs.needs(seen["xml"])
     volumes = _volumes(wanted["volumes"])
@@ -208,7 +209,6 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
     record["servers"] = _after_boot.servers(wanted["sockets"])
     past_libvirt, _environment = _needs.command_line(seen["xml"])
     argv = _processes.argv_of(record["pid"])
-    answered = set(_differences.QUESTIONS) <= set(seen)  # else that is a reason already
     silent: list[dict] = []
     try:
         record["disks"] = _needs.disks(wanted["files"], wrong, past_libvirt)
@@ -219,8 +219,30 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
         *_needs.reasons(wanted, seen["host"], wrong, served, record["uuid"]),
         *_argv_reasons.reasons(["qemu", *past_libvirt]),
         *_reopened.replaced(record["pid"], [*argv, *_needs.cards_since(seen["xml"], argv)], opens=False),
-        *(_differences.reasons(seen, argv, volumes, record["uuid"]) if answered else ()),
+        *_changed(record, seen, argv, volumes),
     ]
+
+
+def _changed(record: dict, seen: dict, argv: list[str], volumes: list[dict]) -> list[dict]:
+    """Reasons for what was changed past libvirt since the start of QEMU."""
+    from . import _differences  # not on the boot path
+
+    if not set(_differences.QUESTIONS) <= set(seen):
+        return []  # that is a reason already
+    names = _differences.unlisted(seen, argv)  # most domains have none
+    requests = [{"execute": "qom-get", "arguments": {"path": f"/machine/peripheral/{name}", "property": "hotplugged"}} for name in names]
+    questions = [("qemu-monitor-command", record["uuid"], json.dumps(request)) for request in requests]
+    plugged = []
+    for name, answer in zip(names, _batch.ask(questions, _limits.LIBVIRT_ANSWER)):
+        try:
+            said = json.loads(answer.value())
+            if "error" in said:
+                raise LiveUpdateError(str(said["error"].get("desc", said["error"])))
+            plugged += [name] if said["return"] else []
+        except (KeyError, LiveUpdateError, ValueError) as err:
+            message = f"QEMU does not tell whether {name} was plugged in after its start: {err}"
+            return [reason("monitor", message, "make sure that 'virsh list' answers, then run this again")]
+    return _differences.reasons(seen, argv, volumes, record["uuid"], plugged)
 
 
 def _volumes(volumes: list[dict]) -> list[dict]:

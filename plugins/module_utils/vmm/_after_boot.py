@@ -200,13 +200,23 @@ def sockets(wanted: list[dict], root: str = "/", brought: t.Collection[str] = ()
 
 
 def servers(wanted: list[dict], root: str = "/") -> list[str]:
-    """The services whose processes listen at these sockets, so that running guests need them."""
+    """The services that serve these sockets, so that running guests need them: their processes listen there, or have a connection.
+
+    For a socket unit with ``Accept=yes`` PID 1 listens, and each connection has a service of its own (systemd.socket(5)).
+    """
     if not wanted:
         return []
-    listening = _listening(root)
-    here = [socket["path"] for socket in wanted if socket["path"].startswith("/") or _tcp.is_here(socket["path"], root)]
-    units = {_processes.unit_of(pid) or "" for path in here for pid in _listener(path, listening, root)[1]}
-    return sorted(unit for unit in units if unit.endswith(".service"))
+    sockets_of_host = _unix_sockets(root)
+    inodes: set[str] = set()
+    for path in (socket["path"] for socket in wanted):
+        if path.startswith("/"):
+            there = os.path.realpath(path)
+            inodes.update(inode for name, inode, _listens in sockets_of_host if name == there)
+        elif _tcp.is_here(path, root):
+            inodes.update(_tcp.served(path, root))
+    links = {f"socket:[{inode}]" for inode in inodes}
+    pids = [pid for pid in _processes.pids(root) if not links.isdisjoint(_processes.fd_links(pid, root).values())]
+    return sorted({unit for unit in map(_processes.unit_of, pids) if unit and unit.endswith(".service")})
 
 
 def _listener(path: str, listening: dict[str, str], root: str) -> tuple[str, list[int]]:
@@ -216,7 +226,16 @@ def _listener(path: str, listening: dict[str, str], root: str) -> tuple[str, lis
 
 
 def _listening(root: str) -> dict[str, str]:
-    """The inode of each UNIX socket at which a process listens, by its path (proc(5), /proc/net/unix; flag __SO_ACCEPTCON)."""
+    """The inode of each UNIX socket at which a process listens, by its path."""
+    return {path: inode for path, inode, listens in _unix_sockets(root) if listens}
+
+
+def _unix_sockets(root: str) -> list[tuple[str, str, bool]]:
+    """Path and inode of each UNIX socket with a path, and whether a process listens there (proc(5), /proc/net/unix; flag __SO_ACCEPTCON).
+
+    The socket of a connection has the path at which it was accepted. The socket of the process that connected has none.
+    """
     with open(os.path.join(root, "proc/net/unix"), encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.rstrip("\n").split(None, 7) for line in file]
-    return {os.path.realpath(row[7]): row[6] for row in rows if len(row) == 8 and row[3] == "00010000"}
+        rows = [row for row in (line.rstrip("\n").split(None, 7) for line in file) if len(row) == 8 and row[7].startswith("/")]
+    real = {path: os.path.realpath(path) for path in {row[7] for row in rows}}  # most paths are there many times
+    return [(real[row[7]], row[6], row[3] == "00010000") for row in rows]

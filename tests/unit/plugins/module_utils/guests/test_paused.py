@@ -22,6 +22,7 @@ class Machine:
 
     def __init__(self):
         self.state, self.released = "paused", []
+        self.unsaved: list = []  # what speaks against its being as a save left it
 
     def status(self, _record):
         return self.state
@@ -32,6 +33,12 @@ class Machine:
 
     def end_rehearsal(self, record, running):
         self.resume(record, running)
+
+    def still_saved(self, records):
+        assert records
+        if self.unsaved == ["no answer"]:
+            raise LiveUpdateError("virsh list: no answer within 30 s")
+        return self.unsaved
 
 
 @pytest.fixture(name="machine")
@@ -187,14 +194,17 @@ def test_our_mark_does_not_outlive_the_pause(machine, tmp_path, under_way):
         ("libvirt", "paused", "run 'virsh resume 1-2' and then 'virsh suspend 1-2'"),
     ],
 )
-@pytest.mark.parametrize("amiss", ["", "it has run since", "it was not saved", "it is another process"])
+@pytest.mark.parametrize(
+    "amiss", ["", "it has run since", "it was not saved", "its save failed early", "no answer", "it is another process"]
+)
 def test_a_guest_that_an_undone_update_saved_while_it_was_paused_is_told_so(machine, tmp_path, monkeypatch, provider, state, says, amiss):
     """QEMU saves it once more only after it has run. Nobody migrated it."""
     ticks, record = [5], {**RECORD, "provider": provider, "uuid": "1-2"}
     monkeypatch.setattr(_processes, "guest_time", lambda pid: ticks[0])
     monkeypatch.setattr(machine, "resume", lambda _record, _running: _files.remove(str(tmp_path / "web.state")))  # as that of a domain does
     if amiss != "it was not saved":
-        (tmp_path / "web.state").touch()
+        (tmp_path / "web.state").touch()  # a save writes it first
+    machine.unsaved = [amiss] if amiss in ("its save failed early", "no answer") else []
     _hold.let_go_on(record, running=False)
     if amiss == "it has run since":
         ticks[0] = 6

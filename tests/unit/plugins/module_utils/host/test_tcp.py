@@ -54,6 +54,7 @@ def host_with_listeners(tmp_path):
 def test_who_listens_for_a_peer(root, monkeypatch, peer, inode):
     monkeypatch.setattr(_tcp, "_is_own", lambda address: address in ("::1", "0.0.0.0") or address.startswith("127."))
     assert _tcp.listener(peer, root) == inode
+    assert _tcp.served(peer, root) == (["78"] if peer == "127.0.0.1:4552" else [inode] if inode else [])
 
 
 def test_what_is_this_host(root, monkeypatch):

@@ -241,3 +241,30 @@ def test_writes_that_qemu_does_not_flush_are_a_reason_once():
     inserted(known, "sda")["cache"] = {"no-flush": True}
     assert [reason["code"] for reason in told(known)] == ["cache-unsafe"]
     assert told({**known, "xml": known["xml"].replace("cache='none'", "cache='unsafe'")}) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_device_that_was_plugged_in_again_past_libvirt_is_not_the_one_of_the_start(version):
+    """Libvirt has taken it out of its XML, and would start QEMU without it. Only QEMU knows that it is another one."""
+    known = DOMAINS[version]["many"][0][1]
+    argv = ["qemu", *known["argv"]]
+    assert sorted(_differences.unlisted(known, argv)) == ["sound0-codec0", "vmgenid0"]  # which libvirt made
+    tree = ElementTree.fromstring(known["xml"])
+    devices = tree.find("devices")
+    tablet = next(device for device in devices.findall("input") if device.get("bus") == "usb")
+    name = tablet.find("alias").get("name")
+    devices.remove(tablet)
+    known = {**known, "xml": ElementTree.tostring(tree, encoding="unicode")}
+    assert sorted(_differences.unlisted(known, argv)) == sorted([name, "sound0-codec0", "vmgenid0"])
+    assert _differences.reasons(known, argv, [], "the-uuid") == []
+    (reason,) = _differences.reasons(known, argv, [], "the-uuid", [name])
+    assert reason["code"] == "device-changed" and f"added past libvirt: {name} (usb-" in reason["message"]
+    assert reason["remedy"].startswith("remove what was added with 'virsh qemu-monitor-command the-uuid' (device_del), or shut it down")
+
+
+def test_a_removed_device_of_a_domain_is_not_to_be_put_back():
+    """device_add may put it at another port."""
+    known = small()
+    known["devices"] = [device for device in known["devices"] if device["name"] != "balloon0"]
+    (reason,) = told(known)
+    assert reason["remedy"].startswith("shut it down and start it")

@@ -154,6 +154,30 @@ def test_a_state_that_libvirt_would_compress_is_a_reason_before_any_guest_is_pau
     assert not refused or "the format lzop (snapshot_image_format in qemu.conf)" in found[0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "message"),
+    [
+        ('{"return": false}', "", ""),
+        ('{"return": true}', "device-changed", "added past libvirt: input0 (usb-tablet)"),
+        (
+            '{"error": {"desc": "no such thing"}}',
+            "monitor",
+            "QEMU does not tell whether input0 was plugged in after its start: no such thing",
+        ),
+        ("error: no answer\n", "monitor", "no answer"),
+        ("", "monitor", "input0"),
+    ],
+)
+def test_qemu_is_asked_whether_a_device_that_libvirt_does_not_list_is_that_of_the_start(libvirt, record, monkeypatch, said, code, message):
+    monkeypatch.setattr(_processes, "argv_of", lambda _pid: ["qemu", "-device", '{"driver":"usb-tablet","id":"input0"}'])
+    says = libvirt.domains[0]["says"]
+    says["qom-list/peripheral"] = '{"return": [{"name": "input0", "type": "child<usb-tablet>"}]}'
+    says["qom-get/peripheral/input0"] = said
+    libvirt.keep()
+    found = _guests.inspect(record)
+    assert codes(found) == [code] * bool(code) and all(message in reason["message"] for reason in found)
+
+
 def test_a_peer_on_another_host_is_a_warning(libvirt, record):
     """The connection ends at the jump."""
     peer = "<serial type='tcp'><source mode='connect' host='192.0.2.9' service='4000'/></serial>"

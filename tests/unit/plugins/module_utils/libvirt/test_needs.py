@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -245,6 +246,26 @@ def test_who_listens_at_a_port_of_this_host_is_started_by_a_boot_or_not(monkeypa
         monkeypatch.setattr(_processes, "holders", lambda _link, _root: [])
         assert _after_boot.sockets([{"path": peer, "what": "a"}]) == {peer: "kernel"}
     assert _after_boot.sockets([{"path": peer, "what": "a"}]) == {peer: ""}
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_who_serves_a_connection_that_pid_1_accepted_is_needed_too(tmp_path, monkeypatch, family):
+    """A socket unit with Accept=yes starts a service for each connection. Its process does not listen."""
+    with socket.socket(family) as listener, socket.socket(family) as qemu:
+        listener.bind(str(tmp_path / "s") if family == socket.AF_UNIX else ("127.0.0.1", 0))
+        listener.listen()
+        qemu.connect(listener.getsockname())
+        path = str(tmp_path / "s") if family == socket.AF_UNIX else f"127.0.0.1:{listener.getsockname()[1]}"
+        with listener.accept()[0] as accepted:
+            service = subprocess.Popen(["sleep", "60"], stdin=accepted)
+        units = {os.getpid(): "init.scope", service.pid: "nbd@1-7-0.service"}
+        monkeypatch.setattr(_processes, "unit_of", lambda pid: units.get(pid, "wrong.service"))
+        try:
+            assert _after_boot.servers([{"path": path, "what": "a"}]) == ["nbd@1-7-0.service"]
+        finally:
+            service.kill()
+            service.wait()
+        assert _after_boot.servers([{"path": path, "what": "a"}]) == []
 
 
 @pytest.mark.parametrize(
