@@ -13,7 +13,7 @@ from .._errors import LiveUpdateError, told
 from ..guests import _hold, _providers
 from ..guests import _reasons as _guests_reasons
 from ..handover import _journal
-from ..host import _processes
+from ..host import _processes, _units
 from ..kernel import _kexec
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
     from concurrent.futures import Future
 
-__all__ = ("CLUSTERS", "at_once", "check", "ended", "gate", "last_look", "look", "others", "spare_others", "unit_problems")
+__all__ = ("CLUSTERS", "at_once", "check", "ended", "gate", "last_look", "look", "others", "spare_others", "started_again", "unit_problems")
 
 OTHER_VM_S = _limits.OTHER_VM
 # Each look at a guest runs a few programs beside the running guests.
@@ -69,6 +69,17 @@ def _no_longer_runs(name: str) -> str:
 def ended(update: dict) -> list[str]:
     """Sentences about the guests that have ended since :func:`check`. It is called right before the isolation, which starts their units."""
     return [_no_longer_runs(name) for name, record in update["records"].items() if not _processes.lives(record)]
+
+
+def started_again(update: dict) -> list[str]:
+    """Sentences about the guests that have ended since :func:`ended`, and that the isolation may therefore have started. A domain is not
+    started: its unit only holds its memory."""
+    return [
+        f"guest {name} ended while services were stopped, and systemd may have started {record['unit']} again, from the guest's disks: make"
+        " sure that the guest runs only where its owner wants it, then run the update again"
+        for name, record in update["records"].items()
+        if record["unit"] != _units.hold(name) and not _processes.lives(record)
+    ]
 
 
 def unit_problems(keep_units: list[str], shown: dict[str, dict[str, str]]) -> list[str]:

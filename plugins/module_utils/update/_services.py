@@ -224,6 +224,9 @@ def stop_the_rest(update: dict) -> None:
         del update["stopping_from"]  # nothing was stopped
         raise LiveUpdateError("; ".join(ended))
     _commands.run("systemctl", "isolate", _units.JUMP_TARGET, timeout=max(update["pause_by"] - time.monotonic(), 0.0))
+    started_again = _gate.started_again(update)
+    if started_again:
+        raise LiveUpdateError("; ".join(started_again))
 
 
 def end_sessions(update: dict) -> None:

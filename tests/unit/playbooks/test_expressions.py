@@ -143,6 +143,11 @@ def test_the_lease_is_renewed_after_what_may_take_long_and_before_what_may():
     ):
         assert list(tasks(file)) == around
     # An undo brings guests back also if the lease cannot be renewed.
+    undo = tasks("undo")
+    first = next(iter(undo.values()))
+    assert first["block"][0]["ansible.builtin.import_tasks"] == "renew.yml"
+    assert first["rescue"][0]["ansible.builtin.include_tasks"] == "not_undone.yml"
+    assert not when(first, __hypervisor_update_jump={"outcome": "gone"}) and when(first)
     assert tasks("update")["Bring guests back"]["ansible.builtin.include_tasks"] == "return.yml"
     assert tasks("undo")["Bring guests back"]["ansible.builtin.include_tasks"] == "bring_back.yml"
     renew = tasks("renew")["Renew the lease of the host"]

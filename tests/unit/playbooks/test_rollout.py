@@ -615,6 +615,20 @@ def test_the_lease_is_renewed_around_what_may_take_longer_than_it_lasts(tmp_path
     assert stage.calls("kexec") == ["hv1", "hv2"] and outcomes(stage) == {"hv1": "updated", "hv2": "updated"}, output
 
 
+@pytest.mark.parametrize("renewed", [True, False])
+def test_an_undo_renews_the_lease_first_and_goes_on_without_it(tmp_path, renewed):
+    """The step that failed may have taken longer than the lease lasts, and guests come back."""
+    stage = Stage(tmp_path, 1, {"hv1": {"guest_away away": "long", "kexec": "fail", **({} if renewed else {"update_lease 3": "fail"})}})
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/hv1.yml").write_text("hypervisor_update_guests: {web: [shutdown]}\n")
+    code, output = stage.play("kvm.liveupdate.update")
+    log = (tmp_path / "log").read_text()
+    assert code != 0 and stage.calls("kexec") == stage.calls("guest_away back") == ["hv1"], output
+    assert ("guest_away back without a lease" in log) is not renewed, output
+    assert outcomes(stage) == {"hv1": "undone" if renewed else "failed"}, output
+    assert renewed or "hv1: update_lease does not work" in said(output)[0], output
+
+
 def test_a_run_whose_lease_was_taken_over_during_its_tasks_does_not_begin_the_update(tmp_path):
     stage = Stage(tmp_path, 2, {"hv1": {"update_lease 2": "fail", "update_lease 3": "fail"}})
     hooks = {f"hypervisor_update_{when}": [stage.hook(when)] for when in ("before", "after")}

@@ -359,7 +359,7 @@ def restaged(host) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (another_qemu, "guest app: its RAM is not preserved"),
+        (another_qemu, "guest app ended while services were stopped, and systemd may have started app.service again"),
         (other_memory, "guest web: its RAM is not preserved"),
         (stranger, "process 7) is a virtual machine that would be lost: nobody knows it"),
         (replaced_kernel, "vmlinuz has changed since it was staged; stage it again"),

@@ -186,6 +186,18 @@ def test_a_guest_that_ended_before_the_isolation_is_not_started_by_it(host, step
     assert not host.done("isolate") and not host.done("start")  # default.target may want it too
 
 
+def test_a_guest_that_the_isolation_may_have_started_again_is_told(host):
+    """It ended right before. Nothing was saved of it, so it has started from its disks. Of a domain only the hold unit is wanted."""
+    host.at["isolate"] = host.started.clear
+    ended = update(host)
+    assert ended["not_back"] == [] and not host.done("save")
+    told = "ended while services were stopped, and systemd may have started web.service again, from the guest's disks: make sure that"
+    undone(host, ended, f"guest web {told}")
+    assert "is a virtual machine" not in ended["error"] and "Fix this" not in ended["error"]
+    domain = {"unit": "kvm-liveupdate-hold@app.service", "pid": 7, "started": 1}
+    assert _gate.started_again({"records": {"app": domain}}) == []
+
+
 def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host, monkeypatch):
     """Nor by a target that wants it. Isolation has not stopped it."""
     runs = ["app.service", "cron.service", "multi-user.target"]
