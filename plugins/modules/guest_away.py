@@ -269,7 +269,12 @@ def absent(name: str, check_mode: bool) -> dict:
     if not kept:
         return answer(name, "", "off", "off", "does not run, so it need not be sent away")
     if kept["state"] == "leaving" and not check_mode:
-        _away.write(kept, "away")  # it left after its limit, or the run that sent it away ended before it wrote this
+        # It left after its limit, or the run that sent it away ended before it wrote this.
+        try:
+            _providers.of(kept).away.settle(kept)
+        except LiveUpdateError as err:
+            return failed(name, "", err)
+        _away.write(kept, "away")
     where = _away.WHERE[kept["way"]]
     return answer(name, kept["way"], where, where, f"{has_left(kept)} already")
 
@@ -321,6 +326,8 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     limit = timeouts.get(way) or provider.limit_s(away)
     try:
         here = is_here(away, provider, 0 if check_mode else limit)
+        if here and away["state"] == "leaving" and not check_mode:
+            provider.stay(away)
         if here and may_leave(away):
             told = "runs, but an earlier request to shut down may still end it. It stays on record; run 'state: back' again later"
             return answer(name, "", "here", "here", told)

@@ -523,6 +523,11 @@ last_update:
       returned: when there was an update
       type: list
       elements: str
+    discarded:
+      description: The names of those guests that C(kvm-liveupdate discard) removed from the records of the host after the jump.
+      returned: when there was an update
+      type: list
+      elements: str
     times:
       description: When each step began, in seconds since the epoch on the host's clock.
       returned: when there was an update

@@ -134,7 +134,7 @@ def plan(
         "kernel": _target(host).get("release") or _not_installed(host),
         "unproven": _UNPROVEN if _not_installed(host) else "",
         "guests": guests,
-        "staying": unfinished["journal"]["guests"] if unfinished else staying,
+        "staying": _to_verify(host, unfinished) if unfinished else staying,
         "rehearse": rehearse,
         "leaving": [
             {key: guest[key] for key in ("name", "way", "destination", "back")}
@@ -195,6 +195,16 @@ def _unfinished(host: dict[str, t.Any]) -> dict[str, t.Any]:
         "boot_id_before": update["boot_id"],
         "boot_id_after": host["boot_id"],
     }
+
+
+def _to_verify(host: dict[str, t.Any], unfinished: dict[str, t.Any]) -> list[str]:
+    """The guests of an unfinished update that still have to be verified.
+
+    A guest that was discarded and does not run is gone for good.
+    """
+    update = unfinished["journal"]
+    gone = set(update.get("discarded") or []).difference(guest["name"] for guest in host["guests"])
+    return [name for name in update["guests"] if name not in gone]
 
 
 def _labelled(facts: dict[str, t.Any], labels: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
@@ -392,6 +402,9 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
             " and reports each of them."
         ],
     }.get(made["unfinished"].get("outcome", ""), [])
+    if made["unfinished"]:
+        gone = [name for name in made["unfinished"]["journal"]["guests"] if name not in made["staying"]]
+        unfinished += [f"WARNING: discarded, and not waited for: {_few(gone)}. They do not run"] if gone else []
     if made["verdict"] == "current":
         return [f"The host runs {_kernel(host)} already.", *unfinished]
     if made["verdict"] == "unfinished":

@@ -123,6 +123,7 @@ def result(
     why = told or "; ".join(plan.get("refusals") or []) or str(host.get("msg") or "") or over
     if end == "lost":
         why = why if AFTER_COLD_BOOT in why else f"{why}. {_after_a_loss(jump, step)}"
+        why += _still_away(plan, away)
         for fate in fates.values():
             if not fate["state"]:
                 fate["why"] = f"unknown, the host was lost; planned: {fate['why'] or 'nothing'}"
@@ -161,7 +162,8 @@ def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
     begun = "The update had begun, but its guests were not paused yet" if step else "The update had not begun"
     lost = f"Its guests may be paused, or may run on the new kernel already. {status}"
     return {
-        "jumped": f"The host came back with kernel {jump.get('kernel_after')}, and its guests come back by themselves. {status}",
+        "jumped": f"The host came back with kernel {jump.get('kernel_after')}, and the guests that stayed in memory come back by"
+        f" themselves. {status}",
         "rebooted": f"The host did a cold boot, and its guests' memory is lost. {AFTER_COLD_BOOT}",
         "aborted": f"The host undid the update, and its guests continued to run. {repeat}",
         "half_undone": f"The host undid the update, but some of its guests may be paused. {status}",
@@ -170,6 +172,22 @@ def _after_a_loss(jump: dict[str, t.Any], step: str) -> str:
         "lost": lost,
         "gone": lost,
     }.get(jump.get("outcome", ""), f"{begun}. {repeat}")
+
+
+def _still_away(plan: dict[str, t.Any], away: t.Sequence[dict[str, t.Any]]) -> str:
+    """Which guests of a lost host it sent away and nobody has brought back, and what to do. Guests that moved for good are not meant."""
+    planned = {guest["name"]: guest for guest in plan.get("leaving") or []}
+    last = {guest["name"]: guest for guest in away if guest.get("left") and planned.get(guest["name"], {}).get("back", True)}
+    left = []
+    for name, guest in last.items():
+        to = planned.get(name, {}).get("destination") or ""
+        if guest.get("where") != "here":
+            left.append(f"{name} ({guest['left']}{' to ' + to if to else ''})")
+    return (
+        f". These guests are away, and do not come back by themselves: {', '.join(left)}. The next run of the update brings them back"
+        if left
+        else ""
+    )
 
 
 def summary(

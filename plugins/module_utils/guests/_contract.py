@@ -30,6 +30,12 @@ class Away(t.Protocol):
     def leave(self, away: dict, limit: float) -> None:
         """Send it away. After an error it is here; with the detail ``settled=False`` it may still leave later."""
 
+    def settle(self, away: dict) -> None:
+        """See that a guest that does not run here has left as its record says, and finish what a process that was killed left undone."""
+
+    def stay(self, away: dict) -> None:
+        """The guest was to leave and still runs here: take back what :meth:`leave` changed of it."""
+
     def is_back(self, away: dict) -> bool:
         """Whether it is here again as it was."""
 

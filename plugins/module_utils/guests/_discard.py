@@ -39,6 +39,11 @@ def _discard_locked(name: str) -> None:
     is_saved = journal.get("state") == "saved" or os.path.exists(state)
     # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only the memory of that QEMU is left.
     if not is_saved and not _hold.outlives(name, record):
+        if journal and not record:
+            # The record of a guest that is gone for good would keep its update from being finished. Its unit is not touched: what runs
+            # there now is no guest of that update.
+            _journal.forget_guest(name)
+            return
         raise LiveUpdateError(f"guest {name!r} has no saved state to discard; 'kvm-liveupdate status' shows the guests")
     if record:
         _refuse(record, journal)

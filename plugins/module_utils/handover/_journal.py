@@ -144,11 +144,16 @@ def of_update() -> dict:
 
 
 def last_update() -> dict:
-    """The journal of the last update of this host with its ``outcome``; empty if there was none."""
+    """The journal of the last update of this host with its ``outcome``; empty if there was none.
+
+    ``discarded`` are its guests whose journal a discard removed after the jump.
+    """
     update = of_update()
     if not update:
         return {}
-    return {**update, "outcome": outcome(update, _this_boot.boot_id(), _this_boot.kernel()["release"], _this_boot.by_kexec())}
+    ended = outcome(update, _this_boot.boot_id(), _this_boot.kernel()["release"], _this_boot.by_kexec())
+    after_jump = update.get("guests", []) if ended == "jumped" else []
+    return {**update, "outcome": ended, "discarded": [name for name in after_jump if _is_gone(_files.journal_path(name))]}
 
 
 def settle_end() -> None:

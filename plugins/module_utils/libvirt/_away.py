@@ -18,10 +18,10 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 from ..host import _commands
-from . import _agent, _definition, _guests, _reasons, _room
+from . import _agent, _definition, _guests, _reasons, _room, _save_image
 from . import _virsh as _libvirt_virsh
 
-__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable")
+__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "portable", "settle", "stay")
 
 HERE = "qemu:///system"
 AUTOSTART = "/etc/libvirt/qemu/autostart"
@@ -35,7 +35,7 @@ def about(record: dict) -> dict:
     return {
         "bytes": sum(backend["size"] for backend in record["backends"]),
         "was_running": _libvirt_virsh.status(record) == "running",
-        "autostart": os.path.lexists(f"{AUTOSTART}/{record['name']}.xml"),
+        "autostart": _starts_with_host(record["name"]),
     }
 
 
@@ -78,8 +78,29 @@ def leave(away: dict, limit: float) -> None:
     {"save": _save, "shutdown": _shut_down, "migrate": _migrate_there}[away["way"]](away, limit)
 
 
+def settle(away: dict) -> None:
+    """Raise unless the domain, which does not run here, has left. A migrated one gets its autostart setting, which may be missing."""
+    name, uuid, there = away["guest"], away["uuid"], away["destination"]
+    if away["way"] == "migrate":
+        seen = _seen(there, uuid)
+        if seen not in ("running", "paused"):
+            raise _not_there(away, seen)
+        _restore_autostart(there, away)
+    elif away["way"] == "save" and not _is_saved(name):
+        raise LiveUpdateError(
+            f"guest {name} does not run, and its saved state below {_libvirt_virsh.SAVED} is missing or incomplete. To start it from its"
+            " disks, run the module guest_away with state: back"
+        )
+
+
+def stay(away: dict) -> None:  # pylint: disable=unused-argument  # libvirt ends the QEMU of a domain that is off
+    """Nothing of the domain was changed."""
+
+
 def is_back(away: dict) -> bool:
-    """Whether the domain is here again as it was."""
+    """Whether the domain is here again as it was. A migration removes its autostart setting, so that has to be back too."""
+    if away["way"] == "migrate" and away["autostart"] and not _starts_with_host(away["guest"]):
+        return False
     return _seen(HERE, away["uuid"]) == _wanted(away)
 
 
@@ -93,7 +114,8 @@ def come_back(away: dict, limit: float) -> str:
         return ""
     if away["was_running"]:
         _agent.correct_clock(away["guest"])
-    return f"its saved state is missing below {_libvirt_virsh.SAVED}, so it started from its disks" if started and not image else ""
+    lost = f"its saved state below {_libvirt_virsh.SAVED} was missing or incomplete, so it started from its disks"
+    return lost if started and not image else ""
 
 
 def _wanted(away: dict) -> str:
@@ -141,14 +163,37 @@ def _migrate_there(away: dict, limit: float) -> None:
 
 def _migrate_back(away: dict, limit: float) -> None:
     """Never start the domain here: it may still run there."""
-    name, uuid, there = away["guest"], away["uuid"], away["destination"]
+    uuid, there = away["uuid"], away["destination"]
+    if _seen(HERE, uuid) == _wanted(away):
+        _restore_autostart(HERE, away)  # an earlier run was killed right before this
+        return
     seen = _seen(there, uuid)
     if seen not in ("running", "paused"):
-        raise LiveUpdateError(
-            f"guest {name} cannot migrate back: on {there} it is {seen}, here {_seen(HERE, uuid)}. Start or resume it on {there}, then run"
-            " this again"
-        )
+        raise _not_there(away, seen)
     _migrate(away, (there, HERE), away["back_uri"], limit)
+
+
+def _not_there(away: dict, seen: str) -> LiveUpdateError:
+    """What to do for a domain that does not run on its destination: start it on the host that has it."""
+    name, uuid, there = away["guest"], away["uuid"], away["destination"]
+    here = _seen(HERE, uuid)
+    try:
+        is_there = uuid in _virsh(there, "list", "--all", "--uuid").split()
+    except LiveUpdateError:
+        is_there = True  # nobody knows
+    if is_there:
+        remedy = f"Start or resume it on {there}, then run this again"
+    elif here == "shut off":
+        remedy = (
+            f"{there} does not have it, so its migration was cut off, for example by a reboot of this host. Make sure that it runs on no"
+            f" other host. Then start it here with 'virsh start {uuid}', and run this again"
+        )
+    else:
+        remedy = (
+            f"{there} does not have it. Find the host that has it. To make this host forget it, remove its record below"
+            " /var/lib/kvm-liveupdate/away"
+        )
+    return LiveUpdateError(f"guest {name} does not run on its destination: on {there} it is {seen}, here {here}. {remedy}")
 
 
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
@@ -165,18 +210,45 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".xml", encoding="utf-8", errors="surrogateescape") as definition:
             definition.write(portable(_virsh(source, "dumpxml", "--migratable", "--security-info", uuid)))
             definition.flush()
+            if away["autostart"]:  # if the source crashes once the domain runs at its target, its boot must not start it there too
+                _virsh(source, "autostart", "--disable", uuid)
             words = ("--live", "--persistent", "--undefinesource", "--xml", definition.name, *where, uuid, target)
             _virsh(source, "migrate", *words, limit=limit + CANCEL_S)
-        if away["autostart"]:
-            _virsh(target, "autostart", uuid)
     except LiveUpdateError as err:
         message = (
             f"guest {name}: {err}. The limit was {limit:g} s. Its state on {source} is now {_seen(source, uuid)}, and on {target}"
             f" {_seen(target, uuid)}. If it needs more time, raise timeouts.migrate (in the role hypervisor_update_migrate_timeout)"
         )
-        raise LiveUpdateError(message, **_may_leave(source, uuid)) from err
+        raise LiveUpdateError(message, **(_may_leave(source, uuid) or _stays(source, away))) from err
     finally:
         cancel.cancel()
+    _restore_autostart(target, away)
+
+
+def _stays(uri: str, away: dict) -> dict:
+    """Details of an error: whether the domain, which has not migrated, still lacks its autostart setting; then it stays on record."""
+    if _seen(uri, away["uuid"]) in ("running", "paused"):
+        try:
+            _restore_autostart(uri, away)
+        except LiveUpdateError:
+            return {"settled": False}
+    return {}
+
+
+def _starts_with_host(name: str) -> bool:
+    return os.path.lexists(f"{AUTOSTART}/{name}.xml")
+
+
+def _restore_autostart(uri: str, away: dict) -> None:
+    """:func:`_migrate` removes the setting. Only the record of the domain tells of it until this."""
+    if not away["autostart"]:
+        return
+    try:
+        _virsh(uri, "autostart", away["uuid"])
+    except LiveUpdateError as err:
+        raise LiveUpdateError(
+            f"guest {away['guest']} runs on {uri}, but does not start with that host yet ({err}). Run this again"
+        ) from err
 
 
 def portable(xml: str) -> str:
@@ -224,7 +296,7 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
                 f" module guest_away with a larger timeouts.{away['way']}"
             )
         if seen == "shut off":
-            image = os.path.exists(os.path.join(_libvirt_virsh.SAVED, f"{name}.save"))
+            image = _is_saved(name)
             try:
                 _libvirt_virsh.virsh("start", uuid, limit=limit)
                 started = True
@@ -232,6 +304,15 @@ def _start(away: dict, limit: float) -> tuple[bool, bool]:
                 problem = str(err)  # or its autostart was faster; the next look shows this
         else:
             time.sleep(_POLL_S)
+
+
+def _is_saved(name: str) -> bool:
+    """Whether libvirt has completed the domain's managed save. Libvirt ignores an incomplete one, and starts the domain from its disks."""
+    try:
+        with open(os.path.join(_libvirt_virsh.SAVED, f"{name}.save"), "rb") as image:
+            return _save_image.is_complete(image.read(_save_image.HEADER))
+    except OSError:
+        return False
 
 
 def _seen(uri: str, uuid: str) -> str:

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t  # not at run time: slow to import
 
-__all__ = ("HEADER", "loadable", "stream_start", "with_xml")
+__all__ = ("HEADER", "is_complete", "loadable", "stream_start", "with_xml")
 
 _LIBVIRT = b"LibvirtQemudSave"
 HEADER = 92
@@ -122,9 +122,14 @@ def with_xml(head: bytes, change: t.Callable[[str], str]) -> bytes:
     return bytes(header) + data + b"\0" * (room - len(data))
 
 
+def is_complete(head: bytes) -> bool:
+    """Whether libvirt has completed the save image that begins so. Until then it begins with LibvirtQemudPart."""
+    return head[:16] == _LIBVIRT and len(head) >= HEADER
+
+
 def stream_start(image: bytes) -> int:
     """Where QEMU's stream begins, after libvirt's header, XML and cookie."""
-    if image[:16] != _LIBVIRT or len(image) < HEADER:
+    if not is_complete(image):
         raise LiveUpdateError(f"save image: it begins with {image[:16]!r}, not with {_LIBVIRT!r}; libvirt has not completed it")
     version, length = struct.unpack_from("<II", image, 16)
     if version != 2:

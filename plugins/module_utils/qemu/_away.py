@@ -14,7 +14,7 @@ from ..host import _commands
 from ..vmm import _monitor
 from . import _guests
 
-__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles")
+__all__ = ("about", "come_back", "is_back", "leave", "limit_s", "obstacles", "settle", "stay")
 
 LIMIT_S = _limits.GUEST_OFF
 STOP_LIMIT_S = _limits.UNIT_STOP
@@ -48,17 +48,17 @@ def leave(away: dict, limit: float) -> None:
 
     After a failure with the detail ``settled=False`` the guest may still power off.
     """
-    pressed = False
+    asked = False
     try:
         with _monitor.Monitor(away["monitor"]) as monitor:
+            asked = True  # also if QEMU's answer is lost
             # QEMU stays after the guest is off: if it ended by itself, its unit might start it again (Restart=).
             monitor.execute("set-action", shutdown="pause")
-            pressed = True  # also if QEMU's answer is lost
             monitor.execute("system_powerdown")
             _wait_until_off(monitor, limit)
         _commands.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
     except LiveUpdateError as err:
-        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": not pressed}) from err
+        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": not asked}) from err
 
 
 def _wait_until_off(monitor: _monitor.Monitor, limit: float) -> None:
@@ -74,6 +74,20 @@ def _wait_until_off(monitor: _monitor.Monitor, limit: float) -> None:
                 " hypervisor_update_shutdown_timeout)"
             )
         time.sleep(_POLL_S)
+
+
+def settle(away: dict) -> None:  # pylint: disable=unused-argument  # a guest that does not run is off
+    """Nothing is left to do."""
+
+
+def stay(away: dict) -> None:
+    """QEMU ends again when its guest powers off. A process that was killed in :func:`leave` has not set this back."""
+    if not any((qemu["pid"], qemu["started"]) == (away["pid"], away["started"]) for qemu in _guests.known()):
+        return  # a QEMU that was started later does not know the request
+    with _monitor.Monitor(away["monitor"]) as monitor:
+        monitor.execute("set-action", shutdown="poweroff")
+        if monitor.status() == "shutdown":
+            raise LiveUpdateError(f"guest {away['guest']}: it has just powered off. Run this again: this starts the guest")
 
 
 def is_back(away: dict) -> bool:

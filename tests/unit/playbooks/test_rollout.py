@@ -342,6 +342,15 @@ def test_no_host_is_updated_after_one_whose_guests_are_not_brought_back(tmp_path
     assert ("hv1: guest running does not work" in told) is (acts.get("guest running") == "fail")
 
 
+def test_an_undo_does_not_go_on_after_it_has_lost_the_host(tmp_path):
+    """Each further step would wait for the host in vain."""
+    stage = Stage(tmp_path, 1, {"hv1": {"hypervisor_info": "gain", "guest preserved": "fail", "guest running": "lose"}})
+    code, output = stage.play("kvm.liveupdate.update", hypervisor_update_fresh=0, hypervisor_update_guests={"db": ["shutdown"]})
+    assert code != 0 and outcomes(stage) == {"hv1": "lost"}, output
+    assert "not everything was undone: hv1 cannot be reached" in said(output)[0], output
+    assert ": Release the RAM]" in output and ": Unload the kernel]" not in output and ": Bring back the guests" not in output, output
+
+
 def test_a_host_waits_for_one_of_its_batch_whose_guests_come_back_first(tmp_path):
     """They belong together with its own: if it did not look again, both would pause at once."""
     stage = Stage(tmp_path, 2, {"hv1": {"hypervisor_info": "away"}})
@@ -642,7 +651,10 @@ def test_a_host_that_does_not_answer_before_the_tasks_after_its_update_is_lost(t
     code, output = stage.play("kvm.liveupdate.update", hypervisor_update_after=[stage.hook("one"), stage.hook("two")])
     lines = (tmp_path / "log").read_text().splitlines()
     assert code != 0 and lines[-2:] == ["controller hv1 one lost", "controller hv1 two lost"], output
-    assert outcomes(stage) == {"hv1": "lost", "hv2": "checked"} and "its guests come back by themselves" in said(output)[0], output
+    assert (
+        outcomes(stage) == {"hv1": "lost", "hv2": "checked"}
+        and "the guests that stayed in memory come back by themselves" in said(output)[0]
+    ), output
 
 
 def test_setup_stops_at_a_host_that_is_lost(tmp_path):

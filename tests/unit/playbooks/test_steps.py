@@ -36,6 +36,17 @@ PLAYBOOK = """
   gather_facts: false
   roles: [kvm.liveupdate.hypervisor_update]
 """
+TWICE = """
+- hosts: hv1
+  gather_facts: false
+  tasks:
+    - name: First
+      block:
+        - ansible.builtin.include_role: {name: kvm.liveupdate.hypervisor_update}
+      rescue:
+        - ansible.builtin.command: cp second.json answers.json
+    - ansible.builtin.include_role: {name: kvm.liveupdate.hypervisor_update}
+"""
 LAST = {"state": "restored", "update_id": "u1", "times": {"paused": 1.0, "resumed": 2.0}}
 
 
@@ -72,7 +83,7 @@ class Fleet:
             module.main()
             (copy / f"plugins/modules/{name}.py").write_text(STUB.format(spec=json.dumps(spec), name=name, folder=folder))
 
-    def update(self, guests, *options, away=(), **extra):
+    def update(self, guests, *options, away=(), play=PLAYBOOK, **extra):
         """Run the role; returns how it ended, what it printed, the host's report, and all calls but the looks at the host."""
         target = {"release": "7.3.4", "current": False}
         host = {"guests": guests, "reasons": [], "free": {"memory_mib": 9999, "saves_mib": 9999}, "target": target, "boot_id": "b1"}
@@ -85,7 +96,7 @@ class Fleet:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
         (self.folder / "calls").write_text("")
         (self.folder / "hosts").write_text(INVENTORY)
-        (self.folder / "play.yml").write_text(PLAYBOOK)
+        (self.folder / "play.yml").write_text(play)
         given = {"hypervisor_update_kernel": "/boot/k", "hypervisor_update_report": str(self.folder / "page.html")}
         given["__hypervisor_update_records"] = str(self.folder / "records")
         done = subprocess.run(
@@ -188,6 +199,25 @@ def test_a_guest_that_cannot_be_held_undoes_all(fleet):
     assert [call for call, _params in calls][-4:] == ["guest:preserved", "guest:running", "kexec_image:unloaded", "guest_away:back"]
     assert calls[-3][1]["names"] == ["web", "app"]
     assert report["guests"]["db"]["state"] == "saved" and report["guests"]["db"]["back"] is True
+
+
+def test_a_second_update_in_the_same_play_knows_nothing_of_the_first(fleet):
+    """The first one jumped and failed. If that counted, the second one would take no lease, and would release no RAM."""
+    first = {"fails": True, "msg": "guest web: not restored", "guests": []}
+    fleet.answers["guest:running"] = first
+    fleet.answers["guest_away:away"] = {"guests": [{"name": "db", "left": "saved", "where": "saved", "msg": "guest db is saved"}]}
+    host = {"kernel": {"release": "7.2.13"}, "ready": True, "away": [], "reasons": [], "boot_id": "b1", "free": {"memory_mib": 9999}}
+    look = {**host, "guests": [facts("web")], "target": {"release": "7.3.4", "current": False}}
+    second = {**fleet.answers, "hypervisor_info": look, "guest:preserved": {"fails": True, "msg": "guest web: EBUSY", "guests": []}}
+    second["guest:running"] = {"guests": []}
+    (fleet.folder / "second.json").write_text(json.dumps(second))
+    code, output, report, calls = fleet.update([facts("web"), facts("db")], play=TWICE, hypervisor_update_guests=POLICY)
+    assert code != 0 and (report["outcome"], report["why"], report["undo"]) == ("undone", "guest web: EBUSY", ""), output
+    assert (report["step"], report["late"], sorted(report["guests"])) == ("Preserve the RAM of the guests", [], ["web"])
+    done = [call for call, _params in calls]
+    assert "kexec" in done and done[-4:] == ["kexec_image:staged", "guest:preserved", "guest:running", "kexec_image:unloaded"]
+    # The first one takes a lease, renews it before guests leave, and lets it expire. The second one takes another one and gives it back.
+    assert fleet.leases == [*["update_lease:present"] * 4, "update_lease:absent"]
 
 
 def test_a_guest_that_runs_on_other_memory_is_not_taken_for_restored(fleet):

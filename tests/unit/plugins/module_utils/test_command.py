@@ -288,10 +288,24 @@ def test_the_status_says_how_the_last_update_ended(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(_files, "AWAY", str(tmp_path / "nobody"))
     monkeypatch.setattr(_this_boot, "kernel", lambda: {"release": "7.3.4", "version": "#1"})
     monkeypatch.setattr(_this_boot, "by_kexec", lambda: kexec)
-    _files.write_json(_files.UPDATE, {"id": "u", "state": "jumping", "boot_id": boot, "image": {"release": "7.3.4"}})
+    update = {"id": "u", "state": "jumping", "boot_id": boot, "image": {"release": "7.3.4"}, "guests": ["db", "web"]}
+    _files.write_json(_files.UPDATE, update)
+    _files.write_json(_files.journal_path("db"), {"state": "restored", "unit": "db.service"})
     assert _command.main(["status"]) == 0
     told = json.loads(capsys.readouterr().out)["update"]
     assert (told["state"], told["outcome"]) == ("jumping", outcome)
+    assert told["discarded"] == (["web"] if outcome == "jumped" else [])  # before the jump and after an undo, guests have no journal
+
+
+@pytest.mark.parametrize("state", ["restored", "lost"])
+def test_the_record_of_a_guest_that_is_gone_for_good_is_discarded_and_nothing_else(monkeypatch, capsys, virsh, state):
+    """Nothing of it is saved. What runs in its unit now is no guest of that update, so the unit is not stopped."""
+    monkeypatch.setattr(_commands, "run", lambda *command: 1 // 0)
+    _files.write_json(_files.journal_path("web"), {"state": state, "unit": "web.service"})
+    assert _command.main(["discard", "web"]) == 0
+    assert _journal.of_guest("web") == {} and not virsh and not capsys.readouterr().err
+    assert _command.main(["discard", "web"]) == 1
+    assert "has no saved state to discard" in capsys.readouterr().err
 
 
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):

@@ -26,7 +26,7 @@ class Provider:
             for name in ("app", "db")
         }
         self.here, self.problems, self.faults, self.lost, self.limits, self.unsettled = ["app", "db"], {}, {}, "", [], False
-        self.on_sleep, self.now = lambda: None, 1000.0
+        self.on_sleep, self.now, self.stayed, self.not_gone = lambda: None, 1000.0, [], ""
 
     def known(self):
         return {name: dict(self.records[name]) for name in self.here}
@@ -45,6 +45,13 @@ class Provider:
         self.limits.append(limit)
         self._fail(away["guest"])
         self.here.remove(away["guest"])
+
+    def settle(self, away):
+        if self.not_gone:
+            raise LiveUpdateError(self.not_gone)
+
+    def stay(self, away):
+        self.stayed.append(away["guest"])
 
     def is_back(self, away):
         return away["guest"] in self.here
@@ -197,6 +204,9 @@ def test_a_guest_that_is_gone_after_a_failure_can_be_brought_back(guest):
     assert "no answer" in fails(away, "save").message
     assert _away.read("app")["state"] == "leaving"
     assert not away("save", check_mode=True)["changed"] and _away.read("app")["state"] == "leaving"
+    guest.not_gone = "guest app does not run, and its saved state is incomplete"
+    assert fails(away, "save").message == guest.not_gone and _away.read("app")["state"] == "leaving"
+    guest.not_gone = ""
     assert not away("save")["changed"] and _away.read("app")["state"] == "away"
     assert only(run("back"))["where"] == "here" and "app" in guest.here
 
@@ -219,7 +229,9 @@ def test_a_guest_that_shuts_down_after_its_limit_is_started_again(slow):
 
 def test_a_guest_that_may_yet_go_off_stays_on_record(slow):
     predicted = run("back", check_mode=True)
+    assert not slow.stayed
     found = run("back")
+    assert slow.stayed == ["app"]  # however it was asked to leave, it is as before
     assert found == predicted and not found["changed"] and "may still end it" in found["msg"]
     assert (only(found)["left"], only(found)["where"]) == ("", "here") and slow.now == pytest.approx(1078, abs=1)
     assert _away.read("app")["state"] == "leaving"

@@ -732,6 +732,16 @@ def test_an_update_whose_run_ended_after_the_jump_is_unfinished(about, unfinishe
         assert made["unfinished"].get("msg", "").endswith("Then run the update again") == old
 
 
+def test_a_guest_that_was_discarded_and_does_not_run_is_not_waited_for():
+    """It is gone for good: each run would fail for it. One that was discarded and runs again has lost its memory, and this is reported."""
+    now = {"boot_id": "b2", "kernel": {"release": "7.3.4"}, "target": {"release": "7.3.4", "current": True}, "lease": {**LEASE, "left": 0}}
+    last = {**JUMPED, "guests": ["app", "db", "web"], "discarded": ["app", "db"]}
+    made = plan(host(guest(), guest("db"), **now, last_update=last), Policy())
+    assert made["staying"] == ["db", "web"] and "WARNING: discarded, and not waited for: app. They do not run" in made["table"]
+    made = plan(host(guest(), **now, last_update={**last, "discarded": []}), Policy())
+    assert made["staying"] == ["app", "db", "web"] and "WARNING" not in "".join(made["table"])
+
+
 def test_a_host_whose_guests_are_lost_is_not_updated_before_that_is_reported():
     """So nothing that speaks against an update of it counts."""
     waits = {"code": "not-back", "message": "an update saved guest web", "remedy": "discard it"}

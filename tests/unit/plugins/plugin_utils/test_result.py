@@ -121,7 +121,7 @@ def test_a_host_that_does_not_answer_after_its_update_is_lost():
         ({}, "", "The update had not begun"),
         ({"outcome": "lost"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
         ({"outcome": "gone"}, STEP, "Its guests may be paused, or may run on the new kernel already"),
-        (JUMP, STEP, "The host came back with kernel 7.3.4, and its guests come back by themselves"),
+        (JUMP, STEP, "The host came back with kernel 7.3.4, and the guests that stayed in memory come back by themselves"),
         ({"outcome": "aborted"}, STEP, "The host undid the update, and its guests continued to run"),
         ({"outcome": "half_undone"}, STEP, "The host undid the update, but some of its guests may be paused"),
         ({"outcome": "stuck"}, STEP, "Its guests may be paused. Check its console. When it answers again, run 'kvm-liveupdate recover' on"),
@@ -131,6 +131,24 @@ def test_a_lost_host_says_where_its_guests_may_be(jump, step, told):
     found = result(HOST, GO, jump, why="hv1 cannot be reached", step=step, lost=True)
     assert found["why"].startswith(f"hv1 cannot be reached. {told}") and "Check its console" in found["why"]
     assert found["guests"]["web"]["why"] == "unknown, the host was lost; planned: stays in memory"
+
+
+@pytest.mark.parametrize("jump", [JUMP, COLD, {"outcome": "lost"}])
+def test_a_lost_host_names_its_guests_that_are_away(jump):
+    """They run on another host or are off, and nothing but a run brings them back. One that moved for good is not meant."""
+    there = "qemu+ssh://hv2/system"
+    leaving = [
+        {"name": name, "destination": there if name in ("db", "moved") else None, "back": name != "moved"}
+        for name in ("db", "big", "moved")
+    ]
+    sent = [
+        {"name": name, "left": left} for name, left in (("db", "migrated"), ("big", "shut down"), ("moved", "migrated"), ("old", "saved"))
+    ]
+    away = [{**guest, "where": guest["left"]} for guest in sent] + [{"name": "old", "left": "saved", "where": "here"}]
+    found = result(HOST, {**GO, "leaving": leaving}, jump, why="hv1 cannot be reached", step=STEP, lost=True, away=away)["why"]
+    named = f"These guests are away, and do not come back by themselves: db (migrated to {there}), big (shut down)."
+    assert f"{named} The next run of the update brings them back" in found
+    assert "are away, and" not in result(HOST, GO, jump, why="hv1 cannot be reached", step=STEP, lost=True, away=away[3:])["why"]
 
 
 @pytest.mark.parametrize("why", ["hv1 cannot be reached", f"the host did a cold boot. {AFTER_COLD_BOOT}"])

@@ -14,6 +14,7 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.libvirt import _age
 
 GIB = 1 << 30
 THERE = "qemu+ssh://hv2/system"
+COMPLETE, PARTIAL = (name.ljust(92, b"\0") for name in (b"LibvirtQemudSave", b"LibvirtQemudPart"))
 AWAY = {
     "guest": "app",
     "uuid": "u",
@@ -40,11 +41,12 @@ class Hosts:
 
     def virsh(self, uri, *words, **limit):
         self.calls.append((words[0], uri))
-        if words[0] in self.faults:
-            self.faults.pop(words[0])(uri, words)
+        verb = "disable" if "--disable" in words else words[0]
+        if verb in self.faults:
+            self.faults.pop(verb)(uri, words)
         elif words[0] == "managedsave":
             self.state[uri] = "shut off"
-            self.image.write_text("RAM")
+            self.image.write_bytes(COMPLETE)
         elif words[0] == "shutdown" and self.heeds_the_button:
             self.state[uri] = "shut off"
         elif words[0] == "start":
@@ -58,6 +60,8 @@ class Hosts:
             self.calls.append(("migrateuri", words[7] if words[6] == "--migrateuri" else ""))
             self.state[words[-1]] = self.state.pop(uri)
             self.autostart.discard(uri)
+        elif verb == "disable":
+            self.autostart.discard(uri)
         elif words[0] == "autostart":
             self.autostart.add(uri)
         elif words[0] == "domjobabort":
@@ -67,6 +71,9 @@ class Hosts:
         elif words[0] == "qemu-monitor-command":
             assert words[1:] == ("u", '{"execute": "query-migrate-capabilities"}')
             return self.capabilities
+        elif words[0] == "list":
+            assert words[1:] == ("--all", "--uuid")
+            return "other\n" + ("u\n" if uri in self.state else "")
         elif words[0] == "domjobinfo":
             return "Job type: " + self.job
         elif words[0] == "domstate":
@@ -80,7 +87,7 @@ class Hosts:
         return self.virsh(words[3], *words[4:])
 
     def asked(self):
-        return [words for words in self.calls if words[0] not in ("domstate", "domjobinfo")]
+        return [words for words in self.calls if words[0] not in ("domstate", "domjobinfo", "list")]
 
 
 @pytest.fixture(name="hosts")
@@ -91,6 +98,7 @@ def two_hosts(tmp_path, monkeypatch):
     monkeypatch.setattr(_commands, "run", hosts.run)
     monkeypatch.setattr(_virsh, "is_defined", lambda name: _away.HERE in hosts.state)
     monkeypatch.setattr(_away, "_POLL_S", 0.001)
+    monkeypatch.setattr(_away, "_starts_with_host", lambda name: _away.HERE in hosts.autostart)
     monkeypatch.setattr(_agent, "correct_clock", lambda name: hosts.calls.append(("clock", name)) or {})
     return hosts
 
@@ -165,10 +173,19 @@ def test_a_save_that_takes_too_long_is_cancelled_and_the_domain_runs_on(hosts):
     assert hosts.released.is_set() and hosts.state == {_away.HERE: "running"}
 
 
-def test_a_lost_saved_state_is_told(hosts):
+@pytest.mark.parametrize("left", [None, PARTIAL, COMPLETE[:20]], ids=["gone", "half written", "cut off"])
+def test_a_lost_saved_state_is_told(hosts, left):
+    """Libvirt ignores a state that it had not completed when the host went down, and starts the domain from its disks."""
     _away.leave(AWAY, 5)
+    _away.settle(AWAY)
     hosts.image.unlink()
-    assert "started from its disks" in _away.come_back(AWAY, 5)
+    if left:
+        hosts.image.write_bytes(left)
+    with pytest.raises(
+        LiveUpdateError, match=r"guest app does not run, and its saved state below .* is missing or incomplete\. To start it"
+    ):
+        _away.settle(AWAY)
+    assert "was missing or incomplete, so it started from its disks" in _away.come_back(AWAY, 5)
 
 
 def test_a_domain_whose_autostart_was_quicker_is_not_started_again(hosts):
@@ -233,6 +250,65 @@ def test_a_migrated_domain_is_defined_on_one_host_and_starts_with_that_one(hosts
     assert [uri for words, uri in hosts.calls if words == "migrateuri"] == ["tcp://10.0.0.2", "tcp://10.0.0.1"]
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_migration_back_that_was_cut_off_before_the_autostart_is_finished_by_the_next_call(hosts, killed):
+    away = {**AWAY, "way": "migrate", "autostart": True}
+    hosts.state, hosts.autostart = {THERE: "running"}, {THERE}
+
+    def cut_off(_uri, _words):
+        raise KeyboardInterrupt if killed else LiveUpdateError("no answer within 60 s")
+
+    hosts.faults["autostart"] = cut_off
+    with pytest.raises(KeyboardInterrupt if killed else LiveUpdateError) as caught:
+        _away.come_back(away, 5)
+    assert killed or "runs on qemu:///system, but does not start with that host yet (no answer" in str(caught.value)
+    assert hosts.state == {_away.HERE: "running"} and not hosts.autostart and not _away.is_back(away)
+    assert _away.come_back(away, 5) == ""
+    assert hosts.autostart == {_away.HERE} and _away.is_back(away) and [words for words, _uri in hosts.calls].count("migrate") == 1
+
+
+def test_a_migration_there_that_was_cut_off_before_the_autostart_is_finished(hosts):
+    away = {**AWAY, "way": "migrate", "autostart": True}
+    hosts.faults["autostart"] = fail("no answer within 60 s")
+    with pytest.raises(LiveUpdateError, match="does not start with that host yet"):
+        _away.leave(away, 5)
+    _away.settle(away)
+    assert hosts.state == {THERE: "running"} and hosts.autostart == {THERE}
+
+
+@pytest.mark.parametrize("operation", ["leave", "come_back"])
+def test_a_host_that_crashes_when_its_domain_has_just_migrated_does_not_start_it_too(hosts, operation):
+    """The definition leaves after the domain runs at its target."""
+    source, target = (_away.HERE, THERE) if operation == "leave" else (THERE, _away.HERE)
+    hosts.state, hosts.autostart = {source: "running"}, {source}
+
+    def crash(_uri, _words):
+        hosts.state = {source: "shut off", target: "running"}
+        raise KeyboardInterrupt
+
+    hosts.faults["migrate"] = crash
+    with pytest.raises(KeyboardInterrupt):
+        getattr(_away, operation)({**AWAY, "way": "migrate", "autostart": True}, 5)
+    assert not hosts.autostart
+
+
+@pytest.mark.parametrize(
+    ("faults", "autostart", "details"),
+    [
+        ({"migrate": fail("no answer")}, {_away.HERE}, {}),
+        ({"disable": fail("no answer")}, {_away.HERE}, {}),
+        ({"migrate": fail("no answer"), "autostart": fail("no answer")}, set(), {"settled": False}),
+    ],
+)
+def test_a_domain_that_did_not_migrate_starts_with_its_host(hosts, faults, autostart, details):
+    """If that cannot be set, the domain stays on record, and the next call sets it."""
+    hosts.autostart, hosts.faults, away = {_away.HERE}, dict(faults), {**AWAY, "way": "migrate", "autostart": True}
+    with pytest.raises(LiveUpdateError, match="no answer") as caught:
+        _away.leave(away, 5)
+    assert hosts.autostart == autostart and caught.value.details == details
+    assert _away.is_back(away) is bool(autostart) and _away.come_back(away, 5) == "" and hosts.autostart == {_away.HERE}
+
+
 def test_libvirt_chooses_the_way_where_none_is_given(hosts):
     _away.leave({**AWAY, "way": "migrate", "migrate_uri": None}, 5)
     assert ("migrateuri", "") in hosts.calls and not hosts.autostart
@@ -283,13 +359,28 @@ def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
         _away.leave(AWAY, 5)
 
 
-@pytest.mark.parametrize("there", ["shut off", None])
-def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts, there):
-    """It may be there after all, and its disks are in use."""
-    hosts.state = {THERE: there} if there else {}
-    with pytest.raises(LiveUpdateError, match=r"on qemu\+ssh://hv2/system it is (shut off|unknown).*Start or resume it on qemu"):
-        _away.come_back({**AWAY, "way": "migrate"}, 5)
-    assert not hosts.asked()
+@pytest.mark.parametrize(
+    ("state", "answers", "remedy"),
+    [
+        ({THERE: "shut off"}, True, r"Start or resume it on qemu\+ssh"),
+        ({_away.HERE: "shut off"}, False, r"Start or resume it on qemu\+ssh"),
+        (
+            {_away.HERE: "shut off"},
+            True,
+            r"cut off, for example by a reboot .* Make sure .* Then start it here with 'virsh start u', and run",
+        ),
+        ({}, True, r"Find the host that has it\. .* remove its record below"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["come_back", "settle"])
+def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts, state, answers, remedy, operation):
+    """It may be there after all, and its disks are in use. The operator starts it on the host that has it."""
+    hosts.state, away = state, {**AWAY, "way": "migrate", "autostart": True}
+    if not answers:
+        hosts.faults["list"] = fail("cannot connect")
+    with pytest.raises(LiveUpdateError, match=rf"on qemu\+ssh://hv2/system it is (shut off|unknown).*{remedy}"):
+        _away.come_back(away, 5) if operation == "come_back" else _away.settle(away)
+    assert not hosts.asked() and hosts.state == state
 
 
 def test_limits():

@@ -10,8 +10,8 @@ from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _comman
 from ansible_collections.kvm.liveupdate.plugins.module_utils.qemu import _away, _guests
 from ansible_collections.kvm.liveupdate.plugins.module_utils.vmm import _monitor
 
-RECORD = {"name": "web", "monitor": "/run/web.qmp", "ram": [{"fd": 5, "size": 1 << 30}]}
-AWAY = {"guest": "web", "way": "shutdown", "unit": "web.service", "was_running": True, "monitor": "/run/web.qmp"}
+RECORD = {"name": "web", "pid": 7, "started": 70, "monitor": "/run/web.qmp", "ram": [{"fd": 5, "size": 1 << 30}]}
+AWAY = {"guest": "web", "way": "shutdown", "unit": "web.service", "was_running": True, "monitor": "/run/web.qmp", "pid": 7, "started": 70}
 
 
 class Host:
@@ -108,13 +108,28 @@ def no_answer():
 
 
 @pytest.mark.parametrize(
-    ("lost", "settled"), [(("set-action", "pause"), True), (("system_powerdown",), False), (("systemctl", "stop"), False)]
+    ("lost", "settled"), [(("set-action", "pause"), False), (("system_powerdown",), False), (("systemctl", "stop"), False)]
 )
 def test_once_its_button_is_pressed_nobody_knows_whether_a_guest_stays(host, lost, settled):
     host.faults = {lost: no_answer}
     with pytest.raises(LiveUpdateError, match="no answer") as failure:
         _away.leave(AWAY, 5)
     assert failure.value.details["settled"] is settled
+
+
+def test_a_guest_that_stays_after_its_request_was_cut_off_can_power_off_again(host):
+    """The process was killed while it waited for the guest, or the answer of QEMU was lost."""
+    host.faults, host.heeds_the_button = {("system_powerdown",): no_answer}, False
+    with pytest.raises(LiveUpdateError):
+        _away.leave(AWAY, 5)
+    assert host.on_shutdown == "pause"
+    _away.stay({**AWAY, "started": 71})
+    assert host.on_shutdown == "pause"  # not the QEMU that was asked
+    _away.stay(AWAY)
+    assert host.on_shutdown == "poweroff"
+    host.state = "shutdown"
+    with pytest.raises(LiveUpdateError, match=r"guest web: it has just powered off\. Run this again"):
+        _away.stay(AWAY)
 
 
 def test_a_guest_that_goes_off_at_the_very_limit_has_left(host):
