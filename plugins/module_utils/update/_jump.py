@@ -408,7 +408,8 @@ def _abort(update: dict, why: str) -> None:
         undo(f"remove the drop-in of {unit}", _files.remove, _services.in_place(unit))
     undo("restore the usual limit of the shutdown", _services.usual_shutdown)
     if "stopping_from" in update:  # else the update stopped nothing
-        undo("start the services again", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+        again = (update.get("units", []), update["stopping_from"], problems, update.get("early", []))
+        undo("start the services again", _services.start_again, *again)
     for name in update["guests"]:
         if name not in records:  # it has ended, and its memory would stay in use. Its release needs D-Bus, which the update has stopped.
             undo(f"release the memory of guest {name}", _hold.release_ended, name)

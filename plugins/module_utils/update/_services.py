@@ -310,15 +310,15 @@ def tell_ended(units: list[str], notes: list[str]) -> None:
         notes.append(f"these logins and containers were ended and do not start again by themselves: {', '.join(gone)}")
 
 
-def start_again(units: list[str], since: float | None, notes: list[str]) -> None:
+def start_again(units: list[str], since: float | None, notes: list[str], guests: list[str]) -> None:
     """Start what isolation stopped: first the sockets, then the rest one by one, so that a failure does not affect the others.
 
     Units without a unit file (systemd-run) cannot be started again. This is noted in ``notes`` and is not a failure. A guest that has ended
-    meanwhile stays off: it may run on another host now. Isolation has not stopped it, but a target may want it.
+    meanwhile stays off: it may run on another host now. Isolation has not stopped it, but a target may want it. ``guests``: their units.
     """
-    shown = _systemd.show_each(stopped(units, active_units()), "LoadState", "IgnoreOnIsolate")
+    shown = _systemd.show_each(stopped(units, active_units()), "LoadState")
     gone = [unit for unit, seen in shown.items() if seen.get("LoadState") == "not-found"]
-    ended = [unit for unit, seen in shown.items() if seen.get("IgnoreOnIsolate") == "yes"]
+    ended = [unit for unit in shown if unit in guests]
     if gone:
         notes.append(f"these units have no unit file, so they cannot be started again here; start them as before: {', '.join(gone)}")
     units = [unit for unit in units if unit not in (*gone, *ended)]

@@ -187,10 +187,10 @@ def test_a_guest_that_ended_before_the_isolation_is_not_started_by_it(host, step
 
 
 def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host, monkeypatch):
-    """Nor by a target that wants it. Isolation has not stopped it."""
-    runs = ["app.service", "cron.service", "multi-user.target"]
+    """Nor by a target that wants it. Isolation has not stopped it. A service of the host that isolation passed over is started again."""
+    runs = ["app.service", "cron.service", "vms.service", "multi-user.target"]
     monkeypatch.setattr(_services, "active_units", lambda types="": [] if host.done("isolate") else list(runs))
-    shown = {"app.service": {"IgnoreOnIsolate": "yes"}}
+    shown = {"app.service": {"IgnoreOnIsolate": "yes"}, "vms.service": {"IgnoreOnIsolate": "yes"}}
     monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: shown.get(unit, {}) for unit in units})
     started = []
     run = host.run
@@ -203,6 +203,7 @@ def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host,
     assert started[1:] == [
         ("--no-block", alone, "default.target"),
         ("--no-block", "cron.service"),
+        ("--no-block", "vms.service"),
         ("--no-block", alone, "multi-user.target"),
     ]
 
@@ -400,7 +401,7 @@ def test_a_unit_that_does_not_start_does_not_keep_the_others_down(monkeypatch):
 
     monkeypatch.setattr(_commands, "run", run)
     with pytest.raises(LiveUpdateError, match=r"gone\.service not found"):
-        _services.start_again(["gone.service", "ssh.service"], 1.0, [])
+        _services.start_again(["gone.service", "ssh.service"], 1.0, [], [])
     assert started == ["default.target", "ssh.service"]
 
 
@@ -411,7 +412,7 @@ def test_a_unit_that_was_made_on_the_fly_is_told_and_is_no_failure(monkeypatch):
     monkeypatch.setattr(_commands, "run", lambda *command: started.append(command[-1]))
     known = {"run-u1.service": "not-found", "ssh.service": "loaded"}
     monkeypatch.setattr(_systemd, "show_each", lambda units, *_names: {unit: {"LoadState": known[unit]} for unit in units})
-    _services.start_again(list(known), 1.0, notes)
+    _services.start_again(list(known), 1.0, notes, [])
     assert started == ["default.target", "ssh.service"]
     (note,) = notes
     assert "have no unit file" in note and note.endswith(": run-u1.service")
@@ -434,7 +435,7 @@ class Sockets:
         if verb == "list-units":
             return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
         if verb == "show":
-            if units[0] == "--property=Id,LoadState,IgnoreOnIsolate":
+            if units[0] == "--property=Id,LoadState":
                 return "LoadState=loaded\n\n" * (len(units) - 2)
             return self.service if units[-1] == "logind.service" else "Triggers=logind.service\n"
         if verb == "stop":
@@ -455,7 +456,7 @@ def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monk
     host = Sockets(awakenings)
     monkeypatch.setattr(_commands, "run", host.run)
     notes: list = []
-    _services.start_again(["logind.service", "logind.socket"], ISOLATED, notes)
+    _services.start_again(["logind.service", "logind.socket"], ISOLATED, notes, [])
     assert host.active == {"default.target", "logind.service", "logind.socket", "web.service"}
     assert notes == []
 
@@ -467,10 +468,10 @@ def test_a_service_that_runs_a_virtual_machine_is_not_stopped_for_its_socket(mon
     monkeypatch.setattr(_gate, "others", lambda ours: {7: [link]})
     monkeypatch.setattr(_processes, "unit_of", {7: "logind.service"}.get)
     if stops:
-        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     else:
         with pytest.raises(LiveUpdateError, match=r"logind\.socket"):
-            _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+            _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == stops
 
 
@@ -482,7 +483,7 @@ def test_a_socket_that_stays_down_is_said(monkeypatch):
         match=r"logind\.socket: Device or resource busy; .* sockets are not started again:"
         r" logind\.socket\..*start the sockets",
     ):
-        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == _services.SOCKET_ATTEMPTS
 
 
@@ -495,7 +496,7 @@ def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, sin
     """The guest of a unit with Requires= on it would stop as well."""
     monkeypatch.setattr(_commands, "run", host.run)
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _services.start_again(["logind.socket", "web.service"], since, [])
+        _services.start_again(["logind.socket", "web.service"], since, [], [])
     assert not host.stops and {"logind.service", "web.service"} <= host.active
 
 
@@ -506,12 +507,12 @@ def test_a_service_with_a_virtual_machine_in_it_does_not_stop_for_a_socket(monke
     monkeypatch.setattr(_processes, "fd_links", lambda pid: {3: _processes.VM_LINK})
     monkeypatch.setattr(_processes, "unit_of", lambda pid: "logind.service")
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _services.start_again(["logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.socket"], ISOLATED, [], [])
     assert not host.stops
 
 
 def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     host = Sockets(needed="absent.service")
     monkeypatch.setattr(_commands, "run", host.run)
-    _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+    _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == 1 and "logind.socket" in host.active
