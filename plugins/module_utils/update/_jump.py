@@ -158,11 +158,12 @@ def _carry_out(update: dict) -> t.NoReturn:
     _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
+    update["feeders"] = _watchdogs.feeders(_watchdogs.read())
     _advance(update, "stopping")
     _services.stop_the_rest(update)
-    _refuse_armed_watchdogs()  # before the sessions end, which may take longer than a watchdog waits
+    _refuse_armed_watchdogs(update)  # before the sessions end, which may take longer than a watchdog waits
     _services.end_sessions(update)
-    _refuse_armed_watchdogs()
+    _refuse_armed_watchdogs(update)
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
@@ -198,7 +199,9 @@ def _carry_out(update: dict) -> t.NoReturn:
     )
 
 
-def _refuse_armed_watchdogs() -> None:
+def _refuse_armed_watchdogs(update: dict) -> None:
+    if update["feeders"]:
+        _services.end_feeders(update)
     armed = _readiness.armed(_watchdogs.read())
     if armed:
         raise LiveUpdateError("; ".join(map(told, armed)))
