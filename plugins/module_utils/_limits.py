@@ -65,6 +65,8 @@ UPDATE = 1800
 COMMIT_ANSWER = 3.0
 # The end of a login or a container. After that it is killed.
 SESSIONS = 30.0
+# The stop of the services that feed a watchdog, and of those that start in their place.
+WATCHDOGS = 30.0
 # An unknown QEMU that may end by itself: libvirt starts one for a moment to ask for its features.
 OTHER_VM = 10.0
 # The new start of a stopped socket. Each attempt stops and starts. All attempts together stay below the limit of the unit's ExecStopPost=.

@@ -82,8 +82,8 @@ After=systemd-remount-fs.service systemd-modules-load.service
 Before=libvirtd.service virtqemud.service
 IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
-# A start that must be repeated takes longer than this, so no limit of the host ends the repeats (systemd.unit(5)).
-StartLimitIntervalSec=10
+# No limit of starts: a start is repeated until the domain is restored (systemd.unit(5)).
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify

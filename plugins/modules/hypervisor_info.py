@@ -699,11 +699,12 @@ def refusals(reasons: list, guests: list) -> list:
 
 
 def mount_reasons(records: list) -> list:
-    """A reason if domains run and libvirt's tmpfs for their RAM is not mounted. The daemon brings it."""
-    if not any(record["provider"] == "libvirt" for record in records) or not _setup.lacks_mount():
+    """A reason if the RAM of domains is in libvirt's directory for it and no tmpfs is mounted there."""
+    names = ", ".join(_setup.in_run(records))
+    if not names:
         return []
-    message = f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, so the RAM of domains is in /run, which is too small for it"
-    return [reason("runtime", message, "run the playbook kvm.liveupdate.setup")]
+    message = f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, so the RAM of domains is in /run, which is too small for it: {names}"
+    return [reason("runtime", message, "shut down or migrate these domains first, then run the playbook kvm.liveupdate.setup")]
 
 
 def examine(module):

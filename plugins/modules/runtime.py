@@ -151,6 +151,20 @@ def remove(paths: list) -> None:
             os.rmdir(os.path.dirname(path))
 
 
+def refuse_to_hide(guests: list) -> None:
+    """Refuse to mount the tmpfs over RAM files of domains: libvirt could not remove them, and their RAM would stay in use."""
+    files = _setup.would_hide()
+    if files:
+        names = ", ".join(_setup.in_run(guests))
+        remedy = f"shut down or migrate these domains first: {names}"
+        if not names:
+            remedy = f"shut down the domains that use them, and remove what is left of them: {', '.join(files)}"
+        raise LiveUpdateError(
+            f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, and RAM files of domains are there. A mount would hide them, and their memory"
+            f" would stay in use until the next boot; {remedy}. Then run this again"
+        )
+
+
 def refuse_to_erase(running: list) -> None:
     """Refuse while guests run, or wait to be restored, or the next kernel may be told to start our target: they need the files."""
     if running:
@@ -187,6 +201,8 @@ def manage(module):
         paths = [path for path in (*wanted, _setup.RAM_SIZE, _files.MODULES) if os.path.exists(path)] + stale
     left = ["an earlier call of this module: not finished"] if os.path.exists(_files.UNFINISHED) else []
     left += undone(wanted, module.params["ram_size"]) if present else []
+    if present and f"{_units.FOLDER}/{_setup.RAM_MOUNT}" in wanted:
+        refuse_to_hide(list(guests.values()))
     if paths and not present:
         refuse_to_erase(list(guests))
     if (paths or left) and not module.check_mode:

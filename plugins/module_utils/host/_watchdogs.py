@@ -14,7 +14,7 @@ import os
 
 from . import _processes
 
-__all__ = ("read",)
+__all__ = ("feeders", "read")
 
 _FIRST = {"watchdog": "watchdog0"}  # the old name of the first device
 
@@ -34,6 +34,11 @@ def read(root: str = "/") -> list[dict]:
         state, feeders = known.pop("state"), fed_by.get(name, [])
         found.append({"name": name, **known, "active": state == "active" if state else bool(feeders), "fed_by": feeders})
     return found
+
+
+def feeders(seen: list[dict]) -> list[str]:
+    """The services that feed an active watchdog of these. Pure."""
+    return sorted({feeder for device in seen if device["active"] for feeder in device["fed_by"] if " " not in feeder})
 
 
 def _fed_by(root: str) -> dict[str, list[str]]:

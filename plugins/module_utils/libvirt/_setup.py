@@ -11,7 +11,22 @@ import os
 from ..host import _units
 from . import _ram
 
-__all__ = ("APPARMOR_ABSTRACTION", "APPARMOR_RULE", "RAM_DIRECTORY", "RAM_MOUNT", "RAM_OPTIONS", "RAM_SIZE", "has_libvirt", "lacks_mount")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t  # not at run time: slow to import
+
+__all__ = (
+    "APPARMOR_ABSTRACTION",
+    "APPARMOR_RULE",
+    "RAM_DIRECTORY",
+    "RAM_MOUNT",
+    "RAM_OPTIONS",
+    "RAM_SIZE",
+    "has_libvirt",
+    "in_run",
+    "lacks_mount",
+    "would_hide",
+)
 
 # A file that every domain's profile includes, and a folder that this file includes (AppArmor 3 and later).
 APPARMOR_ABSTRACTION = "/etc/apparmor.d/abstractions/libvirt-qemu"
@@ -32,3 +47,21 @@ def has_libvirt(root: str = "/") -> bool:
 def lacks_mount() -> bool:
     """Whether libvirt is to put RAM into our directory, and nothing is mounted there: the RAM would be in /run, which is small."""
     return os.path.normpath(_ram.directory()) == RAM_DIRECTORY and not os.path.ismount(RAM_DIRECTORY)
+
+
+def in_run(records: t.Iterable[dict]) -> list[str]:
+    """The guests of these whose RAM files are in our directory while nothing is mounted there: they fill /run."""
+    if os.path.ismount(RAM_DIRECTORY):
+        return []
+    return [
+        record["name"]
+        for record in records
+        if any(_ram.is_in_place(backend["path"], RAM_DIRECTORY) for backend in record.get("backends", ()))
+    ]
+
+
+def would_hide() -> list[str]:
+    """The files that a mount on our directory would hide. Libvirt could not remove them then, and their RAM would stay in use."""
+    if os.path.ismount(RAM_DIRECTORY):
+        return []
+    return sorted(os.path.join(folder, file) for folder, _folders, files in os.walk(RAM_DIRECTORY) for file in files)

@@ -87,7 +87,8 @@ def commit(
         if isinstance(err, OSError):
             why = f"{_files.UPDATE} cannot be written: {err.strerror}; make room on its file system, or repair it"
         why = f"the jump is refused, and nothing was stopped: {why}. Then run the update again"
-        _end(update, why)  # else it would count as under way until the next boot
+        if _files.read_json(_files.UPDATE).get("id") == update["id"]:  # else the record there is of an earlier update, with its own end
+            _end(update, why)  # else this one would count as under way until the next boot
         raise LiveUpdateError(why) from err
     return update
 
@@ -157,11 +158,12 @@ def _carry_out(update: dict) -> t.NoReturn:
     _journal.record(update)  # also if a guest ends before the next step
     for record in records.values():
         _early.start_early(record["unit"], True, ahead=record["name"] in ahead)
+    update["feeders"] = _watchdogs.feeders(_watchdogs.read())
     _advance(update, "stopping")
     _services.stop_the_rest(update)
-    _refuse_armed_watchdogs()  # before the sessions end, which may take longer than a watchdog waits
+    _refuse_armed_watchdogs(update)  # before the sessions end, which may take longer than a watchdog waits
     _services.end_sessions(update)
-    _refuse_armed_watchdogs()
+    _refuse_armed_watchdogs(update)
     _services.limit_the_shutdown()
     _write_out(max(update["pause_by"] - time.monotonic(), 0.0))
     update["clock_ahead"] = _this_boot.ahead()  # not earlier: a step of the clock in between would count as a part of the pause
@@ -197,7 +199,9 @@ def _carry_out(update: dict) -> t.NoReturn:
     )
 
 
-def _refuse_armed_watchdogs() -> None:
+def _refuse_armed_watchdogs(update: dict) -> None:
+    if update["feeders"]:
+        _services.end_feeders(update)
     armed = _readiness.armed(_watchdogs.read())
     if armed:
         raise LiveUpdateError("; ".join(map(told, armed)))
@@ -407,7 +411,8 @@ def _abort(update: dict, why: str) -> None:
         undo(f"remove the drop-in of {unit}", _files.remove, _services.in_place(unit))
     undo("restore the usual limit of the shutdown", _services.usual_shutdown)
     if "stopping_from" in update:  # else the update stopped nothing
-        undo("start the services again", _services.start_again, update.get("units", []), update["stopping_from"], problems)
+        again = (update.get("units", []), update["stopping_from"], problems, update.get("early", []))
+        undo("start the services again", _services.start_again, *again)
     for name in update["guests"]:
         if name not in records:  # it has ended, and its memory would stay in use. Its release needs D-Bus, which the update has stopped.
             undo(f"release the memory of guest {name}", _hold.release_ended, name)

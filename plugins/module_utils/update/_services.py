@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -13,12 +14,13 @@ from .. import _limits
 from .._errors import LiveUpdateError
 from ..guests import _providers
 from ..handover import _journal
-from ..host import _commands, _files, _processes, _systemd, _units
+from ..host import _commands, _files, _processes, _systemd, _units, _watchdogs
 from . import _gate
 
 __all__ = (
     "KEPT",
     "active_units",
+    "end_feeders",
     "end_sessions",
     "in_place",
     "limit_the_shutdown",
@@ -32,8 +34,10 @@ __all__ = (
 
 _MANAGER = "/run/systemd/system.conf.d/99-kvm-liveupdate.conf"  # systemd-system.conf(5); daemon-reload reads it again
 SESSIONS_LIMIT_S = _limits.SESSIONS
+WATCHDOGS_LIMIT_S = _limits.WATCHDOGS
 FINAL_KILL_S = _limits.FINAL_KILL
 _STOPS = 3
+_POLL_S = 0.1
 # Between the stop of a service and the start of its socket, something may start the service again.
 SOCKET_ATTEMPTS = 3
 SOCKET_LIMIT_S = _limits.SOCKETS
@@ -229,6 +233,32 @@ def stop_the_rest(update: dict) -> None:
         raise LiveUpdateError("; ".join(started_again))
 
 
+def end_feeders(update: dict) -> None:
+    """Wait until the services that feed watchdogs have stopped, and stop those that have started in their place.
+
+    The isolation returns before the services have stopped. When Debian's watchdog.service stops, it starts wd_keepalive.service
+    (OnFailure=), which feeds the same watchdog, and stops it when it stops itself. Whether a watchdog is still active then, only the device
+    tells (:func:`_readiness.armed`). A service stays if it ran before the isolation, or if a unit that runs needs it.
+    """
+    until = min(time.monotonic() + WATCHDOGS_LIMIT_S, update["pause_by"])
+    unfed = 0
+    while time.monotonic() < until:
+        seen = _watchdogs.read()
+        # Nobody stops such a watchdog any more. One look may have come between the open of the device and the search for its process.
+        unfed = unfed + 1 if any(device["active"] and not device["fed_by"] for device in seen) else 0
+        if unfed > 1:
+            return
+        shown = _systemd.show_each(_watchdogs.feeders(seen), "ActiveEnterTimestampMonotonic", *_NEEDED_BY)
+        begun = dispensable(shown, active_units(), update["stopping_from"])
+        if begun:
+            _gate.spare_others(update)
+            with contextlib.suppress(LiveUpdateError):  # one that has just ended; the next look shows which are left
+                _commands.run("systemctl", "stop", "--", *begun, timeout=max(until - time.monotonic(), 1.0))
+        elif not unfed and not _commands.run("systemctl", "list-jobs", "--no-legend").strip():
+            return
+        time.sleep(_POLL_S)
+
+
 def end_sessions(update: dict) -> None:
     """End logins, containers and everything else that isolation does not stop, while the guests run.
 
@@ -313,15 +343,15 @@ def tell_ended(units: list[str], notes: list[str]) -> None:
         notes.append(f"these logins and containers were ended and do not start again by themselves: {', '.join(gone)}")
 
 
-def start_again(units: list[str], since: float | None, notes: list[str]) -> None:
+def start_again(units: list[str], since: float | None, notes: list[str], guests: list[str]) -> None:
     """Start what isolation stopped: first the sockets, then the rest one by one, so that a failure does not affect the others.
 
     Units without a unit file (systemd-run) cannot be started again. This is noted in ``notes`` and is not a failure. A guest that has ended
-    meanwhile stays off: it may run on another host now. Isolation has not stopped it, but a target may want it.
+    meanwhile stays off: it may run on another host now. Isolation has not stopped it, but a target may want it. ``guests``: their units.
     """
-    shown = _systemd.show_each(stopped(units, active_units()), "LoadState", "IgnoreOnIsolate")
+    shown = _systemd.show_each(stopped(units, active_units()), "LoadState")
     gone = [unit for unit, seen in shown.items() if seen.get("LoadState") == "not-found"]
-    ended = [unit for unit, seen in shown.items() if seen.get("IgnoreOnIsolate") == "yes"]
+    ended = [unit for unit in shown if unit in guests]
     if gone:
         notes.append(f"these units have no unit file, so they cannot be started again here; start them as before: {', '.join(gone)}")
     units = [unit for unit in units if unit not in (*gone, *ended)]

@@ -63,6 +63,7 @@ TAKES = {
     "SYSTEM_BUS": (25, "a part of the boot of a host of the lab until SSH answers, 25 to 70 s"),
     "TRIAL_TICKS": (2, "a tick a second"),
     "UNCLAIMED": (25 + RETRIEVE[0], "the wait for D-Bus, and the release"),
+    "WATCHDOGS": (2.3, "the stop of all services"),
 }
 # Where the time of the lab is no measure.
 NO_MEASURE = {

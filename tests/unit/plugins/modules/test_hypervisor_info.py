@@ -211,19 +211,35 @@ def test_what_serves_a_guest_is_not_stopped(host, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "mounted", "is_reason"),
-    [("ours", False, True), ("ours/", False, True), ("ours", True, False), ("other", False, False)],
+    ("paths", "mounted", "is_reason"),
+    [
+        (["ours/libvirt/qemu/1-db/pc.ram"], False, True),
+        (["", "ours/libvirt/qemu/1-db/dimm0"], False, True),
+        (["ours/libvirt/qemu/1-db/pc.ram"], True, False),
+        (["other/libvirt/qemu/1-db/pc.ram"], False, False),
+        ([""], False, False),  # no RAM file, or one that QEMU's command line does not tell
+    ],
 )
-def test_no_update_starts_while_the_ram_of_domains_goes_into_run(tmp_path, monkeypatch, place, mounted, is_reason):
+def test_no_update_starts_while_the_ram_of_domains_is_in_run(tmp_path, monkeypatch, paths, mounted, is_reason):
     """An earlier setup may have ended before it mounted the tmpfs: guests die by SIGBUS when /run is full."""
+    monkeypatch.setattr(_setup, "RAM_DIRECTORY", str(tmp_path / "ours"))
+    monkeypatch.setattr(os.path, "ismount", lambda path: mounted and path == str(tmp_path / "ours"))
+    backends = [{"path": path and f"{tmp_path}/{path}"} for path in paths]
+    found = hypervisor_info.mount_reasons([{"name": "web"}, {"name": "db", "backends": backends}])
+    assert [why["code"] for why in found] == ["runtime"] * is_reason
+    if is_reason:
+        assert found[0]["message"].startswith(f"no tmpfs is mounted on {tmp_path}/ours, so the RAM of domains is in /run")
+        assert found[0]["message"].endswith(": db") and found[0]["remedy"].startswith("shut down or migrate these domains first")
+
+
+@pytest.mark.parametrize(("place", "lacks"), [("ours", True), ("ours/", True), ("other", False)])
+def test_where_libvirt_will_put_ram_is_read_from_its_configuration(tmp_path, monkeypatch, place, lacks):
     (tmp_path / "qemu.conf").write_text(f'memory_backing_dir = "{tmp_path}/{place}"\n')
     monkeypatch.setattr(_ram, "_CONFIGURATION", str(tmp_path / "qemu.conf"))
     monkeypatch.setattr(_setup, "RAM_DIRECTORY", str(tmp_path / "ours"))
-    monkeypatch.setattr(os.path, "ismount", lambda path: mounted and path == str(tmp_path / "ours"))
-    found = hypervisor_info.mount_reasons([{"provider": "qemu"}, {"provider": "libvirt"}])
-    assert [why["code"] for why in found] == ["runtime"] * is_reason
-    assert not is_reason or f"no tmpfs is mounted on {tmp_path}/ours, so the RAM of domains is in /run" in found[0]["message"]
-    assert hypervisor_info.mount_reasons([{"provider": "qemu"}]) == []  # libvirt's daemon may not have started yet
+    assert _setup.lacks_mount() is lacks
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "ours"))
+    assert not _setup.lacks_mount()
 
 
 def test_what_speaks_against_the_mount_refuses_the_host(host, monkeypatch):

@@ -85,7 +85,9 @@ class Systemd:
     def __init__(self, monkeypatch, folder):
         self.steps, self.failing, self.shown = [], "", {"ActiveState": "inactive", "UnitFileState": ""}
         self.ram, self.wanted, self.drop_in = 0, 0, str(folder / "size.conf")
+        self.ram_directory = folder / "ram"
         monkeypatch.setattr(_setup, "RAM_SIZE", self.drop_in)
+        monkeypatch.setattr(_setup, "RAM_DIRECTORY", str(self.ram_directory))
         monkeypatch.setattr(_commands, "run", self.run)
         monkeypatch.setattr(os, "statvfs", lambda _path: types.SimpleNamespace(f_blocks=self.ram >> 12, f_frsize=4096))
 
@@ -134,6 +136,24 @@ def test_the_mount_of_the_domains_ram_is_judged_by_the_host(systemd, lacks):
     assert planned["changed"] and "not enabled and active" in planned["diff"]["before"]
     assert run() == planned and systemd.shown == {"ActiveState": "active", "UnitFileState": "enabled"}
     assert run()["changed"] is False
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_tmpfs_is_not_mounted_over_the_ram_of_domains(systemd, monkeypatch, check, known):
+    """Libvirt could not remove the hidden files when the domains end, and their memory would stay in use until the next boot."""
+    ram = systemd.ram_directory / "libvirt/qemu/1-db/pc.ram"
+    ram.parent.mkdir(parents=True)
+    run(check=True)  # the directories alone are no obstacle
+    ram.touch()
+    record = {"name": "db", "unit": "db.service", "backends": [{"path": str(ram)}]}
+    monkeypatch.setattr(_providers, "known", lambda: {"db": record, "web": {"name": "web", "unit": "web.service"}} if known else {})
+    remedy = "shut down or migrate these domains first: db. Then" if known else f"remove what is left of them: {ram}. Then"
+    with pytest.raises(LiveUpdateError, match=f"no tmpfs is mounted on {systemd.ram_directory}, and RAM files .*{remedy}"):
+        run(check=check)
+    assert not systemd.steps
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(systemd.ram_directory))
+    assert run(check=check)["changed"]  # they are on the tmpfs
 
 
 def test_the_mount_has_the_size_that_is_wanted(systemd, monkeypatch):

@@ -81,3 +81,8 @@ def test_a_watchdog_of_which_the_kernel_tells_nothing_is_active_if_a_process_has
 def test_pid_1_is_asked_for_the_watchdog_of_a_kexec(monkeypatch):
     monkeypatch.setattr(_commands, "run", lambda *command: f"{command[2].partition('=')[2]}\n")
     assert _systemd.kexec_watchdog() == "KExecWatchdogUSec"
+
+
+def test_the_feeders_are_the_services_that_feed_an_active_watchdog():
+    dogs = [{"active": True, "fed_by": ["b.service", "PID 1", "process 7 in c.service"]}, {"active": False, "fed_by": ["d.service"]}]
+    assert _watchdogs.feeders([*dogs, {"active": True, "fed_by": ["a.service", "b.service"]}]) == ["a.service", "b.service"]

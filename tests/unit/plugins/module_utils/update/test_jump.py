@@ -86,8 +86,15 @@ def test_a_commit_that_is_withdrawn_while_the_jump_waits_for_it_stops_nothing(ho
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_a_commit_that_cannot_be_recorded_says_where_and_is_no_update_under_way(host, monkeypatch, written):
-    """Its record may be on the disk nevertheless: the write of its folder comes last."""
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_commit_that_cannot_be_recorded_says_where_and_is_no_update_under_way(host, monkeypatch, written, earlier):
+    """Its record may be on the disk nevertheless: the write of its folder comes last. An earlier update that is over stays over.
+
+    The disk may have refused the end of that one too, so that only /run has it.
+    """
+    if earlier:
+        _files.write_json(_files.UPDATE, {"id": "old", "state": "saving", "boot_id": "b"})
+        _files.write_json(_files.OUTCOME, {"id": "old", "state": "aborted", "error": "disk full"})
     real = _files.write_json
 
     def write(path, record):
@@ -99,7 +106,8 @@ def test_a_commit_that_cannot_be_recorded_says_where_and_is_no_update_under_way(
     monkeypatch.setattr(_files, "write_json", write)
     with pytest.raises(LiveUpdateError, match=r"/update\.json cannot be written: No space left on device; make room on its file system"):
         _jump.commit(list(host.records), [], "start")
-    assert not host.done("start") and _journal.of_update().get("state") == ("aborted" if written else None)
+    assert not host.done("start") and _journal.of_update().get("state") == ("aborted" if written or earlier else None)
+    assert (_journal.of_update().get("id") == "old") is (earlier and not written)
 
 
 def test_a_commit_is_refused_by_the_gate(host):

@@ -12,7 +12,7 @@ import time
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
 from ansible_collections.kvm.liveupdate.plugins.module_utils.guests import _providers, _reasons
-from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _units
+from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _files, _processes, _systemd, _units, _watchdogs
 from ansible_collections.kvm.liveupdate.plugins.module_utils.kernel import _kexec
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _gate, _jump, _services
 from made_up_host import ASKED, a_login, reason, stranger, undone, update
@@ -199,10 +199,10 @@ def test_a_guest_that_the_isolation_may_have_started_again_is_told(host):
 
 
 def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host, monkeypatch):
-    """Nor by a target that wants it. Isolation has not stopped it."""
-    runs = ["app.service", "cron.service", "multi-user.target"]
+    """Nor by a target that wants it. Isolation has not stopped it. A service of the host that isolation passed over is started again."""
+    runs = ["app.service", "cron.service", "vms.service", "multi-user.target"]
     monkeypatch.setattr(_services, "active_units", lambda types="": [] if host.done("isolate") else list(runs))
-    shown = {"app.service": {"IgnoreOnIsolate": "yes"}}
+    shown = {"app.service": {"IgnoreOnIsolate": "yes"}, "vms.service": {"IgnoreOnIsolate": "yes"}}
     monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: shown.get(unit, {}) for unit in units})
     started = []
     run = host.run
@@ -215,8 +215,91 @@ def test_a_guest_that_ended_after_the_isolation_is_not_started_by_the_undo(host,
     assert started[1:] == [
         ("--no-block", alone, "default.target"),
         ("--no-block", "cron.service"),
+        ("--no-block", "vms.service"),
         ("--no-block", alone, "multi-user.target"),
     ]
+
+
+class Debian:
+    """A host with the package watchdog: the stop of watchdog.service takes a moment, and starts wd_keepalive.service (OnFailure=)."""
+
+    def __init__(self, host, monkeypatch, needed: str = "", since: float = 0.0, disarms: bool = True) -> None:
+        self.host, self.run_it, self.needed, self.since, self.disarms = host, host.run, needed, since, disarms
+        self.dog = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "0"}
+        self.dog |= {"active": True, "fed_by": ["watchdog.service"]}
+        self.looks, self.stopped = 0, []
+        host.watchdogs = [self.dog]
+        monkeypatch.setattr(_commands, "run", self.run)
+        monkeypatch.setattr(_services, "_POLL_S", 0)
+
+    def run(self, *command, **limit):
+        verb = command[1]
+        if verb == "list-units":
+            return "watchdog.service loaded active running\nweb.service loaded active running\n" if not self.stopped else ""
+        if verb == "list-jobs":
+            self.looks += 1
+            feeding = {2: [], 4: ["wd_keepalive.service"]}.get(self.looks)
+            if feeding is not None:
+                self.dog.update(active=bool(feeding), fed_by=feeding)
+            return "" if self.looks > 6 else f"{self.looks} wd_keepalive.service start running\n"
+        if verb == "show" and command[-1] == "wd_keepalive.service":
+            started = 0 if self.looks < 6 else (self.since or time.monotonic()) * 1e6
+            return f"Id=wd_keepalive.service\nActiveEnterTimestampMonotonic={started:.0f}\nRequiredBy={self.needed}\n"
+        if verb == "stop":
+            self.stopped += command[command.index("--") + 1 :]
+            self.dog.update(active=not self.disarms, fed_by=[])
+        return self.run_it(*command, **limit)
+
+
+def test_a_service_that_feeds_a_watchdog_in_place_of_a_stopped_one_is_stopped_too(host, monkeypatch):
+    """It starts some time after the isolation, which does not wait for it. The watchdog is not active then, and is soon again."""
+    debian = Debian(host, monkeypatch)
+    ended = update(host)
+    undone(host, ended, "PID 1 got the request")
+    assert debian.stopped == ["wd_keepalive.service"] and ended["feeders"] == ["watchdog.service"]
+    order = [step[0] for step in host.did if step[0] in ("isolate", "stop", "save")]
+    assert order[:3] == ["isolate", "stop", "save"] and "watchdog.service" in host.done("start")
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [({"needed": "web.service"}, []), ({"since": 1.0}, []), ({"disarms": False}, ["wd_keepalive.service"])],
+    ids=["a guest stops with it", "it ran all the time", "it does not stop its watchdog"],
+)
+def test_nobody_is_paused_while_a_service_feeds_a_watchdog_that_must_run_or_cannot_stop_it(host, monkeypatch, settings, stops):
+    debian = Debian(host, monkeypatch, **settings)
+    undone(host, update(host), "the watchdog /dev/watchdog0 (iTCO_wdt) is still active")
+    assert debian.stopped == stops and not host.done("save")
+
+
+def test_the_wait_for_a_service_that_feeds_a_watchdog_ends(host, monkeypatch):
+    debian = Debian(host, monkeypatch)
+    monkeypatch.setattr(_services, "WATCHDOGS_LIMIT_S", 0)
+    undone(host, update(host), "and watchdog.service feeds it")
+    assert not debian.looks and not host.done("save")
+
+
+@pytest.mark.parametrize(
+    ("fed", "asked"), [([[], []], 0), ([[], ["wd_keepalive.service"], None], 2)], ids=["by nobody", "by one that has just opened it"]
+)
+def test_a_watchdog_that_nobody_feeds_ends_the_wait_at_the_second_look(monkeypatch, fed, asked):
+    """It may reset the host soon, and the undo starts its service again."""
+    looks, jobs = iter(fed), []
+    monkeypatch.setattr(_services, "_POLL_S", 0)
+    monkeypatch.setattr(_watchdogs, "read", lambda: [{"active": by is not None, "fed_by": by or []} for by in [next(looks)]])
+    monkeypatch.setattr(_services, "active_units", list)
+    monkeypatch.setattr(_systemd, "show_each", lambda units, *names: {unit: {} for unit in units})
+    monkeypatch.setattr(
+        _commands, "run", lambda *command: jobs.append(command[1]) or ("7 a.service stop running" if len(jobs) == 1 else "")
+    )
+    _services.end_feeders({"pause_by": time.monotonic() + 60, "stopping_from": 1.0})
+    assert jobs == ["list-jobs"] * asked and next(looks, "none") == "none"
+
+
+def test_a_host_whose_watchdog_no_service_feeds_waits_for_no_jobs(host):
+    host.watchdogs = [{"name": "watchdog0", "identity": "i", "timeout": "60", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}]
+    undone(host, update(host), "PID 1 got the request")
+    assert not host.done("list-jobs") and host.done("save")
 
 
 def test_units_to_keep_that_do_not_run_are_said(host, monkeypatch, capsys):
@@ -412,7 +495,7 @@ def test_a_unit_that_does_not_start_does_not_keep_the_others_down(monkeypatch):
 
     monkeypatch.setattr(_commands, "run", run)
     with pytest.raises(LiveUpdateError, match=r"gone\.service not found"):
-        _services.start_again(["gone.service", "ssh.service"], 1.0, [])
+        _services.start_again(["gone.service", "ssh.service"], 1.0, [], [])
     assert started == ["default.target", "ssh.service"]
 
 
@@ -423,7 +506,7 @@ def test_a_unit_that_was_made_on_the_fly_is_told_and_is_no_failure(monkeypatch):
     monkeypatch.setattr(_commands, "run", lambda *command: started.append(command[-1]))
     known = {"run-u1.service": "not-found", "ssh.service": "loaded"}
     monkeypatch.setattr(_systemd, "show_each", lambda units, *_names: {unit: {"LoadState": known[unit]} for unit in units})
-    _services.start_again(list(known), 1.0, notes)
+    _services.start_again(list(known), 1.0, notes, [])
     assert started == ["default.target", "ssh.service"]
     (note,) = notes
     assert "have no unit file" in note and note.endswith(": run-u1.service")
@@ -446,7 +529,7 @@ class Sockets:
         if verb == "list-units":
             return "".join(f"{unit} loaded active\n" for unit in sorted(self.active))
         if verb == "show":
-            if units[0] == "--property=Id,LoadState,IgnoreOnIsolate":
+            if units[0] == "--property=Id,LoadState":
                 return "LoadState=loaded\n\n" * (len(units) - 2)
             return self.service if units[-1] == "logind.service" else "Triggers=logind.service\n"
         if verb == "stop":
@@ -467,7 +550,7 @@ def test_a_service_that_was_started_meanwhile_does_not_keep_its_socket_down(monk
     host = Sockets(awakenings)
     monkeypatch.setattr(_commands, "run", host.run)
     notes: list = []
-    _services.start_again(["logind.service", "logind.socket"], ISOLATED, notes)
+    _services.start_again(["logind.service", "logind.socket"], ISOLATED, notes, [])
     assert host.active == {"default.target", "logind.service", "logind.socket", "web.service"}
     assert notes == []
 
@@ -479,10 +562,10 @@ def test_a_service_that_runs_a_virtual_machine_is_not_stopped_for_its_socket(mon
     monkeypatch.setattr(_gate, "others", lambda ours: {7: [link]})
     monkeypatch.setattr(_processes, "unit_of", {7: "logind.service"}.get)
     if stops:
-        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     else:
         with pytest.raises(LiveUpdateError, match=r"logind\.socket"):
-            _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+            _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == stops
 
 
@@ -494,7 +577,7 @@ def test_a_socket_that_stays_down_is_said(monkeypatch):
         match=r"logind\.socket: Device or resource busy; .* sockets are not started again:"
         r" logind\.socket\..*start the sockets",
     ):
-        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == _services.SOCKET_ATTEMPTS
 
 
@@ -507,7 +590,7 @@ def test_what_a_guest_may_need_does_not_stop_for_a_socket(monkeypatch, host, sin
     """The guest of a unit with Requires= on it would stop as well."""
     monkeypatch.setattr(_commands, "run", host.run)
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _services.start_again(["logind.socket", "web.service"], since, [])
+        _services.start_again(["logind.socket", "web.service"], since, [], [])
     assert not host.stops and {"logind.service", "web.service"} <= host.active
 
 
@@ -518,12 +601,12 @@ def test_a_service_with_a_virtual_machine_in_it_does_not_stop_for_a_socket(monke
     monkeypatch.setattr(_processes, "fd_links", lambda pid: {3: _processes.VM_LINK})
     monkeypatch.setattr(_processes, "unit_of", lambda pid: "logind.service")
     with pytest.raises(LiveUpdateError, match=r"logind\.socket: Device or resource busy"):
-        _services.start_again(["logind.socket"], ISOLATED, [])
+        _services.start_again(["logind.socket"], ISOLATED, [], [])
     assert not host.stops
 
 
 def test_a_service_that_is_needed_by_nothing_that_runs_may_stop(monkeypatch):
     host = Sockets(needed="absent.service")
     monkeypatch.setattr(_commands, "run", host.run)
-    _services.start_again(["logind.service", "logind.socket"], ISOLATED, [])
+    _services.start_again(["logind.service", "logind.socket"], ISOLATED, [], [])
     assert host.stops == 1 and "logind.socket" in host.active

@@ -123,7 +123,7 @@ def test_a_guest_that_cannot_run_on_keeps_its_memory_and_its_state(tmp_path, mon
     monkeypatch.setattr(_hold, "release", lambda record: released.append(record["name"]))
     monkeypatch.setattr(_early, "start_early", lambda unit, wanted: wanted or late.append(unit))
     monkeypatch.setattr(_kexec, "unload", lambda: None)
-    monkeypatch.setattr(_services, "start_again", lambda units, since, notes: None)
+    monkeypatch.setattr(_services, "start_again", lambda units, since, notes, guests: None)
     monkeypatch.setattr(_services, "_MANAGER", str(tmp_path / "none"))
     monkeypatch.setattr(_files, "OUTCOME", str(tmp_path / "outcome.json"))
     monkeypatch.setattr(_files, "GUESTS_RUN", str(tmp_path))
