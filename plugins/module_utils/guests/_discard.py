@@ -39,6 +39,8 @@ def _discard_locked(name: str) -> None:
     is_saved = journal.get("state") == "saved" or os.path.exists(state)
     # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only the memory of that QEMU is left.
     if not is_saved and not _hold.outlives(name, record):
+        if not record and _stop_cold_start(name, journal):
+            return
         raise LiveUpdateError(f"guest {name!r} has no saved state to discard; 'kvm-liveupdate status' shows the guests")
     if record:
         _refuse(record, journal)
@@ -61,6 +63,15 @@ def _discard_locked(name: str) -> None:
     _files.remove(state)
     _files.remove(_files.run_path(name, "trying"))
     _early.start_early(unit, False)
+
+
+def _stop_cold_start(name: str, journal: dict) -> bool:
+    """Stop the hold unit that repeats the start of a domain whose memory is lost; returns whether it did so. The record stays."""
+    holder = _units.hold(name)
+    if journal.get("state") != "lost" or _systemd.show(holder, "ActiveState").get("ActiveState") != "active":
+        return False
+    _commands.run("systemctl", "stop", "--", holder)
+    return True
 
 
 def _savers(record: dict | None, journal: dict) -> tuple[Provider, ...]:

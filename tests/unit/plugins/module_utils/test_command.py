@@ -294,6 +294,22 @@ def test_the_status_says_how_the_last_update_ended(tmp_path, monkeypatch, capsys
     assert (told["state"], told["outcome"]) == ("jumping", outcome)
 
 
+@pytest.mark.parametrize("amiss", ["", "the unit has ended", "its memory is not lost", "the guest runs"])
+def test_the_repeated_start_of_a_domain_whose_memory_is_lost_can_be_stopped(runs, virsh, monkeypatch, capsys, amiss):
+    """Somebody wants to start it on another host."""
+    done = []
+    runs("running")
+    if amiss != "the guest runs":
+        monkeypatch.setattr(_providers, "known", dict)
+    _files.write_json(_files.journal_path("web"), {"state": "restored" if amiss == "its memory is not lost" else "lost", "guest": "web"})
+    monkeypatch.setattr(_systemd, "show", lambda unit, *_names: {"ActiveState": "failed" if amiss == "the unit has ended" else "active"})
+    monkeypatch.setattr(_commands, "run", lambda *command: done.append(command) or "")
+    assert _command.main(["discard", "web"]) == (1 if amiss else 0)
+    assert done == ([] if amiss else [("systemctl", "stop", "--", "kvm-liveupdate-hold@web.service")])
+    assert ("has no saved state to discard" in capsys.readouterr().err) is bool(amiss)
+    assert _journal.recorded("web") and not virsh
+
+
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
     assert _command.main(["discard", "app"]) == 1
     assert "has no saved state to discard" in capsys.readouterr().err
