@@ -54,6 +54,9 @@ PAUSE_S = 2.0
 # The limit of one look on the host, and on the controller. The second includes the connection: ssh(1) has no limit once connected.
 LOOK_S = 30
 ATTEMPT_S = 60.0
+# For how long the look before the commit, and the one after a refusal, is repeated. A host may refuse an SSH connection for a moment
+# (sshd_config(5), MaxStartups).
+ANSWER_S = 120.0
 # With these an ssh ends by itself when the controller no longer waits for it (ssh_config(5)).
 KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 # The wait ends only when so many looks in a row find that no process carries the update out.
@@ -140,7 +143,7 @@ class ActionModule(ActionBase):
         except LiveUpdateError as err:
             return {**result, "failed": True, "msg": err.message}
         arguments = {"run": _run.this_run(), **self._task.args, **({"until": until} if until else {})}
-        before = None if self._task.check_mode else self._look_once()
+        before = None if self._task.check_mode else self._look_until_answered()
         if before is None and not self._task.check_mode:
             message = "the host does not say which boot it runs, so it was not told to jump. Make sure that it answers over SSH"
             return {**result, "failed": True, "lost": True, "msg": message}
@@ -213,7 +216,7 @@ class ActionModule(ActionBase):
         """What to add to a failed commit. Nothing if one more look shows that this boot has committed no update: the failure may be the
         answer to a second try, after the answer to the first one got lost.
         """
-        after = self._look_once()
+        after = self._look_until_answered()
         if after is None:
             seen = "it does not answer any more"
         elif after.boot_id != before.boot_id:
@@ -231,13 +234,16 @@ class ActionModule(ActionBase):
         )
         return {**_failure("lost", message), "lost": True}
 
-    def _look_once(self) -> Look | None:
-        """One look; None if there is no answer, or none that can be read."""
-        try:
-            with _limit(ATTEMPT_S):
-                return self._look()
-        except (_Late, AnsibleError, OSError):
-            return None
+    def _look_until_answered(self) -> Look | None:
+        """One look, repeated for ANSWER_S until there is an answer that can be read; None if there is none."""
+        until = time.monotonic() + ANSWER_S
+        while True:
+            with contextlib.suppress(_Late, AnsibleError, OSError), _limit(ATTEMPT_S):
+                if look := self._look():
+                    return look
+            if time.monotonic() > until:
+                return None
+            time.sleep(PAUSE_S)
 
     def _look(self) -> Look | None:
         mark = secrets.token_hex(8)

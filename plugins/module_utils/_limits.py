@@ -108,6 +108,8 @@ LIBVIRT_START = 300.0
 LIBVIRT_SOCKET = 300
 # A start by libvirt whose memory is in use continues by itself. If nothing happens for so long, the daemon has ended.
 LIBVIRT_STUCK = 60.0
+# For how long a start of a domain from its disks is repeated. Not longer: somebody may start the guest on another host meanwhile.
+COLD_START = 300.0
 # An NFS server keeps the locks of a host that is gone for 90 s by default (nfsd(7), lease and grace time).
 DISK_LOCKS = 300.0
 # Device nodes and networks that the rest of the boot brings.

@@ -40,8 +40,9 @@ def _discard_locked(name: str) -> None:
     # An undo that could not resume a domain keeps no state of it. If its QEMU ended since, only the memory of that QEMU is left.
     if not is_saved and not _hold.outlives(name, record):
         if journal and not record:
-            # The record of a guest that is gone for good would keep its update from being finished. Its unit is not touched: what runs
-            # there now is no guest of that update.
+            # The record of a guest that is gone for good would keep its update from being finished. Its unit is not touched otherwise: what
+            # runs there now is no guest of that update.
+            _stop_cold_start(name, journal)
             _journal.forget_guest(name)
             return
         raise LiveUpdateError(f"guest {name!r} has no saved state to discard; 'kvm-liveupdate status' shows the guests")
@@ -66,6 +67,13 @@ def _discard_locked(name: str) -> None:
     _files.remove(state)
     _files.remove(_files.run_path(name, "trying"))
     _early.start_early(unit, False)
+
+
+def _stop_cold_start(name: str, journal: dict) -> None:
+    """Stop the hold unit that repeats the start of a domain whose memory is lost: somebody may start it on another host."""
+    holder = _units.hold(name)
+    if journal.get("state") == "lost" and _systemd.show(holder, "ActiveState").get("ActiveState") == "active":
+        _commands.run("systemctl", "stop", "--", holder)
 
 
 def _savers(record: dict | None, journal: dict) -> tuple[Provider, ...]:

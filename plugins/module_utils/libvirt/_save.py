@@ -150,8 +150,8 @@ def resume(record: dict, running: bool) -> None:
     If this gives up, the domain stays paused. So each step is repeated for UNDO_LIMIT_S: a cancelled job may need a moment to end, and QEMU
     refuses other commands until then; the daemon may be busy or restart. What counts is what libvirt and QEMU report in the end, not what
     a command returned: a daemon that hung may carry out the last request of the save after ours. An error has the detail ``ended`` if QEMU
-    has ended: then nothing can be resumed. It has ``image_stays`` if the saved image cannot be removed: then the state must stay. Otherwise
-    the state is removed too, whatever becomes of the domain.
+    has ended: then nothing can be resumed. It has ``image_stays`` if the saved image or the state cannot be removed: then the state stays.
+    Otherwise the state is removed too, whatever becomes of the domain.
     """
     name, uuid, image = record["name"], record["uuid"], _virsh.image_path(record["name"])
     until = time.monotonic() + UNDO_LIMIT_S
@@ -197,12 +197,13 @@ def _image_stays(name: str, image: str) -> list[str]:
     if not os.path.exists(state):
         return []  # another program saved it
     try:
+        stays = f"the saved image {image}, which lacks the RAM, cannot be removed"
         with contextlib.suppress(IsADirectoryError):  # QEMU's user may make one, and libvirt cannot start a domain from it
             _save_directory.remove(image)
+        stays = f"the saved state {state} cannot be removed, so libvirt's hook refuses to start the guest"
         _files.remove(state)
     except OSError as err:
-        remedy = f"correct this, then run 'kvm-liveupdate discard {typed(name)}'"
-        return [f"guest {name}: the saved image {image}, which lacks the RAM, cannot be removed ({err}); {remedy}"]
+        return [f"guest {name}: {stays} ({err}); correct this, then run 'kvm-liveupdate discard {typed(name)}'"]
     return []
 
 

@@ -27,6 +27,7 @@ __all__ = ("awaited", "restore")
 LIBVIRT_LIMIT_S = _limits.LIBVIRT_SOCKET
 STUCK_S = _limits.LIBVIRT_STUCK
 RETRY_S = 0.5
+COLD_LIMIT_S = _limits.COLD_START
 COLD_RETRY_S = 5.0  # nobody is paused any more
 POLL_S = 0.1
 # The sockets of libvirtd, and of virtqemud on hosts with one daemon for each driver.
@@ -70,9 +71,11 @@ def _restore(name: str, journal: dict, started: float) -> None:
         return
     _session.drop(session, note)
     off = _without_image(name, journal) == "shut off"
-    _return.lost(journal, why)
+    at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + COLD_LIMIT_S))
+    repeats = f"A start that fails is repeated until {at}. To stop that, run 'systemctl stop {typed(journal['unit'])}'"
+    _return.lost(journal, f"{why}. {repeats}" if off else why)
     if off:
-        _start_cold(name, journal)
+        _start_cold(name, journal, repeats)
 
 
 def _without_image(name: str, journal: dict) -> str:
@@ -96,8 +99,11 @@ def _without_image(name: str, journal: dict) -> str:
     return state
 
 
-def _start_cold(name: str, journal: dict) -> None:
-    """Start the domain from its disks. Early in the boot, what it needs may not exist yet: so this tries again, as :func:`_start` does."""
+def _start_cold(name: str, journal: dict, repeats: str) -> None:
+    """Start the domain from its disks. Early in the boot, what it needs may not exist yet: so this tries again, as :func:`_start` does.
+
+    ``repeats`` tells the operator until when, and how to stop that: the domain must not start here once it runs on another host.
+    """
     begun, why = time.monotonic(), ""
     paused = () if journal.get("was_running", True) else ("--paused",)
     while True:
@@ -107,10 +113,10 @@ def _start_cold(name: str, journal: dict) -> None:
         except LiveUpdateError as err:
             if _state(journal) not in ("", "shut off"):  # another program has started it
                 return
-            if time.monotonic() - begun > _return.BACK_LIMIT_S:
+            if time.monotonic() - begun > COLD_LIMIT_S:
                 raise LiveUpdateError(f"guest {name}: it does not start from its disks: {err}. Correct this, then start it") from err
             if str(err) != why:
-                _systemd.log(str(err))
+                _systemd.log(f"{name}: {err}. {repeats}")
             why = str(err)
         time.sleep(COLD_RETRY_S)
 
@@ -142,7 +148,8 @@ def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
         raise LiveUpdateError(
             f"guest {name}: its saved state {journal['image']} does not exist, so it is not started, and its memory is kept. The restore is"
             f" repeated automatically: check that the file system of {journal['image']} is mounted"
-            f" (findmnt --target {typed(journal['image'])})",
+            f" (findmnt --target {typed(journal['image'])}). If somebody removed the file, run 'kvm-liveupdate discard {typed(name)}': this"
+            " gives up its memory. Then start the guest from its disks",
             again=True,
         )
     _return.verify(journal, journal["image"])

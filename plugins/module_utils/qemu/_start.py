@@ -69,9 +69,10 @@ def _become(name: str, argv: list[str], started: float) -> None:
         lacking = lacking or _wait_for_host(name, [], [], *needs, journal.get("devices", {}))
         if lacking:  # QEMU might use something else instead, where this state must not be loaded
             fix = "mount what is missing, writable, load the kernel module, or give the device its old name again (udev)"
-            remedy = f"{fix}. The start is repeated automatically"
+            remedy = f"{fix}. The start is repeated automatically, and the guest's memory is kept"
+            gone = f"If it never comes back, run 'kvm-liveupdate discard {typed(name)}': this gives up the guest's memory"
             raise LiveUpdateError(
-                f"guest {name}: the host still has {', '.join(lacking)}; {remedy}, and the guest's memory is kept", again=True
+                f"guest {name}: the host still has {', '.join(lacking)}; {remedy}. {gone}. Then start the guest from its disks", again=True
             )
         _restore(name, journal, session, started)
     _session.drop(session, note)

@@ -25,7 +25,7 @@ import stat
 import sys
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _files
 from . import _block
 
@@ -196,6 +196,7 @@ def verify(name: str, files: dict[str, dict], tried: bool = False) -> None:
     if wrong:
         raise LiveUpdateError(
             f"guest {name}: the host still has {', '.join(wrong)}; mount what is missing. The start is repeated automatically, and the"
-            " guest's memory is kept",
+            f" guest's memory is kept. If it never comes back, run 'kvm-liveupdate discard {typed(name)}': this gives up the guest's"
+            " memory. Then start the guest from its disks",
             again=True,
         )

@@ -21,7 +21,7 @@ class Clock:
         self.now, self.slept, self.at = 0.0, [], {}
         self._looks = 0
         self._step = step  # seconds that each sleep takes, instead of those asked for
-        made_up = SimpleNamespace(time=time.time, monotonic=self.monotonic, sleep=self.sleep)
+        made_up = SimpleNamespace(**{**vars(time), "monotonic": self.monotonic, "sleep": self.sleep})
         for module in modules:
             monkeypatch.setattr(module, "time", made_up)
 

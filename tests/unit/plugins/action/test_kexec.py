@@ -491,9 +491,11 @@ class Task:
     ``looks`` are what the looks before the commit and after it see, the last one for ever.
     """
 
-    def __init__(self, monkeypatch, answer, transport="ssh", check_mode=False, looks=(HEAD,), options=None, **args):
+    def __init__(self, monkeypatch, answer, transport="ssh", check_mode=False, looks=(HEAD,), options=None, answer_s=0.3, **args):
         self.asked, self.waits, self.answer, self.retries = [], [], answer, []
         monkeypatch.setattr(kexec.ActionBase, "run", lambda *_given: {})
+        monkeypatch.setattr(kexec, "PAUSE_S", 0.01)
+        monkeypatch.setattr(kexec, "ANSWER_S", answer_s)
         monkeypatch.setattr(_run, "this_run", lambda: "mine")
         plugin = object.__new__(kexec.ActionModule)
         plugin._connection, plugin._task = Connection(*looks), SimpleNamespace(args=args, check_mode=check_mode)
@@ -580,6 +582,14 @@ def test_a_failed_commit_leaves_the_host_as_it_was_only_if_a_look_proves_it(monk
         assert task.result["msg"].startswith(told) and "Its guests may be paused, or may run on the new kernel already" in ended["why"]
     else:
         assert task.result == FAILED
+
+
+@pytest.mark.parametrize("hiccup", [REFUSED, "Welcome", 0.3])
+def test_a_look_that_fails_once_is_repeated_before_the_commit_and_after_its_refusal(monkeypatch, hiccup):
+    """As with MaxStartups of sshd, or a slow sudo. One more look shows that nothing is committed."""
+    monkeypatch.setattr(kexec, "ATTEMPT_S", 0.1)
+    task = Task(monkeypatch, FAILED, looks=[hiccup, EARLIER, hiccup, hiccup, EARLIER], answer_s=2.0)
+    assert task.result == FAILED and len(task.asked) == 1
 
 
 @pytest.mark.parametrize(("not_back", "outcome"), [("[]", "aborted"), ('["web"]', "half_undone")])

@@ -301,11 +301,28 @@ def test_the_status_says_how_the_last_update_ended(tmp_path, monkeypatch, capsys
 def test_the_record_of_a_guest_that_is_gone_for_good_is_discarded_and_nothing_else(monkeypatch, capsys, virsh, state):
     """Nothing of it is saved. What runs in its unit now is no guest of that update, so the unit is not stopped."""
     monkeypatch.setattr(_commands, "run", lambda *command: 1 // 0)
+    monkeypatch.setattr(_systemd, "show", lambda unit, *_names: {"ActiveState": "inactive"})
     _files.write_json(_files.journal_path("web"), {"state": state, "unit": "web.service"})
     assert _command.main(["discard", "web"]) == 0
     assert _journal.of_guest("web") == {} and not virsh and not capsys.readouterr().err
     assert _command.main(["discard", "web"]) == 1
     assert "has no saved state to discard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("amiss", ["", "the unit has ended", "its memory is not lost", "the guest runs"])
+def test_the_repeated_start_of_a_domain_whose_memory_is_lost_can_be_stopped(runs, virsh, monkeypatch, capsys, amiss):
+    """Somebody wants to start it on another host."""
+    done = []
+    runs("running")
+    if amiss != "the guest runs":
+        monkeypatch.setattr(_providers, "known", dict)
+    _files.write_json(_files.journal_path("web"), {"state": "restored" if amiss == "its memory is not lost" else "lost", "guest": "web"})
+    monkeypatch.setattr(_systemd, "show", lambda unit, *_names: {"ActiveState": "failed" if amiss == "the unit has ended" else "active"})
+    monkeypatch.setattr(_commands, "run", lambda *command: done.append(command) or "")
+    assert _command.main(["discard", "web"]) == int(amiss == "the guest runs")
+    assert done == ([] if amiss else [("systemctl", "stop", "--", "kvm-liveupdate-hold@web.service")])
+    assert ("has no saved state to discard" in capsys.readouterr().err) is (amiss == "the guest runs")
+    assert bool(_journal.recorded("web")) is (amiss == "the guest runs") and not virsh
 
 
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):

@@ -72,6 +72,7 @@ NO_MEASURE = {
     "BACK_SETTLE": "the time between two tries, not a limit",
     "BOOT_LOADER": "it looks for other systems on all disks, and a host of the lab has one disk; half an hour",
     "BOOT_WAITS": "at its end the rest of the boot starts beside the guests, and nothing fails",
+    "COLD_START": "the guest is off already, and somebody may start it on another host meanwhile",
     "COMMIT_ANSWER": "a delay, not a limit",
     "DISK_LOCKS": "a server keeps locks for this time by its own clock",
     "GUEST_OFF": "the guest decides how long it takes; the operator may raise it, and a guest that is later is waited for all the same",

@@ -256,6 +256,16 @@ def test_an_image_that_cannot_be_removed_is_told_and_the_guest_runs(libvirt, rec
         _save.resume(record, running=True)
 
 
+def test_a_state_that_cannot_be_removed_is_not_told_as_an_image(libvirt, record):
+    _files.make_directory(_files.state_path("app"))
+    with open(_virsh.image_path("app"), "wb"):
+        pass
+    says = rf"^guest app: the saved state {_files.state_path('app')} cannot be removed, .* 'kvm-liveupdate discard app'$"
+    with pytest.raises(LiveUpdateError, match=says) as raised:
+        _save.resume(record, running=True)
+    assert raised.value.details == {"image_stays": True} and not os.path.exists(_virsh.image_path("app"))
+
+
 def test_a_folder_in_the_place_of_the_image_does_not_break_an_undo(libvirt, record):
     """QEMU's user may make one."""
     _files.make_directory(_files.GUESTS_STATE)

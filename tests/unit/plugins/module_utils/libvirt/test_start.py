@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -582,7 +583,8 @@ def test_what_a_cold_start_needs_early_in_the_boot_is_waited_for(way, monkeypatc
     assert clock.slept == [_start.COLD_RETRY_S] * (2 if state == "shut off" else 1)
 
 
-def test_a_cold_start_that_never_works_is_told_at_the_limit(way, monkeypatch, clock):
+def test_a_cold_start_that_never_works_is_told_at_the_limit(way, monkeypatch, clock, capsys):
+    """Somebody may start the guest on another host meanwhile. So the record and the log say until when, and what stops it."""
     monkeypatch.setattr(_handover_session, "note", lambda session: None)
     way.state = "shut off"
     real = _virsh.virsh
@@ -597,7 +599,12 @@ def test_a_cold_start_that_never_works_is_told_at_the_limit(way, monkeypatch, cl
         LiveUpdateError, match=r"^guest app: it does not start from its disks: no bridge br0\. Correct this, then start it$"
     ):
         _start.restore("app", way.journal())
-    assert _return.BACK_LIMIT_S < clock.now < _return.BACK_LIMIT_S + 2 * _start.COLD_RETRY_S
+    assert _start.COLD_LIMIT_S < clock.now < _start.COLD_LIMIT_S + 2 * _start.COLD_RETRY_S <= 400
+    says = (
+        r"A start that fails is repeated until 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\. To stop that, run 'systemctl stop kvm-.*@app\.service'"
+    )
+    assert re.fullmatch(rf"its memory did not survive .*; it starts from its disks\. {says}", _journal.recorded("app")["why"])
+    assert len(re.findall(rf"app: no bridge br0\. {says}", capsys.readouterr().err)) == 1
 
 
 def test_a_domain_whose_memory_is_lost_is_not_started_while_its_image_cannot_be_removed(way, monkeypatch, tmp_path):
@@ -613,13 +620,18 @@ def test_a_domain_whose_memory_is_lost_is_not_started_while_its_image_cannot_be_
 
 
 def test_an_image_that_is_not_there_yet_is_waited_for(way, tmp_path):
-    """Its file system may be mounted late. To discard the memory would lose it for nothing."""
+    """Its file system may be mounted late. To discard the memory would lose it for nothing, unless somebody removed the image."""
     journal = way.journal()
     way.image.unlink()
-    says = rf"guest app: its saved state {way.image} does not exist, .* is kept\. .*repeated automatically.*findmnt --target {way.image}"
+    says = (
+        rf"guest app: its saved state {way.image} does not exist, .* is kept\. .*repeated automatically.*findmnt --target {way.image}\)\."
+    )
+    says += (
+        r" If somebody removed the file, run 'kvm-liveupdate discard app': this gives up its memory\. Then start the guest from its disks$"
+    )
     with pytest.raises(LiveUpdateError, match=says) as told:
         _start.restore("app", journal)
-    assert told.value.details == {"again": True} and "discard" not in str(told.value)
+    assert told.value.details == {"again": True}
     assert not way.done and _journal.recorded("app")["state"] == "saved" and "state" in left(tmp_path)
 
 
@@ -632,6 +644,7 @@ def test_a_domain_whose_memory_is_lost_and_that_runs_is_left_alone(way, monkeypa
     monkeypatch.setattr(_systemd, "notify", lambda state: seen.append((state, os.path.exists(_host_files.run_path("app", "late")))))
     _start.restore("app", way.journal())
     assert way.done == ["drop", "managedsave-remove", "not early"] and _journal.recorded("app")["state"] == "lost"
+    assert "repeated" not in _journal.recorded("app")["why"]
     assert not {"save", "state"} & left(tmp_path)
     assert seen[1:] == [("READY=1", True)]
 

@@ -300,7 +300,7 @@ def test_libvirt_is_told_why_it_may_not_start_a_domain_yet(image):
     files = known(image)
     _disk_files.verify("app", files)
     another(image)
-    says = rf"guest app: the host still has another file at {image} .*; mount what is missing\."
+    says = rf"guest app: the host still has another file at {image} .*; mount what is missing\..* 'kvm-liveupdate discard app'"
     with pytest.raises(LiveUpdateError, match=says) as told:
         _disk_files.verify("app", files)
     assert told.value.details["again"] and "memory is kept" in str(told.value)
