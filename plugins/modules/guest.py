@@ -327,7 +327,7 @@ def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateEr
     """What was last seen of a guest that is not back at the limit. Pure."""
     unit = journal["unit"]
     told_by = f"'journalctl -b -u {typed(unit)}' shows why"
-    give_up = f". If the guest is gone for good, run 'kvm-liveupdate discard {typed(name)}' on the host, then repeat the update"
+    give_up = f"run 'kvm-liveupdate discard {typed(name)}' on the host, then repeat the update"
     if journal["state"] == "saved" and journal.get("memory_wrong"):
         found = (
             f"its preserved memory is not the same as before the jump: {journal['memory_wrong']}. It is not started, and its memory and"
@@ -336,8 +336,8 @@ def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateEr
         )
     elif journal["state"] != "saved":
         found = (
-            f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. No saved memory waits for it. Start the"
-            f" guest{give_up}"
+            f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. No saved memory waits for it. If its"
+            f" owner stopped it or moved it to another host, {give_up}. Otherwise start it"
         )
     elif runs:
         # A restart would end a QEMU that is about to resume the guest, or has already done so.
@@ -346,7 +346,10 @@ def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateEr
             f" run this again. The saved memory is kept. If its QEMU ends, run 'systemctl start {typed(unit)}' to try again"
         )
     else:
-        found = f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {typed(unit)}'{give_up}"
+        found = (
+            f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {typed(unit)}'."
+            f" If the guest is gone for good, {give_up}"
+        )
     return LiveUpdateError(f"guest {name}: not restored within {timeout} s: {found}")
 
 

@@ -411,12 +411,13 @@ def test_a_fault_of_the_disk_is_told_with_its_guest_and_keeps_no_other_held(host
     assert fails("running", "web", "db").message == "guest web: [Errno 28] No space left on device" and host.held == {"web"}
 
 
-def test_of_a_guest_whose_memory_was_discarded_nothing_is_said_to_be_kept_and_it_can_be_gone_for_good(host):
+def test_of_a_guest_whose_memory_was_discarded_nothing_is_said_to_be_kept_and_it_may_be_elsewhere(host):
     host.journals = {"db": {"state": "lost", "unit": "db.service", "memory_wrong": "1 of 2 places that were read differ"}}
     del host.running["db"]
     told = fails("running", "db", timeout=0).message
     assert "the update recorded it as lost, and its QEMU does not run" in told and "No saved memory waits for it" in told
-    assert "kept" not in told and "gone for good, run 'kvm-liveupdate discard db' on the host, then repeat the update" in told
+    assert "kept" not in told and "Otherwise start it" in told
+    assert "moved it to another host, run 'kvm-liveupdate discard db' on the host, then repeat the update" in told
 
 
 def test_a_held_guest_that_its_owner_paused_stays_paused_and_its_save_is_undone(host):
