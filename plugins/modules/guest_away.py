@@ -326,7 +326,7 @@ def come_back(name: str, away: dict, timeouts: dict, check_mode: bool) -> dict:
     limit = timeouts.get(way) or provider.limit_s(away)
     try:
         here = is_here(away, provider, 0 if check_mode else limit)
-        if here and away["state"] == "leaving" and not check_mode:
+        if here and not check_mode:
             provider.stay(away)
         if here and may_leave(away):
             told = "runs, but an earlier request to shut down may still end it. It stays on record; run 'state: back' again later"

@@ -34,7 +34,7 @@ class Away(t.Protocol):
         """See that a guest that does not run here has left as its record says, and finish what a process that was killed left undone."""
 
     def stay(self, away: dict) -> None:
-        """The guest was to leave and still runs here: take back what :meth:`leave` changed of it."""
+        """The guest runs here: see that nothing is left of what its departure changed of it."""
 
     def is_back(self, away: dict) -> bool:
         """Whether it is here again as it was."""

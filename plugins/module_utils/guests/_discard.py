@@ -74,6 +74,11 @@ def _stop_cold_start(name: str, journal: dict) -> None:
     holder = _units.hold(name)
     if journal.get("state") == "lost" and _systemd.show(holder, "ActiveState").get("ActiveState") == "active":
         _commands.run("systemctl", "stop", "--", holder)
+        if name in _providers.known():  # libvirt goes on with a start that was under way
+            raise LiveUpdateError(
+                f"guest {name} has just started on this host from its disks. Stop it before you start it on another host; then run"
+                f" 'kvm-liveupdate discard {typed(name)}' again"
+            )
 
 
 def _savers(record: dict | None, journal: dict) -> tuple[Provider, ...]:

@@ -76,8 +76,8 @@ def listening(root: str = "/") -> list[tuple[str, int, str]]:
     return [(address, port, inode) for address, port, inode, state in _sockets(root) if state == _LISTENS]
 
 
-def _sockets(root: str) -> list[tuple[str, int, str, str]]:
-    """Local address, local port, inode and state of each TCP socket of this host."""
+def _sockets(root: str, port: int = 0) -> list[tuple[str, int, str, str]]:
+    """Local address, local port, inode and state of each TCP socket of this host, or of those at one local port."""
     found = []
     for name in ("tcp", "tcp6"):
         try:
@@ -85,7 +85,8 @@ def _sockets(root: str) -> list[tuple[str, int, str, str]]:
                 rows = [line.split() for line in file]
         except OSError:
             continue  # no IPv6
-        found += [(*_decoded(row[1]), row[9], row[3]) for row in rows[1:] if len(row) > 9]
+        end = f":{port:04X}" if port else ""  # a busy host has 100,000 connections, so only those that count are decoded
+        found += [(*_decoded(row[1]), row[9], row[3]) for row in rows[1:] if len(row) > 9 and row[1].endswith(end)]
     return found
 
 
@@ -114,5 +115,5 @@ def _at(peer: str, root: str) -> list[tuple[str, str]]:
     any_of = {"0.0.0.0", "::"} if any(":" not in address for address in wanted) else {"::"}
     mapped = {f"::ffff:{address}" for address in wanted}
     fitting = {*wanted, *mapped, *any_of}
-    there = [(address, inode, state) for address, at, inode, state in _sockets(root) if at == port]
+    there = [(address, inode, state) for address, _port, inode, state in _sockets(root, port)]
     return [(inode, state) for address, inode, state in there if address in fitting or "0.0.0.0" in wanted]

@@ -93,14 +93,21 @@ def settle(away: dict) -> None:
         )
 
 
-def stay(away: dict) -> None:  # pylint: disable=unused-argument  # libvirt ends the QEMU of a domain that is off
-    """Nothing of the domain was changed."""
+def stay(away: dict) -> None:
+    """The domain starts with its host again: a migration removes that setting. Raises while libvirt works on it: it may still leave."""
+    name, uuid = away["guest"], away["uuid"]
+    if away["way"] != "migrate" or not away["autostart"] or _starts_with_host(name):
+        return
+    if _may_leave(HERE, uuid):
+        raise LiveUpdateError(
+            f"guest {name}: libvirt still works on it (migration, save or backup), so it may leave. Wait for the end of that job, or cancel"
+            f" it with 'virsh domjobabort {uuid}'. Then run this again"
+        )
+    _restore_autostart(HERE, away)
 
 
 def is_back(away: dict) -> bool:
-    """Whether the domain is here again as it was. A migration removes its autostart setting, so that has to be back too."""
-    if away["way"] == "migrate" and away["autostart"] and not _starts_with_host(away["guest"]):
-        return False
+    """Whether the domain is here again as it was."""
     return _seen(HERE, away["uuid"]) == _wanted(away)
 
 
@@ -164,9 +171,6 @@ def _migrate_there(away: dict, limit: float) -> None:
 def _migrate_back(away: dict, limit: float) -> None:
     """Never start the domain here: it may still run there."""
     uuid, there = away["uuid"], away["destination"]
-    if _seen(HERE, uuid) == _wanted(away):
-        _restore_autostart(HERE, away)  # an earlier run was killed right before this
-        return
     seen = _seen(there, uuid)
     if seen not in ("running", "paused"):
         raise _not_there(away, seen)
@@ -177,6 +181,10 @@ def _not_there(away: dict, seen: str) -> LiveUpdateError:
     """What to do for a domain that does not run on its destination: start it on the host that has it."""
     name, uuid, there = away["guest"], away["uuid"], away["destination"]
     here = _seen(HERE, uuid)
+    told = f"guest {name} does not run on its destination: on {there} it is {seen}, here {here}."
+    if here in ("running", "paused", "pmsuspended"):
+        verb = "dompmwakeup" if here == "pmsuspended" else "resume"
+        return LiveUpdateError(f"{told} It is on this host. Continue it with 'virsh {verb} {uuid}', then run this again")
     try:
         is_there = uuid in _virsh(there, "list", "--all", "--uuid").split()
     except LiveUpdateError:
@@ -193,7 +201,7 @@ def _not_there(away: dict, seen: str) -> LiveUpdateError:
             f"{there} does not have it. Find the host that has it. To make this host forget it, remove its record below"
             " /var/lib/kvm-liveupdate/away"
         )
-    return LiveUpdateError(f"guest {name} does not run on its destination: on {there} it is {seen}, here {here}. {remedy}")
+    return LiveUpdateError(f"{told} {remedy}")
 
 
 def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
@@ -227,7 +235,9 @@ def _migrate(away: dict, ends: tuple[str, str], uri: str, limit: float) -> None:
 
 def _stays(uri: str, away: dict) -> dict:
     """Details of an error: whether the domain, which has not migrated, still lacks its autostart setting; then it stays on record."""
-    if _seen(uri, away["uuid"]) in ("running", "paused"):
+    if away["autostart"]:
+        if _seen(uri, away["uuid"]) not in ("running", "paused"):
+            return {"settled": False}
         try:
             _restore_autostart(uri, away)
         except LiveUpdateError:

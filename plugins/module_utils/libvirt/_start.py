@@ -72,7 +72,7 @@ def _restore(name: str, journal: dict, started: float) -> None:
     _session.drop(session, note)
     off = _without_image(name, journal) == "shut off"
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + COLD_LIMIT_S))
-    repeats = f"A start that fails is repeated until {at}. To stop that, run 'systemctl stop {typed(journal['unit'])}'"
+    repeats = f"A start that fails is repeated until {at}. To stop that, run 'kvm-liveupdate discard {typed(name)}'"
     _return.lost(journal, f"{why}. {repeats}" if off else why)
     if off:
         _start_cold(name, journal, repeats)

@@ -48,17 +48,19 @@ def leave(away: dict, limit: float) -> None:
 
     After a failure with the detail ``settled=False`` the guest may still power off.
     """
-    asked = False
+    asked = changed = False
     try:
         with _monitor.Monitor(away["monitor"]) as monitor:
             asked = True  # also if QEMU's answer is lost
             # QEMU stays after the guest is off: if it ended by itself, its unit might start it again (Restart=).
             monitor.execute("set-action", shutdown="pause")
+            changed = True
             monitor.execute("system_powerdown")
             _wait_until_off(monitor, limit)
         _commands.run("systemctl", "stop", away["unit"], timeout=STOP_LIMIT_S)
     except LiveUpdateError as err:
-        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": not asked}) from err
+        settled = not asked or (not changed and "refused" in err.details)
+        raise LiveUpdateError(f"guest {away['guest']}: {err}", **{**err.details, "settled": settled}) from err
 
 
 def _wait_until_off(monitor: _monitor.Monitor, limit: float) -> None:

@@ -87,10 +87,18 @@ def commit(
         if isinstance(err, OSError):
             why = f"{_files.UPDATE} cannot be written: {err.strerror}; make room on its file system, or repair it"
         why = f"the jump is refused, and nothing was stopped: {why}. Then run the update again"
-        if _files.read_json(_files.UPDATE).get("id") == update["id"]:  # else the record there is of an earlier update, with its own end
-            _end(update, why)  # else this one would count as under way until the next boot
+        if _may_be_recorded(update):
+            _end(update, why)  # else it would count as under way until the next boot
         raise LiveUpdateError(why) from err
     return update
+
+
+def _may_be_recorded(update: dict) -> bool:
+    """Whether the host's record may be of this update. If it is of an earlier one, that has its own end."""
+    try:
+        return _files.read_json(_files.UPDATE).get("id") == update["id"]
+    except LiveUpdateError:
+        return True
 
 
 def _advance(update: dict, state: str) -> None:

@@ -153,7 +153,8 @@ def undo_of(jump: dict, staying: tuple = (), leaving: tuple = ()) -> list[str]:
 )
 def test_what_an_undo_does(jump, files):
     assert undo_of(jump, ("web",), ("db",)) == files
-    assert undo_of(jump) == [name for name in files if name not in ("release.yml", "bring_back.yml")]
+    # Where nothing else is to do, a failure to renew the lease is no reason to call the undo incomplete.
+    assert undo_of(jump) == ([name for name in files if name in ("renew.yml", "unload.yml")] if "unload.yml" in files else [])
 
 
 def test_the_lease_is_renewed_after_what_may_take_long_and_before_what_may():

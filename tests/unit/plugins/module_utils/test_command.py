@@ -325,6 +325,18 @@ def test_the_repeated_start_of_a_domain_whose_memory_is_lost_can_be_stopped(runs
     assert bool(_journal.recorded("web")) is (amiss == "the guest runs") and not virsh
 
 
+def test_a_start_that_libvirt_goes_on_with_is_told_before_somebody_starts_the_guest_elsewhere(runs, virsh, monkeypatch, capsys):
+    runs("running")
+    here, known = [], _providers.known
+    monkeypatch.setattr(_providers, "known", lambda: known() if here else {})
+    _files.write_json(_files.journal_path("web"), {"state": "lost", "guest": "web"})
+    monkeypatch.setattr(_systemd, "show", lambda unit, *_names: {"ActiveState": "active"})
+    monkeypatch.setattr(_commands, "run", lambda *command: here.append("web") or "")
+    assert _command.main(["discard", "web"]) == 1
+    assert "guest web has just started on this host from its disks. Stop it before you start it on another host" in capsys.readouterr().err
+    assert _journal.recorded("web")
+
+
 def test_where_nothing_is_saved_nothing_is_given_up(capsys, virsh):
     assert _command.main(["discard", "app"]) == 1
     assert "has no saved state to discard" in capsys.readouterr().err

@@ -239,6 +239,16 @@ def test_a_guest_that_may_yet_go_off_stays_on_record(slow):
     assert only(run("back"))["msg"] == "guest app is back, it was shut down" and "app" in slow.here and not _away.records()
 
 
+def test_a_guest_that_came_back_while_its_run_was_killed_is_as_before_its_departure(guest):
+    """For example its autostart setting is missing."""
+    away("migrate", destination=THERE)
+    guest.here.append("app")
+    run("back", check_mode=True)
+    assert not guest.stayed
+    run("back")
+    assert guest.stayed == ["app"] and not _away.records()
+
+
 @pytest.mark.parametrize("over", ["time", "boot", "process"])
 def test_a_guest_that_runs_on_for_long_stays(slow, monkeypatch, over):
     """So does one whose QEMU or host was started anew: it was never asked."""

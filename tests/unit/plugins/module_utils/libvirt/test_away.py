@@ -262,9 +262,19 @@ def test_a_migration_back_that_was_cut_off_before_the_autostart_is_finished_by_t
     with pytest.raises(KeyboardInterrupt if killed else LiveUpdateError) as caught:
         _away.come_back(away, 5)
     assert killed or "runs on qemu:///system, but does not start with that host yet (no answer" in str(caught.value)
-    assert hosts.state == {_away.HERE: "running"} and not hosts.autostart and not _away.is_back(away)
-    assert _away.come_back(away, 5) == ""
-    assert hosts.autostart == {_away.HERE} and _away.is_back(away) and [words for words, _uri in hosts.calls].count("migrate") == 1
+    assert hosts.state == {_away.HERE: "running"} and not hosts.autostart and _away.is_back(away)
+    _away.stay(away)
+    assert hosts.autostart == {_away.HERE} and [words for words, _uri in hosts.calls].count("migrate") == 1
+
+
+def test_a_domain_that_may_still_migrate_is_not_taken_for_one_that_stays(hosts):
+    """Its migration could not be cancelled. Without its record, nobody would bring it back."""
+    hosts.job, away = "Unbounded", {**AWAY, "way": "migrate", "autostart": True}
+    with pytest.raises(LiveUpdateError, match=r"libvirt still works on it .* cancel it with 'virsh domjobabort u'"):
+        _away.stay(away)
+    assert not hosts.asked() and not hosts.autostart
+    _away.stay({**away, "autostart": False})
+    assert not hosts.asked()
 
 
 def test_a_migration_there_that_was_cut_off_before_the_autostart_is_finished(hosts):
@@ -306,7 +316,21 @@ def test_a_domain_that_did_not_migrate_starts_with_its_host(hosts, faults, autos
     with pytest.raises(LiveUpdateError, match="no answer") as caught:
         _away.leave(away, 5)
     assert hosts.autostart == autostart and caught.value.details == details
-    assert _away.is_back(away) is bool(autostart) and _away.come_back(away, 5) == "" and hosts.autostart == {_away.HERE}
+    assert _away.is_back(away)
+    _away.stay(away)
+    assert hosts.autostart == {_away.HERE}
+
+
+@pytest.mark.parametrize("state", ["in shutdown", "pmsuspended", "shut off"])
+def test_a_domain_that_did_not_migrate_and_does_not_run_stays_on_record_with_its_autostart(hosts, state):
+    def fault(uri, _words):
+        hosts.state[uri] = state
+        raise LiveUpdateError("no answer")
+
+    hosts.faults["migrate"] = fault
+    with pytest.raises(LiveUpdateError, match="no answer") as caught:
+        _away.leave({**AWAY, "way": "migrate", "autostart": True}, 5)
+    assert caught.value.details == {"settled": False}
 
 
 def test_libvirt_chooses_the_way_where_none_is_given(hosts):
@@ -370,6 +394,8 @@ def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
             r"cut off, for example by a reboot .* Make sure .* Then start it here with 'virsh start u', and run",
         ),
         ({}, True, r"Find the host that has it\. .* remove its record below"),
+        ({_away.HERE: "paused"}, True, r"It is on this host\. Continue it with 'virsh resume u', then run this again"),
+        ({_away.HERE: "pmsuspended"}, True, r"It is on this host\. Continue it with 'virsh dompmwakeup u'"),
     ],
 )
 @pytest.mark.parametrize("operation", ["come_back", "settle"])

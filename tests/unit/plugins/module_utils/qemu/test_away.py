@@ -117,6 +117,19 @@ def test_once_its_button_is_pressed_nobody_knows_whether_a_guest_stays(host, los
     assert failure.value.details["settled"] is settled
 
 
+@pytest.mark.parametrize(("refused", "settled"), [(("set-action", "pause"), True), (("system_powerdown",), False)])
+def test_a_guest_whose_qemu_refuses_the_first_step_stays(host, refused, settled):
+    """QEMU before 6.0 does not know set-action. After that step, it has to be taken back."""
+
+    def refuse():
+        raise LiveUpdateError("The command has not been found", refused=refused[0])
+
+    host.faults = {refused: refuse}
+    with pytest.raises(LiveUpdateError, match="has not been found") as failure:
+        _away.leave(AWAY, 5)
+    assert failure.value.details["settled"] is settled
+
+
 def test_a_guest_that_stays_after_its_request_was_cut_off_can_power_off_again(host):
     """The process was killed while it waited for the guest, or the answer of QEMU was lost."""
     host.faults, host.heeds_the_button = {("system_powerdown",): no_answer}, False

@@ -110,6 +110,29 @@ def test_a_commit_that_cannot_be_recorded_says_where_and_is_no_update_under_way(
     assert (_journal.of_update().get("id") == "old") is (earlier and not written)
 
 
+def test_a_commit_whose_record_cannot_be_read_back_counts_as_over(host, monkeypatch):
+    """The jump may be queued already, so the controller is told that it is refused only if the host takes it for refused too."""
+    real = _files.read_json
+
+    def read(path):
+        if path == _files.UPDATE and started:
+            raise LiveUpdateError(f"record {path} is damaged")
+        return real(path)
+
+    def start(*command, **limits):
+        if command[:2] != ("systemctl", "start"):
+            return run(*command, **limits)
+        started.append(command)
+        raise LiveUpdateError("systemctl start: no answer within 60 s")
+
+    run, started = _commands.run, []
+    monkeypatch.setattr(_files, "read_json", read)
+    monkeypatch.setattr(_commands, "run", start)
+    with pytest.raises(LiveUpdateError, match="no answer within 60 s"):
+        _jump.commit(list(host.records), [], "start")
+    assert real(_files.UPDATE)["state"] == "aborted"
+
+
 def test_a_commit_is_refused_by_the_gate(host):
     stranger(host)
     with pytest.raises(LiveUpdateError, match="nothing was stopped: pid-7"):
