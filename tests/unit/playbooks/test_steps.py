@@ -216,8 +216,8 @@ def test_a_second_update_in_the_same_play_knows_nothing_of_the_first(fleet):
     assert (report["step"], report["late"], sorted(report["guests"])) == ("Preserve the RAM of the guests", [], ["web"])
     done = [call for call, _params in calls]
     assert "kexec" in done and done[-4:] == ["kexec_image:staged", "guest:preserved", "guest:running", "kexec_image:unloaded"]
-    # The first one takes a lease, renews it before guests leave, and lets it expire. The second one takes another one and gives it back.
-    assert fleet.leases == [*["update_lease:present"] * 4, "update_lease:absent"]
+    # Each takes a lease, and renews it before guests leave and before its undo. The first one lets it expire, the second one gives it back.
+    assert fleet.leases == [*["update_lease:present"] * 6, "update_lease:absent"]
 
 
 def test_a_guest_that_runs_on_other_memory_is_not_taken_for_restored(fleet):

@@ -77,7 +77,7 @@ def a_commit(monkeypatch):
     def run(**args):
         made, asked = action(kexec, **args), []
         made._connection = SimpleNamespace(transport="ssh", get_option={}.__getitem__)
-        made._look_once = lambda: kexec.Look("b", ("7.2.13", "#1"), {}, [])
+        made._look_until_answered = lambda: kexec.Look("b", ("7.2.13", "#1"), {}, [])
         monkeypatch.setattr(kexec.ActionBase, "run", lambda *_words: {})
         monkeypatch.setattr(
             kexec.ActionModule, "_execute_module", lambda _self, **words: asked.append(words["module_args"]) or {"failed": True}
