@@ -196,8 +196,8 @@ def _image_stays(name: str, image: str) -> list[str]:
     state = _files.state_path(name)
     if not os.path.exists(state):
         return []  # another program saved it
+    stays = f"the saved image {image}, which lacks the RAM, cannot be removed"
     try:
-        stays = f"the saved image {image}, which lacks the RAM, cannot be removed"
         with contextlib.suppress(IsADirectoryError):  # QEMU's user may make one, and libvirt cannot start a domain from it
             _save_directory.remove(image)
         stays = f"the saved state {state} cannot be removed, so libvirt's hook refuses to start the guest"
