@@ -84,8 +84,8 @@ def _resume(name: str) -> None:
             )
         whole = _paused.whole_saves(record)
     if not (why or whole):
-        how = f"with 'virsh resume {record['uuid']}'" if record["provider"] == "libvirt" else "in its QEMU monitor (cont)"
-        raise LiveUpdateError(f"guest {name} was not paused by an update or a rehearsal; to resume it all the same, do so {how}")
+        how = f"run 'virsh resume {record['uuid']}'" if record["provider"] == "libvirt" else "use 'cont' in its QEMU monitor"
+        raise LiveUpdateError(f"guest {name} was not paused by an update or a rehearsal. To resume it anyway, {how}")
 
 
 def _checked(name: str) -> str:

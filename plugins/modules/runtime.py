@@ -33,7 +33,7 @@ options:
       - Whether the runtime is installed.
       - V(absent) is refused while guests run under the runtime, or a guest still waits to be restored.
       - V(absent) is also refused in the boot after a jump, until an ordinary reboot. The command line of its kernel contains
-        C(systemd.unit=kvm-liveupdate-guests.target). A kexec with the same command line would end in rescue mode without this unit.
+        C(systemd.unit=kvm-liveupdate-guests.target). A kexec with the same command line ends in rescue mode without this unit.
     type: str
     choices: [present, absent]
     default: present
@@ -156,12 +156,12 @@ def refuse_to_hide(guests: list) -> None:
     files = _setup.would_hide()
     if files:
         names = ", ".join(_setup.in_run(guests))
-        remedy = f"shut down or migrate these domains first: {names}"
+        remedy = f"Shut down or migrate these domains first: {names}"
         if not names:
-            remedy = f"shut down the domains that use them, and remove what is left of them: {', '.join(files)}"
+            remedy = f"Shut down the domains that use these files, then remove the files that are left: {', '.join(files)}"
         raise LiveUpdateError(
             f"no tmpfs is mounted on {_setup.RAM_DIRECTORY}, and RAM files of domains are there. A mount would hide them, and their memory"
-            f" would stay in use until the next boot; {remedy}. Then run this again"
+            f" would stay in use until the next boot. {remedy}. Then run this again"
         )
 
 
@@ -173,8 +173,8 @@ def refuse_to_erase(running: list) -> None:
         raise LiveUpdateError(told(why))
     if _cmdline.is_in(_this_boot.current_cmdline(), _cmdline.GUESTS_FIRST):
         raise LiveUpdateError(
-            f"the command line of the running kernel contains {_cmdline.GUESTS_FIRST}, because this boot followed a jump; without the"
-            " runtime, a kexec with the same command line would end in rescue mode; do an ordinary reboot first"
+            f"the command line of the running kernel contains {_cmdline.GUESTS_FIRST}, because this boot followed a jump. Without the"
+            " runtime, a kexec with the same command line ends in rescue mode. Do an ordinary reboot, then run this again"
         )
 
 

@@ -404,7 +404,8 @@ def _table(host: dict[str, t.Any], made: dict[str, t.Any], against: list[str], b
     }.get(made["unfinished"].get("outcome", ""), [])
     if made["unfinished"]:
         gone = [name for name in made["unfinished"]["journal"]["guests"] if name not in made["staying"]]
-        unfinished += [f"WARNING: discarded, and not waited for: {_few(gone)}. They do not run"] if gone else []
+        if gone:
+            unfinished.append(f"WARNING: these guests were discarded and do not run, so the update does not wait for them: {_few(gone)}")
     if made["verdict"] == "current":
         return [f"The host runs {_kernel(host)} already.", *unfinished]
     if made["verdict"] == "unfinished":

@@ -160,8 +160,9 @@ def _set_with_grubby(kernel: str) -> None:
     seen = _commands.run(GRUBBY, "--default-kernel").strip()
     if seen != kernel:
         raise LiveUpdateError(
-            f"a cold boot would start {seen}, although grubby set {kernel} as the default; compare both in the output of 'grubby"
-            " --info=ALL'"
+            f"a cold boot would start {seen}, although grubby set {kernel} as the default. Look for {kernel} in the output of 'grubby"
+            " --info=ALL'. If it has no entry there, install its package again. Otherwise run 'grub2-set-default ID' with the id of its"
+            " entry. Then run this again"
         )
 
 

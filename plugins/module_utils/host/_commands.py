@@ -12,7 +12,7 @@ import time
 from .. import _limits
 from .._errors import LiveUpdateError
 
-__all__ = ("end_by", "left", "no_answer", "run", "too_late")
+__all__ = ("cannot_start", "end_by", "left", "no_answer", "run", "too_late")
 
 COMMAND_LIMIT_S = _limits.COMMAND
 # The output of commands is compared with English words.
@@ -48,6 +48,11 @@ def too_late() -> str:
     return f"the time limit is over ({_of_what or 'the limit of this step'})"
 
 
+def cannot_start(err: OSError) -> str:
+    """Why a program that is installed was not started: as the end of a sentence."""
+    return f"cannot be started on this host: {err.strerror}; check the free memory and the number of processes of the host"
+
+
 def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
     """Run a command and return its standard output. A failure or the limit raises an error, with what the command printed."""
     import subprocess  # slow to import, and the boot path runs no commands
@@ -69,7 +74,7 @@ def run(*command: str, timeout: float = COMMAND_LIMIT_S) -> str:
     except FileNotFoundError as err:
         raise LiveUpdateError(f"{command[0]}: command not found on this host; install the package that provides it") from err
     except OSError as err:  # too many processes or open files, no memory
-        raise LiveUpdateError(f"{' '.join(command)}: not run: {err.strerror}") from err
+        raise LiveUpdateError(f"{' '.join(command)}: {cannot_start(err)}") from err
     except subprocess.TimeoutExpired as err:
         raise LiveUpdateError(f"{' '.join(command)}: {no_answer(round(timeout, 1))}") from err
     if done.returncode:

@@ -104,7 +104,7 @@ def _run(commands: list[str], until: float, limit: float, uri: str) -> list[Answ
     except FileNotFoundError as err:
         raise LiveUpdateError("virsh: not found on this host; install it (Debian: package libvirt-clients)") from err
     except OSError as err:  # too many processes or open files, no memory
-        return answers_of(commands, mark, ("", ""), [], f"not run: {err.strerror}")
+        return answers_of(commands, mark, ("", ""), [], _commands.cannot_start(err))
     try:
         out, errors, ended = _read(virsh, mark.encode(), until)
         in_time = time.monotonic() < until

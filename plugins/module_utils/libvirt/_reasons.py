@@ -209,7 +209,7 @@ def job_reasons(shown: str, uuid: str) -> list[dict]:
     if kind == "None":
         return []
     message = f"libvirt runs a job on it (migration, save, backup): {facts.get('Operation', kind)}"
-    return [reason("libvirt-job", message, f"wait for its end, or cancel it with 'virsh domjobabort {uuid}'")]
+    return [reason("libvirt-job", message, f"wait until the job has ended, or cancel it with 'virsh domjobabort {uuid}'")]
 
 
 def monitor_reasons(seen: dict, uuid: str) -> list[dict]:
@@ -223,7 +223,8 @@ def monitor_reasons(seen: dict, uuid: str) -> list[dict]:
         for text in seen.get("blockers", ())
     ]
     if seen.get("block_jobs"):
-        remedy = f"wait for its end, or cancel it with 'virsh blockjob {uuid} DISK --abort' ('virsh domblklist {uuid}' shows the disks)"
+        cancel = f"'virsh blockjob {uuid} DISK --abort' ('virsh domblklist {uuid}' shows the disks)"
+        remedy = f"wait until the job has ended, or cancel it with {cancel}"
         found.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if seen.get("state", "running") not in ("running", "paused"):
         found.append(reason("run-state", f"the domain is {seen['state']}", "make it running or paused"))

@@ -85,11 +85,12 @@ def inspect(record: dict) -> list[dict]:
         reasons.append(reason("run-state", f"its QEMU is in state {state}", "make the guest running or paused"))
     elif migration.get("status", "none") not in _monitor.OVER:
         message = f"another program migrates or saves it (migration {migration['status']})"
-        reasons.append(reason("run-state", message, "wait for its end, or cancel it in its QEMU monitor (migrate_cancel)"))
+        remedy = "wait until that migration or save has ended, or cancel it in the QEMU monitor of the guest (migrate_cancel)"
+        reasons.append(reason("run-state", message, remedy))
     blockers = migration.get("blocked-reasons", [])
     reasons += [reason("qemu-blocker", f"QEMU cannot save it: {text}", "remove the device or feature that QEMU names") for text in blockers]
     if jobs:
-        remedy = "wait for its end, or cancel it in its QEMU monitor (block_job_cancel)"
+        remedy = "wait until the job has ended, or cancel it in the QEMU monitor of the guest (block_job_cancel)"
         reasons.append(reason("block-job", "a block job is running (backup, mirror, commit)", remedy))
     if now["ignores_shared"]:
         reasons.append(_changes.left_on(ignore_shared_stays(record)))

@@ -167,7 +167,9 @@ def _refuse_migrated(monitor: Monitor, states: t.Collection[str]) -> None:
     """Raise if another program migrates or saves the guest, or has done so."""
     status, state = monitor.query("query-migrate").get("status", "none"), monitor.status()
     if status not in OVER:
-        raise LiveUpdateError(f"another program migrates or saves it (run state {state}, migration {status}); wait for its end")
+        raise LiveUpdateError(
+            f"another program migrates or saves it (run state {state}, migration {status}); wait until that migration or save has ended"
+        )
     if state == "postmigrate":
         raise LiveUpdateError(
             f"another program has migrated or saved it (run state {state}). If it runs on no other host, resume it in its QEMU monitor"

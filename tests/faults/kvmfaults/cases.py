@@ -175,8 +175,9 @@ CASES = (
     Case(
         16,
         "A guest changes after its examination",
-        "After the RAM was preserved, QEMU is replaced on disk, restarted, gets another device or a snapshot of its disk, is being migrated"
-        " by its owner, or was. After the save the guest is resumed, or another virtual machine starts.",
+        "After the RAM was preserved, one of these happens: QEMU is replaced on disk or restarted; the guest gets another device or a"
+        " snapshot of its disk; its owner migrates it, or has migrated it. After the save the guest is resumed, or another virtual machine"
+        " starts.",
         "The update is undone, or the guest is restored as it is now.",
         NOTHING,
         ("replaced", "restarted", "hot-plugged", "snapshot", "migrating", "migrated", "resumed", "stranger"),

@@ -148,7 +148,7 @@ def test_the_tmpfs_is_not_mounted_over_the_ram_of_domains(systemd, monkeypatch, 
     ram.touch()
     record = {"name": "db", "unit": "db.service", "backends": [{"path": str(ram)}]}
     monkeypatch.setattr(_providers, "known", lambda: {"db": record, "web": {"name": "web", "unit": "web.service"}} if known else {})
-    remedy = "shut down or migrate these domains first: db. Then" if known else f"remove what is left of them: {ram}. Then"
+    remedy = "Shut down or migrate these domains first: db. Then" if known else f"then remove the files that are left: {ram}. Then"
     with pytest.raises(LiveUpdateError, match=f"no tmpfs is mounted on {systemd.ram_directory}, and RAM files .*{remedy}"):
         run(check=check)
     assert not systemd.steps
@@ -187,7 +187,7 @@ def test_the_runtime_is_not_removed_in_a_boot_that_a_jump_started(host, monkeypa
     host.steps.clear()
     with pytest.raises(
         LiveUpdateError,
-        match=r"contains systemd\.unit=kvm-liveupdate-guests\.target, .* would end in rescue mode; do an ordinary reboot first",
+        match=r"contains systemd\.unit=kvm-liveupdate-guests\.target, .* ends in rescue mode\. Do an ordinary reboot, then run this again",
     ):
         run(check, state="absent")
     assert os.path.exists(host.unit) and os.path.exists(host.library) and not host.steps

@@ -248,6 +248,7 @@ def test_with_grubby_the_former_default_is_on_record_before_the_change(programs,
 def test_a_default_that_grubby_does_not_take_is_an_error(programs, monkeypatch):
     (programs / "grubby").touch()
     monkeypatch.setattr(_commands, "run", lambda *_command, **_limit: "/boot/vmlinuz-other\n")
-    with pytest.raises(LiveUpdateError, match=r"^a cold boot would start /boot/vmlinuz-other, although grubby set /boot/vmlinuz-7\.2\.13"):
+    says = r"^a cold boot would start /boot/vmlinuz-other, although grubby set /boot/vmlinuz-7\.2\.13 as .* run 'grub2-set-default ID'"
+    with pytest.raises(LiveUpdateError, match=says):
         _boot_default.change("/boot/vmlinuz-7.2.13", False)
     assert _boot_default.kept() == ""

@@ -172,5 +172,5 @@ def test_a_command_that_the_host_cannot_start_is_a_failure_like_any_other(monkey
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(subprocess, "run", no_process)
-    with pytest.raises(LiveUpdateError, match=f"systemctl stop x: not run: {os.strerror(code)}"):
+    with pytest.raises(LiveUpdateError, match=f"systemctl stop x: cannot be started on this host: {os.strerror(code)}; check "):
         _commands.run("systemctl", "stop", "x")

@@ -87,7 +87,8 @@ def test_a_virsh_that_the_host_cannot_start_is_the_error_of_each_command(monkeyp
 
     monkeypatch.setattr(subprocess, "Popen", no_process)
     answers = ask(("domstate", "a"), ("resume", "a"))
-    assert [answer.error for answer in answers] == ["virsh domstate a: not run: Resource temporarily unavailable"] * 2
+    why = "Resource temporarily unavailable; check the free memory and the number of processes of the host"
+    assert [answer.error for answer in answers] == [f"virsh domstate a: cannot be started on this host: {why}"] * 2
     assert [answer.asked for answer in answers] == [True, False]
 
 

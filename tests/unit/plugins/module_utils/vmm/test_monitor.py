@@ -262,7 +262,8 @@ def test_the_state_of_a_guest_that_another_program_migrates_is_not_written(qemu,
         "query-migrate": [{"status": status} for status in migrations],
         "query-status": [{"status": state} for state in states],
     }
-    says = rf"another program migrates or saves it \(run state {states[-1]}, migration {migrations[-1]}\); wait for its end$"
+    how = rf"run state {states[-1]}, migration {migrations[-1]}"
+    says = rf"another program migrates or saves it \({how}\); wait until that migration or save has ended$"
     if migrations[-1] == "completed":
         says = r"another program has migrated or saved it \(run state postmigrate\)\. If it runs on no other host, resume it .* \(cont\)$"
     elif migrations[-1] == "none":
