@@ -145,7 +145,10 @@ class ActionModule(ActionBase):
         arguments = {"run": _run.this_run(), **self._task.args, **({"until": until} if until else {})}
         before = None if self._task.check_mode else self._look_until_answered()
         if before is None and not self._task.check_mode:
-            message = "the host does not say which boot it runs, so it was not told to jump. Make sure that it answers over SSH"
+            message = (
+                f"the host did not answer for {ANSWER_S:g} s right before the jump, so it was not told to jump. Its guests continue to run."
+                " Make it reachable over SSH, then run the update again"
+            )
             return {**result, "failed": True, "lost": True, "msg": message}
         started = time.monotonic()
         try:
@@ -229,8 +232,8 @@ class ActionModule(ActionBase):
         else:
             return {}
         message = (
-            f"the host refused to jump, but may have committed the update before: {seen}. It said: {why}. The host may jump by itself;"
-            " look at its console"
+            f"the host refused to jump, but it may have committed the update at an earlier try: {seen}. It said: {why}. The host may still"
+            " jump. Look at its console"
         )
         return {**_failure("lost", message), "lost": True}
 

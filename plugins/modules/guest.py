@@ -336,19 +336,20 @@ def not_back(name: str, journal: dict, runs: bool, timeout: int) -> LiveUpdateEr
         )
     elif journal["state"] != "saved":
         found = (
-            f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. No saved memory waits for it. If its"
-            f" owner stopped it or moved it to another host, {give_up}. Otherwise start it"
+            f"the update recorded it as {journal['state']}, and its QEMU does not run; {told_by}. The host does not preserve"
+            f" memory of it any more. If its owner stopped it or moved it to another host, {give_up}. Otherwise start it"
         )
     elif runs:
         # A restart would end a QEMU that is about to resume the guest, or has already done so.
         found = (
             f"its QEMU runs, but may still load the saved state or wait for disks; {told_by}. Do not restart or stop {unit}. Wait, then"
-            f" run this again. The saved memory is kept. If its QEMU ends, run 'systemctl start {typed(unit)}' to try again"
+            f" run this again. Its preserved memory and its saved state are kept. If its QEMU ends, run"
+            f" 'systemctl start {typed(unit)}' to try again"
         )
     else:
         found = (
-            f"its QEMU does not run. Its saved memory is kept; {told_by}. To try again, run 'systemctl start {typed(unit)}'."
-            f" If the guest is gone for good, {give_up}"
+            f"its QEMU does not run. Its preserved memory and its saved state are kept; {told_by}. To try again, run"
+            f" 'systemctl start {typed(unit)}'. If the guest is gone for good, {give_up}"
         )
     return LiveUpdateError(f"guest {name}: not restored within {timeout} s: {found}")
 

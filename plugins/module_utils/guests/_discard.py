@@ -76,8 +76,8 @@ def _stop_cold_start(name: str, journal: dict) -> None:
         _commands.run("systemctl", "stop", "--", holder)
         if name in _providers.known():  # libvirt goes on with a start that was under way
             raise LiveUpdateError(
-                f"guest {name} has just started on this host from its disks. Stop it before you start it on another host; then run"
-                f" 'kvm-liveupdate discard {typed(name)}' again"
+                f"guest {name} has just started on this host from its disks. To run it on another host, first stop it here, then"
+                f" run 'kvm-liveupdate discard {typed(name)}' again"
             )
 
 

@@ -61,7 +61,9 @@ def incoming(journal: dict) -> int | None:
         if not _luo.is_gone(err):
             busy = err.details.get("errno") == "EBUSY"
             remedy = (
-                "this is repeated automatically" if busy else f"fix this, then run 'systemctl start {typed(journal['unit'])}' to try again"
+                "this is repeated automatically"
+                if busy
+                else f"correct this, then run 'systemctl start {typed(journal['unit'])}' to try again"
             )
             raise LiveUpdateError(f"guest {journal['guest']}: {err}; {remedy}. Its memory is kept", again=busy) from err
         return None

@@ -20,8 +20,8 @@ _FIRST = {"watchdog": "watchdog0"}  # the old name of the first device
 
 
 def read(root: str = "/") -> list[dict]:
-    """Each device: ``name``, ``identity``, ``timeout`` (seconds, as text), ``nowayout`` (``1``: nothing can stop it), ``active``, and
-    ``fed_by``: the services of the processes that have it open, ``PID 1``, or the process if systemd cannot start it again.
+    """Each device: ``name``, ``identity``, ``nowayout`` (``1``: nothing can stop it), ``active``, and ``fed_by``: the services
+    of the processes that have it open, ``PID 1``, or the process if systemd cannot start it again.
 
     A kernel without CONFIG_WATCHDOG_SYSFS tells none of this. Then a device counts as active if a process has it open.
     """
@@ -30,7 +30,7 @@ def read(root: str = "/") -> list[dict]:
     found = []
     for place in places:
         name = os.path.basename(place)
-        known = {key: _text(f"{place}/{key}") for key in ("identity", "timeout", "nowayout", "state")}
+        known = {key: _text(f"{place}/{key}") for key in ("identity", "nowayout", "state")}
         state, feeders = known.pop("state"), fed_by.get(name, [])
         found.append({"name": name, **known, "active": state == "active" if state else bool(feeders), "fed_by": feeders})
     return found

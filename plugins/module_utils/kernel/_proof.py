@@ -640,13 +640,23 @@ def _unlocks(target: dict, target_name: str) -> list[dict]:
         found.update(need.get("locked") or {})
     at_root = [name for name, what in found.items() if what.endswith(" of /")]
     others = [f"{name} ({what})" for name, what in found.items() if name not in at_root]
-    unknown = f"whether a boot of {target_name} unlocks it without a person is unknown. Until then"
-    remedy = "name a key file for it in /etc/crypttab; or test the jump on this host without guests (kvm.liveupdate.trial)"
+    unknown = f"It is unknown whether a boot of {target_name} unlocks"
+    remedy = (
+        "name a key file for each encrypted disk in /etc/crypttab; or move the guests away, accept this pair"
+        " (hypervisor_update_accept_unknown), and make a trial of the host (kvm.liveupdate.trial). Update with the accepted pair only if"
+        " the host comes back by itself"
+    )
     reasons = []
     if at_root and not _cmdline.value(target.get("cmdline") or "", "rd.luks.key"):
-        message = f"the root file system of this host is encrypted ({', '.join(at_root)}), and {unknown} all guests are paused"
+        message = (
+            f"the root file system of this host is encrypted ({', '.join(at_root)}). {unknown} it without a person. If it does not, all"
+            " guests are paused until somebody unlocks it"
+        )
         reasons.append(_reason(UNKNOWN, "root-encrypted", message, remedy))
     if others:
-        message = f"storage of this host is encrypted: {', '.join(others)}, and {unknown} the guests that need it are paused"
+        message = (
+            f"these disks of this host are encrypted: {', '.join(others)}. {unknown} them without a person. If it does not, the guests that"
+            " need them are paused until somebody unlocks them"
+        )
         reasons.append(_reason(UNKNOWN, "disk-encrypted", message, remedy))
     return reasons

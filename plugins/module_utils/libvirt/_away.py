@@ -16,7 +16,7 @@ import os
 import time
 
 from .. import _limits
-from .._errors import LiveUpdateError
+from .._errors import LiveUpdateError, typed
 from ..host import _commands
 from . import _agent, _definition, _guests, _reasons, _room, _save_image
 from . import _virsh as _libvirt_virsh
@@ -66,7 +66,8 @@ def _without_ram(away: dict) -> list[str]:
     try:
         capabilities = json.loads(_libvirt_virsh.virsh("qemu-monitor-command", away["uuid"], asked))["return"]
     except (LiveUpdateError, LookupError, TypeError, ValueError) as err:
-        return [f"its QEMU does not say whether that would contain its RAM ({err}) - make sure that 'virsh list' answers, and try again"]
+        unknown = f"its QEMU does not tell whether a save or migration contains its RAM ({err})"
+        return [f"{unknown} - make sure that 'virsh list' answers, then try again"]
     return [_guests.ignore_shared_stays(away)] if _changes.ignores_shared(capabilities) else []
 
 
@@ -89,7 +90,7 @@ def settle(away: dict) -> None:
     elif away["way"] == "save" and not _is_saved(name):
         raise LiveUpdateError(
             f"guest {name} does not run, and its saved state below {_libvirt_virsh.SAVED} is missing or incomplete. To start it from its"
-            " disks, run the module guest_away with state: back"
+            f" disks, run the module kvm.liveupdate.guest_away with 'state: back' and 'names: {json.dumps([name])}'"
         )
 
 
@@ -184,11 +185,12 @@ def _not_there(away: dict, seen: str) -> LiveUpdateError:
     told = f"guest {name} does not run on its destination: on {there} it is {seen}, here {here}."
     if here in ("running", "paused", "pmsuspended"):
         verb = "dompmwakeup" if here == "pmsuspended" else "resume"
-        return LiveUpdateError(f"{told} It is on this host. Continue it with 'virsh {verb} {uuid}', then run this again")
+        return LiveUpdateError(f"{told} It is on this host. Run 'virsh {verb} {uuid}' here, then run this again")
     try:
         is_there = uuid in _virsh(there, "list", "--all", "--uuid").split()
     except LiveUpdateError:
-        is_there = True  # nobody knows
+        asks = f"virsh --connect {typed(there)} list --all"
+        return LiveUpdateError(f"{told} Make sure that libvirt on {there} answers ('{asks}'), then run this again")
     if is_there:
         remedy = f"Start or resume it on {there}, then run this again"
     elif here == "shut off":
@@ -198,8 +200,8 @@ def _not_there(away: dict, seen: str) -> LiveUpdateError:
         )
     else:
         remedy = (
-            f"{there} does not have it. Find the host that has it. To make this host forget it, remove its record below"
-            " /var/lib/kvm-liveupdate/away"
+            f"{there} does not have it. Find the host that has it ('virsh list --all'). If this host has it, run this again. Otherwise"
+            f" remove its record on this host: /var/lib/kvm-liveupdate/away/{name}.json"
         )
     return LiveUpdateError(f"{told} {remedy}")
 
@@ -257,7 +259,7 @@ def _restore_autostart(uri: str, away: dict) -> None:
         _virsh(uri, "autostart", away["uuid"])
     except LiveUpdateError as err:
         raise LiveUpdateError(
-            f"guest {away['guest']} runs on {uri}, but does not start with that host yet ({err}). Run this again"
+            f"guest {away['guest']} runs on {uri}, but its autostart setting is still off there ({err}). Run this again"
         ) from err
 
 

@@ -41,8 +41,8 @@ _DISK_REMEDY = (
     f"{_BY_MONITOR} (block-commit merges a live snapshot; blockdev-change-medium changes the medium back); or write its present disks into"
     " its definition (virsh edit {}), shut it down and start it"
 )
-_UNPLUG = "remove what was added with 'virsh qemu-monitor-command {uuid}' (device_del)"
-_RESTART = "shut it down and start it (to keep the change, write it into its definition before: virsh edit {uuid})"
+_UNPLUG = "remove each added device ('virsh qemu-monitor-command {uuid} --hmp device_del ID')"
+_RESTART = "shut the guest down and start it (to keep the change, write it into its definition before: virsh edit {uuid})"
 
 
 def reasons(seen: dict, argv: list[str], volumes: list[dict], uuid: str, plugged: t.Collection[str] = ()) -> list[dict]:
@@ -63,7 +63,7 @@ def reasons(seen: dict, argv: list[str], volumes: list[dict], uuid: str, plugged
         found.append(reason("disk-changed", message, _DISK_REMEDY.format(uuid, uuid)))
     added, gone = _devices(domain, seen, started, past, plugged)
     if added or gone:
-        told = (("added past libvirt", added), ("removed", gone))
+        told = (("added without libvirt", added), ("removed", gone))
         words = [f"{what}: {', '.join(which)}" for what, which in told if which]
         message = f"its devices differ from its XML; {'; '.join(words)}"
         remedy = _RESTART if gone else f"{_UNPLUG}, or {_RESTART}"
@@ -77,7 +77,7 @@ def unlisted(seen: dict, argv: list[str]) -> list[str]:
     """The names of the devices that QEMU has, that are on its command line, and that are not in the XML. Pure.
 
     Libvirt made them for something else in the XML (a sound card's codec, VMGenID), or they are in <qemu:commandline>. Or somebody has
-    unplugged the device and plugged it in again past libvirt. QEMU tells these apart: then it was not there at the start.
+    unplugged the device and plugged it in again without libvirt. QEMU tells these apart: then it was not there at the start.
     """
     from xml.etree import ElementTree  # slow to import
 

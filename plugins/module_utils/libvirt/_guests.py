@@ -176,7 +176,8 @@ def inspect(record: dict) -> list[dict]:
             reason(
                 "saves-link",
                 message,
-                f"replace the link by a directory, and mount its target there: TARGET {_virsh.SAVED} none bind (fstab(5))",
+                f"replace the link with a directory, and mount the old target on it: add the line 'TARGET {_virsh.SAVED} none bind' to"
+                f" /etc/fstab, then run 'mount {_virsh.SAVED}'",
             )
         )
     if any(os.major(os.stat(f"/proc/{record['pid']}/fd/{ram['fd']}").st_dev) for ram in record["ram"]):
@@ -224,7 +225,7 @@ def _start_reasons(record: dict, seen: dict) -> list[dict]:
 
 
 def _changed(record: dict, seen: dict, argv: list[str], volumes: list[dict]) -> list[dict]:
-    """Reasons for what was changed past libvirt since the start of QEMU."""
+    """Reasons for what was changed without libvirt since the start of QEMU."""
     from . import _differences  # not on the boot path
 
     if not set(_differences.QUESTIONS) <= set(seen):

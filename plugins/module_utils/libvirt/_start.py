@@ -72,7 +72,8 @@ def _restore(name: str, journal: dict, started: float) -> None:
     _session.drop(session, note)
     off = _without_image(name, journal) == "shut off"
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + COLD_LIMIT_S))
-    repeats = f"A start that fails is repeated until {at}. To stop that, run 'kvm-liveupdate discard {typed(name)}'"
+    stop = f"To stop the repeated start, run 'kvm-liveupdate discard {typed(name)}'"
+    repeats = f"If the start from its disks fails, the host repeats it until {at}. {stop}"
     _return.lost(journal, f"{why}. {repeats}" if off else why)
     if off:
         _start_cold(name, journal, repeats)
@@ -91,8 +92,8 @@ def _without_image(name: str, journal: dict) -> str:
     while (state := _state(journal)) in ("", "paused", "in shutdown"):
         if time.monotonic() > until:
             raise LiveUpdateError(
-                f"guest {name}: its memory is lost, and it is {state or 'in an unknown state'}, so another program may be starting it. This"
-                " is tried again automatically",
+                f"guest {name}: its memory is lost, and it is {state or 'in an unknown state'}, so another program may be starting it. The"
+                " host tries again automatically. If the guest is off then, the host starts it from its disks",
                 again=True,
             )
         time.sleep(RETRY_S)
@@ -146,10 +147,10 @@ def _was_back(name: str, journal: dict, session: int | None, state: str) -> None
 def _bring_back(name: str, journal: dict, session: int, started: float) -> None:
     if not os.path.exists(journal["image"]):
         raise LiveUpdateError(
-            f"guest {name}: its saved state {journal['image']} does not exist, so it is not started, and its memory is kept. The restore is"
-            f" repeated automatically: check that the file system of {journal['image']} is mounted"
-            f" (findmnt --target {typed(journal['image'])}). If somebody removed the file, run 'kvm-liveupdate discard {typed(name)}': this"
-            " gives up its memory. Then start the guest from its disks",
+            f"guest {name}: its saved state {journal['image']} does not exist, so it is not started, and its memory is kept. If the file"
+            f" system of {journal['image']} is not mounted, mount it ('findmnt' lists what is mounted). The restore is repeated"
+            f" automatically. If somebody removed the file, run 'kvm-liveupdate discard {typed(name)}'. This discards the"
+            " memory. Then start the guest: it starts from its disks",
             again=True,
         )
     _return.verify(journal, journal["image"])

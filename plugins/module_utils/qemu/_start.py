@@ -68,12 +68,11 @@ def _become(name: str, argv: list[str], started: float) -> None:
         needs = (journal.get("paths", []), journal.get("ports", []), journal.get("disks", {}))  # older journals have less
         lacking = lacking or _wait_for_host(name, [], [], *needs, journal.get("devices", {}))
         if lacking:  # QEMU might use something else instead, where this state must not be loaded
-            fix = "mount what is missing, writable, load the kernel module, or give the device its old name again (udev)"
+            fix = "mount what is missing (writable), load the missing kernel module, or give the right device its old name again (udev)"
             remedy = f"{fix}. The start is repeated automatically, and the guest's memory is kept"
-            gone = f"If it never comes back, run 'kvm-liveupdate discard {typed(name)}': this gives up the guest's memory"
-            raise LiveUpdateError(
-                f"guest {name}: the host still has {', '.join(lacking)}; {remedy}. {gone}. Then start the guest from its disks", again=True
-            )
+            gone = f"If what is missing never comes back, run 'kvm-liveupdate discard {typed(name)}'. This discards the guest's memory"
+            cold = "Then start the guest: it starts from its disks"
+            raise LiveUpdateError(f"guest {name}: the host still has {', '.join(lacking)}; {remedy}. {gone}. {cold}", again=True)
         _restore(name, journal, session, started)
     _session.drop(session, note)
     if saved and resumed:

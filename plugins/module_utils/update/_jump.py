@@ -85,8 +85,8 @@ def commit(
     except (LiveUpdateError, OSError) as err:
         why = str(err)
         if isinstance(err, OSError):
-            why = f"{_files.UPDATE} cannot be written: {err.strerror}; make room on its file system, or repair it"
-        why = f"the jump is refused, and nothing was stopped: {why}. Then run the update again"
+            why = f"{_files.UPDATE} cannot be written: {err.strerror} (free space on its file system, or repair it)"
+        why = f"the jump is refused, and nothing was stopped: {why}. Correct this, then run the update again"
         if _may_be_recorded(update):
             _end(update, why)  # else it would count as under way until the next boot
         raise LiveUpdateError(why) from err
@@ -236,7 +236,7 @@ def _late(update: dict) -> bool:
 def _what_next(update: dict, why: str) -> str:
     """What the operator does after the undo, as a sentence to follow ``why``; empty if ``why`` says it."""
     if "gate" in update["times"] or not _late(update):
-        return "" if "run the update again" in why else ". Fix this, then run the update again"
+        return "" if "run the update again" in why else ". Correct this, then run the update again"
     return (
         f". Half of hypervisor_update_timeout ({update['timeout']:g} s) is over, and no guest was paused: run the update again, or raise"
         " hypervisor_update_timeout"
@@ -382,11 +382,10 @@ def _abort(update: dict, why: str) -> None:
             return True
         if not _processes.lives(records[name]):
             not_back.append(name)
-            rest = "after that, " if name in guards else ""
-            problems.append(
-                f"the QEMU of guest {name} has ended during the update, and its memory with it: {rest}make sure that the guest runs nowhere"
-                " else, then start it"
-            )
+            rest = "make sure that the guest runs nowhere else, then start it"
+            if name in guards:
+                rest = f"first run 'kvm-liveupdate discard {typed(name)}'. Then make sure that the guest runs nowhere else, and start it"
+            problems.append(f"the QEMU of guest {name} has ended during the update, and its memory with it: {rest}")
             return True
         if name in elsewhere:  # it must not be resumed here, now or later
             undo(f"remove the mark of guest {name}", _files.remove, _files.run_path(name, "paused"))
@@ -399,9 +398,9 @@ def _abort(update: dict, why: str) -> None:
         not_back.append(name)
         undo(f"note that guest {name} is paused", _hold.note_left_paused, records[name])
         problems.append(
-            f"guest {name} is not resumed; its memory is kept. Fix this, then resume it with kvm.liveupdate.guest"
-            f" (state: running). To discard it, end its QEMU first ({_ends(records[name])}),"
-            f" then run 'kvm-liveupdate discard {typed(name)}'"
+            f"guest {name} is not resumed; its memory is kept. Correct the cause, then run 'kvm-liveupdate resume {typed(name)}' on the"
+            f" host. Or, to discard its memory, end its QEMU ({_ends(records[name])}), run 'kvm-liveupdate discard {typed(name)}', and"
+            " start the guest: it starts from its disks"
         )
         return False
 

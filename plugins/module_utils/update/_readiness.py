@@ -84,10 +84,13 @@ def watchdog_reasons(seen: list[dict], kexec_watchdog: str, keep_units: t.Collec
             continue
         if device["nowayout"] == "1":
             message = f"the watchdog {_name(device)} is active, and nothing can stop it (nowayout=1)"
-            remedy = "load its driver with nowayout=0 (modprobe.d(5)), and do an ordinary reboot"
+            remedy = "set nowayout=0 for its driver ('options DRIVER nowayout=0' in a file in /etc/modprobe.d), then do an ordinary reboot"
         elif not device["fed_by"]:
             message = f"the watchdog {_name(device)} is active, and no program feeds it"
-            remedy = "start the program that fed it, and stop it so that it stops the watchdog, too"
+            remedy = (
+                "start the program that fed it again, then stop that program (a service with 'systemctl stop'). If the watchdog stays"
+                f" active ({_how_seen(device)}), do an ordinary reboot without that program"
+            )
         elif _KEPT_FEEDER in device["fed_by"]:
             message = f"{_KEPT_FEEDER} feeds the watchdog {_name(device)} until the jump, and does not stop it while sanlock has a lease"
             remedy = f"stop the guests with leases of sanlock, then sanlock.service and {_KEPT_FEEDER}"
@@ -97,7 +100,7 @@ def watchdog_reasons(seen: list[dict], kexec_watchdog: str, keep_units: t.Collec
             remedy = f"remove {unit} from hypervisor_update_keep_units, so that the update stops it"
         elif any(feeder.startswith("process ") for feeder in device["fed_by"]):
             message = f"{' and '.join(device['fed_by'])} feeds the watchdog {_name(device)}; the update ends it and cannot start it again"
-            remedy = "end it so that it stops the watchdog, too; or run it as a service with a unit file"
+            remedy = f"end it, and check that the watchdog is off ({_how_seen(device)}); or run it as a service with a unit file"
         else:
             continue
         found.append(reason("watchdog", f"{message}: it may reset the host in the update, and all guests are lost", remedy))
@@ -106,16 +109,29 @@ def watchdog_reasons(seen: list[dict], kexec_watchdog: str, keep_units: t.Collec
 
 def armed(seen: list[dict]) -> list[dict]:
     """Reasons for watchdogs that still run when all other services have stopped, except one of PID 1. Pure."""
-    return [
-        reason(
-            "watchdog",
-            f"the watchdog {_name(device)} is still active, and {' and '.join(device['fed_by']) or 'no program'} feeds it: it would reset"
-            f" the host {device['timeout'] or 'some'} s after that ends, maybe in the pause",
-            "stop the program that feeds it so that it stops the watchdog, too, and leave its unit out of hypervisor_update_keep_units",
-        )
-        for device in seen
-        if device["active"] and device["fed_by"] != ["PID 1"]
-    ]
+    found = []
+    for device in seen:
+        if not device["active"] or device["fed_by"] == ["PID 1"]:
+            continue
+        message = f"the watchdog {_name(device)} is still active after the services have stopped"
+        if device["fed_by"]:
+            message += f"; {' and '.join(device['fed_by'])} feeds it. It may reset the host during the pause"
+            remedy = (
+                f"before the update, stop the program that feeds it, and check that the watchdog is off ({_how_seen(device)}). If its unit"
+                " is in hypervisor_update_keep_units, remove it there"
+            )
+        else:
+            message += ", and no program feeds it. It may reset the host at any moment"
+            remedy = (
+                "make sure that the program that fed it runs again now. Before the next update, configure it to stop the watchdog when it"
+                " ends (magic close)"
+            )
+        found.append(reason("watchdog", message, remedy))
+    return found
+
+
+def _how_seen(device: dict) -> str:
+    return f"'cat /sys/class/watchdog/{device['name']}/state' prints 'active' or 'inactive'"
 
 
 def _name(device: dict) -> str:

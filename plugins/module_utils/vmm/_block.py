@@ -84,9 +84,9 @@ def verify_devices(name: str, devices: dict[str, list[str]]) -> None:
     wrong = changed(devices)
     if wrong:
         raise LiveUpdateError(
-            f"guest {name}: the host still has {', '.join(wrong)}. Its state is not loaded, and its memory is kept. Give the device its old"
-            " name again (udev); the start is repeated automatically. Or run"
-            f" 'kvm-liveupdate discard {typed(name)}' to discard the memory",
+            f"guest {name}: the host still has {', '.join(wrong)}. The guest is not started, and its memory is kept. Give the right"
+            " device its old name again (udev). The start is repeated automatically. If the device never comes back, run"
+            f" 'kvm-liveupdate discard {typed(name)}'. This discards the memory. Then start the guest: it starts from its disks",
             again=True,
         )
 

@@ -196,7 +196,7 @@ def verify(name: str, files: dict[str, dict], tried: bool = False) -> None:
     if wrong:
         raise LiveUpdateError(
             f"guest {name}: the host still has {', '.join(wrong)}; mount what is missing. The start is repeated automatically, and the"
-            f" guest's memory is kept. If it never comes back, run 'kvm-liveupdate discard {typed(name)}': this gives up the guest's"
-            " memory. Then start the guest from its disks",
+            f" guest's memory is kept. If what is missing never comes back, run 'kvm-liveupdate discard {typed(name)}'. This discards the"
+            " guest's memory. Then start the guest: it starts from its disks",
             again=True,
         )

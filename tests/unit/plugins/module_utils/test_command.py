@@ -333,7 +333,7 @@ def test_a_start_that_libvirt_goes_on_with_is_told_before_somebody_starts_the_gu
     monkeypatch.setattr(_systemd, "show", lambda unit, *_names: {"ActiveState": "active"})
     monkeypatch.setattr(_commands, "run", lambda *command: here.append("web") or "")
     assert _command.main(["discard", "web"]) == 1
-    assert "guest web has just started on this host from its disks. Stop it before you start it on another host" in capsys.readouterr().err
+    assert "from its disks. To run it on another host, first stop it here, then run 'kvm-liveupdate discard web'" in capsys.readouterr().err
     assert _journal.recorded("web")
 
 

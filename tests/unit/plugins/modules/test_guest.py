@@ -415,7 +415,9 @@ def test_of_a_guest_whose_memory_was_discarded_nothing_is_said_to_be_kept_and_it
     host.journals = {"db": {"state": "lost", "unit": "db.service", "memory_wrong": "1 of 2 places that were read differ"}}
     del host.running["db"]
     told = fails("running", "db", timeout=0).message
-    assert "the update recorded it as lost, and its QEMU does not run" in told and "No saved memory waits for it" in told
+    assert (
+        "the update recorded it as lost, and its QEMU does not run" in told and "The host does not preserve memory of it any more" in told
+    )
     assert "kept" not in told and "Otherwise start it" in told
     assert "moved it to another host, run 'kvm-liveupdate discard db' on the host, then repeat the update" in told
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _commands, _systemd, _watchdogs
 
-TCO = {"identity": "iTCO_wdt", "timeout": "30", "nowayout": "0", "state": "active"}
+TCO = {"identity": "iTCO_wdt", "nowayout": "0", "state": "active"}
 
 
 @pytest.fixture(name="host")
@@ -42,9 +42,9 @@ def test_each_watchdog_is_read_with_who_feeds_it(host):
     }
     root = host({"watchdog0": TCO, "watchdog1": {**TCO, "identity": "Software Watchdog", "nowayout": "1"}, "watchdog2": TCO}, processes)
     assert _watchdogs.read(root) == [
-        {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "30", "nowayout": "0", "active": True, "fed_by": ["PID 1"]},
+        {"name": "watchdog0", "identity": "iTCO_wdt", "nowayout": "0", "active": True, "fed_by": ["PID 1"]},
         {**DOG_1, "active": True, "fed_by": ["watchdog.service"]},
-        {"name": "watchdog2", "identity": "iTCO_wdt", "timeout": "30", "nowayout": "0", "active": True, "fed_by": ["process 8"]},
+        {"name": "watchdog2", "identity": "iTCO_wdt", "nowayout": "0", "active": True, "fed_by": ["process 8"]},
     ]
 
 
@@ -64,7 +64,7 @@ def test_what_systemd_cannot_start_again_is_told_as_a_process(host, tmp_path, cg
     assert _watchdogs.read(root)[0]["fed_by"] == [feeder]
 
 
-DOG_1 = {"name": "watchdog1", "identity": "Software Watchdog", "timeout": "30", "nowayout": "1"}
+DOG_1 = {"name": "watchdog1", "identity": "Software Watchdog", "nowayout": "1"}
 
 
 def test_the_old_name_is_of_the_first_watchdog_and_one_that_is_armed_may_be_fed_by_nobody(host):

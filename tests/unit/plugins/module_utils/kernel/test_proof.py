@@ -538,7 +538,12 @@ def test_each_lack_is_told_once(boot, codes):
 
 
 CRYPT = {**ZFS, "module": "dm_crypt", "alias": "", "what": "dm-0 of /", "root": True, "names": ["dm_crypt"]}
-ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until then"
+ASKS = f"It is unknown whether a boot of {THERE} unlocks"
+ACCEPT = (
+    "name a key file for each encrypted disk in /etc/crypttab; or move the guests away, accept this pair"
+    " (hypervisor_update_accept_unknown), and make a trial of the host (kvm.liveupdate.trial). Update with the accepted pair only if"
+    " the host comes back by itself"
+)
 
 
 @pytest.mark.parametrize(
@@ -549,18 +554,16 @@ ASKS = f"whether a boot of {THERE} unlocks it without a person is unknown. Until
             {"vda3_crypt": "dm-0 of /"},
             "",
             "root-encrypted",
-            f"the root file system of this host is encrypted (vda3_crypt), and {ASKS} all guests are paused -> name a key file"
-            " for it in /etc/crypttab;"
-            " or test the jump on this host without guests (kvm.liveupdate.trial)",
+            f"the root file system of this host is encrypted (vda3_crypt). {ASKS} it without a person. If it does not, all guests are"
+            f" paused until somebody unlocks it -> {ACCEPT}",
         ),
         ({"vda3_crypt": "dm-0 of /"}, "rd.luks.key=/root.key", None, None),
         (
             {"vms": "dm-1 of /srv"},
             "rd.luks.key=/root.key",
             "disk-encrypted",
-            f"storage of this host is encrypted: vms (dm-1 of /srv), and {ASKS} the guests that need it are paused -> name a key file"
-            " for it in /etc/crypttab;"
-            " or test the jump on this host without guests (kvm.liveupdate.trial)",
+            f"these disks of this host are encrypted: vms (dm-1 of /srv). {ASKS} them without a person. If it does not, the guests that"
+            f" need them are paused until somebody unlocks them -> {ACCEPT}",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def definition(devices: str, machine: str = PC.format("q35"), more: str = "") ->
 
 
 def ask(command: str, **arguments: object) -> tuple[str, ...]:
-    """A change by the monitor, past libvirt."""
+    """A change by the monitor, without libvirt."""
     return ("qemu-monitor-command", UUID, json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})}))
 
 

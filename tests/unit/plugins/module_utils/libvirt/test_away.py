@@ -123,7 +123,7 @@ def test_no_domain_leaves_without_its_ram(hosts, monkeypatch, way):
     for answer in ("no JSON", "{}", "null"):
         hosts.capabilities = answer
         assert [said.partition(" (")[0] for said in _away.obstacles(asked)] == (
-            [] if way == "shutdown" else ["its QEMU does not say whether that would contain its RAM"]
+            [] if way == "shutdown" else ["its QEMU does not tell whether a save or migration contains its RAM"]
         )
     hosts.faults["qemu-monitor-command"] = fail("no answer within 60 s")
     assert ["no answer within 60 s" in said for said in _away.obstacles(asked)] == ([] if way == "shutdown" else [True])
@@ -261,7 +261,7 @@ def test_a_migration_back_that_was_cut_off_before_the_autostart_is_finished_by_t
     hosts.faults["autostart"] = cut_off
     with pytest.raises(KeyboardInterrupt if killed else LiveUpdateError) as caught:
         _away.come_back(away, 5)
-    assert killed or "runs on qemu:///system, but does not start with that host yet (no answer" in str(caught.value)
+    assert killed or "runs on qemu:///system, but its autostart setting is still off there (no answer" in str(caught.value)
     assert hosts.state == {_away.HERE: "running"} and not hosts.autostart and _away.is_back(away)
     _away.stay(away)
     assert hosts.autostart == {_away.HERE} and [words for words, _uri in hosts.calls].count("migrate") == 1
@@ -280,7 +280,7 @@ def test_a_domain_that_may_still_migrate_is_not_taken_for_one_that_stays(hosts):
 def test_a_migration_there_that_was_cut_off_before_the_autostart_is_finished(hosts):
     away = {**AWAY, "way": "migrate", "autostart": True}
     hosts.faults["autostart"] = fail("no answer within 60 s")
-    with pytest.raises(LiveUpdateError, match="does not start with that host yet"):
+    with pytest.raises(LiveUpdateError, match="its autostart setting is still off there"):
         _away.leave(away, 5)
     _away.settle(away)
     assert hosts.state == {THERE: "running"} and hosts.autostart == {THERE}
@@ -387,15 +387,15 @@ def test_a_job_that_ended_by_itself_needs_no_cancelling(hosts):
     ("state", "answers", "remedy"),
     [
         ({THERE: "shut off"}, True, r"Start or resume it on qemu\+ssh"),
-        ({_away.HERE: "shut off"}, False, r"Start or resume it on qemu\+ssh"),
+        ({_away.HERE: "shut off"}, False, r"answers \('virsh --connect qemu\+ssh://hv2/system list --all'\), then run this again$"),
         (
             {_away.HERE: "shut off"},
             True,
             r"cut off, for example by a reboot .* Make sure .* Then start it here with 'virsh start u', and run",
         ),
-        ({}, True, r"Find the host that has it\. .* remove its record below"),
-        ({_away.HERE: "paused"}, True, r"It is on this host\. Continue it with 'virsh resume u', then run this again"),
-        ({_away.HERE: "pmsuspended"}, True, r"It is on this host\. Continue it with 'virsh dompmwakeup u'"),
+        ({}, True, r"Find the host .* remove its record on this host: /var/lib/kvm-liveupdate/away/app\.json$"),
+        ({_away.HERE: "paused"}, True, r"It is on this host\. Run 'virsh resume u' here, then run this again"),
+        ({_away.HERE: "pmsuspended"}, True, r"It is on this host\. Run 'virsh dompmwakeup u' here"),
     ],
 )
 @pytest.mark.parametrize("operation", ["come_back", "settle"])

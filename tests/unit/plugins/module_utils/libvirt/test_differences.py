@@ -41,12 +41,12 @@ PAST_LIBVIRT = {
     ("commit", "pivot"): {"disk-changed": f"vda has /srv/lu/base.qcow2 instead of {SOURCES}"},
     ("mirror", "pivot"): {"disk-changed": f"vda has /srv/lu/copy.qcow2 instead of {SOURCES}"},
     ("medium", "change"): {"disk-changed": "sdb has /srv/lu/two.iso instead of /srv/lu/one.iso"},
-    ("nameless", "device_add"): {"device-changed": "added past libvirt: virtio-rng-pci"},
-    ("device", "device_add"): {"device-changed": "added past libvirt: mine (usb-kbd)"},
-    ("card", "device_add"): {"device-changed": "added past libvirt: net7 (virtio-net-pci)"},
-    ("disk", "device_add"): {"disk-changed": "it also has /srv/lu/c.raw", "device-changed": "added past libvirt: extra (scsi-hd)"},
+    ("nameless", "device_add"): {"device-changed": "added without libvirt: virtio-rng-pci"},
+    ("device", "device_add"): {"device-changed": "added without libvirt: mine (usb-kbd)"},
+    ("card", "device_add"): {"device-changed": "added without libvirt: net7 (virtio-net-pci)"},
+    ("disk", "device_add"): {"disk-changed": "it also has /srv/lu/c.raw", "device-changed": "added without libvirt: extra (scsi-hd)"},
     # Libvirt saw the first one go, so its name alone does not count.
-    ("gone", "device_add"): {"disk-changed": "it also has /srv/lu/c.raw", "device-changed": "added past libvirt: scsi0-0-0-0 (scsi-hd)"},
+    ("gone", "device_add"): {"disk-changed": "it also has /srv/lu/c.raw", "device-changed": "added without libvirt: scsi0-0-0-0 (scsi-hd)"},
 }
 STEPS = [(version, name, step) for version in VERSIONS for name, steps in DOMAINS[version].items() for step, _known in enumerate(steps)]
 
@@ -111,7 +111,7 @@ def test_a_device_that_libvirt_believes_to_be_there_is_missed(instead):
         known["nameless"].append({"name": "device[9]", "type": "child<virtio-net-pci>"})
     (reason,) = told(known)
     assert reason["code"] == "device-changed" and "removed: net0 (<interface>), balloon0 (<memballoon>)" in reason["message"]
-    assert ("added past libvirt: virtio-net-pci" in reason["message"]) is (instead == "exchanged")
+    assert ("added without libvirt: virtio-net-pci" in reason["message"]) is (instead == "exchanged")
 
 
 def test_a_plugged_disk_that_is_gone_is_missed_although_it_was_never_on_the_command_line():
@@ -258,8 +258,10 @@ def test_a_device_that_was_plugged_in_again_past_libvirt_is_not_the_one_of_the_s
     assert sorted(_differences.unlisted(known, argv)) == sorted([name, "sound0-codec0", "vmgenid0"])
     assert _differences.reasons(known, argv, [], "the-uuid") == []
     (reason,) = _differences.reasons(known, argv, [], "the-uuid", [name])
-    assert reason["code"] == "device-changed" and f"added past libvirt: {name} (usb-" in reason["message"]
-    assert reason["remedy"].startswith("remove what was added with 'virsh qemu-monitor-command the-uuid' (device_del), or shut it down")
+    assert reason["code"] == "device-changed" and f"added without libvirt: {name} (usb-" in reason["message"]
+    assert reason["remedy"].startswith(
+        "remove each added device ('virsh qemu-monitor-command the-uuid --hmp device_del ID'), or shut the guest down"
+    )
 
 
 def test_a_removed_device_of_a_domain_is_not_to_be_put_back():
@@ -267,4 +269,4 @@ def test_a_removed_device_of_a_domain_is_not_to_be_put_back():
     known = small()
     known["devices"] = [device for device in known["devices"] if device["name"] != "balloon0"]
     (reason,) = told(known)
-    assert reason["remedy"].startswith("shut it down and start it")
+    assert reason["remedy"].startswith("shut the guest down and start it")

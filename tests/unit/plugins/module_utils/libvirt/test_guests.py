@@ -158,7 +158,7 @@ def test_a_state_that_libvirt_would_compress_is_a_reason_before_any_guest_is_pau
     ("said", "code", "message"),
     [
         ('{"return": false}', "", ""),
-        ('{"return": true}', "device-changed", "added past libvirt: input0 (usb-tablet)"),
+        ('{"return": true}', "device-changed", "added without libvirt: input0 (usb-tablet)"),
         (
             '{"error": {"desc": "no such thing"}}',
             "monitor",

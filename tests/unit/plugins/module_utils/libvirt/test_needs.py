@@ -322,7 +322,7 @@ def test_files_that_are_given_past_libvirt_are_looked_for_too(tmp_path):
 
 
 def past(*words):
-    """What a domain needs that gives QEMU these words past libvirt."""
+    """What a domain needs that gives QEMU these words without libvirt."""
     args = "".join(f"<qemu:arg value='{word}'/>" for word in words)
     xml = f"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:commandline>{args}</qemu:commandline></domain>"
     return _needs.needs(xml)
@@ -460,7 +460,7 @@ def test_a_block_device_of_a_domain_is_known_by_more_than_its_name_and_one_made_
 
 @pytest.fixture(name="disks")
 def files_of_a_domain(tmp_path, monkeypatch):
-    """What is known of its files: a disk behind a link, a medium, one past libvirt, and what QEMU does not keep open."""
+    """What is known of its files: a disk behind a link, a medium, one that QEMU got without libvirt, and what QEMU does not keep open."""
     for name in ("a.qcow2", "seed.iso", "kernel", "gone", "past"):
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("a.qcow2")

@@ -600,7 +600,8 @@ def test_a_cold_start_that_never_works_is_told_at_the_limit(way, monkeypatch, cl
     ):
         _start.restore("app", way.journal())
     assert _start.COLD_LIMIT_S < clock.now < _start.COLD_LIMIT_S + 2 * _start.COLD_RETRY_S <= 400
-    says = r"A start that fails is repeated until 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\. To stop that, run 'kvm-liveupdate discard app'"
+    until = r"If the start from its disks fails, the host repeats it until 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    says = rf"{until}\. To stop the repeated start, run 'kvm-liveupdate discard app'"
     assert re.fullmatch(rf"its memory did not survive .*; it starts from its disks\. {says}", _journal.recorded("app")["why"])
     assert len(re.findall(rf"app: no bridge br0\. {says}", capsys.readouterr().err)) == 1
 
@@ -621,11 +622,10 @@ def test_an_image_that_is_not_there_yet_is_waited_for(way, tmp_path):
     """Its file system may be mounted late. To discard the memory would lose it for nothing, unless somebody removed the image."""
     journal = way.journal()
     way.image.unlink()
-    says = (
-        rf"guest app: its saved state {way.image} does not exist, .* is kept\. .*repeated automatically.*findmnt --target {way.image}\)\."
-    )
+    says = rf"guest app: its saved state {way.image} does not exist, .* is kept\. If the file system .* mount it .*repeated automatically\."
     says += (
-        r" If somebody removed the file, run 'kvm-liveupdate discard app': this gives up its memory\. Then start the guest from its disks$"
+        r" If somebody removed the file, run 'kvm-liveupdate discard app'\. This discards the memory\. Then start the guest: it starts from"
+        r" its disks$"
     )
     with pytest.raises(LiveUpdateError, match=says) as told:
         _start.restore("app", journal)

@@ -234,7 +234,7 @@ def test_a_guest_that_comes_back_waits_for_its_disks_and_is_tried_again_without_
         booting.kvm.unlink()
         monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
         with pytest.raises(
-            LiveUpdateError, match=f"guest web: the host still has no {booting.kvm}; .* is kept. .* discard web': .* its disks"
+            LiveUpdateError, match=rf"guest web: the host still has no {booting.kvm}; .* is kept. .* discard web'\. .* its disks"
         ) as told:
             _start.run("web", ["qemu"])
         assert told.value.details["again"] and done == ["restored"]
@@ -310,7 +310,7 @@ def test_a_guest_waits_until_the_name_of_its_disk_leads_to_its_multipath_map(boo
         assert done == ["own"] and booting.turns == 9 and os.path.exists(_files.run_path("web", "late"))
         return
     monkeypatch.setattr(_start, "HOST_LIMIT_S", -1)
-    says = rf"another device at {name} \(device/wwid naa\.600a, not dm/uuid mpath-3600a\); .*give the device its old name again"
+    says = rf"another device at {name} \(device/wwid naa\.600a, not dm/uuid mpath-3600a\); .*give the right device its old name again"
     with pytest.raises(LiveUpdateError, match=says) as told:
         _start.run("web", ["qemu"])
     assert told.value.details["again"] and done == []

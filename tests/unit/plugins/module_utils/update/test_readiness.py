@@ -8,7 +8,7 @@ import os
 
 import pytest
 from ansible_collections.kvm.liveupdate.plugins.module_utils import _module
-from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError
+from ansible_collections.kvm.liveupdate.plugins.module_utils._errors import LiveUpdateError, told
 from ansible_collections.kvm.liveupdate.plugins.module_utils.host import _processes, _systemd
 from ansible_collections.kvm.liveupdate.plugins.module_utils.update import _readiness
 
@@ -104,7 +104,7 @@ def test_a_systemd_that_keeps_a_holder_alive_is_enough(host):
     assert _readiness.reasons(host(), 255, True) == []
 
 
-DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}
+DOG = {"name": "watchdog0", "identity": "iTCO_wdt", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,20 @@ def test_a_watchdog_that_may_reset_the_host_in_the_update_is_a_reason(changes, k
     [
         ({}, ""),
         ({"active": False, "fed_by": []}, ""),
-        ({"fed_by": []}, "and no program feeds it: it would reset the host 60 s after that ends"),
-        ({"fed_by": ["wd_keepalive.service"], "timeout": ""}, "and wd_keepalive.service feeds it: it would reset the host some s after"),
-        ({"fed_by": ["PID 1", "process 7"]}, "and PID 1 and process 7 feeds it"),
+        (
+            {"fed_by": []},
+            "and no program feeds it. It may reset the host at any moment - make sure that the program that fed it runs again",
+        ),
+        (
+            {"fed_by": ["wd_keepalive.service"]},
+            "; wd_keepalive.service feeds it. It may reset the host during the pause - before the update",
+        ),
+        ({"fed_by": ["PID 1", "process 7"]}, "; PID 1 and process 7 feeds it. It may"),
     ],
 )
 def test_when_the_services_have_stopped_only_pid_1_feeds_a_watchdog(changes, says):
     found = _readiness.armed([{**DOG, **changes}])
-    assert [why["code"] for why in found] == ["watchdog"] * bool(says) and (not says or says in found[0]["message"])
+    assert [why["code"] for why in found] == ["watchdog"] * bool(says) and (not says or says in told(found[0]))
 
 
 def test_the_watchdogs_of_a_host_are_asked_for_only_if_it_has_some(host, monkeypatch):

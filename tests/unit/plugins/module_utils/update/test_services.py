@@ -225,7 +225,7 @@ class Debian:
 
     def __init__(self, host, monkeypatch, needed: str = "", since: float = 0.0, disarms: bool = True) -> None:
         self.host, self.run_it, self.needed, self.since, self.disarms = host, host.run, needed, since, disarms
-        self.dog = {"name": "watchdog0", "identity": "iTCO_wdt", "timeout": "60", "nowayout": "0"}
+        self.dog = {"name": "watchdog0", "identity": "iTCO_wdt", "nowayout": "0"}
         self.dog |= {"active": True, "fed_by": ["watchdog.service"]}
         self.looks, self.stopped = 0, []
         host.watchdogs = [self.dog]
@@ -275,7 +275,7 @@ def test_nobody_is_paused_while_a_service_feeds_a_watchdog_that_must_run_or_cann
 def test_the_wait_for_a_service_that_feeds_a_watchdog_ends(host, monkeypatch):
     debian = Debian(host, monkeypatch)
     monkeypatch.setattr(_services, "WATCHDOGS_LIMIT_S", 0)
-    undone(host, update(host), "and watchdog.service feeds it")
+    undone(host, update(host), "; watchdog.service feeds it")
     assert not debian.looks and not host.done("save")
 
 
@@ -297,7 +297,7 @@ def test_a_watchdog_that_nobody_feeds_ends_the_wait_at_the_second_look(monkeypat
 
 
 def test_a_host_whose_watchdog_no_service_feeds_waits_for_no_jobs(host):
-    host.watchdogs = [{"name": "watchdog0", "identity": "i", "timeout": "60", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}]
+    host.watchdogs = [{"name": "watchdog0", "identity": "i", "nowayout": "0", "active": True, "fed_by": ["PID 1"]}]
     undone(host, update(host), "PID 1 got the request")
     assert not host.done("list-jobs") and host.done("save")
 

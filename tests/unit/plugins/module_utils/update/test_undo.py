@@ -83,13 +83,13 @@ def test_a_guest_that_an_undo_could_not_let_go_on_runs_after_the_next_update(hos
     real = host.resume
     host.resume = hangs
     ended = update(host)
-    resume_it = "Fix this, then resume it with kvm.liveupdate.guest (state: running)"
+    resume_it = "Correct the cause, then run 'kvm-liveupdate resume web' on the host"
     assert f"guest web is not resumed; its memory is kept. {resume_it}" in ended["error"] and "start it" not in ended["error"]
     assert host.state == {"app": "postmigrate", "web": "postmigrate"} and ended["not_back"] == ["web"]
     assert "guest app is not resumed" not in ended["error"]  # nobody may resume it but its owner
     host.state = dict.fromkeys(host.state, "paused")
     host.resume = real
-    assert "end its QEMU first ('systemctl stop web.service'), then run 'kvm-liveupdate discard web'" in ended["error"]
+    assert "end its QEMU ('systemctl stop web.service'), run 'kvm-liveupdate discard web', and start" in ended["error"]
     assert _jump._meant_to_run(host.records) == ["web"]
     real_time = _processes.guest_time
     monkeypatch.setattr(_processes, "guest_time", lambda pid: 9)  # it ran, and its owner paused it again
@@ -208,7 +208,8 @@ def test_the_state_of_a_guest_stays_as_long_as_its_saved_image(host, image_stays
     assert sorted(host.done("release")) == ["app.service", "web.service"]
     ended = "the QEMU of guest web has ended during the update, and its memory with it: "
     start = "make sure that the guest runs nowhere else, then start it"
-    assert (f"{ended}after that, {start}" in error) is (image_stays and not lives)
+    discard = "first run 'kvm-liveupdate discard web'. Then make sure that the guest runs nowhere else, and start it"
+    assert (f"{ended}{discard}" in error) is (image_stays and not lives)
     assert (f"{ended}{start}" in error) is (not image_stays and not lives)
 
 
@@ -247,7 +248,7 @@ def test_a_failure_without_words_is_named(host):
         raise KeyError
 
     host.at["isolate"] = fails
-    undone(host, update(host), "KeyError(). Fix this, then run the update again")
+    undone(host, update(host), "KeyError(). Correct this, then run the update again")
 
 
 def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, monkeypatch):
@@ -261,7 +262,7 @@ def test_a_host_that_gets_late_in_the_pause_is_not_told_to_take_more_time(host, 
     ended = update(host)
     undone(host, ended, goes_wrong)
     assert "hypervisor_update_timeout" not in ended["error"]
-    assert f"{goes_wrong}. Fix this, then run the update again" in ended["error"]
+    assert f"{goes_wrong}. Correct this, then run the update again" in ended["error"]
 
 
 def test_an_undo_on_a_full_disk_is_done_and_told(host, monkeypatch):

@@ -83,6 +83,6 @@ def test_a_guest_whose_device_has_another_name_is_not_started_yet(disks):
     """It may get its name a moment later, as a multipath map does."""
     disks("/dev/sdb", 1, wwid="w1")
     _block.verify_devices("db-1", {"/dev/sdb": ["wwid w1"]})
-    with pytest.raises(LiveUpdateError, match=r"guest db-1: .* at /dev/sdb \(wwid w1, not wwid w2\)\. .*; the start is repeated") as told:
+    with pytest.raises(LiveUpdateError, match=r"guest db-1: .* at /dev/sdb \(wwid w1, not wwid w2\)\. .*\. The start is repeated") as told:
         _block.verify_devices("db-1", {"/dev/sdb": ["wwid w2"]})
     assert told.value.details == {"again": True}
