@@ -104,6 +104,17 @@ _MADE = (
 )
 # Mappings by the start of their UUIDs.
 _MAPPINGS = {"CRYPT-": "dm_crypt", "mpath-": "dm_multipath"}
+# Parts of LVM's volumes, by the end of their UUIDs (lib/activate/dev_manager.c) or by names that LVM reserves (lvm(8)). The volume itself
+# does not tell its kind.
+_PARTS = (
+    ("dm/uuid", re.compile(r"^LVM-.*-tpool$"), "dm_thin_pool"),
+    ("dm/uuid", re.compile(r"^LVM-.*-(?:real|cow)$"), "dm_snapshot"),
+    ("dm/name", re.compile(r"_(?:cdata|corig|cvol)(?:-|$)"), "dm_cache"),
+    ("dm/name", re.compile(r"_rimage_\d+$"), "dm_raid"),
+    ("dm/name", re.compile(r"_mimage_\d+$"), "dm_mirror"),
+)
+# What reaches its storage over the network.
+_OVER_NETWORK = frozenset(("ceph", "cifs", "iscsi_tcp", "nbd", "nfs", "nvme_tcp", "rbd"))
 _ENCRYPTED = re.compile("CRYPT-(?!VERITY|INTEGRITY)")  # the others of cryptsetup have no key
 # Modules that are called otherwise than their drivers. A driver that is built in may have no link to its module.
 _DRIVERS = {"mmcblk": "mmc_block", "sd": "sd_mod"}
@@ -160,6 +171,15 @@ class _Look:
         )
         if self.at_root and not need["root"]:
             need.update(root=True, what=what)
+            if module in _OVER_NETWORK:
+                self.network(what)
+
+    def network(self, what: str) -> None:
+        """Add the drivers of the network cards that have a link. Which of them leads to the storage is not asked."""
+        for place in sorted(glob.glob(os.path.join(glob.escape(self.root), "sys/class/net/*/device"))):
+            card = os.path.dirname(place)
+            if _text(card, "operstate").strip() == "up":
+                self.devices(os.path.realpath(place), f"{os.path.basename(card)}, the network of {what}")
 
     def is_loaded(self, module: str) -> bool:
         """Whether this is a module that was loaded. Only such a one has this file (kernel/module/sysfs.c)."""
@@ -227,6 +247,9 @@ class _Look:
         identity = _text(path, "dm/uuid")
         for start, module in _MAPPINGS.items():
             if identity.startswith(start):
+                self.want(module, "", what)
+        for file, pattern, module in _PARTS:
+            if identity.startswith("LVM-") and pattern.search(_text(path, file).strip()):
                 self.want(module, "", what)
         if _ENCRYPTED.match(identity):
             self.lock(_text(path, "dm/name").strip() or name, what)

@@ -268,6 +268,37 @@ def test_below_mappings_and_raid(host):
 
 
 @pytest.mark.parametrize(
+    ("identity", "name", "module"),
+    [
+        ("LVM-x-tpool", "vg-pool-tpool", "dm_thin_pool"),
+        ("LVM-x-corig", "vg-root_corig", "dm_cache"),
+        ("LVM-x-cvol", "vg-fast_cvol-cdata", "dm_cache"),
+        ("LVM-x-real", "vg-root-real", "dm_snapshot"),
+        ("LVM-x", "vg-root_rimage_0", "dm_raid"),
+        ("LVM-x", "vg-root_mimage_1", "dm_mirror"),
+        ("LVM-x", "vg-real", ""),
+        ("CRYPT-LUKS2-x-cow", "x", ""),
+    ],
+)
+def test_a_root_file_system_on_a_volume_that_is_not_plain(host, identity, name, module):
+    """The module has to be in the initial RAM disk. That of a volume of the guests does not."""
+    for number, point, volume, part in (("253:0", "/", "dm-0", "dm-1"), ("253:2", "/srv", "dm-2", "dm-3")):
+        host.disk(number, f"sys/devices/virtual/block/{volume}")
+        host.put(f"sys/devices/virtual/block/{volume}/dm/uuid", "LVM-y")
+        host.link(f"sys/devices/virtual/block/{volume}/slaves/{part}", f"sys/devices/virtual/block/{part}")
+        host.mount(number, point, "xfs", f"/dev/mapper/{volume}")
+    for part, told in (("dm-1", (identity, name)), ("dm-3", ("LVM-z-cow", "vg-srv-cow"))):
+        host.put(f"sys/devices/virtual/block/{part}/dm/uuid", told[0])
+        host.put(f"sys/devices/virtual/block/{part}/dm/name", told[1])
+    named = {found for found in host.names(root=True) if found not in ("dm_mod", "dm_crypt", "xfs")}
+    assert named == ({module} if module else set())
+    assert "dm_snapshot" in host.names()
+    host.modules(TARGET, ["dm_mod", "dm_crypt", "dm_snapshot", "xfs", *([module] if module else [])])
+    host.loaded("dm_mod", "dm_crypt", "dm_snapshot", "xfs", *([module] if module else []))
+    assert host.lacking(inside=["dm_mod", "dm_crypt", "xfs"])[0] == ([("root-driver", "refused")] if module else [])
+
+
+@pytest.mark.parametrize(
     ("identity", "crypttab", "locked"),
     [
         ("CRYPT-LUKS2-x", "", "at /"),
@@ -402,6 +433,31 @@ def test_the_root_file_system_on_nfs(host):
     assert host.lacking(inside=["nfs", "nfsv4", "e1000e"]) == ([], "")
     assert host.lacking(inside=["nfs", "e1000e"])[0] == [("root-driver", "refused")]
     assert host.lacking({"MODULES": "y", "NFS_FS": "y", "NFS_V4": "y"}) == ([], "")
+
+
+@pytest.mark.parametrize("root", ["nfs", "iscsi"])
+def test_the_network_card_of_a_root_file_system_on_a_server(host, root):
+    """Its driver has to be in the initial RAM disk. A card without a link, and a root on a disk, need none there."""
+    for name, slot, state in (("eth0", "03", "up"), ("eth1", "04", "down")):
+        card = f"sys/devices/pci0000:00/0000:00:{slot}.0"
+        host.link(f"sys/class/net/{name}", f"{card}/net/{name}")
+        host.put(f"{card}/net/{name}/operstate", state)
+        host.link(f"{card}/net/{name}/device", card)
+        host.driver(card, "pci", f"driver-{name}", f"driver_{name}", f"pci:v000015B3d000010{slot}")
+    host.loaded("nfs", "xfs", "sd_mod", "iscsi_tcp", "driver_eth0", "driver_eth1")
+    if root == "nfs":
+        host.mount("0:21", "/", "nfs", "server:/root")
+    else:
+        host.disk("8:16", "sys/devices/platform/host2/session1/target2:0:0/2:0:0:1/block/sdb")
+        host.driver("sys/devices/platform/host2/session1/target2:0:0/2:0:0:1", "scsi", "sd", "sd_mod", "scsi:t-0x00")
+        host.put("sys/devices/platform/host2/scsi_host/host2/proc_name", "iscsi-tcp")
+        host.mount("8:16", "/", "xfs", "/dev/sdb")
+    there = ["nfs"] if root == "nfs" else ["iscsi_tcp", "sd_mod", "xfs"]
+    assert host.names(root=True) == sorted(["driver_eth0", *there])
+    host.modules(TARGET, ["driver_eth0", *there])
+    told, text = host.lacking(inside=there)
+    assert told == [("root-driver", "refused")] and "lacks the modules driver_eth0, which the root file system" in text
+    assert host.lacking(inside=["driver_eth0", *there]) == ([], "")
 
 
 def test_a_disk_that_a_guest_has_open(host, monkeypatch):
