@@ -96,7 +96,7 @@ def commit(
 def _may_be_recorded(update: dict) -> bool:
     """Whether the host's record may be of this update. If it is of an earlier one, that has its own end."""
     try:
-        return _files.read_json(_files.UPDATE).get("id") == update["id"]
+        return bool(_files.read_json(_files.UPDATE).get("id") == update["id"])
     except LiveUpdateError:
         return True
 
