@@ -183,8 +183,10 @@ def _not_there(away: dict, seen: str) -> LiveUpdateError:
     name, uuid, there = away["guest"], away["uuid"], away["destination"]
     here = _seen(HERE, uuid)
     told = f"guest {name} does not run on its destination: on {there} it is {seen}, here {here}."
-    if here in ("running", "paused", "pmsuspended"):
-        verb = "dompmwakeup" if here == "pmsuspended" else "resume"
+    if here == _wanted(away):
+        return LiveUpdateError(f"{told} It is on this host, as before. Run this again")
+    verb = {"running": "suspend", "paused": "resume", "pmsuspended": "dompmwakeup"}.get(here)
+    if verb:
         return LiveUpdateError(f"{told} It is on this host. Run 'virsh {verb} {uuid}' here, then run this again")
     try:
         is_there = uuid in _virsh(there, "list", "--all", "--uuid").split()

@@ -409,6 +409,19 @@ def test_a_domain_that_does_not_run_on_its_destination_is_not_started_here(hosts
     assert not hosts.asked() and hosts.state == state
 
 
+@pytest.mark.parametrize(
+    ("was_running", "remedy"),
+    [
+        (True, r"It is on this host, as before\. Run this again"),
+        (False, r"It is on this host\. Run 'virsh suspend u' here, then run this again"),
+    ],
+)
+def test_a_domain_that_runs_here_is_paused_only_if_it_was_paused_before(hosts, was_running, remedy):
+    """Somebody has resumed it meanwhile. It would be on record for ever."""
+    with pytest.raises(LiveUpdateError, match=remedy):
+        _away.settle({**AWAY, "way": "migrate", "was_running": was_running})
+
+
 def test_limits():
     assert _away.limit_s({**AWAY, "way": "shutdown"}) == 300
     assert _away.limit_s({**AWAY, "way": "migrate"}) == 300 + 1024 / 20
